@@ -1,0 +1,43 @@
+"""Two-stage object detectors in plain PyTorch.
+
+The legend. N images, L levels, A anchors per cell, G objects, R regions, K classes, C channels.
+
+Boxes are float32 (x1, y1, x2, y2) in continuous pixels (width = x2 - x1); sizes are (h, w). Classes are 0..K-1; class
+scores have K+1 columns, background last. COCO's xywh and sparse ids live in `data/coco.py` and `evaluation/coco.py` alone.
+    c       = [C2..C5], the backbone's maps        anchors -> proposals -> detections: boxes by age
+    p       = [P2..P6], the pyramid's maps         deltas  = (dx, dy, dw, dh), one box relative to another
+    label   = POSITIVE 1, NEGATIVE 0 or IGNORE -1  logits  = scores before sigmoid or softmax
+
+Three protocols hold the building together:
+    backbone  (N, 3, H, W) -> [C2..C5]; has .channels and .strides, a number for each level
+    neck      [C2..C5] -> [P2..P6]; made with and has .channels and .strides
+    pyramid   (N, 3, H, W) -> [P2..P6]; ordinarily Pyramid(backbone, neck)
+`GeneralizedRCNN(pixels, pyramid, rpn, roi_head)` takes uint8 RGB images (3, H, W) of any sizes:
+    model(images, targets) -> {"rpn_objectness", "rpn_box", "roi_class", "roi_box"}, whose sum is the objective
+    model(images)          -> list[Detections], in the pixels of the given images
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load_config": "detector.build",
+    "build_detector": "detector.build",
+    "load": "detector.inference.predictor",
+    "Predictor": "detector.inference.predictor",
+    "Detections": "detector.structures",
+    "DetectorError": "detector.errors",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: reading this legend costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'detector' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,193 @@
+"""YAML configuration: a section is a call, and the called signature is its only schema.
+
+A file may name `_base_` files (later ones win); dictionaries merge, anything else replaces, and a section whose `type`
+changes starts afresh. Nothing here knows any detector: `check_call` compares a section with a signature.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from detector.errors import ConfigError
+
+MAX_BYTES = 2**20  # of one file: a configuration is a page or two
+MAX_ALIASES = 100  # YAML aliases multiply what they stand for
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key.value in (k.value for k in keys[:i]):
+                raise ConfigError(f"{self.name}, line {key.start_mark.line + 1}: the key {key.value!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A file with its bases, then `key.path=value` overrides; nothing is checked against signatures yet.
+
+    Raises ConfigError for a missing or unreadable file, or a cycle of bases.
+    """
+    return apply_overrides(_read_with_bases(Path(path), ()), overrides)
+
+
+def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration with `key.path=value` changes. Raises ConfigError for one without '='."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"{override!r}: an override has the form key.path=value")
+        config = merge(config, _nested(key.split("."), _parse(value, f"override {override!r}")))
+    return config
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: _base_ files go in a circle")
+    if not path.is_file():
+        named = f" (named by _base_ in {above[-1]})" if above else ""
+        raise ConfigError(f"{path}: no such configuration file{named}")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, not a configuration file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file ({error})") from error
+    own = _parse(text, str(path))
+    own = {} if own is None else own
+    if not isinstance(own, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found a {type(own).__name__}")
+    bases = own.pop("_base_", [])
+    config: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        config = merge(config, _read_with_bases(path.parent / str(base), (*above, path.resolve())))
+    return merge(config, own)
+
+
+def _parse(text: str, source: str) -> Any:
+    loader = Loader(text)
+    loader.name = source
+    try:
+        events = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader))
+        if events > MAX_ALIASES:
+            raise ConfigError(f"{source}: {events} YAML aliases; at most {MAX_ALIASES} are accepted")
+        return loader.get_single_data()
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _nested(keys: list[str], value: Any) -> dict[str, Any]:
+    return {keys[0]: _nested(keys[1:], value) if keys[1:] else value}
+
+
+def merge(base: Any, own: Any) -> Any:
+    """`own` over `base`: dictionaries merge key by key unless `own` names another `type`."""
+    if not (isinstance(base, dict) and isinstance(own, dict)):
+        return own
+    if "type" in own and own["type"] != base.get("type", own["type"]):
+        return own
+    return base | {key: merge(base.get(key), value) for key, value in own.items()}
+
+
+def check_keys(section: Any, known: Sequence[str], where: str) -> None:
+    """Raise ConfigError if `section` is no dictionary or has a key beyond `known`; names the nearest known key."""
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where}: expected a section of 'key: value' lines, got {section!r}")
+    for key in section:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}.{key}: unknown key; {hint}")
+
+
+def check_call(function: Callable, section: Mapping[str, Any], where: str, supplied: Sequence[str] = ()) -> None:
+    """Check that `function(**section)` fits the signature, apart from the `supplied` arguments that the program adds.
+
+    Raises ConfigError with the dotted path for an unknown key, a missing argument, a wrong type, or a supplied argument.
+    """
+    parameters = {
+        name: p for name, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD
+    }
+    for name in supplied:
+        if isinstance(section, Mapping) and name in section:
+            raise ConfigError(f"{where}.{name}: the program sets this itself; remove the key")
+    known = [name for name in parameters if name not in supplied]
+    check_keys(section, known, where)
+    hints = get_type_hints(function if inspect.isfunction(function) else function.__init__)
+    for name, value in section.items():
+        if name in hints:
+            _check_type(value, hints[name], f"{where}.{name}")
+    missing = [n for n in known if parameters[n].default is inspect.Parameter.empty and n not in section]
+    if missing:
+        raise ConfigError(f"{where}.{missing[0]}: this key must be given")
+
+
+def _check_type(value: Any, hint: Any, where: str) -> None:
+    if not _fits(value, hint, where):
+        name = _name(hint)
+        raise ConfigError(f"{where}: expected {name}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any, where: str) -> bool:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option, where) for option in args)
+    if origin is Literal:
+        return value in args and type(value) in {type(a) for a in args}
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin in (list, tuple, Sequence):
+        return _fits_list(value, origin, args, where)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if origin is dict:  # a section whose constructor is not known here
+        return isinstance(value, dict)
+    if inspect.isclass(hint) and isinstance(value, Mapping):  # a nested section
+        check_call(hint, value, where)
+        return True
+    return False
+
+
+def _fits_list(value: Any, origin: Any, args: tuple, where: str) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    if origin is tuple and Ellipsis not in args:
+        return len(value) == len(args) and all(_fits(v, a, where) for v, a in zip(value, args))
+    return all(_fits(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
+
+
+def _name(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(a) for a in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin is tuple and Ellipsis not in args:
+        return f"a list of {len(args)} ({', '.join(_name(a) for a in args)})"
+    if origin in (list, tuple, Sequence):
+        return f"a list of {_name(args[0])}"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    return words.get(hint, "a section" if inspect.isclass(hint) else str(hint))

@@ -1,0 +1,91 @@
+"""Anchors: the boxes that the RPN starts from (Faster R-CNN sec. 3.1.1, FPN sec. 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def cell_anchors(
+    sizes: Sequence[float], ratios: Sequence[float], *, rounded: bool = False, ratio_major: bool = False
+) -> Tensor:
+    """The A anchors of one cell, centred on the origin: (A, 4) xyxy.
+
+    A size is sqrt(area) in input pixels, a ratio is h / w. Anchor index = size * len(ratios) + ratio, as in Detectron2;
+    `ratio_major` swaps the two, as in torchvision and mmdetection. `rounded` (torchvision) moves the corners to
+    whole pixels, half to even.
+    """
+    size = torch.tensor(sizes, dtype=torch.float32)[:, None]  # (S, 1)
+    ratio = torch.tensor(ratios, dtype=torch.float32)[None, :]  # (1, R)
+    w, h = size / ratio.sqrt(), size * ratio.sqrt()  # (S, R) so that w * h == size**2
+    cell = torch.stack([-w, -h, w, h], dim=-1) / 2  # (S, R, 4)
+    cell = cell.transpose(0, 1) if ratio_major else cell
+    cell = cell.reshape(-1, 4)
+    return cell.round() if rounded else cell
+
+
+def grid_anchors(cell: Tensor, height: int, width: int, stride: tuple[int, int], offset: float = 0.0) -> Tensor:
+    """Tile (A, 4) cell anchors over an H x W map: (H*W*A, 4), anchor index fastest.
+
+    Cell (i, j) is centred on pixel ((i + offset) * stride_y, (j + offset) * stride_x).
+    """
+    y = (torch.arange(height, dtype=torch.float32, device=cell.device) + offset) * stride[0]
+    x = (torch.arange(width, dtype=torch.float32, device=cell.device) + offset) * stride[1]
+    cy, cx = torch.meshgrid(y, x, indexing="ij")  # (H, W) each
+    shift = torch.stack([cx, cy, cx, cy], dim=-1)  # (H, W, 4)
+    return (shift[:, :, None] + cell).reshape(-1, 4)
+
+
+def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
+    """(A, 4) -> (A,) bool: anchors that leave the (h, w) image by at most `border` pixels (Faster R-CNN sec. 3.3)."""
+    h, w = size
+    low, high = anchors[:, :2] >= -border, anchors[:, 2:] <= anchors.new_tensor([w, h]) + border
+    return (low & high).all(dim=-1)
+
+
+class AnchorGenerator(nn.Module):
+    """Anchors of every level of a pyramid.
+
+    `sizes`: per level one size or several; `strides`: pixels between two cells of a level, constant for a level.
+    `strides_from_image` takes floor(padded image / map) instead, as torchvision does: 61 rather than 64 on the P6 of
+    an 800 pixel high image.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,)),
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        *,
+        rounded: bool = False,
+        ratio_major: bool = False,
+        strides_from_image: bool = False,
+    ):
+        super().__init__()
+        if len(sizes) != len(strides):
+            raise ValueError(f"sizes: {len(sizes)} lists of anchor sizes for {len(strides)} pyramid levels")
+        if len({len(s) for s in sizes}) != 1:
+            raise ValueError("sizes: one head serves all levels, so each must have the same number of sizes")
+        self.strides, self.strides_from_image = tuple(strides), strides_from_image
+        self.per_cell = len(sizes[0]) * len(ratios)
+        self._cells = [cell_anchors(s, ratios, rounded=rounded, ratio_major=ratio_major) for s in sizes]
+        self._cache: dict[tuple, Tensor] = {}
+
+    @torch.inference_mode(False)  # a cached tensor must serve training after a first call under inference_mode
+    def forward(self, maps: list[Tensor], padded_size: tuple[int, int]) -> list[Tensor]:
+        """Maps (N, C, H, W) of all levels, (h, w) of the padded batch -> per level (H*W*A, 4), made once per size."""
+        return [
+            self._level(level, p.shape[-2:], self._step(stride, padded_size, p.shape[-2:]), p.device)
+            for level, (stride, p) in enumerate(zip(self.strides, maps, strict=True))
+        ]
+
+    def _step(self, stride: int, padded: tuple[int, int], size: torch.Size) -> tuple[int, int]:
+        return (padded[0] // size[0], padded[1] // size[1]) if self.strides_from_image else (stride, stride)
+
+    def _level(self, level: int, size: torch.Size, step: tuple[int, int], device: torch.device) -> Tensor:
+        key = (level, tuple(size), step, device)
+        if key not in self._cache:
+            self._cache[key] = grid_anchors(self._cells[level].to(device), *size, step)
+        return self._cache[key]

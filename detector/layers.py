@@ -1,0 +1,128 @@
+"""Convolutions with their norms, and the initialisers that the papers name."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["frozen", "batch", "sync", "group"]
+
+
+class FrozenBatchNorm(nn.Module):
+    """y = x * scale + shift with the statistics and the affine map of a trained batch norm, all constant."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def scale_shift(self) -> tuple[Tensor, Tensor]:
+        """(C,), (C,)"""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.scale_shift()
+        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)  # of a trained batch norm; nothing counts here
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
+    """A norm layer over `channels` channels; "group" has 32 groups (Wu & He 2018)."""
+    if norm == "group":
+        return nn.GroupNorm(32, channels, eps=eps)
+    kinds = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
+    return kinds[norm](channels, eps=eps)
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(conv(x)). A frozen norm is a constant factor on the filters, so it never touches the (much larger) map."""
+    if not isinstance(norm, FrozenBatchNorm):
+        return norm(conv(x))
+    scale, shift = norm.scale_shift()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+@torch.no_grad()
+def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+    """One convolution that computes norm(conv(x)) of an inference-mode batch norm or a frozen norm."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    out = nn.utils.skip_init(
+        nn.Conv2d, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+        conv.groups,
+    )  # fmt: skip
+    out.weight.copy_(conv.weight * scale[:, None, None, None])
+    out.bias.copy_(shift if conv.bias is None else conv.bias * scale + shift)
+    return out.to(memory_format=torch.channels_last)
+
+
+class ConvNorm(nn.Module):
+    """conv -> norm (where there is one): a bias where there is no norm."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, norm: Norm | None = None):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=norm is None)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm(self.conv, self.norm, x)
+
+    def fold(self) -> None:
+        """For inference: the norm goes into the convolution."""
+        if is_foldable(self.norm):
+            self.conv, self.norm = folded(self.conv, self.norm), nn.Identity()
+
+
+def is_foldable(norm: nn.Module) -> bool:
+    """Group norm depends on the map and stays; batch and frozen norms are constants at inference."""
+    return isinstance(norm, FrozenBatchNorm | nn.modules.batchnorm._BatchNorm)
+
+
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Fold every foldable norm of an inference copy, in place: modules that own a norm say how in `fold`."""
+    for module in list(model.modules()):
+        if hasattr(module, "fold"):
+            module.fold()
+    return model
+
+
+def c2_xavier_(layer: nn.Conv2d | nn.Linear) -> None:
+    """Caffe2's XavierFill: uniform with variance 1 / fan_in, bias 0."""
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def c2_msra_(conv: nn.Conv2d) -> None:
+    """Caffe2's MSRAFill: normal with variance 2 / fan_out, bias 0."""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def normal_(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+    """Normal weights, bias 0."""
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+
+
+def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Sum over all elements of 0.5 d^2 / beta where d = |prediction - target| < beta, else d - 0.5 beta; L1 at 0."""
+    return F.smooth_l1_loss(prediction, target, beta=beta, reduction="sum")
+
+
+def log2_stride(stride: int) -> int:
+    """The level number k of a map with stride 2**k."""
+    return int(math.log2(stride))

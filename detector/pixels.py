@@ -1,0 +1,51 @@
+"""From uint8 RGB images to the batch that a backbone expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from detector.structures import Batch
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # R, G, B of torchvision's weights
+
+
+class Pixels:
+    """Colour order, mean and standard deviation (0..255, in that order) and padding, as the weights were trained with."""
+
+    def __init__(
+        self,
+        *,
+        order: Literal["rgb", "bgr"] = "rgb",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        divisor: int = 32,
+    ):
+        self.order, self.divisor = order, divisor
+        self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]  # (3, 1, 1)
+
+    def padded_size(self, image: Tensor) -> tuple[int, int]:
+        """(h, w) of a (3, H, W) image, rounded up to the divisor."""
+        h, w = (-(-side // self.divisor) * self.divisor for side in image.shape[-2:])
+        return h, w
+
+    def batch(self, images: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Batch:
+        """N uint8 RGB images (3, H, W) -> one normalised channels-last batch, zero where padded, right and below."""
+        for i, image in enumerate(images):
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+                raise ValueError(
+                    f"image {i}: expected a uint8 RGB tensor of shape (3, H, W), got {image.dtype} {tuple(image.shape)}"
+                )
+        padded = [self.padded_size(image) for image in images]
+        h, w = max(p[0] for p in padded), max(p[1] for p in padded)
+        shape, layout = (len(images), 3, h, w), torch.channels_last
+        out = torch.empty(shape, device=device, dtype=dtype, memory_format=layout).zero_()
+        mean, std = self.mean.to(device), self.std.to(device)
+        for slot, image in zip(out, images):
+            image = image.to(device, non_blocking=True)
+            image = image.flip(0) if self.order == "bgr" else image
+            slot[:, : image.shape[1], : image.shape[2]] = (image.float() - mean) / std
+        return Batch(out, [(image.shape[1], image.shape[2]) for image in images])

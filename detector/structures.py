@@ -1,0 +1,69 @@
+"""The records that travel between the parts of a detector. See the legend in `detector/__init__.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+def _no_boxes() -> Tensor:
+    return torch.zeros(0, 4)
+
+
+@dataclass
+class Target:
+    """The objects of one training image, in the pixels of that image."""
+
+    boxes: Tensor  # (G, 4) float32 xyxy
+    labels: Tensor  # (G,) int64 in 0..K-1
+    crowd: Tensor = field(default_factory=_no_boxes)  # (I, 4) regions that are neither object nor background
+
+    @classmethod
+    def of(cls, target: Target | Mapping[str, Tensor]) -> Target:
+        """Accept a plain dictionary with `boxes`, `labels` and perhaps `crowd`."""
+        return cls(**target) if isinstance(target, Mapping) else target
+
+    def to(self, device: torch.device) -> Target:
+        return Target(self.boxes.to(device), self.labels.to(device), self.crowd.to(device))
+
+
+@dataclass
+class Proposals:
+    """The RPN's guesses for one image, best first."""
+
+    boxes: Tensor  # (R, 4) xyxy
+    scores: Tensor  # (R,) objectness logits
+
+
+@dataclass
+class Detections:
+    """What was found in one image, best first."""
+
+    boxes: Tensor  # (D, 4) float32 xyxy
+    scores: Tensor  # (D,) float32 in 0..1
+    labels: Tensor  # (D,) int64 in 0..K-1
+    class_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of every detection, aligned with `labels`."""
+        if self.class_names is None:
+            raise ValueError("these detections carry no class names: call the predictor, not the model")
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def cpu(self) -> Detections:
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu(), self.class_names)
+
+
+@dataclass
+class Batch:
+    """Normalised images, padded right and below to one size."""
+
+    images: Tensor  # (N, 3, H, W)
+    sizes: list[tuple[int, int]]  # (h, w) of every image before padding
