@@ -1,0 +1,191 @@
+"""The only reader of configuration: names -> constructors. A new neck is a new file and one line below."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.backbones.resnet import ResNet
+from detector.config import check_call, check_keys, read_config
+from detector.data.coco import CocoDataset
+from detector.data.settings import DataSettings
+from detector.data.transforms import ColorJitter, Compose, HorizontalFlip, LargeScaleJitter, Resize, VerticalFlip
+from detector.errors import ConfigError
+from detector.geometry.anchors import AnchorGenerator
+from detector.heads.box_head import ConvFC, TwoFC
+from detector.heads.pool import RoIPool
+from detector.heads.roi_head import RoIHead
+from detector.heads.rpn import RPN
+from detector.necks.fpn import FPN
+from detector.necks.panet import PANet
+from detector.necks.pyramid import Pyramid
+from detector.pixels import Pixels
+from detector.rcnn import GeneralizedRCNN
+from detector.training.recipe import Recipe
+
+BACKBONES = {"resnet": ResNet}
+NECKS = {"fpn": FPN, "panet": PANet}
+RPNS = {"rpn": RPN}
+ROI_HEADS = {"standard": RoIHead}
+BOX_HEADS = {"two_fc": TwoFC, "conv_fc": ConvFC}
+DATASETS = {"coco": CocoDataset}
+TRANSFORMS = {
+    "horizontal_flip": HorizontalFlip,
+    "vertical_flip": VerticalFlip,
+    "color_jitter": ColorJitter,
+    "large_scale_jitter": LargeScaleJitter,
+}
+
+Call = tuple[Callable, dict[str, Any]]  # a constructor and its keyword arguments
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The checked configuration of a YAML file with `key.path=value` overrides.
+
+    Raises ConfigError with file and dotted path for whatever does not fit the constructors' signatures.
+    """
+    config = read_config(path, overrides)
+    try:
+        check_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return config
+
+
+def check_config(config: Mapping[str, Any], *, trust: bool = True) -> None:
+    """Compare every section with the signature that it will call. `trust` follows dotted paths of own parts."""
+    check_keys(config, ("model", "data", "train"), "configuration")
+    model_calls(config.get("model", {}), trust=trust)
+    if "data" in config:
+        data_settings(config["data"], trust=trust)
+    if "train" in config:
+        check_call(Recipe, config["train"], "train")
+
+
+def resolve(section: Any, table: Mapping[str, type], where: str, *, supplied: Sequence[str] = (), trust: bool) -> Call:
+    """The constructor that a section's `type` names (the first of `table` by default) and its checked arguments."""
+    check_keys(section, list(section) if isinstance(section, Mapping) else (), where)
+    arguments = dict(section)
+    name = arguments.pop("type", next(iter(table)))
+    if name in table:
+        constructor = table[name]
+    elif isinstance(name, str) and "." in name:
+        constructor = _import(name, where, trust)
+    else:
+        raise ConfigError(f"{where}.type: {name!r} is none of {', '.join(table)}, nor the dotted path of your own")
+    check_call(constructor, arguments, where, supplied)
+    return constructor, arguments
+
+
+def _import(path: str, where: str, trust: bool) -> Callable:
+    if not trust:
+        raise ConfigError(f"{where}.type: this checkpoint wants to run code of yours, {path}; say --trust to allow it")
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}.type: {path} cannot be imported ({error}); is it on PYTHONPATH?") from error
+
+
+def model_calls(model: Any, *, trust: bool) -> dict[str, Call]:
+    """Every part of a model with its checked arguments, nothing built yet."""
+    check_keys(model, ("backbone", "neck", "rpn", "roi_head", "pixels", "num_classes"), "model")
+    classes = model.get("num_classes")
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
+        raise ConfigError(f"model.num_classes: expected a whole number above 0, got {classes!r}")
+    rpn, anchors = _without(model.get("rpn", {}), "model.rpn", "anchors")
+    roi_head, pool, box_head = _without(model.get("roi_head", {}), "model.roi_head", "pool", "box_head")
+
+    def part(section, table, where, *supplied):
+        return resolve(section, table, f"model.{where}", supplied=supplied, trust=trust)
+
+    return {
+        "pixels": part(model.get("pixels", {}), {"pixels": Pixels}, "pixels"),
+        "backbone": part(model.get("backbone", {}), BACKBONES, "backbone"),
+        "neck": part(model.get("neck", {}), NECKS, "neck", "channels", "strides"),
+        "anchors": part(anchors, {"anchors": AnchorGenerator}, "rpn.anchors", "strides"),
+        "rpn": part(rpn, RPNS, "rpn", "channels", "anchors"),
+        "pool": part(pool, {"pool": RoIPool}, "roi_head.pool", "channels", "strides"),
+        "box_head": part(box_head, BOX_HEADS, "roi_head.box_head", "channels", "size"),
+        "roi_head": part(roi_head, ROI_HEADS, "roi_head", "pool", "box_head", "num_classes"),
+    }
+
+
+def _without(section: Any, where: str, *nested: str) -> list[Any]:
+    """A section without its nested sections, then those ({} where left out)."""
+    check_keys(section, list(section) if isinstance(section, Mapping) else (), where)
+    return [{k: v for k, v in section.items() if k not in nested}] + [section.get(name, {}) for name in nested]
+
+
+def build_detector(config: Mapping[str, Any], *, trust: bool = True) -> GeneralizedRCNN:
+    """The constructor tree of a configuration, channels-last, with fresh weights (or the backbone's).
+
+    Raises ConfigError where parts do not fit each other, or where `model.num_classes` is not known.
+    """
+    model = config.get("model", {})
+    calls = model_calls(model, trust=trust)
+    if model.get("num_classes") is None:
+        raise ConfigError("model.num_classes: not given, and there are no training annotations to count them in")
+
+    def make(name: str, **supplied):
+        constructor, arguments = calls[name]
+        try:
+            return constructor(**supplied, **arguments)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model: {name} does not fit: {error}") from error
+
+    backbone = make("backbone")
+    neck = make("neck", channels=backbone.channels, strides=backbone.strides)
+    pyramid = Pyramid(backbone, neck)
+    anchors = make("anchors", strides=pyramid.strides)
+    rpn = make("rpn", channels=pyramid.channels, anchors=anchors)
+    pool = make("pool", channels=pyramid.channels, strides=pyramid.strides)
+    box_head = make("box_head", channels=pool.channels, size=pool.size)
+    roi_head = make("roi_head", pool=pool, box_head=box_head, num_classes=model["num_classes"])
+    detector = GeneralizedRCNN(make("pixels"), pyramid, rpn, roi_head)
+    return detector.to(memory_format=torch.channels_last)
+
+
+def data_settings(data: Any, *, trust: bool = True) -> DataSettings:
+    """The checked `data` section."""
+    check_call(DataSettings, data, "data")
+    settings = DataSettings(**data)
+    for i, section in enumerate(settings.transforms):
+        resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
+    return settings
+
+
+def build_dataset(
+    config: Mapping[str, Any], split: str, *, class_names: list[str] | None = None, trust: bool = True
+) -> CocoDataset:
+    """A split of the `data` section; "train" comes with its transforms. `class_names` are those of the training split.
+
+    Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
+    """
+    if "data" not in config:
+        raise ConfigError("data: the configuration has no such section; name an image folder and an annotation file")
+    settings = data_settings(config["data"], trust=trust)
+    part = settings.split(split)
+    training = split == "train"
+    return CocoDataset(
+        Path(settings.root) / part["images"],
+        Path(settings.root) / part["annotations"],
+        classes=settings.classes,
+        class_names=class_names,
+        keep_empty=settings.keep_empty or not training,
+        max_pixels=settings.max_pixels,
+        transform=training_transform(settings, trust=trust) if training else None,
+    )
+
+
+def training_transform(settings: DataSettings, *, trust: bool = True) -> Compose:
+    """Resize, then `data.transforms` in order."""
+    calls = [
+        resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
+        for i, section in enumerate(settings.transforms)
+    ]
+    return Compose([Resize(**settings.resize), *(constructor(**arguments) for constructor, arguments in calls)])

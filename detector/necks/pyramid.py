@@ -1,0 +1,17 @@
+"""A pyramid: normalised images -> levels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Pyramid(nn.Module):
+    """(N, 3, H, W) -> [P2..P6]: backbone, then neck."""
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        self.channels, self.strides = neck.channels, neck.strides
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.neck(self.backbone(images))

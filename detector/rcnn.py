@@ -1,0 +1,71 @@
+"""The two-stage detector: Faster R-CNN (Ren et al. 2015) over any pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detector.pixels import Pixels
+from detector.structures import Batch, Detections, Proposals, Target
+
+
+class GeneralizedRCNN(nn.Module):
+    """A pyramid of features, a proposer, a classifier of regions."""
+
+    def __init__(self, pixels: Pixels, pyramid: nn.Module, rpn: nn.Module, roi_head: nn.Module):
+        super().__init__()
+        self.pixels, self.pyramid, self.rpn, self.roi_head = pixels, pyramid, rpn, roi_head
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target | Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
+        """uint8 RGB images (3, H, W) of any sizes -> detections; with targets: scalar losses by name."""
+        return self.detect(images) if targets is None else self.losses(images, targets)
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Target | Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The four losses of Faster R-CNN, by name. Raises ValueError for a target that cannot be learnt."""
+        targets = [Target.of(target) for target in targets]
+        self._check(images, targets)
+        targets = [target.to(self._device()) for target in targets]
+        batch = self._batch(images)
+        p = self.pyramid(batch.images)
+        proposals, rpn_losses = self.rpn.losses(p, batch, targets)
+        return rpn_losses | self.roi_head.losses(p, proposals, targets)
+
+    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Boxes in the pixels of the given images, best first."""
+        return [detections for detections, _ in self.detect_with_proposals(images)]
+
+    def detect_with_proposals(self, images: Sequence[Tensor]) -> list[tuple[Detections, Proposals]]:
+        """Both stages' boxes. Images share a batch only if padding takes them to one size: no image sees another."""
+        out: list = [None] * len(images)
+        sizes = [self.pixels.padded_size(image) for image in images]
+        for size in dict.fromkeys(sizes):
+            group = [i for i, s in enumerate(sizes) if s == size]
+            batch = self._batch([images[i] for i in group])
+            p = self.pyramid(batch.images)
+            proposals = self.rpn.propose(p, batch)
+            for i, *found in zip(group, self.roi_head.detect(p, proposals, batch), proposals):
+                out[i] = tuple(found)
+        return out
+
+    def _batch(self, images: Sequence[Tensor]) -> Batch:
+        return self.pixels.batch(images, self._device(), next(self.pyramid.parameters()).dtype)
+
+    def _device(self) -> torch.device:
+        return next(self.pyramid.parameters()).device
+
+    def _check(self, images: Sequence[Tensor], targets: Sequence[Target]) -> None:
+        """The last defence against NaN: on the host, before anything is sent to the device."""
+        if not images or len(images) != len(targets):
+            raise ValueError(f"{len(images)} images with {len(targets)} targets: give one target for each image")
+        for i, target in enumerate(targets):
+            boxes, labels = target.boxes, target.labels
+            if boxes.shape != (len(labels), 4):
+                raise ValueError(f"target {i}: boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)} do not fit")
+            if not (boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()):
+                raise ValueError(f"target {i}: a box is not finite or has no area; drop it before training")
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.roi_head.num_classes:
+                raise ValueError(f"target {i}: labels must lie in 0..{self.roi_head.num_classes - 1}")
