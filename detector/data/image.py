@@ -1,0 +1,66 @@
+"""Files to pixels: the one decoder that training, evaluation and inference share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from detector.errors import DataError
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decode a file to uint8 RGB (3, H, W), upright; a `DataError` names a missing, broken or oversized file.
+
+    The size is read from the header, so that an image over `max_pixels` is refused before it takes memory.
+    """
+    # Pillow's limit holds for the whole process: ours may raise it, never lower it.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            return to_rgb(image)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such image; check the image folder and the file names") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = f"the limit is {max_pixels}: raise data.max_pixels or shrink the image"
+        raise DataError(f"{path}: too large ({error}); {limit}") from error
+    except Exception as error:  # a decoder that is fed garbage may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error
+
+
+def to_rgb(image: Image.Image) -> Tensor:
+    """An open image of any mode as uint8 RGB (3, H, W), upright. Alpha is dropped; 16 bits give their high byte."""
+    image.load()  # first, because a TIFF turns itself upright when it is loaded and forgets its orientation
+    rgb, turn = _rgb(image), UPRIGHT.get(image.getexif().get(ORIENTATION))
+    upright = rgb if turn is None else rgb.transpose(turn)
+    # (H, W, 3) -> (3, H, W), left as it lies in memory: torchvision resizes that two to five times as fast
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise DataError("floating-point pixels have no known range: save the image with 8 or 16 bits")
+    if image.mode.startswith("I"):  # "I", "I;16", "I;16B", ...: grey of 16 bits, which Pillow itself would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if "transparency" in image.info:  # colours first: Pillow warns when a palette loses its transparency unasked
+        image = image.convert("RGBA")
+    return image.convert("RGB")

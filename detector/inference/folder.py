@@ -1,0 +1,144 @@
+"""A predictor over files, folders and patterns: pictures with boxes and one list of results."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from detector.data.image import read_image
+from detector.errors import DataError
+from detector.evaluation.coco import detections_to_results
+from detector.evaluation.run import write_text
+from detector.inference.drawing import draw_detections
+from detector.inference.predictor import Predictor
+from detector.structures import Detections
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what folders and patterns are searched for
+MAGIC = "*?["  # what makes a path a pattern
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to look at."""
+
+    path: Path  # absolute
+    name: str  # relative to the deepest folder that holds all inputs, with forward slashes: unique
+    picture: Path  # where the picture with boxes goes
+
+
+def find_images(paths: Sequence[str], output: Path) -> list[Job]:
+    """The images of files (of any suffix), folders (with all below them) and patterns ("photos/**/*.jpg"), each once.
+
+    Hidden files, and an `output` folder within a searched one, are left out. DataError where a path is missing or
+    holds no images, and where a picture would be written over an input or out of `output`.
+    """
+    output = _absolute(output)
+    found = [_search(path, output) for path in paths]
+    root = os.path.commonpath([folder for folder, _ in found])
+    files = dict.fromkeys(file for _, files in found for file in files)  # each once, in order
+    jobs = [_job(file, file.relative_to(root), output) for file in files]
+    _check(jobs, output)
+    return jobs
+
+
+def infer_images(
+    predictor: Predictor, jobs: Sequence[Job], output: Path, *, score: float, batch_size: int
+) -> tuple[list[dict[str, Any]], list[Job]]:
+    """Write every picture and `output`/detections.json; returns its results and the jobs whose image cannot be read.
+
+    A result is COCO's (image_id, category_id, bbox xywh in original pixels, score) with `file_name`; the image id is
+    the place of the job, from 1. An unreadable image is reported at once and skipped.
+    """
+    results, failed = [], []
+    numbered = list(enumerate(jobs, start=1))
+    with tqdm(total=len(jobs), desc="infer", unit="img") as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = [(id_, job, _read(job, predictor.max_pixels)) for id_, job in numbered[start : start + batch_size]]
+            failed += [job for _, job, image in batch if image is None]
+            readable = [item for item in batch if item[2] is not None]
+            detections = predictor([image for *_, image in readable])
+            for (image_id, job, image), found in zip(readable, detections):
+                kept = _at_least(score, found)
+                _save(draw_detections(image, kept), job.picture)
+                rows = detections_to_results(kept, image_id, predictor.category_ids)
+                results += [{"file_name": job.name} | row for row in rows]
+            bar.update(len(batch))
+    write_text(output / "detections.json", json.dumps(results) + "\n")
+    return results, failed
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))  # without ".." but, unlike resolve(), with links kept
+
+
+def _search(path: str, output: Path) -> tuple[Path, list[Path]]:
+    """The folder that is searched for one argument, and the images found in it."""
+    place = _absolute(path)
+    if place.is_file():
+        return place.parent, [place]
+    if place.is_dir():
+        folder, found = place, [f for f in place.rglob("*") if not _hidden(f.relative_to(place))]
+    elif any(c in path for c in MAGIC):
+        folder = _absolute(
+            path[: min(path.find(c) for c in MAGIC if c in path)] + "x"
+        ).parent  # photos/2*/*.jpg: photos
+        found = [_absolute(match) for match in glob.glob(path, recursive=True)]
+    else:
+        raise DataError(f"{path}: no such file or folder")
+    if folder in output.parents:  # pictures of an earlier run
+        found = [file for file in found if output not in file.parents]
+    images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not images:
+        raise DataError(f"{path}: no images found there ({' '.join(SUFFIXES)})")
+    return folder, images
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _job(file: Path, name: Path, output: Path) -> Job:
+    writable = name if name.suffix.lower() in SUFFIXES else name.with_name(f"{name.name}.png")
+    return Job(file, name.as_posix(), output / writable)
+
+
+def _check(jobs: list[Job], output: Path) -> None:
+    """Refuse pictures that would replace an input or one another, or leave the output folder through a link."""
+    inputs, taken, within = {job.path.resolve() for job in jobs}, set(), output.resolve()
+    for job in jobs:
+        picture = job.picture.resolve()
+        if picture in inputs | taken or not picture.is_relative_to(within):
+            raise DataError(f"the picture of {job.path} would be written over {picture}: choose another --output")
+        taken.add(picture)
+
+
+def _read(job: Job, max_pixels: int) -> Tensor | None:
+    """The image; None, with a message, where it cannot be read."""
+    try:
+        return read_image(job.path, max_pixels)
+    except DataError as error:
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+        return None
+
+
+def _at_least(score: float, found: Detections) -> Detections:
+    keep = found.scores >= score
+    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep], found.class_names)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=92, subsampling=0)  # full colour resolution, for thin lines; PNG ignores both
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); choose another --output") from error

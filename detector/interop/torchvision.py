@@ -1,0 +1,110 @@
+"""Checkpoints of torchvision's fasterrcnn_resnet50_fpn (v1, v2), in and out: names, and the order of classes.
+
+torchvision puts the background first and gives it four deltas that nothing reads; here it comes last and has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from detector.errors import CheckpointError
+
+# COCO's 80 categories within torchvision's columns 1..90
+COCO_80 = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+
+# torchvision's name, ours; # stands for a number, {} for what follows
+NAMES = [
+    ("backbone.body.{}", "pyramid.backbone.{}"),
+    ("backbone.fpn.inner_blocks.#.0.{}", "pyramid.neck.lateral.#.conv.{}"),
+    ("backbone.fpn.inner_blocks.#.1.{}", "pyramid.neck.lateral.#.norm.{}"),
+    ("backbone.fpn.layer_blocks.#.0.{}", "pyramid.neck.output.#.conv.{}"),
+    ("backbone.fpn.layer_blocks.#.1.{}", "pyramid.neck.output.#.norm.{}"),
+    ("rpn.head.conv.#.0.{}", "rpn.conv.#.{}"),
+    ("rpn.head.cls_logits.{}", "rpn.objectness.{}"),
+    ("rpn.head.bbox_pred.{}", "rpn.deltas.{}"),
+    ("roi_heads.box_head.fc6.{}", "roi_head.box_head.fc1.{}"),
+    ("roi_heads.box_head.fc7.{}", "roi_head.box_head.fc2.{}"),
+    ("roi_heads.box_head.5.{}", "roi_head.box_head.fc1.{}"),  # v2: four convolutions, a flatten, then this
+    ("roi_heads.box_head.#.0.{}", "roi_head.box_head.convs.#.conv.{}"),
+    ("roi_heads.box_head.#.1.{}", "roi_head.box_head.convs.#.norm.{}"),
+    ("roi_heads.box_predictor.cls_score.{}", "roi_head.class_score.{}"),
+    ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.box_delta.{}"),
+]
+# The published v1 file still has the names of 2019, without the levels of later containers.
+OLD_NAMES = [
+    (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)", r"\1.0.\2"),
+    (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
+]
+
+
+def rename(key: str, *, back: bool = False) -> list[str]:
+    """Our names for a name of torchvision's (`back`: the other way), none if it is unknown."""
+    names = []
+    for theirs, ours in NAMES:
+        source, target = (ours, theirs) if back else (theirs, ours)
+        found = re.fullmatch(re.escape(source).replace(r"\#", r"(\d+)").replace(r"\{\}", "(.+)"), key)
+        if found:
+            *number, rest = found.groups()
+            names.append(target.replace("#", number[0] if number else "").replace("{}", rest))
+    return names
+
+
+def from_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision state dict under our names, for a model whose state dict is `like`.
+
+    A model of 80 classes takes the 80 real categories of torchvision's 91 columns. Raises CheckpointError that lists every
+    key which is left over, missing, or of another shape.
+    """
+    out, unknown = {}, []
+    for key, tensor in state.items():
+        for pattern, new in OLD_NAMES:
+            key = re.sub(f"^{pattern}$", new, key)
+        names = [name for name in rename(key) if name in like]
+        if names:
+            out[names[0]] = _classes_in(names[0], tensor, like[names[0]])
+        elif not key.endswith("num_batches_tracked"):  # a frozen norm does not count
+            unknown.append(key)
+    missing = [k for k in like if k not in out and not k.endswith("num_batches_tracked")]
+    wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
+    if unknown or missing or wrong:
+        parts = {"not known here": unknown, "missing": missing, "of another shape": wrong}
+        text = "; ".join(f"{what}: {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" for what, keys in parts.items() if keys)
+        raise CheckpointError(f"not a torchvision checkpoint of this model; {text}")
+    return out | {k: v for k, v in like.items() if k not in out}
+
+
+def to_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under torchvision's names, for a torchvision model whose state dict is `like`."""
+    out = {}
+    for key, tensor in state.items():
+        for name in rename(key, back=True):
+            if name in like:
+                out[name] = _classes_out(name, tensor)
+    missing = [k for k in like if k not in out and not k.endswith("num_batches_tracked")]
+    if missing:
+        raise CheckpointError(f"torchvision's model has tensors that this one lacks: {', '.join(missing[:6])}")
+    return out | {k: v for k, v in like.items() if k not in out}
+
+
+def _classes_in(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Background from first to last; its deltas go; 91 columns shrink to 81 where the model has 80 classes."""
+    if name.startswith("roi_head.class_score"):
+        columns = COCO_80 if len(tensor) == 91 and len(like) == 81 else range(1, len(tensor))
+        return tensor[[*columns, 0]]
+    if name.startswith("roi_head.box_delta"):
+        boxes = tensor.unflatten(0, (-1, 4))
+        columns = COCO_80 if len(boxes) == 91 and len(like) == 320 else range(1, len(boxes))
+        return boxes[list(columns)].flatten(0, 1)
+    return tensor
+
+
+def _classes_out(name: str, tensor: Tensor) -> Tensor:
+    if name.startswith("roi_heads.box_predictor.cls_score"):
+        return tensor.roll(1, dims=0)
+    if name.startswith("roi_heads.box_predictor.bbox_pred"):
+        return torch.cat([torch.zeros_like(tensor[:4]), tensor])
+    return tensor

@@ -1,0 +1,128 @@
+"""Checkpoints: tensors, numbers, texts and containers alone, so that reading one never runs anything."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from detector import __version__
+from detector.errors import CheckpointError
+
+FORMAT = "detector checkpoint 1"
+PREDICTOR_KEYS = ("roi_head.class_score.", "roi_head.box_delta.")  # what depends on the number of classes
+
+
+def save_checkpoint(
+    path: str | Path, *, model: nn.Module, config: Mapping[str, Any], class_names: list[str], category_ids: list[int],
+    training: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a checkpoint that describes itself; `training` is the state that `--resume` continues from.
+
+    It is written beside its place, flushed and renamed: a crash at any moment leaves the old file or the new one.
+    """
+    pixels = model.pixels
+    content = {
+        "format": FORMAT,
+        "model": model.state_dict(),
+        "config": dict(config),
+        "class_names": list(class_names),
+        "category_ids": list(category_ids),
+        "pixels": {"order": pixels.order, "mean": pixels.mean.flatten().tolist(), "std": pixels.std.flatten().tolist()},
+        "versions": {
+            "detector": __version__, "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
+            "python": platform.python_version(),
+        },  # fmt: skip
+        "training": dict(training or {}),
+    }
+    write_atomically(Path(path), content)
+
+
+def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
+    """torch.save to a temporary neighbour, flush to the disk, then take the place of `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be written ({error}); the older file, if any, is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of `save_checkpoint`. Raises CheckpointError for anything else; never runs code from the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a damaged or foreign file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint that can be read safely ({reason})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this project. Weights of another framework come in by "
+            "scripts/convert_weights.py; ImageNet weights by model.backbone.weights"
+        )
+    keys = {"model": dict, "config": dict, "class_names": list, "category_ids": list, "pixels": dict, "training": dict}
+    wrong = [key for key, kind in keys.items() if not isinstance(content.get(key), kind)]
+    if wrong:
+        raise CheckpointError(f"{path}: damaged: {', '.join(wrong)} missing or malformed")
+    return content
+
+
+def _differences(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What does not fit: keys by kind of trouble."""
+    own = model.state_dict()
+    return {
+        "missing": [k for k in own if k not in state],
+        "not part of this model": [k for k in state if k not in own],
+        "of another shape": [k for k in own if k in state and own[k].shape != state[k].shape],
+    }
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Fill every tensor of the model. Raises CheckpointError that lists what does not fit."""
+    troubles = {kind: keys for kind, keys in _differences(model, state).items() if keys}
+    if troubles:
+        raise CheckpointError(f"{path}: made for another architecture; {_listed(troubles)}")
+    model.load_state_dict(state)
+
+
+def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> str:
+    """Take the weights of another training; the predictor starts afresh where the number of classes differs.
+
+    Returns one line that says what was loaded. Raises CheckpointError if anything else does not fit.
+    """
+    troubles = _differences(model, state)
+    other_classes = [k for k in troubles["of another shape"] if k.startswith(PREDICTOR_KEYS)]
+    troubles["of another shape"] = [k for k in troubles["of another shape"] if k not in other_classes]
+    if any(troubles.values()):
+        raise CheckpointError(f"{path}: made for another architecture; {_listed(troubles)}")
+    model.load_state_dict({k: v for k, v in state.items() if k not in other_classes}, strict=False)
+    total = len(model.state_dict())
+    if not other_classes:
+        return f"{path}: all {total} tensors loaded"
+    counts = (len(tensors["roi_head.class_score.bias"]) - 1 for tensors in (state, model.state_dict()))
+    return (
+        f"{path}: {total - len(other_classes)} of {total} tensors loaded; re-initialised because the number of classes "
+        f"differs ({' -> '.join(map(str, counts))}): {', '.join(other_classes)}"
+    )
+
+
+def _listed(troubles: Mapping[str, list[str]]) -> str:
+    return "; ".join(
+        f"{kind}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
+        for kind, keys in troubles.items()
+        if keys
+    )

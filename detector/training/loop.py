@@ -1,0 +1,224 @@
+"""Training: from a configuration to `last.pth` and `best.pth`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from detector.data.coco import CocoDataset
+from detector.data.loader import train_loader
+from detector.data.settings import DataSettings
+from detector.errors import DetectorError
+from detector.evaluation.run import evaluate
+from detector.inference.predictor import Predictor
+from detector.rcnn import GeneralizedRCNN
+from detector.training.checkpoint import save_checkpoint
+from detector.training.metrics import SCORES, MetricsFile
+from detector.training.recipe import Recipe
+from detector.training.schedule import learning_rate, make_optimizer
+
+log = logging.getLogger("detector")
+
+
+class NonFiniteLoss(DetectorError):
+    """The loss is no number any more; going on would ruin the weights."""
+
+
+class Interrupted(Exception):
+    """A signal asked the training to stop; everything is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = 128 + number
+
+
+class Trainer:
+    """One training run: a model, a data set, a recipe and a folder.
+
+    Its place in the run is `step`, the number of optimiser steps done; everything else follows from it and the seed.
+    """
+
+    def __init__(
+        self, model: GeneralizedRCNN, config: Mapping[str, Any], recipe: Recipe, data: DataSettings,
+        train: CocoDataset, val: CocoDataset, output: Path, device: torch.device,
+    ):  # fmt: skip
+        self.model, self.config, self.recipe, self.data = model.to(device), config, recipe, data
+        self.train_set, self.val_set, self.output, self.device = train, val, output, device
+        self.optimizer = make_optimizer(model, recipe)
+        self.loader = train_loader(train, recipe.batch_size, data.workers, recipe.seed)
+        self.steps_per_epoch = len(self.loader.batch_sampler)
+        self.step, self.best = 0, -1.0
+        self.signal: int | None = None
+        self.saved_at = -math.inf
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue where `_save` stood: optimiser, place, best score and random numbers."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best = state["step"], state["best"]
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    def run(self) -> None:
+        """Train to the last epoch. Raises Interrupted after a signal, NonFiniteLoss, and what the data raise."""
+        losses = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
+        self.metrics = MetricsFile(self.output, losses, step=self.step)
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05)
+        old_handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with bar:
+                while self.step < self.steps:
+                    self._epoch(bar)
+                    self._finish_epoch()
+        finally:
+            for number, handler in old_handlers.items():
+                signal.signal(number, handler)
+            self.metrics.close()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        """The first signal waits for the end of a step, so that what is saved is whole; the second does not wait."""
+        if self.signal is not None:
+            sys.exit(128 + number)
+        self.signal = number
+
+    def _epoch(self, bar: tqdm) -> None:
+        """The rest of the epoch that `step` lies in."""
+        epoch, start = divmod(self.step, self.steps_per_epoch)
+        bar.set_description(f"epoch {epoch + 1}/{self.recipe.epochs}")
+        self.loader.batch_sampler.set_epoch(epoch, start)
+        self.model.train()
+        asked = time.perf_counter()
+        for images, targets, image_ids in self.loader:
+            began = time.perf_counter()
+            row = self._step(images, targets, image_ids)
+            row |= {"epoch": epoch + 1, "data_s": began - asked, "step_s": time.perf_counter() - began}
+            row["memory_mib"] = memory_mib(self.device)
+            self.metrics.write(self.step, row)
+            self._show(bar, row)
+            self._save_or_stop()
+            asked = time.perf_counter()
+
+    def _step(self, images: list[Tensor], targets: list, image_ids: list[int]) -> dict[str, float]:
+        """One optimiser step: forward, backward, update."""
+        lr = learning_rate(self.recipe, self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self._precision():
+            losses = self.model(images, targets)
+        total = sum(losses.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+        # the one wait for the device in a step: after the work of the backward pass is queued
+        *values, loss, grad_norm = torch.stack([*losses.values(), total, norm]).tolist()
+        row = {"lr": lr, "loss": loss, **dict(zip(losses, values)), "grad_norm": grad_norm}
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NonFiniteLoss(self._diagnosis(row, list(losses), image_ids))
+        if self.recipe.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_norm, norm)
+        self.optimizer.step()
+        self.step += 1
+        return row
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def _diagnosis(self, row: Mapping[str, float], losses: list[str], image_ids: list[int]) -> str:
+        bad = [f"{name} is {row[name]}" for name in [*losses, "grad_norm"] if not math.isfinite(row[name])]
+        return (
+            f"step {self.step + 1}: {', '.join(bad)} (image ids {image_ids}, learning rate {row['lr']:.3g}, gradient norm "
+            f"{row['grad_norm']:.3g}). The weights before this step are in {self.output / 'last.pth'}. Lower train.lr, raise "
+            "train.warmup_steps, set train.clip_norm, or look at these images' boxes."
+        )
+
+    def _show(self, bar: tqdm, row: Mapping[str, float]) -> None:
+        bar.set_postfix_str(
+            f"loss {row['loss']:.3f} (rpn {row['rpn_objectness']:.3f} {row['rpn_box']:.3f}, "
+            f"roi {row['roi_class']:.3f} {row['roi_box']:.3f}) lr {row['lr']:.2g} "
+            f"data {row['data_s'] * 1e3:.0f} ms mem {row['memory_mib']:.0f} MiB",
+            refresh=False,
+        )
+        bar.update()
+
+    def _save_or_stop(self) -> None:
+        """After the first step, every so many seconds, and when a signal came."""
+        due = time.monotonic() - self.saved_at > self.recipe.save_seconds
+        if due or self.signal is not None:
+            self._save("last.pth")
+        if self.signal is not None:
+            raise Interrupted(self.signal)
+
+    def _finish_epoch(self) -> None:
+        epoch = self.step // self.steps_per_epoch
+        if epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs:
+            self._evaluate(epoch)
+        self._save("last.pth")
+
+    def _evaluate(self, epoch: int) -> None:
+        """AP and loss on val; the best AP so far keeps its weights."""
+        predictor = Predictor(
+            self.model, self.config, self.train_set.class_names, self.train_set.category_ids, device=self.device
+        )
+        metrics, _ = evaluate(predictor, self.val_set, workers=self.data.workers)
+        scores = {name: metrics["bbox"][name] for name in SCORES}
+        val_loss = self._val_loss(predictor)
+        self.metrics.write(self.step, {"epoch": epoch, "val_loss": val_loss, **scores})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        log.info("epoch %d/%d: val loss %.3f  %s", epoch, self.recipe.epochs, val_loss, shown)
+        if scores["AP"] > self.best:
+            self.best = scores["AP"]
+            self._save("best.pth", with_state=False)
+
+    @torch.no_grad()
+    def _val_loss(self, predictor: Predictor) -> float:
+        """Mean loss of a val image, with the same random samples each time; the training's random numbers do not move."""
+        self.model.eval()
+        total = 0.0
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            for i in range(len(self.val_set)):
+                image, target, _ = self.val_set[i]
+                small, target = predictor.resize(image, target)
+                total += float(sum(self.model([small], [target]).values()))
+        self.model.train()
+        return total / len(self.val_set)
+
+    def _save(self, name: str, *, with_state: bool = True) -> None:
+        state = {
+            "step": self.step, "best": self.best, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }  # fmt: skip
+        save_checkpoint(
+            self.output / name,
+            model=self.model,
+            config=self.config,
+            class_names=self.train_set.class_names,
+            category_ids=self.train_set.category_ids,
+            training=state if with_state else {"step": self.step, "best": self.best},
+        )
+        self.saved_at = time.monotonic()
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak memory: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

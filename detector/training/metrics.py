@@ -1,0 +1,58 @@
+"""What a training writes down: metrics.csv always, TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+LOSSES = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
+COLUMNS = ["step", "epoch", "lr", "loss", "grad_norm", "data_s", "step_s", "memory_mib", "val_loss"]
+SCORES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
+
+
+class MetricsFile:
+    """metrics.csv: a row a training step, and one an evaluation, in columns that never change within a run.
+
+    On resume the rows beyond `step` are dropped, because these steps will be run again.
+    """
+
+    def __init__(self, folder: Path, losses: list[str], *, step: int = 0):
+        self.path = folder / "metrics.csv"
+        self.columns = [*COLUMNS[:4], *losses, *COLUMNS[4:], *SCORES]
+        rows = [row for row in self._old_rows() if int(row["step"]) <= step] if step else []
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+        self._file = open(self.path, "a", newline="", buffering=1)
+        self._writer = csv.DictWriter(self._file, self.columns, extrasaction="ignore")
+        self._board = _tensorboard(folder)
+
+    def _old_rows(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """One row; what a column lacks stays empty."""
+        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in {"step": step, **row}.items()})
+        for key, value in row.items() if self._board else ():
+            self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # an optional extra
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

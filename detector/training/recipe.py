@@ -1,0 +1,50 @@
+"""The `train` section of a configuration: how long, how fast, on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from detector.errors import ConfigError
+
+
+@dataclass
+class Recipe:
+    """A training recipe.
+
+    `lr` is meant for `lr_batch` images a step: SGD's is scaled linearly to `batch_size` (Goyal et al. 2017), AdamW's is taken
+    as it is. `milestones` are epochs at which a "steps" schedule divides the rate by ten; "cosine" falls to zero.
+    `warmup_steps` climb linearly from `lr * warmup_factor`. `clip_norm` bounds the L2 norm of all gradients.
+    `evaluate_every` and `save_seconds` say how often (epochs, seconds) val is scored and `last.pth` written.
+    """
+
+    epochs: int = 12
+    batch_size: int = 16
+    lr: float = 0.02
+    lr_batch: int = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_weight_decay: float | None = None  # as `weight_decay` unless given
+    schedule: Literal["steps", "cosine"] = "steps"
+    milestones: list[float] = field(default_factory=lambda: [8, 11])
+    warmup_steps: int = 500
+    warmup_factor: float = 0.001
+    clip_norm: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+    device: str = "auto"
+    evaluate_every: int = 1
+    save_seconds: float = 15.0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "lr_batch", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}: must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "warmup_steps", "save_seconds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"train.{name}: must be a finite number of at least 0, not {getattr(self, name)}")
+
+    def scaled_lr(self) -> float:
+        """The learning rate of a step with `batch_size` images."""
+        return self.lr * self.batch_size / self.lr_batch if self.optimizer == "sgd" else self.lr

@@ -1,0 +1,126 @@
+"""One call from a configuration to a finished training; what can be wrong is found before anything heavy starts."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from detector.build import build_dataset, build_detector, data_settings
+from detector.data.coco import CocoDataset
+from detector.errors import CheckpointError, ConfigError
+from detector.inference.predictor import pick_device, without_weights
+from detector.training.checkpoint import init_from as take_weights
+from detector.training.checkpoint import load_weights, read_checkpoint
+from detector.training.loop import Trainer
+from detector.training.recipe import Recipe
+
+log = logging.getLogger("detector")
+
+
+def train(
+    config: Mapping[str, Any], output: str | Path, *, resume: bool = False, init_from: str | Path | None = None
+) -> Path:
+    """Train, evaluate, and return the folder with config.yaml, metrics.csv, train.log, last.pth and best.pth.
+
+    `resume` goes on from `last.pth`; `init_from` takes the weights of a checkpoint and starts at step 0.
+    """
+    output, recipe = Path(output), Recipe(**config.get("train", {}))
+    last = _check_output(output, resume, init_from)
+    train_set = build_dataset(config, "train")
+    val_set = build_dataset(config, "val", class_names=train_set.class_names)
+    config = with_num_classes(config, train_set)
+    device = pick_device(recipe.device)
+    torch.manual_seed(recipe.seed)
+    filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
+    model = build_detector(without_weights(config) if filled else config)
+    started = None
+    if init_from is not None:
+        started = take_weights(model, read_checkpoint(init_from)["model"], init_from)
+    if last is not None:
+        _check_same_run(last, config, train_set, output / "last.pth")
+        load_weights(model, last["model"], output / "last.pth")
+    _open_folder(output, config)
+    trainer = Trainer(model, config, recipe, data_settings(config["data"]), train_set, val_set, output, device)
+    if last is not None:
+        trainer.resume(last["training"])
+        started = f"resumed from {output / 'last.pth'} at step {trainer.step} of {trainer.steps}"
+    _announce(trainer, started)
+    trainer.run()
+    log.info("done: %s, best AP %.3f", output / "best.pth", trainer.best)
+    return output
+
+
+def with_num_classes(config: Mapping[str, Any], train_set: CocoDataset) -> dict[str, Any]:
+    """The configuration with the class count of the training annotations. Raises ConfigError if it says another."""
+    config = copy.deepcopy(dict(config))
+    count, found = config["model"].get("num_classes"), len(train_set.class_names)
+    if count not in (None, found):
+        raise ConfigError(
+            f"model.num_classes: {count}, but {train_set.annotation_file} has {found} classes "
+            f"({', '.join(train_set.class_names[:10])}{', …' if found > 10 else ''}); correct it, or leave it out"
+        )
+    config["model"]["num_classes"] = found
+    return config
+
+
+def _check_output(output: Path, resume: bool, init_from: str | Path | None) -> dict[str, Any] | None:
+    """The checkpoint to resume from, if any; a folder that holds a training is never written into by accident."""
+    if resume and init_from is not None:
+        raise ConfigError("--resume continues a training, --init-from starts one from given weights: choose one")
+    last = output / "last.pth"
+    if resume:
+        content = read_checkpoint(last)
+        if "optimizer" not in content["training"]:
+            raise CheckpointError(f"{last}: holds weights but no training to resume; start one with --init-from {last}")
+        return content
+    taken = [p for p in (last, output / "best.pth") if p.exists()]
+    if taken:
+        raise ConfigError(f"{taken[0]}: this folder holds a training already; add --resume, or choose another --output")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output}: a file, not a folder; choose another --output")
+    return None
+
+
+def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_set: CocoDataset, path: Path) -> None:
+    if last["class_names"] != train_set.class_names:
+        raise CheckpointError(
+            f"{path}: was trained on the classes {last['class_names']}, the data now have {train_set.class_names}; "
+            "resume with the same data, or start anew with --init-from"
+        )
+    sections = [k for k in ("model", "data", "train") if last["config"].get(k) != config.get(k)]
+    if sections:
+        log.warning("resume: the section %s differs from the one that the training began with", ", ".join(sections))
+
+
+def _open_folder(output: Path, config: Mapping[str, Any]) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        handler = logging.FileHandler(output / "train.log", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+
+
+def _announce(trainer: Trainer, started: str | None) -> None:
+    """What is about to happen, said once."""
+    recipe, model = trainer.recipe, trainer.model
+    log.info("train %s", trainer.train_set.report)
+    log.info("val   %s", trainer.val_set.report)
+    log.info("%s", trainer.train_set.class_table())
+    count = sum(p.numel() for p in model.parameters())
+    log.info("model: %.1f M parameters on %s, %s", count / 1e6, trainer.device, recipe.precision)
+    rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
+    log.info(
+        "%s, %d images a step, learning rate %.4g (%s), %d steps in %d epochs",
+        recipe.optimizer, recipe.batch_size, recipe.scaled_lr(), rule, trainer.steps, recipe.epochs,
+    )  # fmt: skip
+    if started:
+        log.info("%s", started)

@@ -1,0 +1,53 @@
+"""Detect objects in pictures: python scripts/infer.py runs/demo/best.pth photos/ 'more/**/*.jpg' --output found"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import detector
+from detector.errors import DataError, DetectorError
+from detector.evaluation.run import make_folder
+from detector.inference.folder import find_images, infer_images
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Write pictures with boxes, and detections.json in COCO results form.")
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", type=Path, help="the checkpoint of a detector")
+    add("paths", metavar="PATH", nargs="+", help="an image, a folder with all below it, or a quoted pattern")
+    add("--output", metavar="DIR", type=Path, required=True, help="pictures keep their places and names in here")
+    add("--score", type=float, default=0.5, help="the least score of a box, 0..1 (default: 0.5)")
+    add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
+    add("--trust", action="store_true", help="allow the checkpoint to name code of your own")
+    args = parser.parse_args(argv)
+    if not 0 <= args.score <= 1:
+        parser.error(f"--score must lie in 0..1, not {args.score}")
+    if args.batch < 1:
+        parser.error(f"--batch must be at least 1, not {args.batch}")
+    return args
+
+
+def infer(args: argparse.Namespace) -> None:
+    jobs = find_images(args.paths, args.output)  # first: a wrong path is known before anything heavy
+    folder = make_folder(args.output)
+    predictor = detector.load(args.checkpoint, trust=args.trust)
+    results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
+    print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(jobs)} images could not be read, see above")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        infer(args)
+    except DetectorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Draw a small detection set in COCO form: python scripts/make_shapes.py data/shapes"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from detector.data.shapes import draw_set
+from detector.errors import DetectorError
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draw shapes of all scales on textured grounds, the same everywhere.")
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="new or empty, for annotations/{train,val}.json and images/{train,val}/")
+    add("--train", metavar="N", type=int, default=400, help="training images (default: 400)")
+    add("--val", metavar="N", type=int, default=80, help="validation images (default: 80)")
+    add("--size", metavar=("W", "H"), type=int, nargs=2, default=(256, 192), help="in pixels (default: 256 192)")
+    add("--seed", type=int, default=0, help="another seed draws another set (default: 0)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        print(draw_set(args.folder, train=args.train, val=args.val, size=tuple(args.size), seed=args.seed))
+    except DetectorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
