@@ -71,7 +71,7 @@ def resolve(section: Any, table: Mapping[str, type], where: str, *, supplied: Se
     check_keys(section, list(section) if isinstance(section, Mapping) else (), where)
     arguments = dict(section)
     name = arguments.pop("type", next(iter(table)))
-    if name in table:
+    if isinstance(name, str) and name in table:
         constructor = table[name]
     elif isinstance(name, str) and "." in name:
         constructor = _import(name, where, trust)
@@ -86,9 +86,12 @@ def _import(path: str, where: str, trust: bool) -> Callable:
         raise ConfigError(f"{where}.type: this checkpoint wants to run code of yours, {path}; say --trust to allow it")
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        part = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: a path with an empty part
         raise ConfigError(f"{where}.type: {path} cannot be imported ({error}); is it on PYTHONPATH?") from error
+    if not callable(part):
+        raise ConfigError(f"{where}.type: {path} is neither a class nor a function")
+    return part
 
 
 def model_calls(model: Any, *, trust: bool) -> dict[str, Call]:
@@ -135,7 +138,7 @@ def build_detector(config: Mapping[str, Any], *, trust: bool = True) -> Generali
         constructor, arguments = calls[name]
         try:
             return constructor(**supplied, **arguments)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # a width of -1 is a RuntimeError
             raise ConfigError(f"model: {name} does not fit: {error}") from error
 
     backbone = make("backbone")
@@ -183,9 +186,11 @@ def build_dataset(
 
 
 def training_transform(settings: DataSettings, *, trust: bool = True) -> Compose:
-    """Resize, then `data.transforms` in order."""
+    """Resize (unless large-scale jitter does), then `data.transforms` in order."""
     calls = [
         resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
         for i, section in enumerate(settings.transforms)
     ]
-    return Compose([Resize(**settings.resize), *(constructor(**arguments) for constructor, arguments in calls)])
+    scaled = any(constructor is LargeScaleJitter for constructor, _ in calls)  # a second resampling would only blur
+    first = [] if scaled else [Resize(**settings.resize)]
+    return Compose(first + [constructor(**arguments) for constructor, arguments in calls])

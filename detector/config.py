@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import reprlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ import yaml
 from detector.errors import ConfigError
 
 MAX_BYTES = 2**20  # of one file: a configuration is a page or two
-MAX_ALIASES = 100  # YAML aliases multiply what they stand for
+MAX_ALIASES = 10  # YAML aliases multiply what they stand for: by forty at most if there are ten
+MAX_DEPTH = 50  # of lists and dictionaries within each other; the parser's time grows with its square
 
 
 class Loader(yaml.SafeLoader):
@@ -57,40 +59,54 @@ def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in above:
-        raise ConfigError(f"{path}: _base_ files go in a circle")
-    if not path.is_file():
-        named = f" (named by _base_ in {above[-1]})" if above else ""
-        raise ConfigError(f"{path}: no such configuration file{named}")
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, not a configuration file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file ({error})") from error
-    own = _parse(text, str(path))
+    own = _parse(_read_text(path, above), str(path))
     own = {} if own is None else own
     if not isinstance(own, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines, found a {type(own).__name__}")
     bases = own.pop("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: _base_: expected a file or a list of files, got {_short(bases)}")
     config: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        config = merge(config, _read_with_bases(path.parent / str(base), (*above, path.resolve())))
+    for base in bases:
+        config = merge(config, _read_with_bases(path.parent / base, (*above, path.resolve())))
     return merge(config, own)
 
 
-def _parse(text: str, source: str) -> Any:
-    loader = Loader(text)
-    loader.name = source
+def _read_text(path: Path, above: tuple[Path, ...]) -> str:
+    named = f" (named by _base_ in {above[-1]})" if above else ""
     try:
-        events = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader))
-        if events > MAX_ALIASES:
-            raise ConfigError(f"{source}: {events} YAML aliases; at most {MAX_ALIASES} are accepted")
+        if path.resolve() in above:
+            raise ConfigError(f"{path}: _base_ files go in a circle")
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such configuration file{named}")
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes, not a configuration file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, or a name that no file can have
+        raise ConfigError(f"{path}: cannot be read as a configuration file{named}: {error}") from error
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        _check_size(text, source)
+        loader = Loader(text)
+        loader.name, loader.deep_construct = source, True  # deep: a value that contains itself is an error
         return loader.get_single_data()
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # the constructors of YAML's own tags raise anything: "!!int ''" is an IndexError
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
+
+
+def _check_size(text: str, source: str) -> None:
+    """Refuse a text that would cost far more time or memory than its length."""
+    aliases = depth = 0
+    for event in yaml.parse(text, Loader):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if aliases > MAX_ALIASES or depth > MAX_DEPTH:
+            raise ConfigError(f"{source}: more than {MAX_ALIASES} YAML aliases, or than {MAX_DEPTH} levels of nesting")
 
 
 def _nested(keys: list[str], value: Any) -> dict[str, Any]:
@@ -109,7 +125,7 @@ def merge(base: Any, own: Any) -> Any:
 def check_keys(section: Any, known: Sequence[str], where: str) -> None:
     """Raise ConfigError if `section` is no dictionary or has a key beyond `known`; names the nearest known key."""
     if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: expected a section of 'key: value' lines, got {section!r}")
+        raise ConfigError(f"{where}: expected a section of 'key: value' lines, got {_short(section)}")
     for key in section:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -122,15 +138,17 @@ def check_call(function: Callable, section: Mapping[str, Any], where: str, suppl
 
     Raises ConfigError with the dotted path for an unknown key, a missing argument, a wrong type, or a supplied argument.
     """
-    parameters = {
-        name: p for name, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD
-    }
+    try:
+        signature = inspect.signature(function).parameters
+        hints = get_type_hints(function if inspect.isfunction(function) else function.__init__)
+    except (ValueError, TypeError, NameError) as error:
+        raise ConfigError(f"{where}: the arguments of {function!r} cannot be read ({error})") from error
+    parameters = {name: p for name, p in signature.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     for name in supplied:
         if isinstance(section, Mapping) and name in section:
             raise ConfigError(f"{where}.{name}: the program sets this itself; remove the key")
     known = [name for name in parameters if name not in supplied]
     check_keys(section, known, where)
-    hints = get_type_hints(function if inspect.isfunction(function) else function.__init__)
     for name, value in section.items():
         if name in hints:
             _check_type(value, hints[name], f"{where}.{name}")
@@ -141,8 +159,14 @@ def check_call(function: Callable, section: Mapping[str, Any], where: str, suppl
 
 def _check_type(value: Any, hint: Any, where: str) -> None:
     if not _fits(value, hint, where):
-        name = _name(hint)
-        raise ConfigError(f"{where}: expected {name}, got {value!r}")
+        raise ConfigError(f"{where}: expected {_name(hint)}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it, with dots for what is too long."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 100
+    return shown.repr(value)
 
 
 def _fits(value: Any, hint: Any, where: str) -> bool:
@@ -189,5 +213,7 @@ def _name(hint: Any) -> str:
         return f"a list of {len(args)} ({', '.join(_name(a) for a in args)})"
     if origin in (list, tuple, Sequence):
         return f"a list of {_name(args[0])}"
+    if origin is dict:
+        return "a section"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
     return words.get(hint, "a section" if inspect.isclass(hint) else str(hint))

@@ -20,10 +20,12 @@ class Pixels:
         self,
         *,
         order: Literal["rgb", "bgr"] = "rgb",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
         divisor: int = 32,
     ):
+        if divisor < 1 or min(std) <= 0:
+            raise ValueError(f"divisor and std must be positive, not {divisor} and {std}")
         self.order, self.divisor = order, divisor
         self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]  # (3, 1, 1)
 
@@ -32,13 +34,17 @@ class Pixels:
         h, w = (-(-side // self.divisor) * self.divisor for side in image.shape[-2:])
         return h, w
 
-    def batch(self, images: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Batch:
-        """N uint8 RGB images (3, H, W) -> one normalised channels-last batch, zero where padded, right and below."""
+    def check(self, images: Sequence[Tensor]) -> None:
+        """Raise ValueError for the first that is no uint8 RGB image (3, H, W)."""
         for i, image in enumerate(images):
             if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
                 raise ValueError(
                     f"image {i}: expected a uint8 RGB tensor of shape (3, H, W), got {image.dtype} {tuple(image.shape)}"
                 )
+
+    def batch(self, images: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Batch:
+        """N uint8 RGB images (3, H, W) -> one normalised channels-last batch, zero where padded, right and below."""
+        self.check(images)
         padded = [self.padded_size(image) for image in images]
         h, w = max(p[0] for p in padded), max(p[1] for p in padded)
         shape, layout = (len(images), 3, h, w), torch.channels_last

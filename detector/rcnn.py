@@ -40,6 +40,7 @@ class GeneralizedRCNN(nn.Module):
 
     def detect_with_proposals(self, images: Sequence[Tensor]) -> list[tuple[Detections, Proposals]]:
         """Both stages' boxes. Images share a batch only if padding takes them to one size: no image sees another."""
+        self.pixels.check(images)
         out: list = [None] * len(images)
         sizes = [self.pixels.padded_size(image) for image in images]
         for size in dict.fromkeys(sizes):
@@ -59,13 +60,14 @@ class GeneralizedRCNN(nn.Module):
 
     def _check(self, images: Sequence[Tensor], targets: Sequence[Target]) -> None:
         """The last defence against NaN: on the host, before anything is sent to the device."""
-        if not images or len(images) != len(targets):
+        if len(images) == 0 or len(images) != len(targets):
             raise ValueError(f"{len(images)} images with {len(targets)} targets: give one target for each image")
         for i, target in enumerate(targets):
             boxes, labels = target.boxes, target.labels
-            if boxes.shape != (len(labels), 4):
+            if labels.ndim != 1 or boxes.shape != (len(labels), 4):
                 raise ValueError(f"target {i}: boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)} do not fit")
             if not (boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()):
                 raise ValueError(f"target {i}: a box is not finite or has no area; drop it before training")
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.roi_head.num_classes:
-                raise ValueError(f"target {i}: labels must lie in 0..{self.roi_head.num_classes - 1}")
+            k = self.roi_head.num_classes
+            if labels.is_floating_point() or not ((labels >= 0) & (labels < k)).all():
+                raise ValueError(f"target {i}: labels must lie in 0..{k - 1} and be int64, not {labels.dtype}")

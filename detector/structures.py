@@ -27,7 +27,9 @@ class Target:
         return cls(**target) if isinstance(target, Mapping) else target
 
     def to(self, device: torch.device) -> Target:
-        return Target(self.boxes.to(device), self.labels.to(device), self.crowd.to(device))
+        """On that device, boxes as float32 and labels as int64."""
+        boxes, crowd = (b.to(device, torch.float32) for b in (self.boxes, self.crowd))
+        return Target(boxes, self.labels.to(device, torch.int64), crowd)
 
 
 @dataclass

@@ -15,7 +15,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("folder", metavar="DIR", help="new or empty, for annotations/{train,val}.json and images/{train,val}/")
     add("--train", metavar="N", type=int, default=400, help="training images (default: 400)")
     add("--val", metavar="N", type=int, default=80, help="validation images (default: 80)")
-    add("--size", metavar=("W", "H"), type=int, nargs=2, default=(256, 192), help="in pixels (default: 256 192)")
+    add("--size", metavar=("W", "H"), type=int, nargs=2, default=(192, 160), help="in pixels (default: 192 160)")
     add("--seed", type=int, default=0, help="another seed draws another set (default: 0)")
     return parser.parse_args(argv)
 

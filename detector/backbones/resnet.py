@@ -115,9 +115,13 @@ class ResNet(nn.Module):
         if depth not in BLOCKS:
             raise ConfigError(f"depth: no ResNet-{depth}; choose one of {', '.join(map(str, BLOCKS))}")
         if depth < 50 and (groups, width_per_group, stride_in) != (1, 64, "3x3"):
-            raise ConfigError(f"depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})")
+            raise ConfigError(
+                f"depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})"
+            )
         self.depth, self.norm, self.eps, self.dilated_c5 = depth, norm, norm_eps, dilated_c5
-        self.bottleneck = {} if depth < 50 else dict(stride_in=stride_in, groups=groups, width_per_group=width_per_group)
+        self.bottleneck = (
+            {} if depth < 50 else dict(stride_in=stride_in, groups=groups, width_per_group=width_per_group)
+        )
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = make_norm(norm, 64, norm_eps)
         stages = list(zip((64, 128, 256, 512), BLOCKS[depth]))
@@ -193,7 +197,9 @@ def load_classifier(resnet: ResNet, weights: str) -> None:
                               "Check model.backbone.depth, norm, groups and width_per_group.")  # fmt: skip
     resnet.load_state_dict({k: v for k, v in state.items() if k in ours}, strict=False)
     used = sum(k in ours for k in state)
-    log.info("backbone: %d tensors loaded from %s, %d of the classifier's head left out", used, weights, len(state) - used)
+    log.info(
+        "backbone: %d tensors loaded from %s, %d of the classifier's head left out", used, weights, len(state) - used
+    )
 
 
 def _classifier_state(resnet: ResNet, weights: str) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 def to_rgb(image: Image.Image) -> Tensor:
     """An open image of any mode as uint8 RGB (3, H, W), upright. Alpha is dropped; 16 bits give their high byte."""
-    image.load()  # first, because a TIFF turns itself upright when it is loaded and forgets its orientation
+    image.load()  # first: it may change the mode, and a TIFF turns itself upright and forgets its orientation
     rgb, turn = _rgb(image), UPRIGHT.get(image.getexif().get(ORIENTATION))
     upright = rgb if turn is None else rgb.transpose(turn)
     # (H, W, 3) -> (3, H, W), left as it lies in memory: torchvision resizes that two to five times as fast

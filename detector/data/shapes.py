@@ -28,6 +28,7 @@ EMPTY_EVERY = 20  # every 20th image has no objects
 MOST_OBJECTS = 8
 TRIES = 12  # per object to find a place; then it is left out
 CONTRAST = 180  # least sum over the channels of |colour - what lies under|
+BRIGHT = 400  # least sum of the channels of a shape; grounds are dark, so that a small network learns in minutes
 POLYGONS = {
     "square": [(-900, -900), (900, -900), (900, 900), (-900, 900)],
     "triangle": [(0, -1000), (1000, 800), (-1000, 800)],
@@ -70,11 +71,11 @@ def draw_set(folder: str | Path, *, train: int, val: int, size: tuple[int, int],
 
 
 def draw_image(rng: RandomState, width: int, height: int, most: int = MOST_OBJECTS) -> tuple[np.ndarray, list[Drawn]]:
-    """A picture (H, W, 3) uint8 with at most `most` objects (at least one unless `most` is 0), and these objects."""
+    """A picture (H, W, 3) uint8 with at most `most` objects (at least one unless `most` is 0); these objects."""
     image = _ground(rng, width, height)
     owner = np.full((height, width), -1)  # the object that is seen at each pixel
     drawn: list[Drawn] = []
-    count = rng.randint(1, most + 1) if most else 0
+    count = rng.randint((most + 1) // 2, most + 1)
     for side in sorted((_side(rng, min(width, height)) for _ in range(count)), reverse=True):  # large ones lie below
         label = rng.randint(len(CLASSES))
         coverage = rasterise(CLASSES[label], *_pose(rng, side))
@@ -176,17 +177,17 @@ def _annotation(id_: int, image_id: int, drawn: Drawn) -> dict[str, object]:
 
 
 def _side(rng: RandomState, room: int) -> int:
-    """The longer side of a shape in pixels, at most 3/4 of the `room`."""
+    """The longer side of a shape in pixels, at most 7/8 of the `room`."""
     least, most = SCALES[SCALE_ODDS[rng.randint(len(SCALE_ODDS))]]
-    most = min(most, room * 3 // 4)
+    most = min(most, room * 7 // 8)
     return rng.randint(min(least, most), most + 1)
 
 
 def _pose(rng: RandomState, side: int) -> tuple[int, int, int, int]:
-    """Width and height in pixels, and tan(angle / 2) as a fraction of 32: at most 28 degrees."""
+    """Width and height in pixels, and tan(angle / 2) as a fraction of 32: at most 14 degrees."""
     other = rng.randint((3 * side + 3) // 4, side + 1)
     width, height = (side, other) if rng.randint(2) else (other, side)
-    return width, height, rng.randint(-8, 9), 32
+    return width, height, rng.randint(-4, 5), 32
 
 
 def _mask(coverage: np.ndarray) -> np.ndarray:
@@ -226,21 +227,21 @@ def _find_place(rng: RandomState, mask: np.ndarray, owner: np.ndarray, drawn: li
 
 
 def _paint(rng: RandomState, image: np.ndarray, coverage: np.ndarray) -> None:
-    """Fill the covered pixels of image (h, w, 3) with a mottled colour that stands out from what lies there."""
+    """Fill the covered pixels of image (h, w, 3) with a mottled bright colour that stands out from what lies there."""
     under = image[coverage > 0].sum(axis=0) // (coverage > 0).sum()
-    colour = rng.randint(0, 256, size=3)
-    while abs(colour - under).sum() < CONTRAST:
-        colour = rng.randint(0, 256, size=3)
+    colour = under
+    while abs(colour - under).sum() < CONTRAST or colour.sum() < BRIGHT:
+        colour = rng.randint(60, 256, size=3)
     h, w = coverage.shape
-    fill = np.clip(colour + _mottle(rng, w, h, cell=6, swing=20)[..., None], 0, 255)
+    fill = np.clip(colour + _mottle(rng, w, h, cell=6, swing=14)[..., None], 0, 255)
     share, whole = coverage[..., None], SAMPLES**2
     image[:] = (image * (whole - share) + fill * share) // whole
 
 
 def _ground(rng: RandomState, width: int, height: int) -> np.ndarray:
-    """A textured ground (H, W, 3): a colour that drifts, with coarse and fine grey mottles."""
-    base = rng.randint(40, 216, size=3)
-    drift = np.stack([_mottle(rng, width, height, cell=64, swing=40) for _ in range(3)], axis=-1)
+    """A textured ground (H, W, 3): a dark colour that drifts, with coarse and fine grey mottles."""
+    base = rng.randint(20, 100, size=3)
+    drift = np.stack([_mottle(rng, width, height, cell=64, swing=25) for _ in range(3)], axis=-1)
     grey = _mottle(rng, width, height, cell=16, swing=24) + _mottle(rng, width, height, cell=4, swing=16)
     return np.clip(base + drift + grey[..., None], 0, 255)
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MAX_LOG_SCALE = math.log(1000 / 16)  # no box grows more than 62.5 fold in one step (Detectron's guard against exp overflow)
+MAX_LOG_SCALE = math.log(
+    1000 / 16
+)  # no box grows more than 62.5 fold in one step (Detectron's guard against exp overflow)
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -61,9 +63,7 @@ def encode(source: Tensor, target: Tensor, weights: Sequence[float] = (1, 1, 1, 
     return deltas * deltas.new_tensor(weights)
 
 
-def decode(
-    deltas: Tensor, source: Tensor, weights: Sequence[float] = (1, 1, 1, 1), clamp_both: bool = False
-) -> Tensor:
+def decode(deltas: Tensor, source: Tensor, weights: Sequence[float] = (1, 1, 1, 1), clamp_both: bool = False) -> Tensor:
     """Inverse of `encode`: (..., 4) deltas on (..., 4) source boxes -> (..., 4) boxes.
 
     dw, dh are clamped above at log(1000/16); `clamp_both` clamps them below as well (mmdetection).

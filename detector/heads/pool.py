@@ -34,21 +34,23 @@ class RoIPool(nn.Module):
         canonical_size: float = 224,
     ):
         super().__init__()
-        if levels > len(strides):
+        if not 1 <= levels <= len(strides):
             raise ConfigError(f"roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}")
         self.channels, self.strides = channels[0], list(strides[:levels])
         self.size, self.samples, self.aligned = size, samples, aligned
         self.k0, self.canonical_size = k0, canonical_size
 
     def forward(self, p: list[Tensor], rois: Tensor) -> Tensor:
-        """Levels (N, C, H, W) and (R, 5) rois [image, x1, y1, x2, y2] -> (R, C, size, size), channels-last."""
+        """Levels (N, C, H, W) and (R, 5) rois [image, x1, y1, x2, y2] -> (R, C, size, size)."""
         k_min, k_max = (log2_stride(s) for s in (self.strides[0], self.strides[-1]))
         level = fpn_level(rois[:, 1:], k_min, k_max, self.k0, self.canonical_size)
         shape = (len(rois), self.channels, self.size, self.size)
-        out = torch.empty(shape, dtype=p[0].dtype, device=rois.device, memory_format=torch.channels_last)
+        out = torch.empty(shape, dtype=p[0].dtype, device=rois.device)
         for k, (x, stride) in enumerate(zip(p, self.strides), start=k_min):
             here = torch.where(level == k)[0]
-            out = out.index_copy(0, here, self._align(x, rois[here], stride))
+            out.index_copy_(
+                0, here, self._align(x, rois[here], stride)
+            )  # a copy of `out` would cost as much as RoIAlign
         return out
 
     def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:

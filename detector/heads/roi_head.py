@@ -76,7 +76,10 @@ class RoIHead(nn.Module):
     def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
         """The final boxes of every image, best first."""
         boxes = [r.boxes for r in proposals]
-        logits, deltas = self.head(p, to_rois(boxes))
+        return self.select(*self.head(p, to_rois(boxes)), boxes, batch)
+
+    def select(self, logits: Tensor, deltas: Tensor, boxes: list[Tensor], batch: Batch) -> list[Detections]:
+        """What of the head's output (rows of all images) on the regions `boxes` is reported: threshold, NMS per class."""
         counts = [len(b) for b in boxes]
         scores = logits.softmax(dim=1)[:, :-1].split(counts)  # (R_i, K) each
         return [self._select(*parts) for parts in zip(scores, deltas.split(counts), boxes, batch.sizes)]

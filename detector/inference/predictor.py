@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +36,13 @@ def load(
     configuration. Raises CheckpointError for a file that is missing, damaged or of another architecture.
     """
     checkpoint = read_checkpoint(path)
-    config = apply_overrides(checkpoint["config"], overrides)
     try:
-        check_config(config, trust=trust)
+        check_config(checkpoint["config"], trust=trust)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
+    config = apply_overrides(checkpoint["config"], overrides)
+    check_config(config, trust=trust)
+    try:
         model = build_detector(without_weights(config), trust=trust)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration does not build a model: {error}") from error
@@ -70,7 +73,7 @@ def pick_device(name: str) -> torch.device:
 class Predictor:
     """Call it on a path, a PIL image, a uint8 RGB tensor (3, H, W), or a list of these.
 
-    It holds its own copy of the model, in eval mode, with the norms folded into the convolutions.
+    It takes the model over: eval mode, norms folded into the convolutions. Who goes on training gives it a copy.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Predictor:
         device: str | torch.device = "auto", precision: str = "float32",
     ):  # fmt: skip
         self.device = pick_device(device) if isinstance(device, str) else device
-        self.model = fold_norms(copy.deepcopy(model)).requires_grad_(False).eval()
+        self.model = fold_norms(model).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
         self.config, self.class_names, self.category_ids = dict(config), list(class_names), list(category_ids)
         data = data_settings(config["data"]) if "data" in config else None

@@ -72,7 +72,9 @@ def from_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) ->
     wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
     if unknown or missing or wrong:
         parts = {"not known here": unknown, "missing": missing, "of another shape": wrong}
-        text = "; ".join(f"{what}: {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" for what, keys in parts.items() if keys)
+        text = "; ".join(
+            f"{what}: {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" for what, keys in parts.items() if keys
+        )
         raise CheckpointError(f"not a torchvision checkpoint of this model; {text}")
     return out | {k: v for k, v in like.items() if k not in out}
 

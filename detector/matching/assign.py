@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from detector.geometry.boxes import box_area, box_iou, intersection
 
 NEGATIVE, POSITIVE, IGNORE = 0, 1, -1
 MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, a few such blocks live at once
-CROWD_IOF = 0.5  # a candidate that lies by half in a crowd region is no background (COCO's crowd rule uses the same share)
+CROWD_IOF = 0.5  # who lies by half in a crowd region is no background; COCO forgives such a detection too
 
 ForceMatch = Literal["own", "promoter"]
 
@@ -19,12 +20,14 @@ ForceMatch = Literal["own", "promoter"]
 def assign(
     iou: Tensor, *, pos_iou: float, neg_iou: float, force_match: ForceMatch | None = None, min_force_iou: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Faster R-CNN sec. 3.1.2 on a whole IoU matrix: (G, P) -> label (P,), gt_index (P,).
+    """Faster R-CNN sec. 3.1.2: IoU (G, P) of objects and candidates -> label (P,), gt_index (P,).
 
-    The reading of the rules that `assign_boxes` computes in blocks. gt_index means something only where label is POSITIVE.
+    POSITIVE: IoU >= pos_iou with some object (rule ii), and, with `force_match`, every object's best candidates (rule i);
+    NEGATIVE: IoU < neg_iou with all; IGNORE: the rest. gt_index means something only where label is POSITIVE.
+    A forced candidate stands for its "own" best object, as in Detectron2 and torchvision, or for the "promoter" that forced
+    it, as in mmdetection. An object that touches nothing, or nothing by `min_force_iou`, forces nothing.
     """
-    blocks = [iou] if len(iou) else []
-    return _Assigner(iou.shape[1], iou.device).see(iou, 0).verdict(blocks, pos_iou, neg_iou, force_match, min_force_iou)
+    return _assign([iou], iou.shape[1], iou.device, pos_iou, neg_iou, force_match, min_force_iou)
 
 
 def assign_boxes(
@@ -37,78 +40,79 @@ def assign_boxes(
     min_force_iou: float = 0.0,
     crowd: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(G, 4) objects, (P, 4) candidates -> label (P,), gt_index (P,).
+    """`assign` for (G, 4) objects and (P, 4) candidates: label (P,), gt_index (P,).
 
-    Positive: IoU >= pos_iou with some object (rule ii), and, with `force_match`, every object's best candidates (rule i);
-    negative: IoU < neg_iou with all; the rest is IGNORE. A forced candidate is to find its "own" best object, as in
-    Detectron2 and torchvision, or the "promoter", the object that forced it, as in mmdetection. An object that touches
-    nothing, or that no candidate overlaps by `min_force_iou`, forces nothing. Negatives that lie by half in a `crowd`
-    region (I, 4) become IGNORE. The IoU matrix is made in blocks of objects, so memory stays bounded for any G.
+    NEGATIVEs that lie by half in a `crowd` region (I, 4) become IGNORE. The IoU matrix is made in blocks of objects, so that
+    memory stays bounded for any G.
     """
-    step = max(1, MATRIX_LIMIT // max(1, len(candidates)))
-    blocks = _IoUBlocks(gt_boxes, candidates, step)
-    assigner = _Assigner(len(candidates), candidates.device)
-    for start, iou in zip(range(0, len(gt_boxes), step), blocks):
-        assigner.see(iou, start)
-    label, gt_index = assigner.verdict(blocks, pos_iou, neg_iou, force_match, min_force_iou)
+    blocks = _IoUBlocks(gt_boxes, candidates)
+    device = candidates.device
+    label, gt_index = _assign(blocks, len(candidates), device, pos_iou, neg_iou, force_match, min_force_iou)
     if crowd is not None and len(crowd):
         label[(label == NEGATIVE) & _in_crowd(candidates, crowd)] = IGNORE
     return label, gt_index
 
 
-def _in_crowd(candidates: Tensor, crowd: Tensor) -> Tensor:
-    share = intersection(crowd, candidates) / box_area(candidates).clamp(min=1e-6)  # (I, P)
-    return (share >= CROWD_IOF).any(dim=0)
+def _assign(
+    blocks: Iterable[Tensor], num: int, device: torch.device,
+    pos_iou: float, neg_iou: float, force_match: ForceMatch | None, min_force_iou: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The rules over blocks (g, P) of rows of one IoU matrix."""
+    best_iou, gt_index = _best_object(blocks, num, device)
+    label = torch.full_like(gt_index, IGNORE)
+    label[best_iou < neg_iou] = NEGATIVE
+    label[best_iou >= pos_iou] = POSITIVE
+    if force_match:
+        promoter = _promoter(blocks, num, device, min_force_iou)
+        label[promoter >= 0] = POSITIVE
+        if force_match == "promoter":
+            gt_index = torch.where(promoter >= 0, promoter, gt_index)
+    return label, gt_index
+
+
+def _best_object(blocks: Iterable[Tensor], num: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The greatest IoU (P,) of every candidate and the first object (P,) that has it; 0 and 0 without objects."""
+    best_iou = torch.zeros(num, device=device)
+    gt_index = torch.zeros(num, dtype=torch.long, device=device)
+    start = 0
+    for iou in blocks:
+        if len(iou):
+            best, index = iou.max(dim=0)
+            gt_index = torch.where(best > best_iou, index + start, gt_index)
+            best_iou = torch.maximum(best, best_iou)
+        start += len(iou)
+    return best_iou, gt_index
+
+
+def _promoter(blocks: Iterable[Tensor], num: int, device: torch.device, min_iou: float) -> Tensor:
+    """The last object (P,) whose best candidates, ties included, this one is among; -1: none."""
+    promoter = torch.full((num,), -1, dtype=torch.long, device=device)
+    start = 0
+    for iou in blocks:
+        if iou.numel():
+            best = iou.max(dim=1, keepdim=True).values  # (g, 1)
+            forced = (
+                (iou == best) & (best > 0) & (best >= min_iou)
+            )  # > 0: else all equal the best of an untouched object
+            index = torch.arange(start, start + len(iou), device=device)[:, None]
+            promoter = torch.maximum(promoter, torch.where(forced, index, -1).amax(dim=0))
+        start += len(iou)
+    return promoter
 
 
 class _IoUBlocks:
-    """The rows of the IoU matrix, `step` at a time; one block is kept, several are made anew on each pass."""
+    """The rows of the IoU matrix, some objects at a time; a matrix of one block is kept, more are made on each pass."""
 
-    def __init__(self, gt_boxes: Tensor, candidates: Tensor, step: int):
-        self.gt_boxes, self.candidates = gt_boxes.split(step) if len(gt_boxes) else (), candidates
-        self._only = [box_iou(self.gt_boxes[0], candidates)] if len(self.gt_boxes) == 1 else None
+    def __init__(self, gt_boxes: Tensor, candidates: Tensor):
+        step = max(1, MATRIX_LIMIT // max(1, len(candidates)))
+        self.gt_boxes, self.candidates = gt_boxes.split(step), candidates
+        self.kept = [box_iou(gt_boxes, candidates)] if len(gt_boxes) <= step else None
 
-    def __iter__(self):
-        yield from self._only or (box_iou(gt, self.candidates) for gt in self.gt_boxes)
-
-
-class _Assigner:
-    """Best object of every candidate, gathered block by block."""
-
-    def __init__(self, num: int, device: torch.device):
-        self.best_iou = torch.zeros(num, device=device)  # (P,)
-        self.gt_index = torch.zeros(num, dtype=torch.long, device=device)  # (P,)
-
-    def see(self, iou: Tensor, start: int) -> _Assigner:
-        """Take in the rows (g, P) of objects start, start + 1, ..."""
-        if len(iou):
-            best, index = iou.max(dim=0)
-            better = best > self.best_iou  # strictly: of equal objects the first one stays
-            self.best_iou = torch.where(better, best, self.best_iou)
-            self.gt_index = torch.where(better, index + start, self.gt_index)
-        return self
-
-    def verdict(
-        self, blocks, pos_iou: float, neg_iou: float, force_match: ForceMatch | None, min_force_iou: float
-    ) -> tuple[Tensor, Tensor]:
-        label = torch.full_like(self.gt_index, IGNORE)
-        label[self.best_iou < neg_iou] = NEGATIVE
-        label[self.best_iou >= pos_iou] = POSITIVE
-        gt_index, start = self.gt_index.clone(), 0
-        for iou in blocks if force_match else ():  # rule (i), ties included
-            forced = _forced(iou, min_force_iou)  # (g, P)
-            label[forced.any(dim=0)] = POSITIVE
-            if force_match == "promoter":  # of several promoters the last one wins
-                order = torch.arange(start, start + len(iou), device=iou.device)[:, None]
-                last = torch.where(forced, order, -1).amax(dim=0)
-                gt_index = torch.where(last >= 0, last, gt_index)
-            start += len(iou)
-        return label, gt_index
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.kept or (box_iou(gt, self.candidates) for gt in self.gt_boxes))
 
 
-def _forced(iou: Tensor, min_force_iou: float) -> Tensor:
-    """(g, P) bool: the candidates that no other one beats at this object; none where the object touches nothing."""
-    if 0 in iou.shape:
-        return torch.zeros_like(iou, dtype=torch.bool)
-    best_of_gt = iou.max(dim=1, keepdim=True).values  # (g, 1)
-    return (iou == best_of_gt) & (best_of_gt > 0) & (best_of_gt >= min_force_iou)
+def _in_crowd(candidates: Tensor, crowd: Tensor) -> Tensor:
+    """(P,) bool: by at least half of their area in one region."""
+    share = intersection(crowd, candidates) / box_area(candidates).clamp(min=1e-6)  # (I, P)
+    return (share >= CROWD_IOF).any(dim=0)

@@ -15,9 +15,9 @@ from detector.layers import ConvNorm, Norm, c2_xavier_
 class FPN(nn.Module):
     """[C2..C5] -> [P2..P6], finest first; every map has `width` channels.
 
-    `fuse`: "sum", or "average" of the lateral and the upsampled map, as Detectron2's fuse_type "avg". `extra`: P6 as every
-    second pixel of P5 ("pool", FPN footnote 1), or P6 and P7 by strided convolutions of C5 ("c5"), of the lateral map M5
-    ("m5", mmdetection's on_lateral) or of P5 ("p5"), with a ReLU between (RetinaNet sec. 4) unless `extra_relu` is false.
+    `fuse`: "sum", or "average" of the lateral and the upsampled map, as Detectron2's fuse_type "avg". `extra`: P6 as
+    every second pixel of P5 ("pool", FPN footnote 1), or P6 and P7 by strided convolutions of C5 ("c5"), of the lateral
+    map M5 ("m5", mmdetection's on_lateral) or of P5 ("p5"); a ReLU between them (RetinaNet sec. 4) if `extra_relu`.
     """
 
     def __init__(

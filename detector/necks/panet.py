@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class PANet(nn.Module):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
         super().__init__()
-        if any(coarse != 2 * fine for fine, coarse in zip(strides, strides[1:])):
+        if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
             raise ValueError(f"the bottom-up path halves its maps, which have strides {list(strides)}")
         self.fpn = FPN(channels, strides, width=width)
         self.down = nn.ModuleList(ConvNorm(width, width, 3, stride=2) for _ in channels[1:])

@@ -36,9 +36,11 @@ def save_checkpoint(
         "category_ids": list(category_ids),
         "pixels": {"order": pixels.order, "mean": pixels.mean.flatten().tolist(), "std": pixels.std.flatten().tolist()},
         "versions": {
-            "detector": __version__, "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
+            "detector": __version__,
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
             "python": platform.python_version(),
-        },  # fmt: skip
+        },
         "training": dict(training or {}),
     }
     write_atomically(Path(path), content)
@@ -54,7 +56,9 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise CheckpointError(f"{path}: could not be written ({error}); the older file, if any, is untouched") from error
+        raise CheckpointError(
+            f"{path}: could not be written ({error}); the older file, if any, is untouched"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,10 +69,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged or foreign file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint that can be read safely ({reason})") from error
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
+        raise CheckpointError(
+            f"{path}: damaged, or holds more than plain tensors and numbers; it was not read"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: not a checkpoint of this project. Weights of another framework come in by "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import resource
@@ -173,9 +174,8 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> None:
         """AP and loss on val; the best AP so far keeps its weights."""
-        predictor = Predictor(
-            self.model, self.config, self.train_set.class_names, self.train_set.category_ids, device=self.device
-        )
+        names, ids = self.train_set.class_names, self.train_set.category_ids
+        predictor = Predictor(copy.deepcopy(self.model), self.config, names, ids, device=self.device)
         metrics, _ = evaluate(predictor, self.val_set, workers=self.data.workers)
         scores = {name: metrics["bbox"][name] for name in SCORES}
         val_loss = self._val_loss(predictor)
