@@ -210,7 +210,7 @@ def _inside(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _find_place(rng: RandomState, mask: np.ndarray, owner: np.ndarray, drawn: list[Drawn]) -> tuple[int, int] | None:
-    """A top left corner (x, y) where the mask fits and hides no object by more than half; None if none was found."""
+    """A top left corner (x, y) where the mask fits and hides no object by more than a quarter; None if none was found."""
     h, w = mask.shape
     room_y, room_x = owner.shape[0] - h, owner.shape[1] - w
     if min(room_x, room_y) < 0:
@@ -221,7 +221,7 @@ def _find_place(rng: RandomState, mask: np.ndarray, owner: np.ndarray, drawn: li
         after = owner.copy()
         after[y : y + h, x : x + w][mask] = -1
         visible = np.bincount(after[after >= 0], minlength=len(drawn))
-        if (2 * visible >= area).all():
+        if (4 * visible >= 3 * area).all():
             return x, y
     return None
 

@@ -1,0 +1,196 @@
+"""The rules of the golden files: weights and images by formula, and how recorded numbers are compared.
+
+The recorded numbers of reference detectors lie beside the checkout in ../shared/golden; its README states the rules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+PROJECT = Path(__file__).resolve().parents[1]
+SHARED = PROJECT.parent / "shared"
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the reference material beside the checkout; the calling test is skipped without it."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"needs the reference material {SHARED / path}")
+    return SHARED / path
+
+
+def golden(name: str) -> dict[str, Any]:
+    """The recorded numbers of one reference model, neck collection, or of functions."""
+    return json.loads(shared(f"golden/{name}.json").read_text())
+
+
+# --- weights
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Section 1 of the README: a tensor from its name and shape. `gains` and the rest are those of a file's `fill`."""
+
+    seed_text: str
+    default_gain: float = 1.7
+    last_norm: float = 0.25
+    gains: Sequence[tuple[str, float]] = ()
+    norm_gains: Sequence[tuple[str, float]] = ()
+    bias_add: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def normal(self, key: str, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal numbers, rounded to float32 and kept in float64."""
+        seed = zlib.crc32((self.seed_text + key).encode()) & 0xFFFFFFFF
+        return np.random.RandomState(seed).standard_normal(shape).astype(np.float32).astype(np.float64)
+
+    def tensor(self, key: str, shape: Sequence[int], shapes: Shapes) -> Tensor:
+        """The float32 value of one tensor; `shapes` has those of its siblings."""
+        return torch.from_numpy(np.asarray(self._value(key, tuple(shape), shapes)).astype(np.float32))
+
+    def state(self, shapes: Shapes, left_alone: Sequence[str] = ()) -> dict[str, Tensor]:
+        """All tensors but those that a model is to keep as it was built."""
+        names = [key for key in shapes if key not in left_alone and not key.endswith("num_batches_tracked")]
+        return {key: self.tensor(key, shapes[key], shapes) for key in names}
+
+    def _value(self, key: str, shape: tuple[int, ...], shapes: Shapes) -> np.ndarray:
+        z, last = self.normal(key, shape), key.rpartition(".")[2]
+        if last == "running_var":
+            return 0.9 + 0.1 * z**2
+        if last == "running_mean":
+            return 0.1 * z
+        if last == "edge_weights":
+            return 1 + 0.25 * z
+        if last in ("weight_gamma", "weight_beta"):
+            fan = math.prod(shapes[key.rpartition(".")[0] + ".weight"][1:])
+            return (1.7 * (1 + 0.1 * z) if last == "weight_gamma" else 0.01 * z) / math.sqrt(fan)
+        if last == "bias":
+            return 0.1 * z + 0.5 * key.endswith("switch.bias") + np.asarray(self.bias_add.get(key, 0.0))
+        return self._norm_gain(key, z) if len(shape) == 1 else self._weight(key, z)
+
+    def _norm_gain(self, key: str, z: np.ndarray) -> np.ndarray:
+        is_last = any(name in key for name in ("conv3.norm.", "bn3.", "gn3."))
+        return (1 + 0.1 * z) * (self.last_norm if is_last else 1) * _first(self.norm_gains, key, 1.0)
+
+    def _weight(self, key: str, z: np.ndarray) -> np.ndarray:
+        centred = z - z.mean(axis=tuple(range(1, z.ndim)), keepdims=True) if z.shape[1] > 3 else z
+        return centred * _first(self.gains, key, self.default_gain) / math.sqrt(math.prod(z.shape[1:]))
+
+
+def _first(table: Sequence[tuple[str, float]], key: str, default: float) -> float:
+    return next((number for part, number in table if part in key), default)
+
+
+def filled(record: Mapping[str, Any], seed_text: str) -> dict[str, Tensor]:
+    """The state dict that a model file or a neck entry prescribes, under the reference's own names."""
+    fill = Fill(seed_text, **record["fill"])
+    return fill.state(dict(record["state"]), record["left_alone"])
+
+
+# --- images
+
+
+def formula_image(k: int, height: int, width: int) -> Tensor:
+    """Section 2 of the README: image number k, uint8 RGB (3, H, W): waves, twelve discs, eight rectangles."""
+    y, x = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
+    return torch.from_numpy(np.stack([_channel(c, k, x, y) for c in range(3)]))
+
+
+def _channel(c: int, k: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    height, width = x.shape
+    v = 127.5 + 26 * np.sin(x / (5 + 2 * c + k)) * np.cos(y / (7 + 3 * c))
+    v += 22 * np.sin((x + 2 * y) / (29 + 4 * c) + 0.7 * k) + 18 * np.cos((3 * x - y) / (61 + 7 * k) + c)
+    for j in range(12):
+        cx, cy = width * _frac(0.618034 * (j + 1) + 0.130 * k), height * _frac(0.414214 * (j + 1) + 0.290 * k)
+        radius = min(height, width) * (0.02 + 0.015 * j)
+        v += 55 * math.cos(1.3 * j + 2 * c + k) * ((x - cx) ** 2 + (y - cy) ** 2 < radius**2)
+    for j in range(8):
+        x0, y0 = width * _frac(0.754878 * (j + 1) + 0.210 * k), height * _frac(0.569840 * (j + 1) + 0.370 * k)
+        w, h = width * (0.05 + 0.05 * j), height * (0.40 - 0.04 * j)
+        v += 48 * math.sin(0.9 * j + 1.7 * c + 2 * k) * ((x0 <= x) & (x < x0 + w) & (y0 <= y) & (y < y0 + h))
+    return np.floor(np.clip(v, 0, 255)).astype(np.uint8)
+
+
+def _frac(t: float) -> float:
+    return t - math.floor(t)
+
+
+# Section 3 of the README: (x1, y1, x2, y2, class) of the two images of the case "batch"
+GROUND_TRUTH = [
+    [[12, 20, 30.5, 41, 3], [60, 30, 101, 62.5, 17], [150, 8, 246, 90, 56],
+     [40, 100, 210, 240, 0], [230.25, 110, 345, 250, 24], [262, 140, 290, 175, 79]],
+    [[5, 5, 270, 300, 41], [100, 40, 131, 88, 2], [20, 180, 36, 196.75, 9],
+     [150, 150, 280, 310, 60], [200, 20, 262, 75, 11], [30.5, 60, 94, 133, 75]],
+]  # fmt: skip
+
+
+def ground_truth(*, empty_second: bool = False) -> list[dict[str, Tensor]]:
+    """`boxes` and `labels` of both images; without a box in the second one if wanted."""
+    rows = [torch.tensor(r) for r in GROUND_TRUTH]
+    rows[1] = rows[1][: 0 if empty_second else None]
+    return [{"boxes": r[:, :4], "labels": r[:, 4].long()} for r in rows]
+
+
+# --- comparisons
+
+
+def record_errors(found: Tensor, record: Mapping[str, Any]) -> tuple[float, float]:
+    """Largest difference at the recorded elements, and of mean and std; both over the recorded std."""
+    assert list(found.shape) == record["shape"]
+    found = found.detach().double().contiguous().flatten()
+    values = (found[torch.tensor(record["idx"])] - torch.tensor(record["values"], dtype=torch.float64)).abs().max()
+    mean, std = found.mean() - record["mean"], found.std(correction=0) - record["std"]
+    return float(values) / record["std"], float(max(mean.abs(), std.abs())) / record["std"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Two sets of boxes laid on one another."""
+
+    unmatched: int
+    px: float  # largest differences among the matched
+    score: float
+
+
+def match_sets(
+    found: tuple[Tensor, Tensor, Tensor], expected: tuple[Tensor, Tensor, Tensor], *, px: float, score: float
+) -> Match:
+    """Greedily, every expected box takes the nearest found one of its label. Sets: boxes (D, 4), scores, labels.
+
+    Nearest in box and score together, as parts of the tolerances `px` and `score`; farther than those is unmatched.
+    """
+    (boxes, scores, labels), (want_boxes, want_scores, want_labels) = found, expected
+    d_box = (want_boxes[:, None].double() - boxes.double()).abs().amax(dim=-1)  # (expected, found)
+    d_score = (want_scores[:, None].double() - scores.double()).abs()
+    apart = torch.maximum(d_box / px, d_score / score)
+    apart[want_labels[:, None] != labels] = math.inf
+    unmatched, worst_px, worst_score = 0, 0.0, 0.0
+    for i, row in enumerate(apart):
+        if not len(row) or row.min() > 1:
+            unmatched += 1
+            continue
+        j = int(row.argmin())
+        worst_px, worst_score = max(worst_px, float(d_box[i, j])), max(worst_score, float(d_score[i, j]))
+        apart[:, j] = math.inf  # taken
+    return Match(unmatched, worst_px, worst_score)
+
+
+def relative_error(found: float, expected: float, *, below: float = 0.01) -> float:
+    """|found - expected| / |expected|; over `below` where the expected value is smaller than that."""
+    return abs(found - expected) / max(abs(expected), below)
+
+
+def assert_near(found: Tensor, expected: float | list) -> None:
+    """The README's tolerance for functions.json."""
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-6, atol=2e-6)

@@ -1,0 +1,406 @@
+"""The COCO data set: truths by hand, everything that can be wrong with a file, and what it weighs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from detector.data.coco import CocoDataset, FlatStrings, join_within
+from detector.data.image import read_image
+from detector.errors import DataError
+from detector.structures import Target
+
+DOCUMENT: dict[str, Any] = {
+    "images": [
+        {"id": 30, "file_name": "b.png", "width": 20, "height": 10},
+        {"id": 10, "file_name": "sub/a.png", "width": 8, "height": 12},
+        {"id": 20, "file_name": "empty.png", "width": 5, "height": 5},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 10, "category_id": 90, "bbox": [1, 2, 3, 4], "iscrowd": 0, "segmentation": [[1, 2, 3]]},
+        {"id": 2, "image_id": 30, "category_id": 7, "bbox": [0.5, 0, 10, 9.5]},
+        {"id": 3, "image_id": 30, "category_id": 90, "bbox": [0, 0, 20, 10], "iscrowd": 1},
+        {"id": 4, "image_id": 30, "category_id": 90, "bbox": [5, 5, 1, 1], "iscrowd": 0},
+    ],
+    "categories": [{"id": 90, "name": "cat"}, {"id": 7, "name": "dog"}],
+}
+
+
+def change(section: str, index: int, **values: Any) -> Callable[[dict[str, Any]], None]:
+    """An edit of one entry; `...` removes a key."""
+
+    def edit(document: dict[str, Any]) -> None:
+        entry = document[section][index]
+        entry.update(values)
+        for key in [key for key, value in values.items() if value is ...]:
+            del entry[key]
+
+    return edit
+
+
+def add(section: str, **values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document[section].append(values)
+
+
+def box(bbox: Any, image_id: int = 20, **more: Any) -> Callable[[dict[str, Any]], None]:
+    return add("annotations", id=99, image_id=image_id, category_id=7, bbox=bbox, **more)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for entry in DOCUMENT["images"]:
+        Image.new("RGB", (entry["width"], entry["height"])).save(tmp_path / "images" / entry["file_name"])
+    return tmp_path
+
+
+def load(folder: Path, *edits: Callable[[dict[str, Any]], None], **options: Any) -> CocoDataset:
+    document = copy.deepcopy(DOCUMENT)
+    for edit in edits:
+        edit(document)
+    (folder / "a.json").write_text(json.dumps(document))
+    return CocoDataset(folder / "images", folder / "a.json", **options)
+
+
+# Truths by hand
+
+
+def test_labels_follow_ascending_ids(folder: Path) -> None:
+    dataset = load(folder)
+    assert dataset.class_names == ["dog", "cat"] and dataset.category_ids == [7, 90]
+
+
+def test_boxes_are_corners_and_crowds_are_apart(folder: Path) -> None:
+    dataset = load(folder)
+    image, target, image_id = dataset[0]
+    assert image.shape == (3, 10, 20) and image.dtype == torch.uint8
+    assert image_id == 30 and type(image_id) is int
+    assert target.boxes.tolist() == [[0.5, 0, 10.5, 9.5], [5, 5, 6, 6]] and target.boxes.dtype == torch.float32
+    assert target.labels.tolist() == [0, 1] and target.labels.dtype == torch.int64
+    assert target.crowd.tolist() == [[0, 0, 20, 10]]
+    assert dataset.target(1).boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_columns_of_the_images(folder: Path) -> None:
+    dataset = load(folder)
+    assert dataset.image_ids.tolist() == [30, 10, 20]
+    assert dataset.sizes.tolist() == [[10, 20], [12, 8], [5, 5]]
+    assert list(dataset.file_names) == ["b.png", "sub/a.png", "empty.png"]
+    assert dataset.annotation_file == folder / "a.json"
+
+
+def test_an_image_without_objects_has_empty_tensors(folder: Path) -> None:
+    target = load(folder)[2][1]
+    assert target.boxes.shape == (0, 4) and target.labels.shape == (0,) and target.crowd.shape == (0, 4)
+    assert target.boxes.dtype == torch.float32 and target.labels.dtype == torch.int64
+
+
+def test_it_is_a_sequence(folder: Path) -> None:
+    dataset = load(folder)
+    assert len(dataset) == 3 and [image_id for _, _, image_id in dataset] == [30, 10, 20]
+    assert dataset[-1][2] == 20 and dataset.target(-2).boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_the_transform_sees_image_and_target(folder: Path) -> None:
+    def halve(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        return image[:, ::2], Target(target.boxes * 2, target.labels, target.crowd)
+
+    dataset = load(folder, transform=halve)
+    image, target, _ = dataset[1]
+    assert image.shape == (3, 6, 8) and target.boxes.tolist() == [[2, 4, 8, 12]]
+    assert dataset.image(1).shape == (3, 12, 8)  # without the transform
+
+
+def test_boxes_are_clipped_dropped_and_counted(folder: Path) -> None:
+    dataset = load(
+        folder,
+        box([-2, -2, 4, 9]),  # clipped
+        box([1, 1, 0, 3]),  # no width
+        box([5, 0, 3, 3]),  # begins where the image ends
+        box([1, 1, 4.001, 4]),  # rounding does not count as clipped
+        box([2, 2, 0, 0], iscrowd=1),
+    )
+    assert dataset.target(2).boxes.tolist() == [[0, 0, 2, 5], [1, 1, 5, 5]]
+    assert dataset.report == (
+        f"{folder / 'a.json'}: 3 images, 5 objects of 2 classes, 1 crowd regions; 2 boxes clipped to their image, "
+        "3 without area dropped; 0 images without objects kept"
+    )
+
+
+def test_images_without_objects_stay_or_go(folder: Path) -> None:
+    assert load(folder).report.endswith("; 1 images without objects kept")
+    dataset = load(folder, box([1, 1, 0, 0]), box([0, 0, 2, 2], iscrowd=1), keep_empty=False)
+    assert dataset.image_ids.tolist() == [30, 10] and list(dataset.file_names) == ["b.png", "sub/a.png"]
+    assert dataset.target(1).boxes.tolist() == [[1, 2, 4, 6]] and dataset.target(1).crowd.shape == (0, 4)
+    assert dataset.report.endswith("; 1 images without objects left out") and "2 images, 3 objects" in dataset.report
+    first_goes = load(folder, lambda d: d["annotations"].__delitem__(slice(1, 4)), keep_empty=False)
+    assert first_goes.image_ids.tolist() == [10] and first_goes.target(0).boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_class_table(folder: Path) -> None:
+    lines = load(folder).class_table().splitlines()
+    assert [line.split() for line in lines] == [
+        ["label", "id", "objects", "name"], ["0", "7", "1", "dog"], ["1", "90", "2", "cat"],
+    ]  # fmt: skip
+
+
+# Classes
+
+
+def test_chosen_classes_are_renumbered_and_the_rest_ignored(folder: Path) -> None:
+    dataset = load(folder, classes=["cat"])
+    assert dataset.class_names == ["cat"] and dataset.category_ids == [90]
+    assert dataset.target(0).labels.tolist() == [0] and len(dataset.target(0).crowd) == 1
+    assert load(folder, classes=["dog"], keep_empty=False).image_ids.tolist() == [30]
+    assert load(folder, classes=["cat", "dog"]).class_names == ["dog", "cat"]  # the ids decide, not the list
+
+
+def test_a_misspelt_class_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.json: data\.classes names 'Dog', .*; nearest: dog"):
+        load(folder, classes=["cat", "Dog"])
+    with pytest.raises(DataError, match=r"no classes"):
+        load(folder, classes=[])
+
+
+def test_another_split_agrees_by_name_not_by_id(folder: Path) -> None:
+    dataset = load(folder, class_names=["cat", "dog"])  # the training file had them the other way round
+    assert dataset.class_names == ["cat", "dog"] and dataset.category_ids == [90, 7]
+    assert dataset.target(0).labels.tolist() == [1, 0]
+    assert load(folder, classes=["cat"], class_names=["cat"]).category_ids == [90]
+
+
+def test_a_split_with_other_names_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.json: .*only here: \['dog'\]; only in training: \['bird', 'cow'\]"):
+        load(folder, class_names=["cat", "cow", "bird"])
+    with pytest.raises(DataError, match=r"only here: \['dog'\]; only in training: \[\]"):
+        load(folder, class_names=["cat"])
+
+
+# Everything wrong with a file: one clear error that names file, entry, key and remedy
+
+WRONG = {
+    "nan": (box([0, 0, float("nan"), 3]), r"annotations\[4\], id 99: `bbox` is \[0, 0, nan, 3\]; .*finite"),
+    "infinite": (box([0, float("inf"), 1, 3]), r"id 99: `bbox` is \[0, inf, 1, 3\]"),
+    "too large for a float": (box([0, 10**400, 1, 3]), r"id 99: `bbox`"),
+    "reversed": (box([4, 4, -3, 2]), r"id 99: `bbox` is \[4, 4, -3, 2\]; width and height"),
+    "three numbers": (box([1, 2, 3]), r"id 99: `bbox` is \[1, 2, 3\]; .*four"),
+    "no list": (box("1 2 3 4"), r"id 99: `bbox` is '1 2 3 4'"),
+    "text in it": (box([1, 2, "3", 4]), r"id 99: `bbox`"),
+    "no box": (change("annotations", 1, bbox=...), r"annotations\[1\], id 2: `bbox` is missing"),
+    "no id": (change("annotations", 1, id=...), r"annotations\[1\], id missing: `id` is missing"),
+    "unknown category": (change("annotations", 0, category_id=8), r"id 1: `category_id` is 8; no such category: add"),
+    "unknown image": (change("annotations", 3, image_id=11), r"id 4: `image_id` is 11; no such image: add"),
+    "image id as text": (change("annotations", 3, image_id="10"), r"id 4: `image_id` is '10'; .*integer"),
+    "crowd as text": (change("annotations", 3, iscrowd="no"), r"id 4: `iscrowd` is 'no'"),
+    "many": (lambda d: [a.update(category_id=8) for a in d["annotations"]], r"id 1: .*\(3 more like it\)"),
+    "image twice": (change("images", 2, id=30), r"images\[2\], id 30: `id` is 30; two images"),
+    "no width": (change("images", 0, width=...), r"images\[0\], id 30: `width` is missing"),
+    "no height": (change("images", 0, height=0), r"images\[0\], id 30: `height` is 0; .*at least 1"),
+    "no name": (change("images", 0, file_name=...), r"images\[0\], id 30: `file_name` is missing"),
+    "outside": (change("images", 0, file_name="../b.png"), r"id 30: `file_name` is '../b.png'; .*inside"),
+    "category twice": (change("categories", 0, name="dog"), r"categories\[1\], id 7: `name` is 'dog'; two"),
+    "category id twice": (change("categories", 0, id=7), r"categories\[1\], id 7: `id` is 7; two categories"),
+    "nameless category": (change("categories", 0, name=...), r"categories\[0\], id 90: `name` is missing"),
+    "no images": (lambda d: d.pop("images"), r"`images` is missing or is not a list"),
+    "no annotations": (lambda d: d.pop("annotations"), r"`annotations` is missing"),
+    "no categories": (lambda d: d.pop("categories"), r"`categories` is missing"),
+    "categories as names": (lambda d: d.update(categories=["cat"]), r"`categories` is missing or is not a list of obj"),
+    "empty categories": (lambda d: d.update(categories=[], annotations=[]), r"no classes"),
+    "empty images": (lambda d: d.update(images=[], annotations=[]), r"no image is left"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named(folder: Path, case: str) -> None:
+    edit, message = WRONG[case]
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder, edit)
+    assert str(caught.value).startswith(str(folder / "a.json")) and "\n" not in str(caught.value)
+
+
+def test_a_set_that_loses_all_its_images_says_so(folder: Path) -> None:
+    with pytest.raises(DataError, match="no image is left"):
+        load(folder, lambda d: d.update(annotations=[]), keep_empty=False)
+    assert len(load(folder, lambda d: d.update(annotations=[]))) == 3
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[1, 2]", "null", '{"images": [', "[" * 100_000, "\ud800"])
+def test_what_is_no_coco_file_is_named(folder: Path, text: str) -> None:
+    (folder / "a.json").write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(DataError, match=r"a\.json: "):
+        CocoDataset(folder / "images", folder / "a.json")
+
+
+def test_missing_places_are_named(folder: Path) -> None:
+    load(folder)
+    with pytest.raises(DataError, match=r"gone\.json: cannot read the annotations \(No such file"):
+        CocoDataset(folder / "images", folder / "gone.json")
+    with pytest.raises(DataError, match=r"pictures: no such image folder"):
+        CocoDataset(folder / "pictures", folder / "a.json")
+    (folder / "images" / "b.png").unlink()
+    with pytest.raises(DataError, match=r"b\.png: no such image"):
+        load(folder)[0]
+
+
+def test_a_byte_order_mark_is_no_harm(folder: Path) -> None:
+    (folder / "a.json").write_text(json.dumps(DOCUMENT), encoding="utf-8-sig")
+    assert len(CocoDataset(folder / "images", folder / "a.json")) == 3
+
+
+def test_sizes_must_be_those_of_the_upright_image(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter: 20 x 10 in the file is 10 x 20 to the eye
+    Image.new("RGB", (20, 10)).save(folder / "images" / "b.png", exif=exif)
+    with pytest.raises(DataError, match=r"b\.png: .* is 10 x 20, but .*a\.json says 20 x 10 for image id 30"):
+        load(folder)[0]
+    assert load(folder, change("images", 0, width=10, height=20))[0][0].shape == (3, 20, 10)
+
+
+def test_the_pixel_limit_reaches_the_decoder(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"b\.png: too large .*data\.max_pixels"):
+        load(folder, max_pixels=199)[0]
+
+
+# File names stay inside of the image folder
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "C:\\x", "C:x", "..\\x", "\\\\host\\x", "a\0b", "", "\ud800"]
+)
+def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="leads out of the image folder"):
+        join_within(tmp_path, name)
+
+
+def test_links_that_leave_the_folder(tmp_path: Path) -> None:
+    inside, secret = tmp_path / "images", tmp_path / "secret.png"
+    inside.mkdir()
+    secret.touch()
+    (inside / "a.png").touch()
+    (inside / "out.png").symlink_to(secret)
+    (inside / "up").symlink_to(tmp_path)
+    (inside / "circle").symlink_to(inside / "circle")
+    (inside / "alias.png").symlink_to(inside / "a.png")
+    (tmp_path / "linked").symlink_to(inside)
+    for name in ("out.png", "up/secret.png"):
+        with pytest.raises(DataError, match=f"'{name}': leads out"):
+            join_within(inside, name)
+    assert join_within(inside, "alias.png") == inside / "alias.png"
+    assert join_within(tmp_path / "linked", "a.png").exists()  # the folder itself may be a link
+    with pytest.raises(DataError, match="circle"):
+        read_image(join_within(inside, "circle"))
+
+
+# What it weighs, and what travels to the workers
+
+
+def test_it_can_be_pickled(folder: Path) -> None:
+    dataset = load(folder)
+    twin = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(twin[0][0], dataset[0][0]) and torch.equal(twin[0][1].boxes, dataset[0][1].boxes)
+
+
+def test_annotations_are_flat(folder: Path) -> None:
+    images = [{"id": i, "file_name": f"{i:012}.jpg", "width": 640, "height": 480} for i in range(3000)]
+    objects = [
+        {"id": i, "image_id": i % 3000, "category_id": 7, "bbox": [i % 600, 5, 20, 30], "segmentation": [[0] * 20]}
+        for i in range(20_000)
+    ]
+    dataset = load(folder, lambda d: d.update(images=images, annotations=objects))
+    assert len(pickle.dumps(dataset)) < 50 * len(images) + 30 * len(objects)  # COCO train2017: 30 MB
+    many = [x for x in vars(dataset).values() if hasattr(x, "__len__") and len(x) >= 3000]
+    assert {type(x) for x in many} == {np.ndarray, FlatStrings}  # no list, no dictionary: nothing to count references
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=5), max_size=9))
+def test_flat_strings_are_the_strings(strings: list[str]) -> None:
+    flat = FlatStrings(strings)
+    assert list(flat) == strings and len(flat) == len(strings)
+    assert [flat[-i - 1] for i in range(len(strings))] == strings[::-1]
+
+
+# Invariants and oracles
+
+number = st.integers(-30, 30) | st.floats(-30, 30, width=32)
+size = st.integers(0, 40) | st.floats(0, 40, width=32)
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "images").mkdir()
+    return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(number, number, size, size, st.sampled_from([10, 20, 30]), st.booleans()), max_size=8))
+def test_targets_are_those_of_a_slow_loop(shared_folder: Path, rows: list[tuple]) -> None:
+    objects = [
+        {"id": i, "image_id": image, "category_id": 7, "bbox": [x, y, w, h], "iscrowd": int(crowd)}
+        for i, (x, y, w, h, image, crowd) in enumerate(rows)
+    ]
+    dataset = load(shared_folder, lambda d: d.update(annotations=objects))
+    for i, entry in enumerate(DOCUMENT["images"]):
+        expected: dict[bool, list[list[float]]] = {True: [], False: []}
+        for x, y, w, h, image, crowd in rows:
+            x1, x2 = (np.float32(min(max(v, 0), entry["width"])) for v in (x, x + w))
+            y1, y2 = (np.float32(min(max(v, 0), entry["height"])) for v in (y, y + h))
+            if image == entry["id"] and x2 > x1 and y2 > y1:
+                expected[crowd].append([x1, y1, x2, y2])
+        assert dataset.target(i).boxes.tolist() == expected[False]
+        assert dataset.target(i).crowd.tolist() == expected[True]
+        assert dataset.target(i).labels.tolist() == [0] * len(expected[False])
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["id", "name", "bbox"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.sampled_from(["images", "annotations", "categories"]), anything)
+def test_a_damaged_file_loads_or_is_a_data_error(
+    shared_folder: Path, data: st.DataObject, section: str, value: Any
+) -> None:
+    key = data.draw(st.sampled_from([None, *DOCUMENT[section][0]]))
+    edit = change(section, 0, **{key: value}) if key else lambda d: d.update({section: value})
+    try:
+        dataset = load(shared_folder, edit)
+    except DataError as error:
+        assert str(shared_folder / "a.json") in str(error)
+    else:
+        assert all(len(dataset.target(i).boxes) == len(dataset.target(i).labels) for i in range(len(dataset)))
+
+
+COCO128 = Path(__file__).parents[2] / "shared" / "data" / "coco128"
+
+
+@pytest.mark.skipif(not COCO128.is_dir(), reason="needs the COCO128 images")
+def test_real_images_and_pycocotools() -> None:
+    from pycocotools.coco import COCO
+
+    dataset = CocoDataset(COCO128 / "images", COCO128 / "annotations" / "instances.json")
+    coco = COCO(COCO128 / "annotations" / "instances.json")
+    assert "929 objects of 80 classes, 10 crowd regions" in dataset.report
+    assert dataset.category_ids == sorted(coco.getCatIds())
+    for i, image_id in enumerate(dataset.image_ids.tolist()):
+        target = dataset[i][1]  # decodes, with the size that the file states
+        entries = [a for a in coco.imgToAnns[image_id] if not a["iscrowd"]]
+        xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in entries)]).reshape(-1, 4)
+        torch.testing.assert_close(target.boxes, xyxy, atol=0.02, rtol=0)
+        assert [dataset.category_ids[label] for label in target.labels] == [a["category_id"] for a in entries]

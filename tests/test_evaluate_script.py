@@ -1,0 +1,164 @@
+"""scripts/evaluate.py: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import detector
+from detector.errors import CheckpointError
+
+ROOT = Path(__file__).parents[1]
+COCOAPI = ROOT.parent / "shared/data/cocoapi"
+TRUTH = {
+    "images": [{"id": 1}],
+    "categories": [{"id": 3, "name": "cell"}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 40]}],
+}
+FOUND = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 40], "score": 0.5}]
+METRICS = {
+    "bbox": dict.fromkeys("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split(), 0.25),
+    "per_class": {"cell": {"AP": 0.25, "AP50": 0.75}},
+    "proposals": {f"AR{n}{size}": 0.125 for n in (100, 1000) for size in ("", "s", "m", "l")},
+}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts/evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """--detections and --annotations of a perfect result."""
+    (tmp_path / "found.json").write_text(json.dumps(FOUND))
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
+    return ["--detections", str(tmp_path / "found.json"), "--annotations", str(tmp_path / "truth.json")]
+
+
+@pytest.fixture
+def faked(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A checkpoint and a data set that cost nothing; gathers what the script asked them for."""
+    asked: dict[str, object] = {}
+    split = {"images": "images", "annotations": "a.json"}
+    config = {"data": {"root": ".", "train": split, "val": split, "workers": 0}}
+    predictor = SimpleNamespace(config=config, class_names=["cell"])
+
+    def load(path: Path, trust: bool, overrides: list[str]) -> SimpleNamespace:
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such checkpoint")
+        asked.update(overrides=overrides, trust=trust)
+        return predictor
+
+    def build_dataset(config: dict, split: str, class_names: list[str], trust: bool) -> SimpleNamespace:
+        asked.update(split=split, class_names=class_names, data_trust=trust)
+        return SimpleNamespace(report="1 image")
+
+    def evaluate(predictor: object, dataset: object, workers: int) -> tuple[dict, list]:
+        asked.update(workers=workers)
+        return METRICS, FOUND
+
+    monkeypatch.setattr(detector, "load", load)
+    monkeypatch.setattr(script, "build_dataset", build_dataset)
+    monkeypatch.setattr(script, "evaluate", evaluate)
+    return asked
+
+
+def test_results_file_is_scored(script: ModuleType, files: list[str], tmp_path: Path, capsys) -> None:
+    assert script.main([*files]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[0] == "AP" and "cell" in out and "proposals" not in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["found.json", "truth.json"]  # nothing is written unasked
+    assert script.main([*files, "--output", str(tmp_path / "new")]) == 0
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["metrics.json"]
+    metrics = json.loads((tmp_path / "new/metrics.json").read_text())
+    assert metrics["bbox"]["AP"] == pytest.approx(1) and metrics["per_class"]["cell"]["AP50"] == pytest.approx(1)
+
+
+def test_checkpoint_is_evaluated_beside_itself(script: ModuleType, faked: dict, tmp_path: Path, capsys) -> None:
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    assert script.main([str(tmp_path / "best.pth"), "data.root=there", "--split", "test", "data.workers=0"]) == 0
+    expected = {"overrides": ["data.root=there", "data.workers=0"], "split": "test", "class_names": ["cell"]}
+    assert faked == expected | {"workers": 0, "trust": False, "data_trust": False}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == METRICS
+    assert json.loads((tmp_path / "detections.json").read_text()) == FOUND
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "detections.json", "metrics.json"]
+    printed = capsys.readouterr()
+    assert "AR1000" in printed.out and "1 image" in printed.err
+
+
+def test_output_folder_is_chosen_and_tried_first(script: ModuleType, faked: dict, tmp_path: Path, capsys) -> None:
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    assert script.main([str(tmp_path / "best.pth"), "--output", str(tmp_path / "a/b")]) == 0
+    assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == ["detections.json", "metrics.json"]
+    faked.clear()
+    assert script.main([str(tmp_path / "best.pth"), "--output", str(tmp_path / "best.pth")]) == 2
+    assert "workers" not in faked  # refused before the long part
+    assert (tmp_path / "best.pth").read_bytes() == b"weights"
+
+
+def test_numbers_survive_a_failed_write(script: ModuleType, faked: dict, tmp_path: Path, capsys) -> None:
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    (tmp_path / "metrics.json").mkdir()
+    assert script.main([str(tmp_path / "best.pth")]) == 2
+    printed = capsys.readouterr()
+    assert "0.250000" in printed.out and "metrics.json: cannot be written" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either"),
+        (["--detections", "a.json"], "go together"),
+        (["best.pth", "--detections", "a.json", "--annotations", "b.json"], "give either"),
+        (["best.pth", "--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_wrong_command_line(script: ModuleType, arguments: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_bad_input_is_one_message(script: ModuleType, files: list[str], faked: dict, tmp_path: Path, capsys) -> None:
+    assert script.main([str(tmp_path / "none.pth")]) == 2
+    assert script.main([files[0], str(tmp_path / "none.json"), *files[2:]]) == 2
+    assert script.main([*files[:3], files[1]]) == 2  # the results given as annotations
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True] * 3
+    assert "none.pth" in lines[0] and "none.json" in lines[1]
+    assert "found.json: is not a COCO annotation file" in lines[2]
+
+
+def test_official_files(script: ModuleType, tmp_path: Path, capsys) -> None:
+    if not COCOAPI.exists():
+        pytest.skip("the COCO API's files are not here")
+    results = COCOAPI / "results/instances_val2014_fakebbox100_results.json"
+    annotations = COCOAPI / "annotations/instances_val2014_100.json"
+    arguments = ["--detections", str(results), "--annotations", str(annotations), "--output", str(tmp_path)]
+    assert script.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "0.504581  0.696973  0.572982  0.585626  0.519400  0.501398" in printed.out and printed.err == ""
+    assert "0.386813  0.593680  0.595353  0.639811  0.566421  0.564291" in printed.out
+    assert json.loads((tmp_path / "metrics.json").read_text())["bbox"]["AP"] == pytest.approx(0.504581, abs=5e-7)
+
+
+def test_as_a_program(files: list[str], tmp_path: Path) -> None:
+    """Results of an image that the annotations lack: status 2, one line, no traceback, nothing written."""
+    (tmp_path / "found.json").write_text(json.dumps([FOUND[0] | {"image_id": 999}]))
+    command = [sys.executable, ROOT / "scripts/evaluate.py", *files, "--output", tmp_path / "out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    refused = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert "999" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,175 @@
+"""Decoding: every mode and orientation gives the same upright RGB, and what is wrong with a file names the file."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from detector.data.image import ORIENTATION, read_image, to_rgb
+from detector.errors import DataError
+
+UPRIGHT = [[10, 20, 30], [40, 50, 60]]
+STORED = {  # what a file of this EXIF orientation holds, to look UPRIGHT: row 0 is the visual ..., column 0 ...
+    1: [[10, 20, 30], [40, 50, 60]],  # top, left
+    2: [[30, 20, 10], [60, 50, 40]],  # top, right
+    3: [[60, 50, 40], [30, 20, 10]],  # bottom, right
+    4: [[40, 50, 60], [10, 20, 30]],  # bottom, left
+    5: [[10, 40], [20, 50], [30, 60]],  # left, top
+    6: [[30, 60], [20, 50], [10, 40]],  # right, top
+    7: [[60, 30], [50, 20], [40, 10]],  # right, bottom
+    8: [[40, 10], [50, 20], [60, 30]],  # left, bottom
+}
+
+
+def grey(rows: list[list[int]]) -> Image.Image:
+    return Image.fromarray(np.array(rows, dtype=np.uint8))
+
+
+def oriented(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    return exif
+
+
+def bare_png(path: Path, width: int, height: int) -> Path:
+    """A PNG of hardly more than a header: whoever decodes it fails."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 99) + b"IDAT")
+    return path
+
+
+def test_colours_are_red_green_blue(tmp_path: Path) -> None:
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)  # (H, W, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert type(image) is torch.Tensor and image.dtype == torch.uint8 and image.shape == (3, 2, 3)
+    assert image.tolist() == pixels.transpose(2, 0, 1).tolist()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_every_orientation_is_made_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    grey(STORED[orientation]).convert("RGB").save(path, exif=oriented(orientation), **options)
+    assert read_image(path).tolist() == [UPRIGHT] * 3
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_orientation_of_a_jpeg_agrees_with_pillow(tmp_path: Path, orientation: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (7, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", exif=oriented(orientation))
+    expected = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
+    assert read_image(tmp_path / "a.jpg").tolist() == expected.transpose(2, 0, 1).tolist()
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_a_meaningless_orientation_is_upright(tmp_path: Path, orientation: int) -> None:
+    grey(UPRIGHT).save(tmp_path / "a.png", exif=oriented(orientation))
+    assert read_image(tmp_path / "a.png").tolist() == [UPRIGHT] * 3
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_does_not_spoil_good_pixels(tmp_path: Path) -> None:
+    grey(UPRIGHT).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_image(tmp_path / "a.png").tolist() == [UPRIGHT] * 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+@pytest.mark.filterwarnings("error")
+def test_modes_of_a_png(tmp_path: Path, mode: str) -> None:
+    black_and_white = grey([[0, 255, 0], [255, 255, 0]])
+    black_and_white.convert("RGB").convert(mode).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").tolist() == [[[0, 255, 0], [255, 255, 0]]] * 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_alpha_is_dropped_and_the_colour_kept(tmp_path: Path) -> None:
+    Image.new("RGBA", (1, 1), (200, 100, 50, 0)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").flatten().tolist() == [200, 100, 50]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([200, 100, 50])
+    palette.save(tmp_path / "p.png", transparency=b"\x07")
+    assert read_image(tmp_path / "p.png").flatten().tolist() == [200, 100, 50]
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")  # no cyan, all magenta, all yellow: red
+    red, green, blue = read_image(tmp_path / "a.jpg").float().mean(dim=(1, 2)).tolist()
+    assert red > 250 and green < 5 and blue < 5
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.pgm"])
+def test_sixteen_bits_give_their_high_byte(tmp_path: Path, name: str) -> None:
+    Image.fromarray(np.array([[0, 255, 256, 0x80FF, 65535]], dtype=np.uint16)).save(tmp_path / name)
+    assert read_image(tmp_path / name).tolist() == [[[0, 0, 1, 0x80, 255]]] * 3
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff: .*floating-point.*8 or 16 bits"):
+        read_image(tmp_path / "a.tiff")
+
+
+def test_an_open_image_is_converted_alike(tmp_path: Path) -> None:
+    grey(STORED[6]).save(tmp_path / "a.png", exif=oriented(6))
+    with Image.open(tmp_path / "a.png") as image:
+        assert torch.equal(to_rgb(image), read_image(str(tmp_path / "a.png")))
+    assert to_rgb(grey(UPRIGHT)).tolist() == [UPRIGHT] * 3  # never a file
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jpg: no such image; check the image folder"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    (tmp_path / "folder").mkdir()
+    for suffix in ("jpg", "png", "webp"):
+        memory = io.BytesIO()
+        Image.fromarray(noise).save(memory, {"jpg": "jpeg"}.get(suffix, suffix))
+        (tmp_path / f"half.{suffix}").write_bytes(memory.getvalue()[: len(memory.getvalue()) // 2])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.png").write_text("<html>404</html>")
+    for path in tmp_path.iterdir():
+        with pytest.raises(DataError) as caught:
+            read_image(path)
+        assert str(path) in str(caught.value) and "replace the file or remove its entry" in str(caught.value)
+
+
+def test_the_pixel_limit_is_inclusive_and_names_its_key(tmp_path: Path) -> None:
+    grey(UPRIGHT).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=6).shape == (3, 2, 3)
+    with pytest.raises(DataError, match=r"a\.png: too large \(3 x 2 pixels\); .* 5: raise data\.max_pixels"):
+        read_image(tmp_path / "a.png", max_pixels=5)
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])  # over Pillow's warning, over Pillow's error
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, side: int, action: str) -> None:
+    path = bare_png(tmp_path / "bomb.png", side, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(DataError, match=r"bomb\.png: too large .* raise data\.max_pixels"):
+            read_image(path)
+
+
+def test_the_key_raises_pillows_own_limit_and_never_lowers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey(UPRIGHT).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)  # Pillow raises above twice this
+    assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
+    assert read_image(tmp_path / "a.png", max_pixels=6).shape == (3, 2, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # switched off by the user
+    assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
+    assert Image.MAX_IMAGE_PIXELS is None

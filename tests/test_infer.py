@@ -1,0 +1,212 @@
+"""Inference on files, folders and patterns: what is found, written, skipped and refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import detector
+from detector.errors import CheckpointError, DataError
+from detector.inference.folder import SUFFIXES, find_images, infer_images
+from detector.structures import Detections
+
+ROOT = Path(__file__).parents[1]
+
+
+class FakePredictor:
+    """Finds in every image one object of 0.9 in its left half and one of 0.3 in the other."""
+
+    max_pixels = 10_000
+    category_ids = (3, 7)
+
+    def __init__(self):
+        self.batches: list[int] = []
+
+    def __call__(self, images: list[Tensor]) -> list[Detections]:
+        self.batches.append(len(images))
+        return [self.find(image.shape[2], image.shape[1]) for image in images]
+
+    def find(self, w: int, h: int) -> Detections:
+        boxes = torch.tensor([[0.0, 0.0, w / 2, h], [w / 2, 0.0, w, h]])
+        return Detections(boxes, torch.tensor([0.9, 0.3]), torch.tensor([1, 0]), ["cell", "dust"])
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("infer_script", ROOT / "scripts/infer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/{a.png, b.jpg, notes.txt, .hidden.png, day/a.png}; the current folder is the one above."""
+    for name in ("a.png", "b.jpg", ".hidden.png", "day/a.png"):
+        write_image(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def write_image(path: Path, size: tuple[int, int] = (40, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "gray").save(path)
+
+
+def names(paths: list[str], output: str = "out") -> list[str]:
+    return [job.name for job in find_images(paths, Path(output))]
+
+
+def test_a_folder_is_searched_with_all_below(photos: Path):
+    assert names(["photos"]) == names(["photos/"]) == names([str(photos)]) == ["a.png", "b.jpg", "day/a.png"]
+
+
+def test_files_and_patterns(photos: Path):
+    assert names(["photos/day/a.png"]) == ["a.png"]
+    assert names(["photos/*"]) == ["a.png", "b.jpg"]
+    assert names(["photos/**/*.png"]) == ["a.png", "day/a.png"]
+    assert names(["pho*/d?y/[ab].png"]) == ["photos/day/a.png"]
+
+
+def test_equal_names_are_told_apart_and_equal_files_are_not_repeated(photos: Path):
+    assert names(["photos/day/a.png", "photos/a.png", "./photos/../photos/a.png"]) == ["day/a.png", "a.png"]
+    assert names(["photos/day", "photos"]) == ["day/a.png", "a.png", "b.jpg"]
+
+
+def test_a_file_may_look_like_a_pattern_or_have_any_suffix(photos: Path):
+    write_image(photos / "x[1].png")
+    shutil.copy(photos / "a.png", photos / "scan")
+    jobs = find_images(["photos/x[1].png", "photos/scan"], Path("out"))
+    assert [job.name for job in jobs] == ["x[1].png", "scan"]
+    assert [job.picture.name for job in jobs] == ["x[1].png", "scan.png"]
+
+
+@pytest.mark.parametrize("path", ["missing", "missing/*.jpg", "photos/*.gif", "empty"])
+def test_a_path_without_images_is_refused(photos: Path, path: str):
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match=path.replace("*", r"\*")):
+        find_images(["photos", path], Path("out"))
+
+
+def test_inputs_are_never_written_over(photos: Path):
+    for paths, output in ((["photos"], "photos"), (["photos/day/a.png"], "photos"), (["photos/*.jpg"], "photos")):
+        with pytest.raises(DataError, match="choose another --output"):
+            find_images([*paths, "photos/a.png"], Path(output))
+
+
+def test_two_pictures_never_share_a_place(photos: Path):
+    shutil.copy(photos / "a.png", photos / "scan")
+    shutil.copy(photos / "a.png", photos / "scan.png")
+    with pytest.raises(DataError, match="choose another --output"):
+        find_images(["photos/scan", "photos/scan.png"], Path("out"))
+
+
+def test_links_in_the_output_folder_lead_nowhere_else(photos: Path):
+    Path("out").mkdir()
+    Path("out/day").symlink_to(photos.parent / "elsewhere")
+    with pytest.raises(DataError, match="elsewhere"):
+        find_images(["photos"], Path("out"))
+
+
+def test_pictures_of_an_earlier_run_are_no_inputs(photos: Path):
+    write_image(photos / "found" / "a.png")
+    assert names(["photos"], "photos/found") == names(["photos/**"], "photos/found") == ["a.png", "b.jpg", "day/a.png"]
+
+
+def test_pictures_and_results_are_written(photos: Path, capsys: pytest.CaptureFixture):
+    predictor, output = FakePredictor(), Path("out")
+    output.mkdir()
+    before = {path: path.read_bytes() for path in photos.rglob("*.*g")}
+    results, failed = infer_images(predictor, find_images(["photos"], output), output, score=0.5, batch_size=2)
+    assert not failed and predictor.batches == [2, 1]
+    assert sorted(str(p.relative_to(output)) for p in output.rglob("*.*")) == [
+        "a.png", "b.jpg", "day/a.png", "detections.json"
+    ]  # fmt: skip
+    assert Image.open(output / "day/a.png").size == (40, 30)
+    assert json.loads((output / "detections.json").read_text()) == results
+    assert [(r["image_id"], r["file_name"]) for r in results] == [(1, "a.png"), (2, "b.jpg"), (3, "day/a.png")]
+    assert results[0]["category_id"] == 7 and results[0]["bbox"] == [0, 0, 20, 30]
+    assert results[0]["score"] == pytest.approx(0.9)
+    assert {path: path.read_bytes() for path in photos.rglob("*.*g")} == before
+    assert "3/3" in capsys.readouterr().err  # the progress bar
+
+
+def test_the_score_decides_what_is_kept(photos: Path):
+    jobs = find_images(["photos"], Path("out"))
+    for score, count in ((0.0, 6), (0.5, 3), (1.0, 0)):
+        results, _ = infer_images(FakePredictor(), jobs, Path(), score=score, batch_size=8)
+        assert len(results) == count
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_can_be_written(tmp_path: Path, suffix: str):
+    write_image(tmp_path / "in" / f"a{suffix.upper()}")
+    jobs = find_images([str(tmp_path / "in")], tmp_path / "out")
+    infer_images(FakePredictor(), jobs, tmp_path, score=0.5, batch_size=1)
+    assert Image.open(tmp_path / "out" / f"a{suffix.upper()}").size == (40, 30)
+
+
+def test_the_script_names_a_corrupt_image_goes_on_and_ends_with_2(
+    photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(detector, "load", lambda path, trust: FakePredictor(), raising=False)
+    assert script.main(["any.pth", "photos", "--output", "good"]) == 0
+    (photos / "b.jpg").write_bytes(b"no image")
+    write_image(photos / "big.png", size=(200, 200))  # more than FakePredictor.max_pixels
+    capsys.readouterr()
+    assert script.main(["any.pth", "photos", "--output", "out"]) == 2
+    captured = capsys.readouterr()
+    assert "b.jpg" in captured.err and "big.png" in captured.err and "2 of 4 images" in captured.err
+    found = json.loads(Path("out/detections.json").read_text())
+    assert [(r["image_id"], r["file_name"]) for r in found] == [(1, "a.png"), (4, "day/a.png")]
+    assert not Path("out/b.jpg").exists() and Path("out/day/a.png").exists()
+
+
+def test_the_script_works_when_no_image_can_be_read(photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(detector, "load", lambda path, trust: FakePredictor(), raising=False)
+    assert script.main(["any.pth", "photos/notes.txt", "--output", "out"]) == 2
+    assert json.loads(Path("out/detections.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["missing", "--output", "out"], ["photos", "--output", "photos"], ["photos", "--output", "photos/notes.txt"]],
+)
+def test_wrong_paths_are_known_before_the_checkpoint_is_read(
+    photos: Path,
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+):
+    monkeypatch.setattr(detector, "load", lambda path, trust: pytest.fail("loaded"), raising=False)
+    assert script.main(["any.pth", *arguments]) == 2
+    assert arguments[-1 if len(arguments[0]) < 7 else 0] in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_bad_checkpoint_is_one_message(
+    photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def load(path: Path, trust: bool) -> FakePredictor:
+        raise CheckpointError(f"{path}: not a checkpoint")
+
+    monkeypatch.setattr(detector, "load", load, raising=False)
+    assert script.main(["any.pth", "photos", "--output", "out"]) == 2
+    assert capsys.readouterr().err == "error: any.pth: not a checkpoint\n"
+
+
+@pytest.mark.parametrize("option", [["--score", "50"], ["--score", "nan"], ["--batch", "0"], []])
+def test_wrong_options_end_with_2(script: ModuleType, option: list[str]):
+    output = ["--output", "out"] if option else []
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["any.pth", "photos", *output, *option])

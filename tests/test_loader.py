@@ -1,0 +1,197 @@
+"""The loaders: every image once, in an order and with a chance that depend on seed, epoch and index alone."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detector.data.loader import GroupedBatchSampler, eval_loader, mix, train_loader
+from detector.errors import DataError
+from detector.structures import Target
+
+
+class Noise(Dataset):
+    """Images made of chance alone, as if every transform drew; the broken ones raise."""
+
+    def __init__(self, n: int = 11, broken: tuple[int, ...] = (), error: Exception | None = None) -> None:
+        self.sizes = np.array([(8, 12) if i % 3 else (12, 8) for i in range(n)])  # (h, w)
+        self.image_ids = np.arange(n) + 100
+        self.broken, self.error = broken, error or DataError("a.jpg: not a readable image")
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, i: int) -> Tensor:
+        if i in self.broken:
+            raise self.error
+        return torch.full((3, *self.sizes[i]), i, dtype=torch.uint8)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Target, int]:
+        image = self.image(i) + torch.randint(0, 100, (3, *self.sizes[i]), dtype=torch.uint8)
+        return image, Target(torch.rand(i % 3, 4), torch.randint(5, (i % 3,))), int(self.image_ids[i])
+
+
+def halve(image: Tensor) -> Tensor:
+    return image[:, ::2, ::2]
+
+
+def sampler(n_wide: int, n_tall: int, batch_size: int, **options: Any) -> GroupedBatchSampler:
+    sizes = np.array([(1, 2)] * n_wide + [(2, 1)] * n_tall).reshape(-1, 2)
+    return GroupedBatchSampler(sizes, batch_size, **{"seed": 0, **options})
+
+
+def epoch(loader: Any, number: int = 0, start: int = 0) -> list[Any]:
+    loader.batch_sampler.set_epoch(number, start)
+    return list(loader)
+
+
+def flat(batches: list[Any]) -> list[Any]:
+    """Everything in the batches, as nested lists that `==` compares."""
+    return [
+        ([x.tolist() for x in images], [(t.boxes.tolist(), t.labels.tolist()) for t in targets], image_ids)
+        for images, targets, image_ids in batches
+    ]
+
+
+# The order
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9), st.integers(0, 3))
+def test_every_image_once_in_batches_of_one_shape(n_wide: int, n_tall: int, batch_size: int, number: int) -> None:
+    it = sampler(n_wide, n_tall, batch_size)
+    it.set_epoch(number)
+    batches = it.batches()
+    assert sorted(chain(*batches)) == list(range(n_wide + n_tall))
+    assert len(it) == len(batches) and all(len(batch) == batch_size for batch in batches[:-1])
+    mixed = [batch for batch in batches if len({index < n_wide for index in batch}) > 1]
+    assert len(mixed) <= 1  # where the leftovers of the two groups meet
+    assert not mixed or mixed[0] in batches[-2:]
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    it, twin = sampler(30, 20, 4), sampler(30, 20, 4)
+    first = it.batches()
+    it.set_epoch(1)
+    second = it.batches()
+    assert first != second
+    twin.set_epoch(1)
+    assert twin.batches() == second
+    it.set_epoch(0)
+    assert it.batches() == first
+    assert sampler(30, 20, 4, seed=1).batches() != first
+    wide = [batch[0] < 30 for batch in first]
+    assert wide != sorted(wide) and wide != sorted(wide, reverse=True)  # neither group comes first
+
+
+def test_batches_name_their_epoch_and_begin_where_told() -> None:
+    it = sampler(10, 5, 2)
+    it.set_epoch(3, start=2)
+    assert list(it) == [[(3, index) for index in batch] for batch in it.batches()[2:]]
+    assert len(it) == 8  # of the whole epoch
+    it.set_epoch(4)
+    assert len(list(it)) == 8
+    it.set_epoch(4, start=8)
+    assert list(it) == []
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_every_batch(world: int) -> None:
+    ranks = [list(sampler(9, 0, 4, rank=rank, world=world)) for rank in range(world)]
+    whole = list(sampler(9, 0, 4))
+    assert [len(batch) for batch in whole] == [4, 4, 1]
+    for batch, *shares in zip(whole, *ranks, strict=True):
+        assert all(shares) and set(chain(*shares)) == set(batch)
+    if world <= 4:
+        assert sorted(chain(*(share[0] for share in ranks))) == sorted(whole[0])  # nothing twice in a full batch
+
+
+def test_seeds_do_not_meet() -> None:
+    seeds = {mix(seed, number, index) for seed in range(5) for number in range(20) for index in range(100)}
+    assert len(seeds) == 5 * 20 * 100
+    assert mix(0, 1) != mix(1, 0) and mix(2**40, 5) == mix(2**40, 5)
+
+
+# Samples
+
+
+def test_batches_are_lists() -> None:
+    loader = train_loader(Noise(), 4, 0, seed=0)
+    images, targets, image_ids = epoch(loader)[0]
+    assert [type(x) for x in (images, targets, image_ids)] == [list] * 3 and len(images) == 4
+    assert len({tuple(image.shape) for image in images}) == 1 and type(targets[0]) is Target
+    assert all(len(target.boxes) == (image_id - 100) % 3 for target, image_id in zip(targets, image_ids))
+    assert sorted(chain(*(ids for _, _, ids in epoch(loader)))) == list(range(100, 111))
+
+
+def test_samples_do_not_depend_on_workers_resumption_or_processes() -> None:
+    alone = flat(epoch(train_loader(Noise(), 3, 0, seed=5), 2))
+    loader = train_loader(Noise(), 3, 2, seed=5)
+    epoch(loader, 1)
+    assert flat(epoch(loader, 2)) == alone  # the same workers went through another epoch before
+    loader.batch_sampler.set_epoch(3)
+    next(iter(loader))  # stopped in the middle
+    assert flat(epoch(loader, 2)) == alone
+    for start in (1, 2, 4):
+        assert flat(epoch(train_loader(Noise(), 3, 0, seed=5), 2, start)) == alone[start:]
+        assert flat(epoch(loader, 2, start)) == alone[start:]
+    shares = [flat(epoch(train_loader(Noise(), 3, 0, seed=5, rank=rank, world=2), 2)) for rank in (0, 1)]
+    assert shares[0][0][0][0] == alone[0][0][0] and shares[1][0][0][0] == alone[0][0][1]
+
+
+def test_chance_differs_between_samples_epochs_and_seeds() -> None:
+    def by_id(seed: int, number: int) -> dict[int, Any]:
+        batches = flat(epoch(train_loader(Noise(), 3, 0, seed=seed), number))
+        return {i: image for images, _, ids in batches for image, i in zip(images, ids)}
+
+    first, later, other = by_id(0, 0), by_id(0, 1), by_id(1, 0)
+    assert by_id(0, 0) == first
+    assert all(first[i] != later[i] and first[i] != other[i] for i in first)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
+    before = torch.get_rng_state()
+    epoch(train_loader(Noise(), 4, workers, seed=0))
+    list(eval_loader(Noise(), halve, workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_batches_follow_the_data_set(workers: int) -> None:
+    batches = list(eval_loader(Noise(5), halve, workers, batch_size=2))
+    assert [ids for _, _, ids in batches] == [[100, 101], [102, 103], [104]]
+    assert [sizes for _, sizes, _ in batches] == [[(12, 8), (8, 12)], [(8, 12), (12, 8)], [(8, 12)]]
+    assert [tuple(x.shape) for x in batches[0][0]] == [(3, 6, 4), (3, 4, 6)]
+    assert [int(x.max()) for images, _, _ in batches for x in images] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_error_arrives_as_it_was_raised(workers: int) -> None:
+    broken = Noise(11, broken=(4, 7))
+    for loader in (train_loader(broken, 4, workers, seed=0), eval_loader(broken, halve, workers, 2)):
+        with pytest.raises(DataError) as caught:
+            list(loader)
+        assert str(caught.value) == "a.jpg: not a readable image"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_other_errors_keep_their_traceback(workers: int) -> None:
+    broken = Noise(11, broken=(4,), error=ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(train_loader(broken, 4, workers, seed=0))
+
+
+def test_what_goes_to_the_workers_can_be_pickled() -> None:
+    for loader in (train_loader(Noise(), 4, 0, seed=0), eval_loader(Noise(), halve, 0)):
+        pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.batch_sampler)))
+    dataset = pickle.loads(pickle.dumps(train_loader(Noise(), 4, 0, seed=3).dataset))
+    assert torch.equal(dataset[2, 5][0], train_loader(Noise(), 4, 0, seed=3).dataset[2, 5][0])

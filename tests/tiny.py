@@ -1,0 +1,49 @@
+"""Models, images and targets small enough for a test to make as many as it likes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detector.build import build_detector
+from detector.config import merge
+from detector.rcnn import GeneralizedRCNN
+
+CLASSES = 3
+CONFIG = {
+    "model": {
+        "num_classes": CLASSES,
+        "backbone": {"type": "resnet", "depth": 18},
+        "neck": {"type": "fpn", "width": 32},
+        "rpn": {"anchors": {"sizes": [[16], [32], [64], [96], [128]]}},
+        "roi_head": {"pool": {"canonical_size": 56}, "box_head": {"width": 32}},
+    }
+}
+
+
+def tiny_model(**sections: Any) -> GeneralizedRCNN:
+    """A ResNet-18 detector of 3 classes with a neck 32 wide; `sections` go over those of CONFIG["model"].
+
+    Its class scores and proposals are spread, so that there is something to detect without any training.
+    """
+    torch.manual_seed(0)
+    model = build_detector(merge(CONFIG, {"model": sections}))
+    with torch.no_grad():
+        model.roi_head.class_score.weight.normal_(std=0.3)
+        model.rpn.deltas.weight.normal_(std=0.05)
+    return model
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    """A uint8 RGB image (3, H, W) of coloured noise in blocks of 8 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(0, 256, (3, -(-height // 8), -(-width // 8)), generator=generator, dtype=torch.uint8)
+    return blocks.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)[:, :height, :width]
+
+
+def target(*rows: tuple[float, float, float, float, int]) -> dict[str, Tensor]:
+    """Objects (x1, y1, x2, y2, label), perhaps none."""
+    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    return {"boxes": table[:, :4], "labels": table[:, 4].long()}
