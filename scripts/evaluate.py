@@ -12,18 +12,21 @@ from detector.build import build_dataset, data_settings
 from detector.errors import DetectorError
 from detector.evaluation.coco import evaluate_results, read_json, summary_table
 from detector.evaluation.run import evaluate, make_folder, write_text
+from detector.inference.predictor import PRECISIONS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage="%(prog)s CKPT [--split val] [--output DIR] [--trust] [key=value ...]\n"
+        usage="%(prog)s CKPT [--split val] [--output DIR] [--device D] [--precision P] [--trust] [key=value ...]\n"
         "       %(prog)s --detections FILE --annotations FILE [--output DIR]",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", nargs="?", type=Path, help="the checkpoint to evaluate")
     add("overrides", metavar="key=value", nargs="*", help="changes to the checkpoint's configuration")
     add("--split", default="val", help="the part of the data to evaluate on (default: val)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    add("--precision", choices=sorted(PRECISIONS), default="float32", help="of the network (default: float32)")
     add("--trust", action="store_true", help="allow the checkpoint to name code of your own")
     add("--detections", metavar="FILE", type=Path, help="score this file of COCO results; needs --annotations")
     add("--annotations", metavar="FILE", type=Path, help="the COCO annotations to score --detections on")
@@ -46,7 +49,8 @@ def score_file(args: argparse.Namespace) -> None:
 
 def score_checkpoint(args: argparse.Namespace) -> None:
     """CKPT: the detector over the images of a split."""
-    predictor = detector.load(args.checkpoint, trust=args.trust, overrides=args.overrides)
+    how = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
+    predictor = detector.load(args.checkpoint, args.trust, **how)
     dataset = build_dataset(predictor.config, args.split, class_names=predictor.class_names, trust=args.trust)
     print(f"{args.split}: {dataset.report}", file=sys.stderr)
     folder = make_folder(args.output or args.checkpoint.parent)

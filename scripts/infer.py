@@ -10,6 +10,7 @@ import detector
 from detector.errors import DataError, DetectorError
 from detector.evaluation.run import make_folder
 from detector.inference.folder import find_images, infer_images
+from detector.inference.predictor import PRECISIONS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -20,6 +21,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", metavar="DIR", type=Path, required=True, help="pictures keep their places and names in here")
     add("--score", type=float, default=0.5, help="the least score of a box, 0..1 (default: 0.5)")
     add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
+    add("--precision", choices=sorted(PRECISIONS), default="float32", help="of the network (default: float32)")
     add("--trust", action="store_true", help="allow the checkpoint to name code of your own")
     args = parser.parse_args(argv)
     if not 0 <= args.score <= 1:
@@ -32,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def infer(args: argparse.Namespace) -> None:
     jobs = find_images(args.paths, args.output)  # first: a wrong path is known before anything heavy
     folder = make_folder(args.output)
-    predictor = detector.load(args.checkpoint, trust=args.trust)
+    predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision)
     results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
     print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
     if failed:

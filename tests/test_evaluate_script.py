@@ -54,7 +54,7 @@ def faked(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, obje
     config = {"data": {"root": ".", "train": split, "val": split, "workers": 0}}
     predictor = SimpleNamespace(config=config, class_names=["cell"])
 
-    def load(path: Path, trust: bool, overrides: list[str]) -> SimpleNamespace:
+    def load(path: Path, trust: bool, overrides: list[str], **how: str) -> SimpleNamespace:
         if not path.exists():
             raise CheckpointError(f"{path}: no such checkpoint")
         asked.update(overrides=overrides, trust=trust)

@@ -158,7 +158,7 @@ def test_every_suffix_can_be_written(tmp_path: Path, suffix: str):
 def test_the_script_names_a_corrupt_image_goes_on_and_ends_with_2(
     photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(detector, "load", lambda path, trust: FakePredictor(), raising=False)
+    monkeypatch.setattr(detector, "load", lambda path, trust, **how: FakePredictor(), raising=False)
     assert script.main(["any.pth", "photos", "--output", "good"]) == 0
     (photos / "b.jpg").write_bytes(b"no image")
     write_image(photos / "big.png", size=(200, 200))  # more than FakePredictor.max_pixels
@@ -172,7 +172,7 @@ def test_the_script_names_a_corrupt_image_goes_on_and_ends_with_2(
 
 
 def test_the_script_works_when_no_image_can_be_read(photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(detector, "load", lambda path, trust: FakePredictor(), raising=False)
+    monkeypatch.setattr(detector, "load", lambda path, trust, **how: FakePredictor(), raising=False)
     assert script.main(["any.pth", "photos/notes.txt", "--output", "out"]) == 2
     assert json.loads(Path("out/detections.json").read_text()) == []
 
@@ -188,7 +188,7 @@ def test_wrong_paths_are_known_before_the_checkpoint_is_read(
     capsys: pytest.CaptureFixture,
     arguments: list[str],
 ):
-    monkeypatch.setattr(detector, "load", lambda path, trust: pytest.fail("loaded"), raising=False)
+    monkeypatch.setattr(detector, "load", lambda path, trust, **how: pytest.fail("loaded"), raising=False)
     assert script.main(["any.pth", *arguments]) == 2
     assert arguments[-1 if len(arguments[0]) < 7 else 0] in capsys.readouterr().err
     assert not Path("out").exists()
@@ -197,7 +197,7 @@ def test_wrong_paths_are_known_before_the_checkpoint_is_read(
 def test_a_bad_checkpoint_is_one_message(
     photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    def load(path: Path, trust: bool) -> FakePredictor:
+    def load(path: Path, trust: bool, **how: str) -> FakePredictor:
         raise CheckpointError(f"{path}: not a checkpoint")
 
     monkeypatch.setattr(detector, "load", load, raising=False)
