@@ -133,8 +133,7 @@ class ResNet(nn.Module):
         self.channels = [planes * expansion for planes, _ in stages]
         self.strides = [4, 8, 16, 16 if dilated_c5 else 32]
         self._initialise()
-        if weights is not None:
-            load_classifier(self, weights)
+        self.missing_weights = None if weights is None else load_classifier(self, weights)
         self.freeze(frozen_stages)
 
     def _stage(self, number: int, c_in: int, planes: int, blocks: int) -> nn.Sequential:
@@ -180,12 +179,19 @@ class ResNet(nn.Module):
             self.conv1, self.bn1 = folded(self.conv1, self.bn1), nn.Identity()
 
 
-def load_classifier(resnet: ResNet, weights: str) -> None:
+def load_classifier(resnet: ResNet, weights: str) -> str | None:
     """Load ImageNet weights under torchvision's names, from a file or by torchvision's own name for them.
 
-    Raises CheckpointError unless every tensor of the backbone is filled and every tensor of the file is used.
+    Raises CheckpointError unless every tensor of the backbone is filled and every tensor of the file is used. Weights that
+    cannot be downloaded are no reason not to build the model (a checkpoint may fill it): the reason is logged and
+    returned, and training does not start without them.
     """
-    state = _classifier_state(resnet, weights)
+    try:
+        state = _classifier_state(resnet, weights)
+    except OSError as error:
+        reason = f"model.backbone.weights: {error}"
+        log.warning("%s", reason)
+        return reason
     ours = resnet.state_dict()
     unused = [k for k in state if k not in ours and k not in CLASSIFIER_KEYS and not k.endswith("num_batches_tracked")]
     missing = [k for k in ours if k not in state and not k.endswith("num_batches_tracked")]
@@ -234,7 +240,7 @@ def _by_torchvision_name(resnet: ResNet, name: str) -> dict[str, Tensor]:
     try:
         return choices[name].get_state_dict(progress=True, check_hash=True)
     except OSError as error:
-        raise CheckpointError(
-            f"model.backbone.weights: {name} of {model} could not be downloaded ({error}). Download "
-            f"{choices[name].url} elsewhere and give the path of the file, or null to start from scratch."
+        raise OSError(
+            f"{name} of {model} could not be downloaded ({error}). Download {choices[name].url} elsewhere and give the "
+            "path of the file, or null to start from scratch."
         ) from error

@@ -55,7 +55,8 @@ def load(
 def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a model whose backbone need not be pretrained, because a checkpoint will fill it."""
     model = config.get("model", {})
-    return {**config, "model": {**model, "backbone": {**model.get("backbone", {}), "weights": None}}}
+    backbone = {key: value for key, value in model.get("backbone", {}).items() if key != "weights"}
+    return {**config, "model": {**model, "backbone": backbone}}
 
 
 def pick_device(name: str) -> torch.device:
@@ -80,6 +81,8 @@ class Predictor:
         self, model: GeneralizedRCNN, config: Mapping[str, Any], class_names: list[str], category_ids: list[int], *,
         device: str | torch.device = "auto", precision: str = "float32",
     ):  # fmt: skip
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
         self.device = pick_device(device) if isinstance(device, str) else device
         self.model = fold_norms(model).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
@@ -97,10 +100,15 @@ class Predictor:
         return found[0] if single else found
 
     def read(self, picture: Picture) -> Tensor:
-        """A picture as a uint8 RGB tensor (3, H, W), upright."""
+        """A picture as a uint8 RGB tensor (3, H, W), upright. Raises ValueError for another tensor, TypeError else."""
         if isinstance(picture, Tensor):
+            self.model.pixels.check([picture])
             return picture
-        return to_rgb(picture) if isinstance(picture, Image.Image) else read_image(picture, self.max_pixels)
+        if isinstance(picture, Image.Image):
+            return to_rgb(picture)
+        if isinstance(picture, str | Path):
+            return read_image(picture, self.max_pixels)
+        raise TypeError(f"expected a path, a PIL image or a uint8 RGB tensor (3, H, W), got {type(picture).__name__}")
 
     def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Prepared images (3, h, w) -> detections on the CPU in the pixels of the original (H, W) `sizes`."""

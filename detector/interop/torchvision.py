@@ -10,6 +10,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)  # fmt: skip
 
 from detector.errors import CheckpointError
 
@@ -68,28 +73,56 @@ def from_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) ->
             out[names[0]] = _classes_in(names[0], tensor, like[names[0]])
         elif not key.endswith("num_batches_tracked"):  # a frozen norm does not count
             unknown.append(key)
-    missing = [k for k in like if k not in out and not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
-    if unknown or missing or wrong:
-        parts = {"not known here": unknown, "missing": missing, "of another shape": wrong}
-        text = "; ".join(
-            f"{what}: {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" for what, keys in parts.items() if keys
-        )
-        raise CheckpointError(f"not a torchvision checkpoint of this model; {text}")
+    _check(out, like, unknown, "not a torchvision checkpoint of this model")
     return out | {k: v for k, v in like.items() if k not in out}
 
 
 def to_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under torchvision's names, for a torchvision model whose state dict is `like`."""
-    out = {}
+    """Our state dict under torchvision's names, for a torchvision model whose state dict is `like`.
+
+    Raises CheckpointError for a model that torchvision does not have. The counters of batch norms that are frozen here are
+    left out; torchvision's norms start them at 0.
+    """
+    out, unknown = {}, []
     for key, tensor in state.items():
-        for name in rename(key, back=True):
-            if name in like:
-                out[name] = _classes_out(name, tensor)
+        names = [name for name in rename(key, back=True) if name in like]
+        if names:
+            out[names[0]] = _classes_out(names[0], tensor)
+        elif not key.endswith("num_batches_tracked"):
+            unknown.append(key)
+    _check(out, like, unknown, "not a model that torchvision has")
+    return out
+
+
+def torchvision_like(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names and shapes (no data) of the torchvision model, v1 or v2, that our `state` should fit."""
+    make = fasterrcnn_resnet50_fpn_v2 if "roi_head.box_head.convs.0.conv.weight" in state else fasterrcnn_resnet50_fpn
+    with torch.device("meta"):
+        model = make(weights=None, weights_backbone=None, num_classes=len(state["roi_head.class_score.bias"]))
+    return model.state_dict()
+
+
+def class_names_and_ids(columns: int, num_classes: int) -> tuple[list[str], list[int]]:
+    """Class names and category ids of a model converted from `columns` columns, the background's included.
+
+    torchvision's own 91 are COCO's ids, ten of which were never used; other models carry no names.
+    """
+    if columns != 91:
+        return [f"class {i}" for i in range(1, num_classes + 1)], list(range(1, num_classes + 1))
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    ids = COCO_80 if num_classes == 80 else list(range(1, 91))
+    return [names[i] if i in COCO_80 else f"unused {i}" for i in ids], ids
+
+
+def _check(out: Mapping[str, Tensor], like: Mapping[str, Tensor], unknown: list[str], what: str) -> None:
     missing = [k for k in like if k not in out and not k.endswith("num_batches_tracked")]
-    if missing:
-        raise CheckpointError(f"torchvision's model has tensors that this one lacks: {', '.join(missing[:6])}")
-    return out | {k: v for k, v in like.items() if k not in out}
+    wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
+    troubles = {"without a place": unknown, "missing": missing, "of another shape": wrong}
+    if any(troubles.values()):
+        listed = [
+            f"{kind}: {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" for kind, keys in troubles.items() if keys
+        ]
+        raise CheckpointError(f"{what}; {'; '.join(listed)}")
 
 
 def _classes_in(name: str, tensor: Tensor, like: Tensor) -> Tensor:
@@ -98,6 +131,8 @@ def _classes_in(name: str, tensor: Tensor, like: Tensor) -> Tensor:
         columns = COCO_80 if len(tensor) == 91 and len(like) == 81 else range(1, len(tensor))
         return tensor[[*columns, 0]]
     if name.startswith("roi_head.box_delta"):
+        if len(tensor) % 4:
+            return tensor  # of another shape than any model's
         boxes = tensor.unflatten(0, (-1, 4))
         columns = COCO_80 if len(boxes) == 91 and len(like) == 320 else range(1, len(boxes))
         return boxes[list(columns)].flatten(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from detector.errors import CheckpointError
 
 FORMAT = "detector checkpoint 1"
 PREDICTOR_KEYS = ("roi_head.class_score.", "roi_head.box_delta.")  # what depends on the number of classes
+CLASS_BIAS = "roi_head.class_score.bias"  # (K + 1,)
 
 
 def save_checkpoint(
@@ -55,9 +57,10 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # on a full disk torch.save hides the first behind the second
+        reason = error if isinstance(error, OSError) else error.__context__ or error
         raise CheckpointError(
-            f"{path}: could not be written ({error}); the older file, if any, is untouched"
+            f"{path}: could not be written ({reason}); the older file, if any, is untouched"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -69,7 +72,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch itself would take changed bytes for weights
+                raise zipfile.BadZipFile
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise CheckpointError(
             f"{path}: damaged, or holds more than plain tensors and numbers; it was not read"
@@ -81,6 +87,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     keys = {"model": dict, "config": dict, "class_names": list, "category_ids": list, "pixels": dict, "training": dict}
     wrong = [key for key, kind in keys.items() if not isinstance(content.get(key), kind)]
+    if not wrong and not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content["model"].items()):
+        wrong = ["model"]
     if wrong:
         raise CheckpointError(f"{path}: damaged: {', '.join(wrong)} missing or malformed")
     return content
@@ -110,7 +118,8 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
     Returns one line that says what was loaded. Raises CheckpointError if anything else does not fit.
     """
     troubles = _differences(model, state)
-    other_classes = [k for k in troubles["of another shape"] if k.startswith(PREDICTOR_KEYS)]
+    before, now = (len(tensors.get(CLASS_BIAS, [])) - 1 for tensors in (state, model.state_dict()))
+    other_classes = [k for k in troubles["of another shape"] if k.startswith(PREDICTOR_KEYS) and before != now]
     troubles["of another shape"] = [k for k in troubles["of another shape"] if k not in other_classes]
     if any(troubles.values()):
         raise CheckpointError(f"{path}: made for another architecture; {_listed(troubles)}")
@@ -118,10 +127,9 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
     total = len(model.state_dict())
     if not other_classes:
         return f"{path}: all {total} tensors loaded"
-    counts = (len(tensors["roi_head.class_score.bias"]) - 1 for tensors in (state, model.state_dict()))
     return (
         f"{path}: {total - len(other_classes)} of {total} tensors loaded; re-initialised because the number of classes "
-        f"differs ({' -> '.join(map(str, counts))}): {', '.join(other_classes)}"
+        f"differs ({before} -> {now}): {', '.join(other_classes)}"
     )
 
 

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
 from detector.data.settings import DataSettings
-from detector.errors import DetectorError
+from detector.errors import CheckpointError, DetectorError
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import Predictor
 from detector.rcnn import GeneralizedRCNN
 from detector.training.checkpoint import save_checkpoint
-from detector.training.metrics import SCORES, MetricsFile
+from detector.training.metrics import LOSSES, SCORES, MetricsFile
 from detector.training.recipe import Recipe
 from detector.training.schedule import learning_rate, make_optimizer
 
@@ -47,7 +47,8 @@ class Interrupted(Exception):
 class Trainer:
     """One training run: a model, a data set, a recipe and a folder.
 
-    Its place in the run is `step`, the number of optimiser steps done; everything else follows from it and the seed.
+    Its place in the run is `step`, the number of optimiser steps done, and `epoch`, the number of epochs finished and
+    scored; everything else follows from these and the seed.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Trainer:
         self.optimizer = make_optimizer(model, recipe)
         self.loader = train_loader(train, recipe.batch_size, data.workers, recipe.seed)
         self.steps_per_epoch = len(self.loader.batch_sampler)
-        self.step, self.best = 0, -1.0
+        self.step, self.epoch, self.best = 0, 0, -math.inf  # where val has no object AP is -1, and best.pth is kept
         self.signal: int | None = None
-        self.saved_at = -math.inf
+        self.saved_at, self.saved_step = -math.inf, 0
 
     @property
     def steps(self) -> int:
@@ -69,22 +70,34 @@ class Trainer:
         return self.recipe.epochs * self.steps_per_epoch
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Continue where `_save` stood: optimiser, place, best score and random numbers."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        """Continue where `_save` stood: optimiser, place, best score and random numbers.
+
+        Raises CheckpointError if the recipe or the data changed so that the steps done have no place in this run.
+        """
+        try:
+            if state["steps_per_epoch"] != self.steps_per_epoch:
+                raise ValueError(f"{state['steps_per_epoch']} steps an epoch then, {self.steps_per_epoch} now")
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
+            torch.set_rng_state(state["rng"])
+            if self.device.type == "cuda" and state["cuda_rng"]:
+                torch.cuda.set_rng_state_all(state["cuda_rng"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            last = self.output / "last.pth"
+            raise CheckpointError(
+                f"{last}: this training cannot go on with another batch size, data set or set of trained parameters "
+                f"({error}); undo the change, or start anew with --init-from {last}"
+            ) from error
+        self.saved_step = self.step
 
     def run(self) -> None:
         """Train to the last epoch. Raises Interrupted after a signal, NonFiniteLoss, and what the data raise."""
-        losses = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
-        self.metrics = MetricsFile(self.output, losses, step=self.step)
+        self.metrics = MetricsFile(self.output, LOSSES, step=self.step)
         bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05)
         old_handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             with bar:
-                while self.step < self.steps:
+                while self.epoch < self.recipe.epochs:
                     self._epoch(bar)
                     self._finish_epoch()
         finally:
@@ -99,16 +112,15 @@ class Trainer:
         self.signal = number
 
     def _epoch(self, bar: tqdm) -> None:
-        """The rest of the epoch that `step` lies in."""
-        epoch, start = divmod(self.step, self.steps_per_epoch)
-        bar.set_description(f"epoch {epoch + 1}/{self.recipe.epochs}")
-        self.loader.batch_sampler.set_epoch(epoch, start)
+        """The rest of the steps of the next epoch: none if it was interrupted between its last step and its score."""
+        bar.set_description(f"epoch {self.epoch + 1}/{self.recipe.epochs}")
+        self.loader.batch_sampler.set_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
         self.model.train()
         asked = time.perf_counter()
         for images, targets, image_ids in self.loader:
             began = time.perf_counter()
             row = self._step(images, targets, image_ids)
-            row |= {"epoch": epoch + 1, "data_s": began - asked, "step_s": time.perf_counter() - began}
+            row |= {"epoch": self.epoch + 1, "data_s": began - asked, "step_s": time.perf_counter() - began}
             row["memory_mib"] = memory_mib(self.device)
             self.metrics.write(self.step, row)
             self._show(bar, row)
@@ -142,11 +154,13 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
     def _diagnosis(self, row: Mapping[str, float], losses: list[str], image_ids: list[int]) -> str:
+        last = self.output / "last.pth"
+        saved = f"{last} holds step {self.saved_step}" if self.saved_step else "Nothing is saved yet"
         bad = [f"{name} is {row[name]}" for name in [*losses, "grad_norm"] if not math.isfinite(row[name])]
         return (
             f"step {self.step + 1}: {', '.join(bad)} (image ids {image_ids}, learning rate {row['lr']:.3g}, gradient norm "
-            f"{row['grad_norm']:.3g}). The weights before this step are in {self.output / 'last.pth'}. Lower train.lr, raise "
-            "train.warmup_steps, set train.clip_norm, or look at these images' boxes."
+            f"{row['grad_norm']:.3g}). {saved}. Lower train.lr, raise train.warmup_steps, set train.clip_norm, or look at "
+            "these images' boxes."
         )
 
     def _show(self, bar: tqdm, row: Mapping[str, float]) -> None:
@@ -163,19 +177,26 @@ class Trainer:
         due = time.monotonic() - self.saved_at > self.recipe.save_seconds
         if due or self.signal is not None:
             self._save("last.pth")
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
         if self.signal is not None:
             raise Interrupted(self.signal)
 
     def _finish_epoch(self) -> None:
-        epoch = self.step // self.steps_per_epoch
-        if epoch % self.recipe.evaluate_every == 0 or epoch == self.recipe.epochs:
-            self._evaluate(epoch)
+        """Score the epoch if it is due; its steps are saved before, because scoring may take long."""
+        number = self.epoch + 1
+        if number % self.recipe.evaluate_every == 0 or number == self.recipe.epochs:
+            self._save("last.pth")
+            self._evaluate(number)
+        self.epoch = number
         self._save("last.pth")
 
     def _evaluate(self, epoch: int) -> None:
         """AP and loss on val; the best AP so far keeps its weights."""
         names, ids = self.train_set.class_names, self.train_set.category_ids
         predictor = Predictor(copy.deepcopy(self.model), self.config, names, ids, device=self.device)
+        predictor.model.pyramid.register_forward_pre_hook(lambda *_: self._stop_if_asked())  # before each image
         metrics, _ = evaluate(predictor, self.val_set, workers=self.data.workers)
         scores = {name: metrics["bbox"][name] for name in SCORES}
         val_loss = self._val_loss(predictor)
@@ -194,6 +215,7 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(self.recipe.seed)
             for i in range(len(self.val_set)):
+                self._stop_if_asked()
                 image, target, _ = self.val_set[i]
                 small, target = predictor.resize(image, target)
                 total += float(sum(self.model([small], [target]).values()))
@@ -202,7 +224,8 @@ class Trainer:
 
     def _save(self, name: str, *, with_state: bool = True) -> None:
         state = {
-            "step": self.step, "best": self.best, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
+            "step": self.step, "epoch": self.epoch, "steps_per_epoch": self.steps_per_epoch, "best": self.best,
+            "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }  # fmt: skip
         save_checkpoint(
@@ -213,7 +236,7 @@ class Trainer:
             category_ids=self.train_set.category_ids,
             training=state if with_state else {"step": self.step, "best": self.best},
         )
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
 
 
 def memory_mib(device: torch.device) -> float:

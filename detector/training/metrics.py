@@ -30,7 +30,7 @@ class MetricsFile:
         os.replace(temporary, self.path)
         self._file = open(self.path, "a", newline="", buffering=1)
         self._writer = csv.DictWriter(self._file, self.columns, extrasaction="ignore")
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder, step)
 
     def _old_rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -50,9 +50,9 @@ class MetricsFile:
             self._board.close()
 
 
-def _tensorboard(folder: Path):
+def _tensorboard(folder: Path, step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # an optional extra
         return None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

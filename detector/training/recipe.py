@@ -41,9 +41,14 @@ class Recipe:
         for name in ("epochs", "batch_size", "lr_batch", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "warmup_steps", "save_seconds"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        numbers = "lr momentum weight_decay norm_weight_decay warmup_steps warmup_factor save_seconds"
+        for name in numbers.split():
+            if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ConfigError(f"train.{name}: must be a finite number of at least 0, not {getattr(self, name)}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"train.clip_norm: must be above 0, or null for no clipping, not {self.clip_norm}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"train.seed: must lie in 0..2^63-1, not {self.seed}")
 
     def scaled_lr(self) -> float:
         """The learning rate of a step with `batch_size` images."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +40,36 @@ def train(
     torch.manual_seed(recipe.seed)
     filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
     model = build_detector(without_weights(config) if filled else config)
+    if getattr(model.pyramid.backbone, "missing_weights", None):
+        raise CheckpointError(model.pyramid.backbone.missing_weights)
     started = None
     if init_from is not None:
         started = take_weights(model, read_checkpoint(init_from)["model"], init_from)
     if last is not None:
         _check_same_run(last, config, train_set, output / "last.pth")
         load_weights(model, last["model"], output / "last.pth")
-    _open_folder(output, config)
     trainer = Trainer(model, config, recipe, data_settings(config["data"]), train_set, val_set, output, device)
     if last is not None:
         trainer.resume(last["training"])
         started = f"resumed from {output / 'last.pth'} at step {trainer.step} of {trainer.steps}"
-    _announce(trainer, started)
-    trainer.run()
-    log.info("done: %s, best AP %.3f", output / "best.pth", trainer.best)
+    with _open_folder(output, config):
+        _announce(trainer, started)
+        trainer.run()
+        log.info("done: %s, best AP %.3f", output / "best.pth", trainer.best)
     return output
 
 
 def with_num_classes(config: Mapping[str, Any], train_set: CocoDataset) -> dict[str, Any]:
     """The configuration with the class count of the training annotations. Raises ConfigError if it says another."""
     config = copy.deepcopy(dict(config))
-    count, found = config["model"].get("num_classes"), len(train_set.class_names)
+    model = config.setdefault("model", {})
+    count, found = model.get("num_classes"), len(train_set.class_names)
     if count not in (None, found):
         raise ConfigError(
             f"model.num_classes: {count}, but {train_set.annotation_file} has {found} classes "
             f"({', '.join(train_set.class_names[:10])}{', …' if found > 10 else ''}); correct it, or leave it out"
         )
-    config["model"]["num_classes"] = found
+    model["num_classes"] = found
     return config
 
 
@@ -73,8 +77,12 @@ def _check_output(output: Path, resume: bool, init_from: str | Path | None) -> d
     """The checkpoint to resume from, if any; a folder that holds a training is never written into by accident."""
     if resume and init_from is not None:
         raise ConfigError("--resume continues a training, --init-from starts one from given weights: choose one")
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output}: a file, not a folder; choose another --output")
     last = output / "last.pth"
     if resume:
+        if not last.exists():
+            raise CheckpointError(_nothing_to_resume(output))
         content = read_checkpoint(last)
         if "optimizer" not in content["training"]:
             raise CheckpointError(f"{last}: holds weights but no training to resume; start one with --init-from {last}")
@@ -82,9 +90,16 @@ def _check_output(output: Path, resume: bool, init_from: str | Path | None) -> d
     taken = [p for p in (last, output / "best.pth") if p.exists()]
     if taken:
         raise ConfigError(f"{taken[0]}: this folder holds a training already; add --resume, or choose another --output")
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: a file, not a folder; choose another --output")
+    foreign = [p for p in (output / "config.yaml", output / "metrics.csv") if p.exists()]
+    if foreign and not (output / "train.log").exists():
+        raise ConfigError(f"{foreign[0]}: not of a training, and would be written over; choose another --output")
     return None
+
+
+def _nothing_to_resume(output: Path) -> str:
+    beside = ", ".join(str(path.parent) for path in sorted(output.parent.glob("*/last.pth")))
+    hint = f"to resume one of {beside}, name it by --output; " if beside else ""
+    return f"{output / 'last.pth'}: no such checkpoint, so nothing to resume; {hint}to start anew, leave out --resume"
 
 
 def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_set: CocoDataset, path: Path) -> None:
@@ -93,20 +108,35 @@ def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_se
             f"{path}: was trained on the classes {last['class_names']}, the data now have {train_set.class_names}; "
             "resume with the same data, or start anew with --init-from"
         )
+    before, now = (c.get("train", {}).get("optimizer", Recipe.optimizer) for c in (last["config"], config))
+    if before != now:
+        raise CheckpointError(
+            f"{path}: train.optimizer was {before}, now it is {now}; undo it, or use --init-from {path}"
+        )
     sections = [k for k in ("model", "data", "train") if last["config"].get(k) != config.get(k)]
     if sections:
         log.warning("resume: the section %s differs from the one that the training began with", ", ".join(sections))
 
 
-def _open_folder(output: Path, config: Mapping[str, Any]) -> None:
+@contextmanager
+def _open_folder(output: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """The folder with its config.yaml; as long as it is open, what is logged goes into its train.log too."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         handler = logging.FileHandler(output / "train.log", encoding="utf-8")
+        (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    level = log.level
+    log.setLevel(logging.INFO)
     log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
 
 
 def _announce(trainer: Trainer, started: str | None) -> None:

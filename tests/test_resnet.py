@@ -1,0 +1,311 @@
+"""ResNet and ResNeXt: sizes, strides, freezing, and torchvision's weights and function."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from detector.backbones.resnet import ResNet
+from detector.errors import CheckpointError, ConfigError
+from detector.layers import FrozenBatchNorm, fold_norms
+
+DEPTHS = (18, 34, 50, 101, 152)
+
+
+def on_meta(*args, **kwargs) -> ResNet:
+    """A network without memory: shapes and counts cost nothing."""
+    with torch.device("meta"):
+        return ResNet(*args, **kwargs)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def randomise_norms(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if "running_" in name or (tensor.ndim == 1 and tensor.is_floating_point()):
+            tensor.uniform_(0.5, 1.5)
+
+
+def theirs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """[C2..C5] of torchvision's classifier."""
+    x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+    maps = []
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        x = layer(x)
+        maps.append(x)
+    return maps
+
+
+def assert_same_maps(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.std()
+
+
+# --- size
+
+
+def test_parameters_of_resnet_50():
+    assert count(on_meta(50, norm="frozen", frozen_stages=0)) == 23_454_912
+    assert count(on_meta(50, norm="batch", frozen_stages=0)) == 23_508_032
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_as_many_parameters_as_torchvisions(depth):
+    with torch.device("meta"):
+        classifier = torchvision.models.get_model(f"resnet{depth}", weights=None)
+    assert count(on_meta(depth, norm="batch")) == count(classifier) - count(classifier.fc)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "groups", "width"),
+    [("resnext50_32x4d", 50, 32, 4), ("resnext101_32x8d", 101, 32, 8), ("resnext101_64x4d", 101, 64, 4)],
+)
+def test_as_many_parameters_as_torchvisions_resnext(name, depth, groups, width):
+    with torch.device("meta"):
+        classifier = torchvision.models.get_model(name, weights=None)
+    ours = on_meta(depth, norm="batch", groups=groups, width_per_group=width)
+    assert count(ours) == count(classifier) - count(classifier.fc)
+
+
+@pytest.mark.parametrize("dilated", [False, True])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_maps_have_the_channels_and_strides_that_are_promised(depth, dilated):
+    net = on_meta(depth, dilated_c5=dilated)
+    assert net.channels == [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
+    assert net.strides == [4, 8, 16, 16 if dilated else 32]
+    shapes = [c.shape for c in net(torch.zeros(2, 3, 64, 96, device="meta"))]
+    assert shapes == [(2, c, 64 // stride, 96 // stride) for c, stride in zip(net.channels, net.strides, strict=True)]
+
+
+@pytest.mark.parametrize("settings", [dict(stride_in="1x1"), dict(groups=32, width_per_group=8), dict(norm="group")])
+def test_variants_have_the_same_shapes(settings):
+    shapes = [c.shape[1:] for c in on_meta(50, **settings)(torch.zeros(1, 3, 64, 64, device="meta"))]
+    assert shapes == [(256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
+
+
+def test_a_side_that_32_does_not_divide_is_rounded_up():
+    assert [tuple(c.shape[2:]) for c in on_meta(18)(torch.zeros(1, 3, 65, 33, device="meta"))] == [
+        (17, 9), (9, 5), (5, 3), (3, 2),
+    ]  # fmt: skip
+
+
+# --- where the stride sits, and dilation
+
+
+def test_the_stride_sits_in_the_convolution_that_is_named():
+    for name, conv1, conv2 in (("3x3", 1, 2), ("1x1", 2, 1)):
+        block = on_meta(50, stride_in=name).layer2[0]
+        assert block.conv1.stride == (conv1, conv1) and block.conv2.stride == (conv2, conv2)
+        assert block.downsample[0].stride == (2, 2)
+    assert on_meta(18).layer2[0].conv1.stride == (2, 2)  # the first of the two
+
+
+def test_dilated_c5_dilates_every_3x3_of_layer4():
+    net = on_meta(50, dilated_c5=True)
+    assert all(block.conv2.dilation == block.conv2.padding == (2, 2) for block in net.layer4)
+    assert all(block.conv2.dilation == (1, 1) for block in net.layer3)
+
+
+def test_dilation_and_stride_in_change_the_function_but_not_the_names():
+    plain = on_meta(50).state_dict()
+    for settings in (dict(dilated_c5=True), dict(stride_in="1x1")):
+        other = on_meta(50, **settings).state_dict()
+        assert {k: v.shape for k, v in other.items()} == {k: v.shape for k, v in plain.items()}
+
+
+# --- freezing
+
+
+@pytest.mark.parametrize(
+    ("stages", "trainable"),
+    [
+        (0, ["conv1", "layer1", "layer2", "layer3", "layer4"]),
+        (1, ["layer1", "layer2", "layer3", "layer4"]),
+        (2, ["layer2", "layer3", "layer4"]),
+        (5, []),
+    ],
+)
+def test_frozen_stages(stages, trainable):
+    net = on_meta(18, frozen_stages=stages)
+    assert sorted({name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}) == trainable
+
+
+@pytest.mark.parametrize("stages", [-1, 6])
+def test_there_are_five_stages_to_freeze(stages):
+    """-1 means "none" in another framework; as an index it would freeze nearly everything."""
+    with pytest.raises(ConfigError, match="frozen_stages"):
+        on_meta(18, frozen_stages=stages)
+
+
+@pytest.mark.parametrize("call_train", [False, True], ids=["as built", "after train()"])
+def test_batch_norms_of_frozen_stages_keep_their_statistics(call_train):
+    net = ResNet(18, norm="batch", frozen_stages=2)
+    if call_train:
+        net.eval().train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net(torch.rand(2, 3, 64, 64))
+    moved = {k.split(".")[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"layer2", "layer3", "layer4"}
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [("frozen", FrozenBatchNorm), ("batch", nn.BatchNorm2d), ("sync", nn.SyncBatchNorm), ("group", nn.GroupNorm)],
+)
+def test_every_norm_is_of_the_kind_that_is_asked_for(norm, kind):
+    net = on_meta(50, norm=norm, norm_eps=1e-3)
+    norms = [m for m in net.modules() if isinstance(m, (FrozenBatchNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm))]
+    assert len(norms) == 1 + 3 * (3 + 4 + 6 + 3) + 4  # stem, blocks, shortcuts
+    assert all(type(m) is kind and m.eps == 1e-3 for m in norms)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+def test_every_parameter_of_an_unfrozen_network_learns(norm):
+    net = ResNet(18, norm=norm, frozen_stages=0)
+    sum(c.square().mean() for c in net(torch.rand(2, 3, 64, 64))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+# --- torchvision's weights
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    randomise_norms(model)
+    return model
+
+
+@pytest.fixture
+def weights(classifier, tmp_path):
+    torch.save(classifier.state_dict(), tmp_path / "resnet18.pth")
+    return tmp_path / "resnet18.pth"
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_the_function_is_torchvisions(classifier, weights, norm):
+    net, x = ResNet(18, weights=str(weights), norm=norm).eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert_same_maps(net(x), theirs(classifier, x))
+
+
+def test_the_function_of_a_bottleneck_is_torchvisions(tmp_path):
+    model = torchvision.models.resnext50_32x4d(weights=None).eval()
+    randomise_norms(model)
+    torch.save(model.state_dict(), tmp_path / "resnext.pth")
+    net = ResNet(50, weights=str(tmp_path / "resnext.pth"), groups=32, width_per_group=4).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert_same_maps(net(x), theirs(model, x))
+
+
+def test_one_line_says_what_was_loaded(weights, caplog):
+    with caplog.at_level(logging.INFO):
+        ResNet(18, weights=str(weights))
+    (line,) = caplog.messages
+    assert "100 tensors loaded" in line and str(weights) in line
+
+
+@pytest.mark.parametrize("wrapped_in", ["state_dict", "model"])
+def test_weights_may_lie_inside_a_checkpoint(classifier, tmp_path, wrapped_in):
+    torch.save({wrapped_in: classifier.state_dict(), "epoch": 3}, tmp_path / "wrapped.pth")
+    net = ResNet(18, weights=str(tmp_path / "wrapped.pth"))
+    assert torch.equal(net.conv1.weight, classifier.conv1.weight)
+
+
+def test_folding_keeps_the_function(weights):
+    net, x = ResNet(18, weights=str(weights)).eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(x)
+        assert_same_maps(fold_norms(net)(x), expected)
+    assert not any(isinstance(m, FrozenBatchNorm) for m in net.modules())
+
+
+def test_folding_leaves_group_norms_alone():
+    net, x = ResNet(18, norm="group").eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(x)
+        assert_same_maps(fold_norms(net)(x), expected)
+
+
+# --- what cannot be loaded
+
+
+def refused(weights: object, **settings: object) -> str:
+    with pytest.raises(CheckpointError) as error:
+        ResNet(**{"depth": 18, "weights": str(weights)} | settings)
+    return str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    assert f"{tmp_path}/none.pth: no such file" in refused(tmp_path / "none.pth")
+
+
+def test_a_folder(tmp_path):
+    assert str(tmp_path) in refused(tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "text.pth").write_text("hello")
+    assert f"{tmp_path}/text.pth: not a file of tensors" in refused(tmp_path / "text.pth")
+
+
+def test_a_checkpoint_that_runs_code_is_not_opened(tmp_path):
+    torch.save({"model": print}, tmp_path / "evil.pth")
+    assert "not a file of tensors that torch can read safely" in refused(tmp_path / "evil.pth")
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}])
+def test_a_file_of_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "else.pth")
+    assert "not the weights of this ResNet-18" in refused(tmp_path / "else.pth")
+
+
+def test_weights_of_another_depth(weights):
+    message = refused(weights, depth=34)
+    assert "not the weights of this ResNet-34 (missing: layer1.2." in message and "model.backbone.depth" in message
+
+
+def test_weights_of_another_width(weights):
+    assert "other shape: " in refused(weights, depth=50)
+
+
+def test_weights_of_another_network(classifier, tmp_path):
+    torch.save({"backbone." + k: v for k, v in classifier.state_dict().items()}, tmp_path / "other.pth")
+    assert "unknown: backbone.conv1.weight" in refused(tmp_path / "other.pth")
+
+
+def test_a_name_that_torchvision_does_not_know():
+    message = refused("IMAGENET1K_V9")
+    assert "'IMAGENET1K_V9' is neither a file nor one of torchvision's resnet18 weights (IMAGENET1K_V1" in message
+
+
+def test_a_network_that_torchvision_does_not_have():
+    assert "torchvision has no resnext50_8x8d" in refused("DEFAULT", depth=50, groups=8, width_per_group=8)
+
+
+def test_without_a_network_the_message_says_where_the_file_is(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
+    message = ResNet(18, weights="IMAGENET1K_V1").missing_weights  # and training refuses: test_missing_weights.py
+    assert "no route to host" in message and "https://download.pytorch.org/models/resnet18" in message
+
+
+def test_a_depth_that_does_not_exist():
+    with pytest.raises(ConfigError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
+        on_meta(51)
+
+
+@pytest.mark.parametrize("settings", [dict(groups=32), dict(width_per_group=8), dict(stride_in="1x1")])
+def test_basic_blocks_have_no_bottleneck_settings(settings):
+    with pytest.raises(ConfigError, match="depth >= 50, not 18"):
+        on_meta(18, **settings)
