@@ -70,15 +70,18 @@ def resolve(section: Any, table: Mapping[str, type], where: str, *, supplied: Se
     """The constructor that a section's `type` names (the first of `table` by default) and its checked arguments."""
     check_keys(section, list(section) if isinstance(section, Mapping) else (), where)
     arguments = dict(section)
-    name = arguments.pop("type", next(iter(table)))
-    if isinstance(name, str) and name in table:
-        constructor = table[name]
-    elif isinstance(name, str) and "." in name:
-        constructor = _import(name, where, trust)
-    else:
-        raise ConfigError(f"{where}.type: {name!r} is none of {', '.join(table)}, nor the dotted path of your own")
+    constructor = named(arguments.pop("type", next(iter(table))), table, where, trust=trust)
     check_call(constructor, arguments, where, supplied)
     return constructor, arguments
+
+
+def named(name: Any, table: Mapping[str, type], where: str, *, trust: bool) -> Callable:
+    """What a `type` names: an entry of `table`, or with `trust` the dotted path of your own."""
+    if isinstance(name, str) and name in table:
+        return table[name]
+    if isinstance(name, str) and "." in name:
+        return _import(name, where, trust)
+    raise ConfigError(f"{where}.type: {name!r} is none of {', '.join(table)}, nor the dotted path of your own")
 
 
 def _import(path: str, where: str, trust: bool) -> Callable:
@@ -157,6 +160,7 @@ def data_settings(data: Any, *, trust: bool = True) -> DataSettings:
     """The checked `data` section."""
     check_call(DataSettings, data, "data")
     settings = DataSettings(**data)
+    named(settings.type, DATASETS, "data", trust=trust)
     for i, section in enumerate(settings.transforms):
         resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
     return settings
@@ -167,6 +171,8 @@ def build_dataset(
 ) -> CocoDataset:
     """A split of the `data` section; "train" comes with its transforms. `class_names` are those of the training split.
 
+    A data set of your own (`type`) is called like CocoDataset and has its attributes.
+
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     if "data" not in config:
@@ -174,7 +180,8 @@ def build_dataset(
     settings = data_settings(config["data"], trust=trust)
     part = settings.split(split)
     training = split == "train"
-    return CocoDataset(
+    make = named(settings.type, DATASETS, "data", trust=trust)
+    return make(
         Path(settings.root) / part["images"],
         Path(settings.root) / part["annotations"],
         classes=settings.classes,

@@ -38,6 +38,7 @@ class GeneralizedRCNN(nn.Module):
         """Boxes in the pixels of the given images, best first."""
         return [detections for detections, _ in self.detect_with_proposals(images)]
 
+    @torch.no_grad()
     def detect_with_proposals(self, images: Sequence[Tensor]) -> list[tuple[Detections, Proposals]]:
         """Both stages' boxes. Images share a batch only if padding takes them to one size: no image sees another."""
         self.pixels.check(images)

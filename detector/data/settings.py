@@ -22,14 +22,16 @@ class Split:
 class DataSettings:
     """Where the data lie and how they are read.
 
-    `classes`: train on these alone. `keep_empty`: train on images without objects too. `resize` comes before
-    `transforms`, a list of sections; evaluation and inference use its largest short side and no transforms.
+    `type`: "coco", or the dotted path of your own data set. `classes`: train on these alone. `keep_empty`: train on images
+    without objects too. `resize` comes before `transforms`, a list of sections; evaluation and inference use its largest
+    short side and no transforms.
     """
 
     root: str
     train: Split
     val: Split
     test: Split | None = None
+    type: str = "coco"
     classes: list[str] | None = None
     keep_empty: bool = False
     workers: int = 2

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+CACHED = 80  # maps, 16 sizes of five levels: all the sizes of multi-scale training would take a gigabyte
+
 
 def cell_anchors(
     sizes: Sequence[float], ratios: Sequence[float], *, rounded: bool = False, ratio_major: bool = False
@@ -87,5 +89,7 @@ class AnchorGenerator(nn.Module):
     def _level(self, level: int, size: torch.Size, step: tuple[int, int], device: torch.device) -> Tensor:
         key = (level, tuple(size), step, device)
         if key not in self._cache:
+            if len(self._cache) == CACHED:
+                self._cache.pop(next(iter(self._cache)))  # the oldest
             self._cache[key] = grid_anchors(self._cells[level].to(device), *size, step)
         return self._cache[key]

@@ -114,5 +114,8 @@ class _IoUBlocks:
 
 def _in_crowd(candidates: Tensor, crowd: Tensor) -> Tensor:
     """(P,) bool: by at least half of their area in one region."""
-    share = intersection(crowd, candidates) / box_area(candidates).clamp(min=1e-6)  # (I, P)
-    return (share >= CROWD_IOF).any(dim=0)
+    area = box_area(candidates).clamp(min=1e-6)
+    within = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
+    for regions in crowd.split(max(1, MATRIX_LIMIT // max(1, len(candidates)))):
+        within |= (intersection(regions, candidates) >= CROWD_IOF * area).any(dim=0)
+    return within

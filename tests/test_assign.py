@@ -1,0 +1,230 @@
+"""Which candidate stands for which object (Faster R-CNN sec. 3.1.2): by hand, by a slow loop, as the references do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_rules import golden
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.geometry.boxes import box_iou
+from detector.matching import assign as module
+from detector.matching.assign import IGNORE, NEGATIVE, POSITIVE, assign, assign_boxes
+
+RPN = dict(pos_iou=0.7, neg_iou=0.3)  # with an ignore band
+ROI = dict(pos_iou=0.5, neg_iou=0.5)  # without
+NONE = torch.zeros(0, 4)
+
+
+def matrix(*rows: list[float]) -> torch.Tensor:
+    """One row for each object, one column for each candidate."""
+    return torch.tensor(rows)
+
+
+def square(x: float, y: float, side: float = 10) -> list[float]:
+    return [x, y, x + side, y + side]
+
+
+# --- rule (ii): thresholds
+
+
+def test_thresholds():
+    iou = matrix([0.9, 0.5, 0.1, 0.0], [0.1, 0.2, 0.75, 0.0])
+    label, gt_index = assign(iou, **RPN)
+    assert label.tolist() == [POSITIVE, IGNORE, POSITIVE, NEGATIVE]
+    assert gt_index[label == POSITIVE].tolist() == [0, 1]
+
+
+def test_a_threshold_itself_is_positive_above_and_ignored_below():
+    assert assign(matrix([0.7, 0.3, 0.29]), **RPN)[0].tolist() == [POSITIVE, IGNORE, NEGATIVE]
+    assert assign(matrix([0.5, 0.49]), **ROI)[0].tolist() == [POSITIVE, NEGATIVE]
+
+
+def test_the_ignore_band_is_empty_when_both_thresholds_are_equal():
+    assert IGNORE not in assign(torch.rand(5, 200), **ROI)[0]
+
+
+def test_of_two_equal_objects_the_first_is_found():
+    assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]
+
+
+# --- rule (i): every object has its best candidates
+
+
+def test_a_weak_object_has_its_best_candidate():
+    iou = matrix([0.1, 0.4, 0.2])
+    assert assign(iou, **RPN)[0].tolist() == [NEGATIVE, IGNORE, NEGATIVE]
+    assert assign(iou, **RPN, force_match="own")[0].tolist() == [NEGATIVE, POSITIVE, NEGATIVE]
+
+
+def test_all_of_an_objects_equally_good_candidates_are_forced():
+    assert assign(matrix([0.2, 0.1, 0.2]), **RPN, force_match="own")[0].tolist() == [POSITIVE, NEGATIVE, POSITIVE]
+
+
+def test_an_untouched_object_changes_nothing():
+    touched, untouched = [0.8, 0.1, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0]
+    alone = assign(matrix(touched), **RPN, force_match="own")[0]
+    for iou in (matrix(untouched, touched), matrix(touched, untouched), matrix(touched, untouched, untouched)):
+        for force_match in ("own", "promoter"):
+            assert torch.equal(assign(iou, **RPN, force_match=force_match)[0], alone)
+    assert alone.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE]
+
+
+def test_a_forced_candidate_finds_its_own_best_object_or_the_one_that_forced_it():
+    iou = matrix([0.9, 0.6, 0.1], [0.2, 0.5, 0.1])  # object 1 forces candidate 1, which overlaps object 0 better
+    for force_match, found in (("own", 0), ("promoter", 1)):
+        label, gt_index = assign(iou, **RPN, force_match=force_match)
+        assert label.tolist() == [POSITIVE, POSITIVE, NEGATIVE]
+        assert gt_index[:2].tolist() == [0, found]
+
+
+def test_of_several_promoters_the_last_one_wins():
+    iou = matrix([0.4, 0.1], [0.4, 0.1], [0.3, 0.1])
+    assert assign(iou, **RPN, force_match="promoter")[1][0] == 2
+    assert assign(iou, **RPN, force_match="own")[1][0] == 0
+
+
+def test_nothing_is_forced_below_the_least_iou():
+    iou = matrix([0.2, 0.1], [0.1, 0.4])
+    label, _ = assign(iou, **RPN, force_match="promoter", min_force_iou=0.3)
+    assert label.tolist() == [NEGATIVE, POSITIVE]
+
+
+# --- sizes of nothing
+
+
+@pytest.mark.parametrize("force_match", [None, "own", "promoter"])
+@pytest.mark.parametrize(("objects", "candidates"), [(0, 3), (2, 0), (0, 0)])
+def test_empties(objects, candidates, force_match):
+    label, gt_index = assign(torch.zeros(objects, candidates), **RPN, force_match=force_match)
+    assert label.tolist() == [NEGATIVE] * candidates
+    assert gt_index.shape == (candidates,)
+    boxes = torch.tensor([square(0, 0), square(50, 0), square(100, 0)])
+    found = assign_boxes(boxes[:objects], boxes[:candidates] + 200, **RPN, force_match=force_match, crowd=NONE)
+    assert torch.equal(found[0], label) and found[1].shape == (candidates,)
+
+
+# --- crowd regions
+
+
+def test_background_that_lies_by_half_in_a_crowd_is_ignored():
+    crowd = torch.tensor([[0.0, 0, 100, 100]])
+    candidates = torch.tensor([square(20, 20), square(95, 20), square(96, 20), square(200, 20)])  # in, half, less, out
+    label, _ = assign_boxes(NONE, candidates, **RPN, crowd=crowd)
+    assert label.tolist() == [IGNORE, IGNORE, NEGATIVE, NEGATIVE]
+
+
+def test_an_object_in_a_crowd_is_still_an_object():
+    objects = torch.tensor([square(20, 20)])
+    label, _ = assign_boxes(objects, objects, **RPN, crowd=torch.tensor([[0.0, 0, 100, 100]]))
+    assert label.tolist() == [POSITIVE]
+
+
+def test_two_crowds_that_share_a_candidate_do_not_add_up():
+    crowd = torch.tensor([[0.0, 0, 4, 10], [6, 0, 10, 10]])
+    assert assign_boxes(NONE, torch.tensor([square(0, 0)]), **RPN, crowd=crowd)[0].tolist() == [NEGATIVE]
+
+
+def test_a_candidate_without_area_is_no_crowd():
+    point = torch.tensor([[5.0, 5, 5, 5]])
+    assert assign_boxes(NONE, point, **RPN, crowd=torch.tensor([square(0, 0)]))[0].tolist() == [NEGATIVE]
+
+
+# --- a loop and blocks
+
+eighths = st.integers(0, 8).map(lambda i: i / 8)  # few values, exact in float32: many ties and hits of the thresholds
+rows = st.integers(0, 5).flatmap(lambda p: st.lists(st.lists(eighths, min_size=p, max_size=p), max_size=4))
+rules = st.fixed_dictionaries(
+    {
+        "pos_iou": st.sampled_from([0.5, 0.75]),
+        "neg_iou": st.sampled_from([0.25, 0.5]),
+        "force_match": st.sampled_from([None, "own", "promoter"]),
+        "min_force_iou": st.sampled_from([0.0, 0.25, 0.625]),
+    }
+)
+
+
+def slow_assign(iou, candidates, *, pos_iou, neg_iou, force_match, min_force_iou):
+    """The rules in words, one candidate and one object at a time."""
+    label, gt_index = [], []
+    for p in range(candidates):
+        column = [row[p] for row in iou]
+        best = max(column, default=0.0)
+        label.append(POSITIVE if best >= pos_iou else NEGATIVE if best < neg_iou else IGNORE)
+        gt_index.append(column.index(best) if column else 0)
+    for g, row in enumerate(iou if force_match else []):
+        best = max(row, default=0.0)
+        for p in range(candidates):
+            if row[p] == best > 0 and best >= min_force_iou:
+                label[p] = POSITIVE
+                gt_index[p] = g if force_match == "promoter" else gt_index[p]
+    return label, gt_index
+
+
+@given(rows, rules)
+def test_equals_a_loop(iou, rule):
+    candidates = len(iou[0]) if iou else 3
+    label, gt_index = assign(torch.tensor(iou).reshape(len(iou), candidates), **rule)
+    slow_label, slow_index = slow_assign(iou, candidates, **rule)
+    assert label.tolist() == slow_label
+    positive = label == POSITIVE
+    assert gt_index[positive].tolist() == torch.tensor(slow_index)[positive].tolist()
+
+
+grid = st.integers(0, 6).map(float)  # boxes on a coarse grid: many ties
+boxes = st.lists(st.tuples(grid, grid, st.integers(1, 4), st.integers(1, 4)), max_size=7).map(
+    lambda rows: torch.tensor([[x, y, x + w, y + h] for x, y, w, h in rows]).reshape(-1, 4)
+)
+
+
+@given(boxes, boxes, rules, st.sampled_from([1, 5, 8, 14]))
+def test_blocks_of_objects_equal_the_whole_matrix(objects, candidates, rule, limit):
+    whole = assign(box_iou(objects, candidates), **rule)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MATRIX_LIMIT", limit)
+        label, gt_index = assign_boxes(objects, candidates, **rule)
+    assert torch.equal(label, whole[0])
+    assert torch.equal(gt_index, whole[1])
+
+
+def test_no_block_of_the_matrix_is_larger_than_the_limit(monkeypatch):
+    shapes = []
+
+    def spy(gt, candidates):
+        shapes.append(len(gt) * len(candidates))
+        return box_iou(gt, candidates)
+
+    monkeypatch.setattr(module, "box_iou", spy)
+    monkeypatch.setattr(module, "MATRIX_LIMIT", 1000)
+    boxes = torch.rand(300, 4).sort(dim=1).values
+    assign_boxes(boxes, boxes[:90], **RPN, force_match="own")
+    assert max(shapes) <= 1000 and sum(shapes) == 2 * 300 * 90  # seen twice: for the best, then for the forced ones
+
+
+# --- the references
+
+
+@pytest.mark.parametrize("case", [0, 2, 3])  # case 1 has an untouched object, which forces every candidate there
+def test_equals_detectron2(case):
+    recorded = golden("functions")["assigners"][case]
+    for rule, name in ((RPN | {"force_match": "own"}, "d2_rpn"), (ROI, "d2_roi")):
+        label, gt_index = assign(torch.tensor(recorded["iou"]), **rule)
+        assert label.tolist() == recorded[name]["label"]
+        assert gt_index.tolist() == recorded[name]["match"]
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_equals_mmdetection(case):
+    recorded = golden("functions")["assigners"][case]
+    promoter = RPN | dict(force_match="promoter", min_force_iou=0.3)
+    for rule, name in ((promoter, "mm_rpn"), (ROI, "mm_roi_0.5")):
+        label, gt_index = assign(torch.tensor(recorded["iou"]), **rule)
+        theirs = torch.where(label == POSITIVE, gt_index + 1, label)  # index and verdict in one integer
+        assert theirs.tolist() == recorded[name]["gt_inds"]
+
+
+def test_candidates_that_are_far_away_or_huge_are_background():
+    candidates = torch.tensor([[-1e6, -1e6, -1e5, -1e5], [-1e9, -1e9, 1e9, 1e9]])
+    label, _ = assign_boxes(torch.tensor([square(0, 0)]), candidates, **ROI)
+    assert label.tolist() == [NEGATIVE, NEGATIVE]

@@ -1,0 +1,97 @@
+"""The heads that turn a pooled region into a vector."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from detector.heads.box_head import ConvFC, TwoFC
+from detector.layers import fold_norms
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+HEADS = [
+    pytest.param(lambda: TwoFC(6, 7, width=16), id="two_fc"),
+    pytest.param(lambda: ConvFC(6, 7, convs=2, conv_width=32, width=16), id="conv_fc"),
+    pytest.param(lambda: ConvFC(6, 7, convs=2, conv_width=32, width=16, norm="group"), id="conv_fc with group norm"),
+    pytest.param(lambda: ConvFC(6, 7, convs=2, conv_width=32, width=16, norm="batch"), id="conv_fc with batch norm"),
+    pytest.param(lambda: ConvFC(6, 7, convs=2, conv_width=32, width=16, norm="frozen"), id="conv_fc with frozen norm"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (lambda: TwoFC(256, 7), 13_895_680),
+        (lambda: TwoFC(2048, 7), 103_811_072),  # dilated C5
+        (lambda: ConvFC(256, 7), 15_206_400),
+        (lambda: ConvFC(256, 7, norm="group"), 15_207_424),
+        (lambda: ConvFC(256, 7, norm="batch"), 15_207_424),
+    ],
+)
+def test_parameters(make, parameters):
+    with torch.device("meta"):
+        assert count(make()) == parameters
+
+
+def test_two_fc_by_hand():
+    head = TwoFC(2, 1, width=2)
+    with torch.no_grad():
+        head.fc1.weight.copy_(torch.tensor([[1.0, 1], [1, -1]]))
+        head.fc2.weight.copy_(torch.tensor([[1.0, 2], [-1, 0]]))
+    x = torch.tensor([[3.0, 1], [1, 3]])[:, :, None, None]
+    assert head(x).tolist() == [[8, 0], [4, 0]]  # fc1: (4, 2) and (4, relu(-2)); fc2: 4 + 2 * 2 and 4 + 2 * 0
+
+
+def test_the_first_layer_reads_channels_then_rows_then_columns():
+    """As torchvision, Detectron2 and mmdetection: their weights fit, whatever the memory format."""
+    head = TwoFC(3, 2, width=12)
+    x = torch.arange(12.0).reshape(1, 3, 2, 2)
+    with torch.no_grad():
+        head.fc1.weight.copy_(torch.eye(12)), head.fc2.weight.copy_(torch.eye(12))
+        assert head(x).tolist() == head(x.contiguous(memory_format=torch.channels_last)).tolist() == [list(range(12))]
+
+
+def test_convolutions_keep_the_size_and_have_a_bias_without_a_norm():
+    head = ConvFC(6, 5, convs=3, conv_width=8, width=4)
+    assert [layer.conv.in_channels for layer in head.convs] == [6, 8, 8]
+    assert all(layer.conv.bias is not None for layer in head.convs)
+    assert head.fc1.in_features == 8 * 5 * 5
+
+
+@pytest.mark.parametrize("make", HEADS)
+def test_rows_are_vectors_of_the_width_that_is_promised(make):
+    head = make()
+    out = head(torch.randn(5, 6, 7, 7))
+    assert out.shape == (5, head.width) == (5, 16) and (out >= 0).all()
+
+
+@pytest.mark.parametrize("make", HEADS)
+def test_no_regions(make):
+    head = make()
+    before = {k: v.clone() for k, v in head.state_dict().items() if "running" in k}
+    out = head(torch.zeros(0, 6, 7, 7))
+    assert out.shape == (0, 16)
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    assert all(torch.equal(head.state_dict()[k], v) for k, v in before.items())  # nothing is no statistic
+
+
+@pytest.mark.parametrize("make", HEADS)
+def test_every_parameter_has_a_gradient(make):
+    head = make()
+    (head(torch.randn(8, 6, 7, 7)) * torch.randn(8, 16)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize("make", HEADS)
+def test_folding_keeps_the_function(make):
+    head, x = make(), torch.randn(4, 6, 7, 7)
+    head(x)  # moves the statistics of batch norms away from 0 and 1
+    head.eval()
+    expected = head(x)
+    torch.testing.assert_close(fold_norms(head)(x), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,373 @@
+"""Names to constructors: what a configuration builds, what it must not say, and how it is told."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import CONFIG, picture, target, tiny_model
+from tiny_training import draw_set
+
+import detector
+from detector.build import (
+    build_dataset,
+    build_detector,
+    check_config,
+    data_settings,
+    load_config,
+    training_transform,
+)
+from detector.config import merge
+from detector.data.coco import CocoDataset
+from detector.data.transforms import HorizontalFlip, Resize
+from detector.errors import ConfigError
+from detector.necks.fpn import FPN
+from detector.necks.panet import PANet
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml"))
+DATA = {
+    "root": "data",
+    "train": {"images": "train", "annotations": "train.json"},
+    "val": {"images": "val", "annotations": "val.json"},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The tiny configuration, with data, and with one value set."""
+    section: Any = value
+    for key in reversed(path.split(".")):
+        section = {key: section}
+    return merge(CONFIG | {"data": DATA, "train": {}}, section)
+
+
+def complaint(config: dict[str, Any], **kwargs: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        check_config(config, **kwargs)
+    return str(error.value)
+
+
+def on_meta(config: dict[str, Any]) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_detector(config)
+
+
+# --- the files that come with the project
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_file_is_valid_and_builds_a_detector(path):
+    config = load_config(path, ["model.backbone.weights=null"])  # nothing is downloaded
+    config["model"].setdefault("num_classes", 3)
+    assert on_meta(config).roi_head.num_classes == config["model"]["num_classes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("fasterrcnn_resnet50_fpn", 41_755_286), ("fasterrcnn_resnet50_fpn_v2", 43_712_278)]
+)
+def test_as_many_parameters_as_torchvisions_detectors(name, parameters):
+    """But for torchvision's four box rows of its background, which nothing reads."""
+    model = on_meta(load_config(CONFIGS / f"compat/torchvision_{name}.yaml"))
+    assert sum(p.numel() for p in model.parameters()) == parameters - 4 * 1024 - 4
+
+
+def test_the_published_recipes_differ_only_in_what_their_names_say():
+    recipe = {name: load_config(CONFIGS / f"{name}_coco.yaml") for name in ("faster_rcnn_r50_fpn_1x", "panet_r50_1x")}
+    fpn, panet = recipe.values()
+    assert fpn["model"]["neck"] == {"type": "fpn"} and panet["model"]["neck"] == {"type": "panet"}
+    assert fpn["train"] == panet["train"] and fpn["data"] == panet["data"]
+
+
+# --- what is built
+
+
+def test_names_are_constructors():
+    assert type(tiny_model().pyramid.neck) is FPN
+    assert type(tiny_model(neck={"type": "panet", "width": 32}).pyramid.neck) is PANet
+
+
+def test_an_empty_model_section_is_the_default_detector():
+    model = on_meta({"model": {"num_classes": 80}})
+    assert model.pyramid.backbone.depth == 50 and type(model.pyramid.neck) is FPN
+    assert model.roi_head.class_score.out_features == 81 and model.roi_head.box_delta.out_features == 320
+    assert sum(p.numel() for p in model.rpn.parameters()) == 593_935
+
+
+def test_arguments_reach_the_part_that_they_are_meant_for():
+    model = tiny_model(
+        rpn={"nms_iou": 0.6, "anchors": {"ratios": [1.0]}},
+        roi_head={"nms_iou": 0.4, "pool": {"size": 5}},
+        pixels={"order": "bgr", "divisor": 64},
+    )
+    assert (model.rpn.nms_iou, model.roi_head.nms_iou) == (0.6, 0.4)
+    assert model.rpn.anchors.per_cell == 1 and model.rpn.objectness.out_channels == 1
+    assert model.roi_head.pool.size == 5 and model.roi_head.box_head.fc1.in_features == 32 * 5 * 5
+    assert (model.pixels.order, model.pixels.divisor) == ("bgr", 64)
+
+
+def test_convolutions_are_channels_last():
+    weight = tiny_model().pyramid.backbone.layer1[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def test_building_does_not_change_the_configuration():
+    config = copy.deepcopy(CONFIG)
+    build_detector(config)
+    assert config == CONFIG
+
+
+# --- what a model section must not say
+
+
+def test_a_typo_is_told_with_file_path_and_nearest_key(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {neck: {type: fpn, widht: 64}}")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path}: model.neck.widht: unknown key; did you mean 'width'?"
+    path.write_text("model: {neck: {type: fpn}}")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: model\.roi_hed: unknown key; did you mean 'roi_head'"):
+        load_config(path, ["model.roi_hed.nms_iou=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("modle", {}, "configuration.modle: unknown key; did you mean 'model'?"),
+        ("model.backbone.dept", 50, "model.backbone.dept: unknown key; did you mean 'depth'?"),
+        ("model.rpn.anchors.size", [], "model.rpn.anchors.size: unknown key; did you mean 'sizes'?"),
+        ("model.roi_head.pool.sample", 2, "model.roi_head.pool.sample: unknown key; did you mean 'samples'?"),
+        ("model.roi_head.box_head.convs", 4, "model.roi_head.box_head.convs: unknown key"),  # those of another head
+        ("model.backbone.depth", "50", "model.backbone.depth: expected a whole number, got '50'"),
+        ("model.backbone.norm", "bach", "model.backbone.norm: expected one of 'frozen', 'batch', 'sync', 'group'"),
+        ("model.rpn.pre_nms", 1000, "model.rpn.pre_nms: expected a list of 2"),
+        ("model.rpn.anchors.sizes", [32, 64], "model.rpn.anchors.sizes: expected a list of a list of a number"),
+        ("model.pixels.mean", [1, 2], "model.pixels.mean: expected a list of 3"),
+        ("model.roi_head", 3, "model.roi_head: expected a section"),
+        ("model.roi_head.pool", None, "model.roi_head.pool: expected a section"),
+        ("model", None, "model: expected a section"),
+    ],
+)
+def test_a_wrong_key_or_type_is_told_with_its_path(path, value, message):
+    assert complaint(changed(path, value)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "neck.channels", "neck.strides", "rpn.channels", "rpn.anchors.strides", "roi_head.pool.channels",
+        "roi_head.pool.strides", "roi_head.box_head.channels", "roi_head.box_head.size", "roi_head.num_classes",
+    ],
+)  # fmt: skip
+def test_what_the_program_sets_itself_must_not_be_given(path):
+    assert complaint(changed(f"model.{path}", 3)).startswith(f"model.{path}: the program sets this itself")
+
+
+@pytest.mark.parametrize("name", ["fpm", "FPN", "", 3, None, ["fpn"], {"fpn": 1}, True])
+def test_an_unknown_type_is_told_with_those_that_exist(name):
+    message = complaint(merge(CONFIG, {"model": {"neck": {"type": name}}}))
+    assert message.startswith(f"model.neck.type: {name!r} is none of fpn, panet")
+
+
+@pytest.mark.parametrize("classes", [0, -1, "3", 2.5, True, [3]])
+def test_the_number_of_classes_is_a_whole_number_above_0(classes):
+    assert complaint(changed("model.num_classes", classes)).startswith("model.num_classes: expected a whole number")
+
+
+def test_the_number_of_classes_may_be_left_to_the_data_but_not_to_nobody():
+    config = changed("model.num_classes", None)
+    check_config(config)
+    with pytest.raises(ConfigError, match=r"model\.num_classes: not given"):
+        build_detector(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("backbone.depth", 51, "depth: no ResNet-51"),
+        ("backbone.frozen_stages", -1, "frozen_stages"),
+        ("backbone", {"dilated_c5": True}, "neck does not fit: .*strides"),
+        ("rpn.anchors.sizes", [[32], [64]], "anchors does not fit: .*2 lists of anchor sizes for 5 pyramid levels"),
+        ("neck", {"width": 33, "norm": "group"}, "neck does not fit: .*divisible by num_groups"),
+        ("neck.width", -1, "neck does not fit"),
+        ("roi_head.pool.levels", 6, "levels: 6 levels wanted"),
+        ("roi_head.box_head.width", -3, "box_head does not fit"),
+        ("pixels.divisor", 0, "pixels does not fit: .*divisor"),
+        ("pixels.std", [1, 0, 1], "pixels does not fit: .*std"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other(path, value, message):
+    config = changed(f"model.{path}", value)
+    if path == "backbone":  # PANet halves its maps
+        config = merge(config, {"model": {"neck": {"type": "panet"}}})
+    check_config(config)
+    with pytest.raises(ConfigError, match=message):
+        build_detector(config)
+
+
+# --- parts of one's own
+
+
+@pytest.fixture
+def my_parts(tmp_path, monkeypatch):
+    """A module of a user with a neck of hers."""
+    (tmp_path / "my_parts.py").write_text(
+        "from detector.necks.fpn import FPN\n"
+        "NUMBER = 3\n"
+        "class MyNeck(FPN):\n"
+        "    def __init__(self, channels, strides, *, width: int = 8, twice: bool = False):\n"
+        "        super().__init__(channels, strides, width=16 if twice else width)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("my_parts", None)
+
+
+def with_neck(**section: Any) -> dict[str, Any]:
+    return merge(CONFIG, {"model": {"neck": section}})
+
+
+def test_a_neck_of_ones_own_is_built_and_trains(my_parts):
+    model = build_detector(with_neck(type="my_parts.MyNeck", twice=True))
+    assert type(model.pyramid.neck).__name__ == "MyNeck" and model.rpn.objectness.in_channels == 16
+    assert len(model([picture(64, 64)], [target((8, 8, 40, 40, 0))])) == 4
+
+
+def test_a_neck_of_ones_own_is_checked_by_the_same_rule(my_parts):
+    message = complaint(with_neck(type="my_parts.MyNeck", twize=True))
+    assert message == "model.neck.twize: unknown key; did you mean 'twice'?"
+    assert "model.neck.twice: expected true or false" in complaint(with_neck(type="my_parts.MyNeck", twice=1))
+
+
+def test_a_part_of_ones_own_is_followed_only_with_trust(my_parts):
+    message = complaint(with_neck(type="my_parts.MyNeck"), trust=False)
+    assert "my_parts.MyNeck" in message and "--trust" in message
+    assert "my_parts" not in sys.modules  # not even imported
+    with pytest.raises(ConfigError, match="--trust"):
+        build_detector(with_neck(type="my_parts.MyNeck"), trust=False)
+    data = DATA | {"transforms": [{"type": "my_parts.MyFlip"}]}
+    with pytest.raises(ConfigError, match="--trust"):
+        check_config(CONFIG | {"data": data}, trust=False)
+
+
+@pytest.mark.parametrize(
+    "name", "my_parts.No no_module.Neck my_parts.NUMBER .fpn ..fpn fpn. a..b . builtins.dict".split()
+)
+def test_a_path_that_leads_nowhere(my_parts, name):
+    assert complaint(with_neck(type=name)).startswith("model.neck")
+
+
+# --- data and training
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("data.rooot", "x", "data.rooot: unknown key; did you mean 'root'?"),
+        ("data.root", 3, "data.root: expected a text"),
+        ("data", [], "data: expected a section"),
+        ("data.train.imges", "x", "data.train.imges: unknown key; did you mean 'images'?"),
+        ("data.val", None, "data.val: expected a section, got None"),
+        ("data.classes", "cat", "data.classes: expected a list of a text or null"),
+        ("data.resize", {"short": 800}, "data.resize.long: this key must be given"),
+        ("data.resize", {"short": "800", "long": 1}, "data.resize.short: expected a whole number or a list of"),
+        ("data.transforms", {"type": "horizontal_flip"}, "data.transforms: expected a list of a section"),
+        ("data.transforms", [{"type": "flip"}], "data.transforms[0].type: 'flip' is none of horizontal_flip"),
+        ("data.transforms", [{}, {"type": "color_jitter", "hu": 1}], "data.transforms[1].hu: unknown key"),
+        ("data.transforms", [{"p": "x"}], "data.transforms[0].p: expected a number"),
+        ("train.epoch", 3, "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("train.lr", "fast", "train.lr: expected a number, got 'fast'"),
+        ("train.precision", "fp16", "train.precision: expected one of 'float32', 'bfloat16', got 'fp16'"),
+    ],
+)
+def test_data_and_train_sections_are_checked_too(path, value, message):
+    assert complaint(changed(path, value)).startswith(message)
+
+
+def test_train_and_val_must_both_be_given():
+    data = {"root": "data", "train": DATA["train"]}
+    assert complaint(CONFIG | {"data": data}) == "data.val: this key must be given"
+
+
+def test_a_split_must_be_there():
+    config = CONFIG | {"data": DATA}
+    with pytest.raises(ConfigError, match=r"data\.test: the configuration has no such split"):
+        build_dataset(config, "test")
+    with pytest.raises(ConfigError, match=r"data: the configuration has no such section"):
+        build_dataset(CONFIG, "train")
+
+
+def test_transforms_follow_the_resizing_in_order():
+    settings = data_settings(DATA | {"resize": {"short": 64, "long": 96}, "transforms": [{"p": 0.3}, {"p": 0.7}]})
+    resize, first, second = training_transform(settings).transforms
+    assert isinstance(resize, Resize) and resize.long == 96
+    assert isinstance(first, HorizontalFlip) and (first.p, second.p) == (0.3, 0.7)
+
+
+# --- whatever a configuration says
+
+PATHS = """
+    model model.num_classes model.backbone model.backbone.type model.backbone.depth model.backbone.weights model.neck
+    model.neck.type model.neck.width model.neck.fuse model.rpn model.rpn.type model.rpn.pre_nms model.rpn.beta
+    model.rpn.anchors model.rpn.anchors.sizes model.rpn.anchors.ratios model.roi_head model.roi_head.pool
+    model.roi_head.pool.levels model.roi_head.box_head.type model.pixels model.pixels.mean model.pixels.order data
+    data.root data.train data.val.images data.resize data.resize.short data.transforms data.classes train train.lr
+    train.milestones train.schedule nonsense
+""".split()
+scalars = st.none() | st.booleans() | st.integers(-3, 100) | st.floats() | st.text("ab.5", max_size=4)
+values = st.recursive(
+    scalars | st.sampled_from(["fpn", "panet", "batch", "group", "bgr", "two_fc", "average"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "width", "p", "a", 3]), inner),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(PATHS), values), min_size=1, max_size=3))
+def test_checking_raises_nothing_but_config_errors(changes):
+    config: Any = CONFIG | {"data": DATA, "train": {}}
+    for path, value in changes:
+        config = merge(config, changed(path, value))
+    try:
+        check_config(config)
+    except ConfigError as error:
+        assert len(str(error)) < 2000
+
+
+def test_the_effective_configuration_can_be_written_and_read_back(tmp_path):
+    config = load_config(CONFIGS / "bccd_r18_fpn.yaml", ["train.lr=1e-3", "data.classes=[RBC]"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+# --- the public names
+
+
+def test_public_names():
+    assert detector.load_config is load_config and detector.build_detector is build_detector
+    for name in detector.__all__:
+        assert getattr(detector, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = detector.nothing
+
+
+class Reversed(CocoDataset):
+    """A data set of one's own: the last image first."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(len(self) - 1 - i)
+
+
+def test_a_data_set_of_ones_own_is_named_by_its_dotted_path(tmp_path):
+    data = {split: {"images": "images", "annotations": f"{split}.json"} for split in ("train", "val")}
+    config = {"data": data | {"root": str(draw_set(tmp_path)), "type": "test_build.Reversed"}}
+    own = build_dataset(config, "val", class_names=["square", "disc"])
+    assert type(own).__name__ == "Reversed" and [own[i][2] for i in range(len(own))] == [11, 10]
+    with pytest.raises(ConfigError, match=r"data.type: .*--trust"):
+        build_dataset(config, "val", trust=False)

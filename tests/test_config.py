@@ -1,0 +1,369 @@
+"""YAML configuration: bases, merging, overrides, signatures as schemas; whatever the file holds, only ConfigError."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.config import MAX_BYTES, check_call, check_keys, merge, read_config
+from detector.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of the given name, one that does not exist yet by default."""
+
+    def write(text: str | bytes, name: str = "config.yaml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def refused(write):
+    """The message with which a file is refused."""
+
+    def refused(text: str | bytes, overrides: Sequence[str] = ()) -> str:
+        path = write(text)
+        with pytest.raises(ConfigError) as error:
+            read_config(path, overrides)
+        return str(error.value)
+
+    return refused
+
+
+# --- values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001), ("1E5", 100000.0), ("-2.5e+2", -250.0), ("+1e2", 100.0), ("0.02", 0.02), ("1.", 1.0),
+        ("12", 12), ("1_000", 1000), ("true", True), ("null", None), ("", None), ("[1, 2e-1]", [1, 0.2]),
+        ("e5", "e5"), ("1e", "1e"), ("a1e-3", "a1e-3"), ("'1e-3'", "1e-3"), ("IMAGENET1K_V1", "IMAGENET1K_V1"),
+    ],
+)  # fmt: skip
+def test_values(write, text, value):
+    found = read_config(write(f"key: {text}"))["key"]
+    assert found == value and type(found) is type(value)
+    assert read_config(write("other: 1"), [f"key={text}"])["key"] == value
+
+
+def test_an_empty_file_is_an_empty_configuration(write):
+    assert read_config(write("")) == {} == read_config(write("# nothing but this\n"))
+
+
+# --- bases
+
+
+def test_a_base_is_named_relative_to_the_file_that_names_it(write):
+    write("model: {depth: 50, width: 256}", "_base_/models/r50.yaml")
+    write("_base_: models/r50.yaml\nmodel: {width: 128}", "_base_/narrow.yaml")
+    path = write("_base_: _base_/narrow.yaml\ntrain: {epochs: 1}")
+    assert read_config(path) == {"model": {"depth": 50, "width": 128}, "train": {"epochs": 1}}
+
+
+def test_of_several_bases_later_ones_win_and_the_file_itself_wins_over_all(write):
+    write("{a: 1, b: 1, c: 1}", "one.yaml")
+    write("{b: 2, c: 2}", "two.yaml")
+    assert read_config(write("_base_: [one.yaml, two.yaml]\nc: 3")) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_base_may_be_shared(write):
+    write("a: 1", "root.yaml")
+    write("{_base_: root.yaml, b: 1}", "left.yaml")
+    write("{_base_: root.yaml, c: 1}", "right.yaml")
+    assert read_config(write("_base_: [left.yaml, right.yaml]")) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_circle_of_bases(write, refused):
+    write("_base_: config.yaml", "other.yaml")
+    assert "circle" in refused("_base_: other.yaml")
+    assert "circle" in refused("_base_: config.yaml")
+
+
+def test_a_missing_base_is_named_with_the_file_that_wants_it(refused, tmp_path):
+    message = refused("_base_: none.yaml")
+    assert f"{tmp_path}/none.yaml: no such configuration file" in message and f"{tmp_path}/config.yaml" in message
+
+
+@pytest.mark.parametrize("base", ["5", "null", "{a: b}", "[1]", "[[a]]", "true", '"a\\0b"', "a" * 400, "."])
+def test_a_base_that_is_no_file(refused, base):
+    assert "config.yaml" in refused(f"_base_: {base}")
+
+
+# --- merging
+
+
+def test_dictionaries_merge_and_anything_else_replaces():
+    base = {"a": {"x": 1, "y": {"z": 1}}, "list": [1, 2], "number": 1}
+    own = {"a": {"y": {"w": 2}}, "list": [3], "number": {"now": "a section"}}
+    assert merge(base, own) == {"a": {"x": 1, "y": {"z": 1, "w": 2}}, "list": [3], "number": {"now": "a section"}}
+    assert merge({"a": {"x": 1}}, {"a": None}) == {"a": None}
+
+
+def test_merging_changes_neither_side():
+    base, own = {"a": {"x": 1}}, {"a": {"y": 2}}
+    merge(base, own)["a"]["x"] = 3
+    assert base == {"a": {"x": 1}} and own == {"a": {"y": 2}}
+
+
+def test_a_section_whose_type_changes_starts_afresh():
+    base = {"neck": {"type": "fpn", "norm": "group", "width": 128}}
+    assert merge(base, {"neck": {"type": "panet"}}) == {"neck": {"type": "panet"}}
+    assert merge(base, {"neck": {"type": "fpn", "width": 64}})["neck"] == {"type": "fpn", "norm": "group", "width": 64}
+    assert merge(base, {"neck": {"width": 64}})["neck"] == {"type": "fpn", "norm": "group", "width": 64}
+
+
+# --- overrides
+
+
+def test_overrides(write):
+    path = write("model: {neck: {type: fpn, width: 256}}")
+    config = read_config(path, ["model.neck.width=64", "train.lr=1e-3", "data.classes=[cat, dog]", "note=a=b"])
+    assert config["model"] == {"neck": {"type": "fpn", "width": 64}}
+    assert config["train"] == {"lr": 0.001}
+    assert config["data"] == {"classes": ["cat", "dog"]}
+    assert config["note"] == "a=b"
+
+
+def test_an_override_of_a_type_starts_the_section_afresh(write):
+    path = write("model: {neck: {type: fpn, norm: group}}")
+    assert read_config(path, ["model.neck.type=panet"]) == {"model": {"neck": {"type": "panet"}}}
+
+
+def test_of_two_overrides_the_last_wins(write):
+    assert read_config(write("a: 1"), ["a=2", "a=3"]) == {"a": 3}
+
+
+@pytest.mark.parametrize("override", ["model", "=3", "a..b=3", ".a=3", "a.=3", "--lr 0.1"])
+def test_an_override_needs_a_path_and_a_value(refused, override):
+    assert repr(override) in refused("a: 1", [override])
+
+
+def test_an_override_whose_value_is_no_yaml_is_named(refused):
+    assert "override 'a=[1'" in refused("a: 1", ["a=[1"])
+
+
+# --- files that are no configuration
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a list", "only text", "3", "a: [1", "a: b: c", "\ta: 1", "a: 'open", "{a: 1}}", "a: *nobody", "[" * 5000,
+        "a: 1\x00", "a: \x07", "%YAML 9.9\n---\na: 1", "a: 1\n---\nb: 2", "? [1]\n: 2", "{a: {b: 1}: 2}",
+        "a: !!int ''", "a: !!int x", "a: !!bool x", "a: !!float x", "a: !!timestamp x", "a: 2020-13-45",
+        "a: !!binary x", "a: !!set [1]", "a: !!omap 3", "a: !!map [1]", "a: {<<: 5}", "a: =", "a: " + "9" * 5000,
+    ],
+)  # fmt: skip
+def test_what_is_no_configuration_is_refused_with_the_files_name(refused, text):
+    assert "config.yaml" in refused(text)
+
+
+def test_a_file_that_is_missing_a_folder_no_text_or_too_large(refused, tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
+        read_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        read_config(tmp_path)
+    assert "config.yaml" in refused(b"\xff\xfe\x00a")
+    assert f"larger than {MAX_BYTES} bytes" in refused("a: 1 #" + "x" * MAX_BYTES)
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.system", "name:os.system", "object:builtins.set"])
+def test_a_file_cannot_run_code(refused, tag, capfd):
+    assert "config.yaml" in refused(f"a: !!python/{tag} ['echo owned']")
+    assert "owned" not in capfd.readouterr().out
+
+
+def test_a_key_that_is_given_twice_is_named_with_its_line(refused):
+    message = refused("model: {depth: 50}\ntrain:\n  lr: 1\n  lr: 2\n")
+    assert "config.yaml, line 4: the key 'lr' is given twice" in message
+
+
+def bomb(levels: int, width: int) -> str:
+    """Each level repeats the one before: width ** levels entries in a few lines."""
+    lines = ["a0: &a0 [boom]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels + 1)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(("levels", "width"), [(9, 9), (9, 11), (30, 2), (3, 40)])
+def test_aliases_cannot_blow_a_file_up(refused, levels, width):
+    assert "aliases" in refused(bomb(levels, width))
+
+
+def test_a_few_aliases_are_welcome(write):
+    assert read_config(write("a: &x {lr: 1}\nb: *x\nc: {<<: *x, epochs: 2}")) == {
+        "a": {"lr": 1}, "b": {"lr": 1}, "c": {"lr": 1, "epochs": 2},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "&x {a: *x}"])
+def test_a_value_cannot_contain_itself(refused, text):
+    assert "recursive" in refused(text)
+
+
+# --- a signature is a schema
+
+
+@dataclass
+class Inner:
+    side: int
+    name: str = "inner"
+
+
+class Example:
+    """Takes one of each kind of argument."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        number: float = 1.0,
+        count: int = 1,
+        flag: bool = False,
+        text: str = "",
+        mode: Literal["sum", "average"] = "sum",
+        maybe: str | None = None,
+        sizes: Sequence[Sequence[float]] = ((1,),),
+        pair: tuple[int, int] = (1, 2),
+        either: int | list[int] = 1,
+        inner: Inner | None = None,
+        sections: Sequence[dict[str, Any]] = (),
+        anything: Any = None,
+        **rest: Any,
+    ): ...
+
+
+def complaint(section: Any, **kwargs: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        check_call(Example, section, "model.neck", **kwargs)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("number", 1), ("number", 0.5), ("count", -3), ("flag", True), ("text", "abc"), ("mode", "average"),
+        ("maybe", None), ("maybe", "abc"), ("sizes", [[1, 2.5], []]), ("pair", [3, 4]), ("either", 3), ("either", [3]),
+        ("inner", {"side": 3}), ("inner", None), ("sections", [{"type": "flip"}, {}]), ("anything", object()),
+    ],
+)  # fmt: skip
+def test_what_fits(key, value):
+    check_call(Example, {"channels": 1, key: value}, "model.neck")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("number", "1", "a number, got '1'"), ("number", True, "a number"), ("number", None, "a number"),
+        ("count", 1.5, "a whole number, got 1.5"), ("count", True, "a whole number"), ("flag", 1, "true or false"),
+        ("flag", "yes", "true or false"), ("text", 3, "a text, got 3"),
+        ("mode", "max", "one of 'sum', 'average', got 'max'"), ("mode", ["sum"], "one of"),
+        ("maybe", 3, "a text or null"),
+        ("sizes", [1, 2], "a list of a list of a number"), ("sizes", "12", "a list"), ("sizes", {"a": 1}, "a list"),
+        ("pair", [1, 2, 3], "a list of 2 (a whole number, a whole number)"), ("pair", [1, 2.5], "a list of 2"),
+        ("either", "3", "a whole number or a list of a whole number"), ("inner", 3, "a section or null"),
+        ("sections", [3], "a list of a section"), ("sections", {"type": "flip"}, "a list of a section"),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_is_named_with_its_path_and_with_what_is_expected(key, value, expected):
+    message = complaint({"channels": 1, key: value})
+    assert message.startswith(f"model.neck.{key}: expected ") and expected in message
+
+
+def test_an_unknown_key_is_named_with_its_path_and_the_nearest_key():
+    assert complaint({"channels": 1, "nunber": 2}) == "model.neck.nunber: unknown key; did you mean 'number'?"
+    assert "known keys: anything, channels, count" in complaint({"channels": 1, "zzz": 2})
+    assert "model.neck.3: unknown key" in complaint({"channels": 1, 3: 2})
+
+
+def test_a_nested_section_is_checked_against_its_own_class():
+    for inner, message in (
+        ({"sied": 3}, "model.neck.inner.sied: unknown key; did you mean 'side'?"),
+        ({}, "model.neck.inner.side: this key must be given"),
+        ({"side": "x"}, "model.neck.inner.side: expected a whole number, got 'x'"),
+    ):
+        assert complaint({"channels": 1, "inner": inner}) == message
+
+
+def test_a_missing_argument_is_named():
+    assert complaint({}) == "model.neck.channels: this key must be given"
+
+
+def test_an_argument_that_the_program_supplies_must_not_be_given_and_is_not_missed():
+    assert "model.neck.channels: the program sets this itself" in complaint({"channels": 1}, supplied=["channels"])
+    check_call(Example, {"number": 2}, "model.neck", supplied=["channels"])
+
+
+@pytest.mark.parametrize("section", [None, 3, "fpn", [], ["fpn"], True])
+def test_a_section_is_a_dictionary(section):
+    assert "model.neck: expected a section of 'key: value' lines" in complaint(section, supplied=["channels"])
+
+
+def test_a_huge_value_does_not_make_a_huge_message():
+    assert len(complaint({"channels": 1, "number": ["x" * 100] * 10_000})) < 1000
+    assert len(complaint(["x" * 100] * 10_000)) < 1000
+
+
+def test_a_function_is_a_schema_too():
+    def function(a: int, *more: int, b: str = "") -> None: ...
+
+    check_call(function, {"a": 1}, "here")
+    with pytest.raises(ConfigError, match=r"here\.b: expected a text"):
+        check_call(function, {"a": 1, "b": 2}, "here")
+
+
+@pytest.mark.parametrize("function", [dict, type, map])
+def test_a_callable_without_a_signature(function):
+    with pytest.raises(ConfigError, match="here"):
+        check_call(function, {"a": 1}, "here")
+
+
+def test_check_keys():
+    check_keys({"a": 1}, ["a", "b"], "here")
+    check_keys({}, [], "here")
+    with pytest.raises(ConfigError, match=r"here\.c: unknown key; known keys: a, b"):
+        check_keys({"c": 1}, ["b", "a"], "here")
+
+
+# --- whatever the file holds
+
+tags = [f"!!{tag} " for tag in "int bool float null str map seq set omap pairs binary timestamp python/name:os".split()]
+marks = [*"{}[]|>'#%@!=", '"', ": ", ":", "- ", "? ", ", ", "&x ", "*x", "<<"]
+words = "a b model type _base_ --- ... 1e-3 0x 0b1 1:30 - . .. ~ é 2020-13-45 99999999999999999999999 .inf".split()
+blanks = [" ", "\n", "\n  ", "\t", "\\", "\\0", "\x00", "\x85", "\ud7ff"]
+tokens = tags + marks + words + blanks
+yamlish = st.lists(st.sampled_from(tokens), max_size=14).map("".join)
+
+
+@given(yamlish | st.text(max_size=30) | st.binary(max_size=30))
+def test_reading_raises_nothing_but_config_errors(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(errors="replace"))
+    try:
+        config = read_config(path)
+    except ConfigError as error:
+        assert "fuzz.yaml" in str(error)
+    else:
+        assert isinstance(config, dict)
+
+
+@given(yamlish)
+def test_overriding_raises_nothing_but_config_errors(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "plain.yaml"
+    path.write_text("model: {neck: {type: fpn}}")
+    for override in (text, f"model={text}", f"{text}=1"):
+        try:
+            read_config(path, [override])
+        except ConfigError:
+            pass

@@ -1,0 +1,131 @@
+"""Norms, convolutions with norms, folding, and the smooth-L1 loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from detector.layers import (
+    ConvNorm,
+    FrozenBatchNorm,
+    c2_msra_,
+    c2_xavier_,
+    conv_norm,
+    fold_norms,
+    folded,
+    log2_stride,
+    make_norm,
+    smooth_l1,
+)
+
+
+def randomised(norm: nn.Module) -> nn.Module:
+    """A norm that has seen data: no weight is one, no mean is zero."""
+    with torch.no_grad():
+        for tensor in norm.state_dict().values():
+            tensor.uniform_(0.5, 2) if tensor.is_floating_point() else None
+    return norm
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- frozen batch norm
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.0, 0.1])
+def test_a_frozen_norm_is_a_batch_norm_in_evaluation(eps):
+    batch = randomised(nn.BatchNorm2d(6, eps=eps)).eval()
+    frozen = FrozenBatchNorm(6, eps)
+    frozen.load_state_dict(batch.state_dict())  # which counts its batches; a frozen one does not
+    x = torch.randn(2, 6, 5, 5)
+    assert close(frozen(x), batch(x))
+
+
+def test_a_frozen_norm_has_no_parameters_and_does_not_learn_in_training():
+    frozen = randomised(FrozenBatchNorm(4)).train()
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    frozen(torch.randn(2, 4, 3, 3))
+    assert not list(frozen.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
+
+
+def test_make_norm():
+    kinds = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm, "group": nn.GroupNorm}
+    for name, kind in kinds.items():
+        norm = make_norm(name, 64, eps=1e-3)
+        assert isinstance(norm, kind) and norm.eps == 1e-3
+    assert make_norm("group", 64).num_groups == 32
+
+
+# --- convolutions with norms
+
+
+@pytest.mark.parametrize("kind", ["frozen", "batch", "group"])
+def test_conv_norm_is_the_convolution_then_the_norm(kind):
+    conv, norm = nn.Conv2d(6, 32, 3, stride=2, padding=2, dilation=2, groups=2, bias=False), make_norm(kind, 32)
+    x = torch.randn(2, 6, 9, 8)
+    assert close(conv_norm(conv, randomised(norm), x), norm(conv(x)))
+
+
+def test_a_frozen_norm_lets_the_gradient_through_to_the_filters():
+    conv, norm = nn.Conv2d(3, 4, 3, bias=False), randomised(FrozenBatchNorm(4))
+    x, weight = torch.randn(1, 3, 6, 6), conv.weight
+    (ours,) = torch.autograd.grad(conv_norm(conv, norm, x).square().sum(), weight)
+    (expected,) = torch.autograd.grad(norm(conv(x)).square().sum(), weight)
+    assert close(ours, expected)
+
+
+def test_a_bias_only_where_there_is_no_norm():
+    assert ConvNorm(3, 32, 3).conv.bias is not None
+    assert ConvNorm(3, 32, 3, norm="group").conv.bias is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", ["frozen", "batch"])
+def test_folded_is_one_convolution_with_the_same_function(kind, bias):
+    conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=bias)
+    norm = randomised(make_norm(kind, 8)).eval()
+    x = torch.randn(2, 6, 7, 7)
+    assert close(folded(conv, norm)(x), norm(conv(x)))
+
+
+def test_fold_norms_folds_what_is_constant_and_keeps_the_function():
+    layers = nn.Sequential(*(ConvNorm(32, 32, 3, norm=kind) for kind in ("frozen", "batch", "sync", "group", None)))
+    for layer in layers:
+        randomised(layer.norm)
+    layers.eval()
+    x = torch.randn(2, 32, 6, 6)
+    expected = layers(x)
+    assert close(fold_norms(layers)(x), expected)
+    assert [type(layer.norm) for layer in layers] == [nn.Identity] * 3 + [nn.GroupNorm, nn.Identity]
+    assert close(fold_norms(layers)(x), expected)  # twice is once
+
+
+# --- initialisers and the rest
+
+
+def test_initialisers_have_the_variance_that_they_promise():
+    conv = nn.Conv2d(64, 128, 3)
+    c2_xavier_(conv)
+    assert conv.weight.var().item() == pytest.approx(1 / (64 * 9), rel=0.05)  # 1 / fan_in
+    assert conv.weight.abs().max().item() <= (3 / (64 * 9)) ** 0.5
+    c2_msra_(conv)
+    assert conv.weight.var().item() == pytest.approx(2 / (128 * 9), rel=0.05)  # 2 / fan_out
+    assert conv.bias.abs().sum() == 0
+
+
+def test_smooth_l1_by_hand():
+    prediction, goal = torch.tensor([0.5, -2.0, 1.0]), torch.zeros(3)
+    assert smooth_l1(prediction, goal, beta=0).item() == 3.5  # L1
+    assert smooth_l1(prediction, goal, beta=1).item() == 0.125 + 1.5 + 0.5
+    ninth = pytest.approx(3.5 - 3 * 0.5 / 9)
+    assert smooth_l1(prediction, goal, beta=1 / 9).item() == ninth
+    assert smooth_l1(torch.tensor([0.05]), torch.zeros(1), beta=1 / 9).item() == pytest.approx(0.5 * 0.05**2 * 9)
+    assert smooth_l1(torch.zeros(0, 4), torch.zeros(0, 4), beta=1).item() == 0
+
+
+def test_the_level_of_a_stride():
+    assert [log2_stride(stride) for stride in (4, 8, 64)] == [2, 3, 6]

@@ -1,0 +1,109 @@
+"""PANet's bottom-up path over an FPN: by hand, sizes, and a gradient everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from detector.necks.fpn import FPN
+from detector.necks.panet import PANet
+
+CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
+NARROW = [8, 16, 24, 32]
+ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]
+
+
+def identity_panet(*, down: float = 1.0, output: float = 1.0) -> PANet:
+    """One channel; every convolution hands its pixel on, those of the path times a factor."""
+    panet = PANet([1, 1, 1, 1], STRIDES, width=1)
+    for module in panet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.dirac_(module.weight)
+            nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        for layers, factor in ((panet.down, down), (panet.output, output)):
+            for layer in layers:
+                layer.conv.weight *= factor
+    return panet
+
+
+def values(levels: list[torch.Tensor]) -> list[list[float]]:
+    return [level.unique().tolist() for level in levels]
+
+
+def constant(*numbers: float) -> list[torch.Tensor]:
+    return [torch.full((1, 1, 16 >> i, 16 >> i), float(number)) for i, number in enumerate(numbers)]
+
+
+def maps(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+
+
+def test_every_level_adds_what_lies_below_it():
+    """C = 1, 0, 0, 1 makes P = 2, 1, 1, 1, and N2 = P2, N3 = P3 + N2, ..."""
+    assert values(identity_panet()(constant(1, 0, 0, 1))) == [[2], [3], [4], [5], [5]]
+
+
+def test_the_path_goes_on_from_the_sum_and_not_from_the_output():
+    """With outputs times ten, S = 2, 3, 4, 5 as before: mmdetection's form. The paper's would be 2, 30, 310, 3110."""
+    assert values(identity_panet(output=10)(constant(1, 0, 0, 1))) == [[2], [30], [40], [50], [50]]
+
+
+def test_there_is_no_activation_on_the_path():
+    assert values(identity_panet()(constant(-1, 0, 0, -1))) == [[-2], [-3], [-4], [-5], [-5]]
+
+
+def test_going_down_takes_every_second_pixel():
+    c = constant(0, 0, 0, 0)
+    c[0][0, 0, 4, 6] = 1  # even row and column: seen by a convolution with only a centre
+    c[0][0, 0, 5, 5] = 1  # odd: not seen
+    n3 = identity_panet()(c)[1][0, 0]
+    assert n3.nonzero().tolist() == [[2, 3]]
+
+
+def test_without_its_path_it_is_an_fpn():
+    panet, fpn = PANet(NARROW, STRIDES, width=8), FPN(NARROW, STRIDES, width=8)
+    fpn.load_state_dict(panet.fpn.state_dict())
+    for layer in [*panet.down, *panet.output]:
+        nn.init.zeros_(layer.conv.weight), nn.init.zeros_(layer.conv.bias)
+    for layer in panet.output:
+        nn.init.dirac_(layer.conv.weight)
+    c = maps(ODD)
+    for n, p in zip(panet(c), fpn(c), strict=True):
+        torch.testing.assert_close(n, p)
+
+
+def test_parameters():
+    with torch.device("meta"):
+        panet = PANet(CHANNELS, STRIDES)
+    assert sum(p.numel() for p in panet.fpn.parameters()) == 3_344_384
+    assert sum(p.numel() for p in panet.parameters()) == 3_344_384 + 3_540_480
+
+
+@pytest.mark.parametrize("sizes", [ODD, [(16, 24), (8, 12), (4, 6), (2, 3)], [(1, 1)] * 4])
+def test_shapes_strides_and_channels(sizes):
+    panet = PANet(NARROW, STRIDES, width=8)
+    assert panet.strides == [4, 8, 16, 32, 64] and panet.channels == [8] * 5
+    coarsest = tuple(-(-side // 2) for side in sizes[-1])
+    assert [n.shape for n in panet(maps(sizes))] == [(2, 8, *size) for size in [*sizes, coarsest]]
+
+
+def test_the_path_needs_every_level_at_half_the_size_of_the_one_before():
+    """A dilated C5 has the size of C4."""
+    with pytest.raises(ValueError, match="16, 16"):
+        PANet(NARROW, [4, 8, 16, 16])
+
+
+def test_every_parameter_and_every_level_has_a_gradient():
+    panet, c = PANet(NARROW, STRIDES, width=8), maps(ODD)
+    sum((n * torch.randn_like(n)).sum() for n in panet(c)).backward()
+    for tensor in [*c, *panet.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+
+
+def test_every_level_sees_every_other():
+    panet, c = PANet(NARROW, STRIDES, width=8), maps(ODD)
+    for i, n in enumerate(panet(c)):
+        reached = torch.autograd.grad(n.sum(), c, retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in reached), f"N{i + 2}"

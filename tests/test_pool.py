@@ -1,0 +1,199 @@
+"""RoIAlign equals torchvision's, and every region is read from the level of its size in its own image."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchvision
+from golden_rules import golden
+
+from detector.errors import ConfigError
+from detector.heads.pool import RoIPool, roi_align
+
+CHANNELS, STRIDES = [6] * 5, [4, 8, 16, 32, 64]
+each_alignment = pytest.mark.parametrize("aligned", [False, True])
+each_sampling = pytest.mark.parametrize("samples", [1, 2, 3])
+
+ROIS = torch.tensor(
+    [
+        [0, 3, 5, 41, 60],
+        [1, 10.5, 7.25, 30.125, 9.75],
+        [0, -20, -30, 200, 300],  # far beyond the map on all sides
+        [1, -50, -50, -10, -10],  # outside altogether
+        [1, 90, 60, 95.9, 63.9],  # in the last cell
+        [0, 95, 63, 130, 99],  # begins there and leaves
+        [1, 12, 12, 12.01, 12.01],  # thinner than a cell
+        [0, 12, 12, 12, 12],  # without area
+        [1, 40, 40, 20, 20],  # reversed
+        [0, 1e6, 1e6, 2e6, 2e6],
+    ]
+)
+
+
+def feature_map(*, channels_last: bool = True, height: int = 16, width: int = 24) -> torch.Tensor:
+    x = torch.randn(2, 6, height, width)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def theirs(x: torch.Tensor, rois: torch.Tensor, size: int, scale: float, samples: int, aligned: bool) -> torch.Tensor:
+    return torchvision.ops.roi_align(x.contiguous(), rois, size, scale, samples, aligned)
+
+
+def pyramid() -> list[torch.Tensor]:
+    """P2..P6 of two images of 512 x 512 pixels."""
+    return [torch.randn(2, 6, 512 // s, 512 // s) for s in STRIDES]
+
+
+def numbered_pyramid() -> list[torch.Tensor]:
+    """The same, every level filled with its number: 2 to 6."""
+    return [torch.full_like(x, k) for k, x in enumerate(pyramid(), start=2)]
+
+
+# --- RoIAlign
+
+
+@each_alignment
+@each_sampling
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_equals_torchvision(aligned, samples, size, channels_last):
+    x = feature_map(channels_last=channels_last)
+    args = (ROIS, size, 0.25, samples, aligned)
+    torch.testing.assert_close(roi_align(x, *args), theirs(x, *args), rtol=1e-4, atol=1e-5)
+
+
+@each_alignment
+@each_sampling
+def test_equals_torchvision_on_random_regions(aligned, samples):
+    corners = torch.rand(300, 2, 2) * torch.tensor([140.0, 100]) - 20
+    low, high = corners.amin(dim=1), corners.amax(dim=1)
+    rois = torch.cat([torch.randint(0, 2, (300, 1)), low, high], dim=1)
+    x, args = feature_map(), (rois, 7, 0.25, samples, aligned)
+    torch.testing.assert_close(roi_align(x, *args), theirs(x, *args), rtol=1e-4, atol=1e-4)
+
+
+@each_alignment
+@each_sampling
+def test_gradients_equal_torchvisions(aligned, samples):
+    x, args = feature_map().requires_grad_(), (ROIS, 3, 0.25, samples, aligned)
+    weight = torch.randn(len(ROIS), 6, 3, 3)
+    (ours,) = torch.autograd.grad((roi_align(x, *args) * weight).sum(), x)
+    (expected,) = torch.autograd.grad((theirs(x, *args) * weight).sum(), x)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@each_alignment
+def test_equals_detectron2_and_mmcv(aligned):
+    recorded = golden("functions")["roi_align"]
+    rois = torch.tensor(recorded["rois"])
+    rois = torch.cat([torch.zeros(len(rois), 1), rois], dim=1)
+    ours = roi_align(torch.tensor(recorded["map"]), rois, recorded["output"], recorded["spatial_scale"], 2, aligned)
+    expected = torch.tensor(recorded["results"][f"aligned_{aligned}_sampling_2"]["values"])
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_a_ramp_is_read_at_the_centres_of_the_bins():
+    """The value of a cell is its column, and its centre lies at column + 0.5; unaligned, it lies at its column."""
+    ramp = torch.arange(12.0).expand(1, 1, 12, 12)
+    roi = torch.tensor([[0.0, 2, 2, 6, 6]])  # two bins, with centres at x = 3 and 5
+    for aligned, expected in ((True, [2.5, 4.5]), (False, [3, 5])):
+        assert roi_align(ramp, roi, 2, 1.0, 2, aligned)[0, 0].tolist() == [expected] * 2
+
+
+def test_outside_the_map_is_zero():
+    ones = torch.ones(1, 1, 8, 8)
+    rois = torch.tensor([[0.0, -50, -50, -10, -10], [0, 2, 2, 6, 6]])
+    assert roi_align(ones, rois, 2, 1.0, 2, True).sum(dim=(1, 2, 3)).tolist() == [0, 4]
+
+
+def test_a_map_of_one_cell():
+    x = torch.randn(1, 3, 1, 1)
+    roi = torch.tensor([[0.0, 0, 0, 32, 32]])
+    args = (roi, 7, 1 / 32, 2, True)
+    torch.testing.assert_close(roi_align(x, *args), theirs(x, *args))
+
+
+def test_no_regions():
+    x = feature_map().requires_grad_()
+    out = roi_align(x, torch.zeros(0, 5), 7, 0.25, 2, True)
+    assert out.shape == (0, 6, 7, 7)
+    out.sum().backward()
+    assert x.grad.abs().sum() == 0
+
+
+def test_bfloat16_is_close_to_float32():
+    x = feature_map()
+    args = (ROIS, 7, 0.25, 2, True)
+    half = roi_align(x.bfloat16(), *args)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), roi_align(x, *args), rtol=0.02, atol=0.03)
+
+
+# --- the level of a region
+
+
+def roi(side: float, image: int = 0) -> list[float]:
+    return [image, 0, 0, side, side]
+
+
+def test_every_region_is_read_from_the_level_of_its_size():
+    rois = torch.tensor([roi(side) for side in (500, 20, 111, 112, 230, 3)])
+    pooled = RoIPool(CHANNELS, STRIDES, size=1)(numbered_pyramid(), rois)
+    assert pooled[:, 0, 0, 0].tolist() == [5, 2, 2, 3, 4, 2]
+
+
+def test_regions_keep_their_order_and_every_region_its_image():
+    p = pyramid()
+    rois = torch.tensor([roi(300, 1), roi(20, 0), roi(20, 1), roi(300, 0), roi(120, 1)])
+    pool = RoIPool(CHANNELS, STRIDES)
+    together, alone = pool(p, rois), [pool(p, r[None]) for r in rois]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert not torch.equal(together[1], together[2])
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(1, [2, 2, 2]), (2, [2, 3, 3]), (4, [2, 3, 5])])
+def test_only_the_finest_levels_are_read(levels, expected):
+    rois = torch.tensor([roi(20), roi(120), roi(500)])
+    pooled = RoIPool(CHANNELS, STRIDES, levels=levels, size=1)(numbered_pyramid(), rois)
+    assert pooled[:, 0, 0, 0].tolist() == expected
+
+
+def test_another_canonical_size_and_level():
+    rois = torch.tensor([roi(27), roi(28), roi(56)])
+    for k0, expected in ((4, [2, 3, 4]), (3, [2, 2, 3])):
+        pool = RoIPool(CHANNELS, STRIDES, size=1, canonical_size=56, k0=k0)
+        assert pool(numbered_pyramid(), rois)[:, 0, 0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_the_pool_is_torchvisions_with_any_number_of_samples(samples):
+    p = pyramid()
+    rois = torch.tensor([[0.0, 10, 12, 60, 70], [1, 5, 5, 19, 50]])
+    pooled = RoIPool(CHANNELS, STRIDES, samples=samples, aligned=False)(p, rois)
+    torch.testing.assert_close(pooled, theirs(p[0], rois, 7, 0.25, samples, False), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_regions_and_every_level_has_a_gradient(samples, dtype):
+    p = [x.to(dtype).requires_grad_() for x in pyramid()[:4]]
+    pooled = RoIPool(CHANNELS[:4], STRIDES[:4], samples=samples)(p, torch.zeros(0, 5))
+    assert pooled.shape == (0, 6, 7, 7) and pooled.dtype == dtype
+    pooled.sum().backward()
+    assert all(x.grad is not None and x.grad.abs().sum() == 0 for x in p)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_bad_numbers_stay_in_their_own_image(value):
+    p = pyramid()
+    p[0][0] = value
+    pooled = RoIPool(CHANNELS, STRIDES)(p, torch.tensor([roi(20, 0), roi(20, 1)]))
+    assert not pooled[0].isfinite().any() and pooled[1].isfinite().all()
+
+
+@pytest.mark.parametrize("levels", [0, -1, 6])
+def test_there_must_be_so_many_levels(levels):
+    with pytest.raises(ConfigError, match=r"roi_head\.pool\.levels"):
+        RoIPool(CHANNELS, STRIDES, levels=levels)

@@ -1,0 +1,304 @@
+"""The whole detector: its public surface, one image or many, nothing to learn or to find, and bad input."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from golden_rules import match_sets
+from tiny import CLASSES, picture, target, tiny_model
+
+from detector.structures import Detections, Target
+
+LOSSES = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
+IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
+TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85, 1))]
+EMPTY = target()
+
+MODELS = {
+    "fpn": {},
+    "panet": {"neck": {"type": "panet", "width": 32}},
+    "batch norms, nothing frozen": {
+        "backbone": {"norm": "batch", "frozen_stages": 0},
+        "neck": {"norm": "batch"},
+        "roi_head": {"box_head": {"type": "conv_fc", "convs": 1, "conv_width": 32, "width": 32, "norm": "batch"}},
+    },
+    "class-agnostic, bgr, two rpn convolutions": {
+        "pixels": {"order": "bgr"},
+        "rpn": {"convs": 2},
+        "roi_head": {"class_agnostic": True},
+    },
+}
+each_model = pytest.mark.parametrize("sections", MODELS.values(), ids=MODELS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """For tests that do not change it."""
+    return tiny_model().eval()
+
+
+def assert_same(found: Detections, expected: Detections) -> None:
+    """As sets: convolutions of another batch size may round in another way, and so swap two equal scores."""
+    assert len(found) == len(expected) > 0
+    both = ((d.boxes, d.scores, d.labels) for d in (found, expected))
+    assert match_sets(*both, px=0.02, score=1e-4).unmatched == 0
+
+
+def assert_nothing(found: Detections) -> None:
+    assert found.boxes.shape == (0, 4) and found.scores.shape == found.labels.shape == (0,)
+
+
+# --- detection
+
+
+@torch.no_grad()
+def test_detections_are_boxes_scores_and_labels_best_first(model):
+    for image, found in zip(IMAGES, model(IMAGES), strict=True):
+        assert 0 < len(found) <= 100
+        assert found.boxes.shape == (len(found), 4) and found.scores.shape == found.labels.shape == (len(found),)
+        assert found.boxes.dtype == found.scores.dtype == torch.float32 and found.labels.dtype == torch.int64
+        assert (found.scores.diff() <= 0).all() and found.scores.min() > 0.05 and found.scores.max() <= 1
+        assert 0 <= found.labels.min() and found.labels.max() < CLASSES
+        h, w = image.shape[1:]
+        assert found.boxes.min() >= 0 and found.boxes[:, 2].max() <= w and found.boxes[:, 3].max() <= h
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+
+
+@torch.no_grad()
+@each_model
+def test_an_image_is_detected_alike_alone_and_among_others(sections):
+    """Whether a neighbour has the same size, the same padded size, or neither; and in the order of the input."""
+    model = tiny_model(**sections).eval()
+    images = [picture(64, 96, seed=1), picture(128, 64, seed=2), picture(60, 90, seed=3), picture(64, 96, seed=4)]
+    for image, found in zip(images, model(images), strict=True):
+        assert_same(found, model([image])[0])
+    assert_same(model(images[::-1])[0], model(images)[3])
+
+
+@torch.no_grad()
+def test_a_noisy_neighbour_changes_nothing(model):
+    quiet, loud = model([IMAGES[0], torch.zeros_like(IMAGES[0])]), model([IMAGES[0], picture(64, 96, seed=9)])
+    assert_same(quiet[0], loud[0])
+
+
+@torch.no_grad()
+def test_twice_gives_the_same(model):
+    for first, second in zip(model(IMAGES), model(IMAGES), strict=True):
+        assert torch.equal(first.boxes, second.boxes) and torch.equal(first.scores, second.scores)
+
+
+@torch.no_grad()
+def test_detection_does_not_change_the_model(model):
+    before = copy.deepcopy(model.state_dict())
+    model(IMAGES)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[k], v) for k, v in before.items())
+
+
+@torch.no_grad()
+def test_proposals_come_with_the_detections(model):
+    (first, proposals), _ = model.detect_with_proposals(IMAGES)
+    assert torch.equal(first.boxes, model(IMAGES)[0].boxes)
+    assert 0 < len(proposals.boxes) == len(proposals.scores) <= 1000
+    assert (proposals.scores.diff() <= 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (31, 33)])
+def test_images_of_any_size(model, size):
+    (found,) = model([picture(*size)])
+    assert found.boxes.isfinite().all()
+
+
+def test_no_images_are_no_detections(model):
+    assert model([]) == []
+
+
+@torch.no_grad()
+def test_no_detections_above_a_threshold_that_nothing_reaches():
+    assert_nothing(tiny_model(roi_head={"score_threshold": 1.0}).eval()(IMAGES)[0])
+
+
+@torch.no_grad()
+def test_no_proposals_are_no_detections():
+    model = tiny_model(rpn={"min_size": 1000.0}).eval()
+    for found, proposals in model.detect_with_proposals(IMAGES):
+        assert len(proposals.boxes) == 0
+        assert_nothing(found)
+
+
+@torch.no_grad()
+def test_mixed_precision_detects_in_float32(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = model(IMAGES[:1])
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert len(found) > 0 and found.boxes.isfinite().all()
+
+
+# --- losses
+
+
+@each_model
+def test_losses_are_four_scalars_whose_sum_is_the_objective(sections):
+    losses = tiny_model(**sections)(IMAGES, TARGETS)
+    assert list(losses) == LOSSES
+    for loss in losses.values():
+        assert loss.shape == () and loss.dtype == torch.float32 and loss.requires_grad
+        assert loss.isfinite() and loss > 0
+
+
+def test_targets_may_be_dictionaries_or_records():
+    model = tiny_model()
+    torch.manual_seed(3)
+    plain = model(IMAGES, TARGETS)
+    torch.manual_seed(3)
+    records = model(IMAGES, [Target.of(t) for t in TARGETS])
+    assert plain == records
+
+
+@each_model
+@pytest.mark.parametrize(
+    ("images", "targets"),
+    [(IMAGES, TARGETS), (IMAGES, [EMPTY, EMPTY]), (IMAGES, [TARGETS[0], EMPTY]), (IMAGES[:1], [EMPTY])],
+    ids=["objects", "no objects", "objects in one of two images", "one image without objects"],
+)
+def test_every_trainable_parameter_has_a_gradient(sections, images, targets):
+    """None would stop distributed training; a parameter that nothing ever reads would be None."""
+    model = tiny_model(**sections)
+    sum(model(images, targets).values()).backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trainable.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in trainable.values())
+    if targets is TARGETS:
+        # P6 reaches no RoI and no object here is as large as its anchors, so every parameter that is left learns
+        assert [name for name, p in trainable.items() if not p.grad.any()] == []
+
+
+def test_without_proposals_the_objects_themselves_are_learnt():
+    model = tiny_model(rpn={"min_size": 1000.0})
+    losses = model(IMAGES, TARGETS)
+    assert losses["roi_class"] > 0 and losses["roi_box"] > 0
+    nothing = model(IMAGES, [EMPTY, EMPTY])
+    sum(nothing.values()).backward()
+    assert nothing["roi_class"] == nothing["roi_box"] == 0
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_losses_in_evaluation_mode_change_no_statistics():
+    model = tiny_model(backbone={"norm": "batch", "frozen_stages": 0}).eval()
+    before = copy.deepcopy(model.state_dict())
+    assert list(model(IMAGES, TARGETS)) == LOSSES
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_mixed_precision_gives_losses_in_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = tiny_model()(IMAGES, TARGETS)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+
+
+def test_a_first_use_under_inference_mode_does_not_spoil_training():
+    model = tiny_model()
+    with torch.inference_mode():
+        model(IMAGES)
+        model(IMAGES, TARGETS)
+    sum(model(IMAGES, TARGETS).values()).backward()
+    assert model.rpn.deltas.weight.grad.any()
+
+
+def test_an_object_may_reach_beyond_the_image_and_a_crowd_region_is_no_object():
+    outside = target((-20, -20, 50, 150, 0)) | {"crowd": torch.tensor([[50.0, 0, 90, 60]])}
+    assert all(loss.isfinite() for loss in tiny_model()(IMAGES[:1], [outside]).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_boxes_of_another_number_type_are_taken_as_float32(dtype):
+    model = tiny_model()
+    other = [t | {"boxes": t["boxes"].to(dtype)} for t in TARGETS]
+    torch.manual_seed(3)
+    expected = model(IMAGES, TARGETS)
+    torch.manual_seed(3)
+    losses = model(IMAGES, other)
+    assert losses == expected and losses["rpn_box"].dtype == torch.float32
+
+
+# --- what is not a number
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "pyramid.backbone.conv1", "pyramid.neck.lateral.3.conv", "rpn.objectness", "rpn.deltas",
+        "roi_head.box_head.fc1", "roi_head.class_score", "roi_head.box_delta",
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_numbers_detect_nothing_and_do_not_crash(part, value):
+    model = tiny_model().eval()
+    model.get_submodule(part).weight.fill_(value)
+    for found, proposals in model.detect_with_proposals(IMAGES):
+        assert_nothing(found)
+        assert proposals.boxes.isfinite().all()
+
+
+@torch.no_grad()
+def test_one_weight_that_is_not_a_number_gives_no_box_that_is_not_a_number():
+    model = tiny_model().eval()
+    model.roi_head.box_delta.weight[0] = math.nan  # dx of class 0
+    found = model(IMAGES)[0]
+    assert len(found) > 0 and found.boxes.isfinite().all() and 0 not in found.labels
+
+
+def test_training_on_weights_that_are_not_numbers_says_so_in_the_losses():
+    model = tiny_model()
+    with torch.no_grad():
+        model.pyramid.neck.output[0].conv.weight.fill_(math.nan)
+    assert not sum(model(IMAGES, TARGETS).values()).isfinite()
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (target((8, 8, math.nan, 50, 0)), "target 1: a box is not finite or has no area"),
+        (target((8, 8, math.inf, 50, 0)), "target 1: a box is not finite or has no area"),
+        (target((40, 8, 8, 50, 0)), "target 1: a box is not finite or has no area"),
+        (target((8, 8, 8, 50, 0)), "target 1: a box is not finite or has no area"),
+        (target((8, 8, 40, 50, CLASSES)), r"target 1: labels must lie in 0\.\.2"),
+        (target((8, 8, 40, 50, -1)), r"target 1: labels must lie in 0\.\.2"),
+        (target((8, 8, 40, 50, 0)) | {"labels": torch.zeros(1)}, "target 1: labels must .* int64, not torch.float32"),
+        (target((8, 8, 40, 50, 0)) | {"labels": torch.zeros(2, dtype=torch.long)}, "target 1: boxes .* do not fit"),
+        (target((8, 8, 40, 50, 0)) | {"labels": torch.tensor(0)}, "target 1: boxes .* do not fit"),
+        ({"boxes": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}, "target 1: boxes .* do not fit"),
+        ({"boxes": torch.ones(1, 5), "labels": torch.zeros(1, dtype=torch.long)}, "target 1: boxes .* do not fit"),
+    ],
+)
+def test_a_target_that_cannot_be_learnt_is_refused(model, bad, message):
+    with pytest.raises(ValueError, match=message):
+        model(IMAGES, [TARGETS[0], bad])
+
+
+def test_every_image_needs_one_target(model):
+    with pytest.raises(ValueError, match="2 images with 1 targets"):
+        model(IMAGES, TARGETS[:1])
+    with pytest.raises(ValueError, match="0 images with 0 targets"):
+        model([], [])
+
+
+@pytest.mark.parametrize("targets", [None, TARGETS])
+def test_what_is_no_image_is_refused_under_its_own_number(model, targets):
+    for bad in (picture(8, 8).float(), picture(8, 8)[:1], picture(8, 8)[0], picture(8, 8)[0, 0]):
+        with pytest.raises(ValueError, match="image 1: expected a uint8 RGB tensor"):
+            model([IMAGES[0], bad], targets)
+
+
+def test_a_copy_of_a_used_model_works_alike(model):
+    with torch.no_grad():
+        assert_same(copy.deepcopy(model)(IMAGES)[0], model(IMAGES)[0])

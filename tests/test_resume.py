@@ -1,0 +1,264 @@
+"""A training that stops, for whatever reason, goes on as if it had not; and the weights of one begin another."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import CLASSES, ROOT, STEPS, draw_set, train, write_config
+
+from detector.errors import DataError
+from detector.inference.predictor import Predictor
+from detector.training import loop
+from detector.training.checkpoint import read_checkpoint
+from detector.training.loop import Trainer
+
+STABLE = ["step", "epoch", "lr", "loss", "grad_norm", "val_loss", "AP", "AP50", "AR100"]  # no times, no memory
+HEAD = ("roi_head.class_score.", "roi_head.box_delta.")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, data: Path) -> Path:
+    return write_config(tmp_path / "tiny.yaml", data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The folder of a training that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(write_config(folder / "tiny.yaml", data), folder / "run") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Arrange for signals within the step of that number; None: no more of them."""
+    original = Trainer._step
+
+    def arrange(at: int | None, *signals: signal.Signals) -> None:
+        def step(self: Trainer, *batch: Any) -> dict[str, float]:
+            if self.step + 1 == at:
+                for number in signals or (signal.SIGINT,):
+                    signal.raise_signal(number)
+            return original(self, *batch)
+
+        monkeypatch.setattr(Trainer, "_step", step)
+
+    return arrange
+
+
+def table(folder: Path) -> list[list[str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [[row[name] for name in STABLE] for row in csv.DictReader(file)]
+
+
+def leaves(content: Any, path: str = "") -> dict[str, Any]:
+    """Everything in nested containers, by its path."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    found = {}
+    for key, value in items:
+        nested = isinstance(value, dict | list | tuple)
+        found |= leaves(value, f"{path}/{key}") if nested else {f"{path}/{key}": value}
+    return found
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """Bit for bit: weights, statistics, optimiser, random numbers, place, best, and what the table says."""
+    for name in ("last.pth", "best.pth"):
+        one, other = (leaves(read_checkpoint(folder / name)) for folder in (a, b))
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
+    assert table(a) == table(b)
+
+
+def place(folder: Path) -> tuple[int, int]:
+    """Steps done and epochs finished, of last.pth."""
+    state = read_checkpoint(folder / "last.pth")["training"]
+    return state["step"], state["epoch"]
+
+
+# --- signals
+
+
+@pytest.mark.parametrize("at", [2, STEPS, 2 * STEPS], ids=["mid-epoch", "at an epoch's end", "at the very end"])
+def test_resume_equals_the_uninterrupted_run(
+    tmp_path: Path, config: Path, whole: Path, interrupt: Callable, at: int, capsys: pytest.CaptureFixture
+):
+    run = tmp_path / "run"
+    interrupt(at)
+    assert train(config, run) == 128 + signal.SIGINT == 130
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == f"stopped by SIGINT; {run / 'last.pth'} is saved, continue with --resume"
+    assert place(run) == (at, (at - 1) // STEPS)  # an epoch that is not scored is not finished
+    interrupt(None)
+    assert train(config, run, ["--resume"]) == 0
+    assert f"resumed from {run / 'last.pth'} at step {at} of 6" in (run / "train.log").read_text()
+    assert_same_training(run, whole)
+
+
+def test_resume_as_often_as_need_be(tmp_path: Path, config: Path, whole: Path, interrupt: Callable):
+    resume: list[str] = []
+    for at in range(1, 2 * STEPS + 1):
+        interrupt(at)
+        assert train(config, tmp_path / "run", resume) == 130
+        resume = ["--resume"]
+    interrupt(None)
+    assert train(config, tmp_path / "run", resume) == 0
+    assert_same_training(tmp_path / "run", whole)
+
+
+def test_sigterm_too(tmp_path: Path, config: Path, interrupt: Callable):
+    interrupt(1, signal.SIGTERM)
+    assert train(config, tmp_path / "run") == 128 + signal.SIGTERM
+    assert place(tmp_path / "run") == (1, 0)
+
+
+def test_the_second_signal_does_not_wait(tmp_path: Path, config: Path, interrupt: Callable):
+    before = signal.getsignal(signal.SIGINT)
+    interrupt(3, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        train(config, tmp_path / "run")
+    assert stop.value.code == 130 and place(tmp_path / "run") == (1, 0)  # as saved after the first step
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_does_not_wait_for_the_evaluation(
+    tmp_path: Path, config: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    detect, seen = Predictor.detect_with_proposals, []
+
+    def look(self: Predictor, *batch: Any) -> list:
+        seen.append(detect(self, *batch))
+        signal.raise_signal(signal.SIGINT)
+        return seen[-1]
+
+    monkeypatch.setattr(Predictor, "detect_with_proposals", look)
+    assert train(config, tmp_path / "run") == 130
+    assert len(seen) == 1 and place(tmp_path / "run") == (STEPS, 0)
+    monkeypatch.undo()
+    assert train(config, tmp_path / "run", ["--resume"]) == 0
+    assert_same_training(tmp_path / "run", whole)
+
+
+def test_as_a_program(tmp_path: Path, data: Path):
+    """Ctrl-C reaches the workers too: status 130, no traceback, nothing left behind but what was trained."""
+    config = write_config(tmp_path / "tiny.yaml", data, epochs=10_000)
+    command = [sys.executable, ROOT / "scripts/train.py", config, "--output", tmp_path / "run", "data.workers=1"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        for _ in range(3000):
+            if (tmp_path / "run" / "last.pth").exists() or running.poll() is not None:
+                break
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=300)
+    finally:
+        running.kill()
+    assert running.returncode == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1].endswith("is saved, continue with --resume")
+    assert place(tmp_path / "run")[0] >= 1
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+# --- accidents
+
+
+def test_an_accident_while_scoring_costs_no_step(
+    tmp_path: Path, config: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*args: Any, **options: Any) -> None:
+        raise DataError("val0.png: gone")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    assert train(config, tmp_path / "run") == 2
+    assert place(tmp_path / "run") == (STEPS, 0)
+    monkeypatch.undo()
+    assert train(config, tmp_path / "run", ["--resume"]) == 0
+    assert_same_training(tmp_path / "run", whole)
+
+
+def test_steps_beyond_the_last_save_are_dropped_from_the_table(tmp_path: Path, config: Path, whole: Path):
+    run = tmp_path / "run"
+    assert train(config, run, ["train.epochs=1"]) == 0
+    early = read_checkpoint(run / "last.pth")
+    assert train(config, run, ["--resume"]) == 0
+    assert table(run) == table(whole)
+    torch.save(early, run / "last.pth")  # as if the process had been killed before it could save again
+    assert train(config, run, ["--resume"]) == 0
+    assert_same_training(run, whole)
+
+
+def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, config: Path, whole: Path):
+    shutil.copytree(whole, tmp_path / "run")
+    assert train(config, tmp_path / "run", ["--resume"]) == 0
+    assert_same_training(tmp_path / "run", whole)
+
+
+def test_a_finished_training_can_be_made_longer(tmp_path: Path, config: Path, whole: Path):
+    shutil.copytree(whole, tmp_path / "run")
+    assert train(config, tmp_path / "run", ["--resume", "train.epochs=3"]) == 0
+    assert place(tmp_path / "run") == (3 * STEPS, 3) and table(tmp_path / "run")[:8] == table(whole)
+
+
+# --- what cannot be resumed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("train.batch_size=3", "3 steps an epoch then, 2 now"),
+        ("train.optimizer=adamw", "train.optimizer was sgd, now it is adamw"),
+        ("model.neck.width=16", "made for another architecture"),
+        ("data.classes=[disc]", r"was trained on the classes \['square', 'disc'\], the data now have \['disc'\]"),
+    ],
+)
+def test_another_training_cannot_be_resumed(
+    tmp_path: Path, config: Path, whole: Path, change: str, reason: str, capsys: pytest.CaptureFixture
+):
+    shutil.copytree(whole, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert train(config, tmp_path / "run", ["--resume", change]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"error: {tmp_path / 'run' / 'last.pth'}: ") and reason.replace("\\", "") in message
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+# --- weights of another training
+
+
+@pytest.mark.parametrize("classes", [CLASSES, {"disc": 1, "ring": 2, "square": 9}], ids=["same", "more classes"])
+def test_init_from_takes_weights_and_starts_at_step_0(
+    tmp_path: Path, config: Path, whole: Path, classes: dict[str, int]
+):
+    config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data", classes), lr=0.0, epochs=1)
+    assert train(config, tmp_path / "run", ["--init-from", whole / "best.pth"]) == 0
+    log, total = (tmp_path / "run" / "train.log").read_text(), len(read_checkpoint(whole / "best.pth")["model"])
+    assert "resumed" not in log
+    if classes == CLASSES:
+        assert f"{whole / 'best.pth'}: all {total} tensors loaded" in log
+    else:
+        assert f"{total - 4} of {total} tensors loaded; re-initialised" in log and "differs (2 -> 3): " in log
+    source, found = (read_checkpoint(path)["model"] for path in (whole / "best.pth", tmp_path / "run" / "last.pth"))
+    for key, tensor in found.items():
+        statistic = "running" in key or "num_batches" in key  # moves even where the learning rate is 0
+        fresh = key.startswith(HEAD) and classes != CLASSES
+        assert statistic or fresh or torch.equal(tensor, source[key]), key
+    assert place(tmp_path / "run") == (STEPS, 1)

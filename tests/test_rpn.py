@@ -1,0 +1,324 @@
+"""The region proposal network: row order, selection against a slow oracle, losses against a loop, NaN, empties."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import target
+from torch import nn
+
+from detector.errors import ConfigError
+from detector.geometry.anchors import AnchorGenerator
+from detector.geometry.boxes import box_iou, decode, encode
+from detector.heads.rpn import RPN, flatten_level
+from detector.matching.assign import NEGATIVE, POSITIVE, assign_boxes
+from detector.structures import Batch, Target
+
+STRIDES, SIZES = (8, 16), ((16,), (32,))
+SIZE = (60, 90)  # (h, w) of an image, padded to 64 x 96
+
+
+def bare_rpn(strides=STRIDES, sizes=SIZES, ratios=(1.0,), **settings) -> RPN:
+    """An RPN whose input maps are its outputs: the A logits of a cell, then its 4A deltas."""
+    anchors = AnchorGenerator(strides, sizes, ratios)
+    a = anchors.per_cell
+    rpn = RPN([5 * a] * len(strides), anchors, convs=0, **settings)
+    with torch.no_grad():
+        rpn.objectness.weight.copy_(torch.eye(5 * a)[:a, :, None, None])
+        rpn.deltas.weight.copy_(torch.eye(5 * a)[a:, :, None, None])
+    return rpn
+
+
+def batch_of(*sizes: tuple[int, int], padded: tuple[int, int] = (64, 96)) -> Batch:
+    return Batch(torch.zeros(len(sizes), 3, *padded), list(sizes))
+
+
+def random_maps(rpn: RPN, images: int = 1, padded: tuple[int, int] = (64, 96)) -> list[torch.Tensor]:
+    """Logits with spread 1, deltas with spread 0.5."""
+    a = rpn.anchors.per_cell
+    scale = torch.tensor([1.0] * a + [0.5] * 4 * a)[:, None, None]
+    return [torch.randn(images, 5 * a, padded[0] // s, padded[1] // s) * scale for s in rpn.anchors.strides]
+
+
+def constant_maps(rpn: RPN, logit: float) -> list[torch.Tensor]:
+    """Every anchor has this logit and stays where it is."""
+    p = [torch.zeros_like(x) for x in random_maps(rpn)]
+    for x in p:
+        x[:, : rpn.anchors.per_cell] = logit
+    return p
+
+
+def to_target(*rows: tuple[float, float, float, float, int]) -> Target:
+    return Target.of(target(*rows))
+
+
+# --- the order of rows
+
+
+def test_flattening_agrees_with_the_order_of_the_anchors():
+    """The number in channel a * K + k of cell (y, x) is found in row (y * W + x) * A + a, column k."""
+    n, a_count, k_count, h, w = 2, 3, 4, 2, 5
+    x = torch.arange(n * a_count * k_count * h * w, dtype=torch.float32).reshape(n, a_count * k_count, h, w)
+    rows = flatten_level(x, k_count)
+    assert rows.shape == (n, h * w * a_count, k_count)
+    for a in range(a_count):
+        for k in range(k_count):
+            for y in range(h):
+                for col in range(w):
+                    assert rows[1, (y * w + col) * a_count + a, k] == x[1, a * k_count + k, y, col]
+
+
+@pytest.mark.parametrize(("cell", "channel"), [((0, 0), 0), ((3, 7), 1), ((7, 11), 2)])
+def test_the_highest_logit_brings_the_anchor_of_its_cell_and_channel(cell, channel):
+    rpn = bare_rpn((8,), ((4,),), (0.25, 1.0, 4.0))
+    p = constant_maps(rpn, 0)
+    p[0][0, channel, cell[0], cell[1]] = 9
+    (proposals,) = rpn.propose(p, batch_of((64, 96)))
+    y, x = (8 * i for i in cell)
+    w, h = ((8, 2), (4, 4), (2, 8))[channel]
+    expected = [max(x - w / 2, 0), max(y - h / 2, 0), x + w / 2, y + h / 2]
+    assert proposals.scores[0] == 9 and proposals.boxes[0].tolist() == expected
+
+
+def test_the_deltas_of_an_anchor_move_that_anchor():
+    rpn = bare_rpn((8,), ((4,),), (0.25, 1.0, 4.0))
+    p = constant_maps(rpn, 0)
+    p[0][0, 1, 3, 7] = 9
+    p[0][0, 3 + 4 * 1 : 3 + 4 * 2, 3, 7] = torch.tensor([1.0, -0.5, math.log(2), 0])
+    (proposals,) = rpn.propose(p, batch_of((64, 96)))
+    assert proposals.boxes[0].tolist() == pytest.approx([56, 20, 64, 24])  # centre (56 + 4, 24 - 2), 8 x 4
+
+
+# --- selection
+
+
+def slow_nms(boxes: torch.Tensor, limit: float) -> list[int]:
+    """Indices that survive, of boxes that are sorted best first."""
+    iou, kept = box_iou(boxes, boxes), []
+    for i in range(len(boxes)):
+        if all(iou[i, j] <= limit for j in kept):
+            kept.append(i)
+    return kept
+
+
+def slow_proposals(rpn: RPN, p, size, *, pre_nms, post_nms, nms_iou) -> list[tuple[float, list[float]]]:
+    """Everything is decoded, then sorted, clipped, filtered and suppressed, one level at a time."""
+    found = []
+    for logits, deltas, anchors in zip(*rpn.head(p), rpn.anchors(p, (64, 96)), strict=True):
+        boxes = decode(deltas[0], anchors)
+        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, size[1])
+        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, size[0])
+        order = sorted(range(len(anchors)), key=lambda i, s=logits[0]: -s[i])[:pre_nms]
+        order = [i for i in order if boxes[i, 2] > boxes[i, 0] and boxes[i, 3] > boxes[i, 1]]
+        found += [(logits[0, order[i]].item(), boxes[order[i]].tolist()) for i in slow_nms(boxes[order], nms_iou)]
+    return sorted(found, reverse=True)[:post_nms]
+
+
+@pytest.mark.parametrize("nms_iou", [0.3, 0.7])
+@pytest.mark.parametrize(("pre_nms", "post_nms"), [(1000, 1000), (20, 1000), (1000, 25), (1, 1)])
+def test_proposals_equal_a_slow_oracle(pre_nms, post_nms, nms_iou):
+    torch.manual_seed(2)
+    rpn = bare_rpn(ratios=(0.5, 2.0), pre_nms=[1, pre_nms], post_nms=[1, post_nms], nms_iou=nms_iou)
+    p = random_maps(rpn)
+    (proposals,) = rpn.propose(p, batch_of(SIZE))
+    expected = slow_proposals(rpn, p, SIZE, pre_nms=pre_nms, post_nms=post_nms, nms_iou=nms_iou)
+    assert len(proposals.boxes) == len(expected) > 0
+    torch.testing.assert_close(proposals.scores, torch.tensor([score for score, _ in expected]))
+    torch.testing.assert_close(proposals.boxes, torch.tensor([box for _, box in expected]))
+
+
+def test_training_and_test_have_their_own_counts():
+    rpn = bare_rpn(pre_nms=(30, 20), post_nms=(7, 5), nms_iou=1.0)
+    p, batch = random_maps(rpn, images=2), batch_of(SIZE, SIZE)
+    training, _ = rpn.losses(p, batch, [to_target(), to_target()])
+    assert [len(r.boxes) for r in training] == [7, 7]
+    assert [len(r.boxes) for r in rpn.propose(p, batch)] == [5, 5]
+
+
+def test_boxes_of_different_levels_do_not_suppress_each_other():
+    rpn = bare_rpn((8, 8), ((16,), (16,)))
+    (both,) = rpn.propose(constant_maps(rpn, 1.0), batch_of((64, 96)))
+    (one,) = bare_rpn((8,), ((16,),)).propose(constant_maps(rpn, 1.0)[:1], batch_of((64, 96)))
+    assert len(both.boxes) == 2 * len(one.boxes)
+
+
+def test_proposals_stay_inside_the_image_without_its_padding():
+    rpn = bare_rpn()
+    (proposals,) = rpn.propose(random_maps(rpn), batch_of(SIZE))
+    assert proposals.boxes.min() >= 0
+    assert proposals.boxes[:, 2].max() <= SIZE[1] and proposals.boxes[:, 3].max() <= SIZE[0]
+
+
+def test_proposals_smaller_than_the_least_side_are_dropped():
+    for min_size in (0.0, 10.0):
+        rpn = bare_rpn(min_size=min_size)
+        boxes = rpn.propose(random_maps(rpn), batch_of(SIZE))[0].boxes
+        sides = boxes[:, 2:] - boxes[:, :2]
+        assert (sides > 0).all() and (sides >= min_size).all()
+
+
+def test_an_image_does_not_see_its_neighbour():
+    rpn = bare_rpn()
+    p = random_maps(rpn, images=2)
+    together = rpn.propose(p, batch_of(SIZE, (64, 96)))
+    for i, size in enumerate((SIZE, (64, 96))):
+        (alone,) = rpn.propose([x[i : i + 1] for x in p], batch_of(size))
+        assert torch.equal(alone.boxes, together[i].boxes) and torch.equal(alone.scores, together[i].scores)
+
+
+# --- what is not a number
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_maps_without_a_number_give_no_proposals(value):
+    rpn = bare_rpn()
+    p = [torch.full_like(x, value) for x in random_maps(rpn)]
+    (proposals,) = rpn.propose(p, batch_of(SIZE))
+    assert proposals.boxes.shape == (0, 4) and proposals.scores.shape == (0,)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("channel", range(5))
+def test_one_bad_number_costs_one_anchor_and_not_its_neighbours(value, channel):
+    rpn = bare_rpn(nms_iou=1.0)
+    p = constant_maps(rpn, 1.0)
+    (all_of_them,) = rpn.propose(p, batch_of((64, 96)))
+    p[0][0, channel, 4, 4] = value
+    (proposals,) = rpn.propose(p, batch_of((64, 96)))
+    assert proposals.boxes.isfinite().all() and proposals.scores.isfinite().all()
+    assert len(all_of_them.boxes) - 1 <= len(proposals.boxes) <= len(all_of_them.boxes)
+
+
+def test_bad_numbers_do_not_take_the_place_of_good_ones():
+    """topk takes NaN for the largest number there is."""
+    rpn = bare_rpn((8,), ((16,),), pre_nms=(3, 3))
+    p = constant_maps(rpn, 1.0)
+    p[0][0, 0, :, :6] = math.nan
+    assert len(rpn.propose(p, batch_of((64, 96)))[0].boxes) == 3
+
+
+# --- losses
+
+
+def slow_losses(rpn: RPN, p, target: Target, beta: float) -> tuple[float, float]:
+    """Every labelled anchor is sampled, and looked at by itself."""
+    logits, deltas = (torch.cat(rows, dim=1)[0].detach() for rows in rpn.head(p))
+    anchors = torch.cat(rpn.anchors(p, (64, 96)))
+    labels, gt_index = assign_boxes(target.boxes, anchors, pos_iou=0.7, neg_iou=0.3, force_match="own")
+    objectness, box, count = 0.0, 0.0, 0
+    for logit, delta, anchor, label, g in zip(logits, deltas, anchors, labels.tolist(), gt_index):
+        if label == POSITIVE:
+            objectness += math.log1p(math.exp(-logit))
+            for d in (delta - encode(anchor[None], target.boxes[g][None])[0]).abs().tolist():
+                box += 0.5 * d * d / beta if d < beta else d - 0.5 * beta
+        elif label == NEGATIVE:
+            objectness += math.log1p(math.exp(logit))
+        count += label in (POSITIVE, NEGATIVE)
+    return objectness / count, box / count
+
+
+@pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
+def test_losses_equal_a_loop(beta):
+    rpn = bare_rpn(ratios=(0.5, 2.0), batch_per_image=10_000, beta=beta)
+    p, objects = random_maps(rpn), to_target((10, 10, 32, 30, 0), (40, 5, 75, 50, 1))
+    _, losses = rpn.losses(p, batch_of(SIZE), [objects])
+    assert list(losses) == ["rpn_objectness", "rpn_box"]
+    objectness, box = slow_losses(rpn, p, objects, beta)
+    assert losses["rpn_objectness"].item() == pytest.approx(objectness, rel=1e-4)
+    assert losses["rpn_box"].item() == pytest.approx(box, rel=1e-4) and box > 0
+
+
+def test_both_losses_are_divided_by_the_number_of_anchors_sampled_in_the_whole_batch():
+    rpn = bare_rpn((8,), ((16,),), batch_per_image=4)
+    p = [torch.cat([x, x]) for x in constant_maps(rpn, 0.0)]
+    _, losses = rpn.losses(p, batch_of(SIZE, SIZE), [to_target((16, 16, 32, 32, 0)), to_target()])
+    assert losses["rpn_objectness"].item() == pytest.approx(math.log(2))  # a logit of 0 costs log(2) in either class
+
+
+def test_weights_of_the_losses():
+    settings = dict(batch_per_image=10_000), dict(batch_per_image=10_000, objectness_weight=2, box_weight=0.5)
+    p, objects = random_maps(bare_rpn()), [to_target((10, 10, 32, 30, 0))]
+    plain, weighted = (bare_rpn(**s).losses(p, batch_of(SIZE), objects)[1] for s in settings)
+    assert weighted["rpn_objectness"].item() == pytest.approx(2 * plain["rpn_objectness"].item())
+    assert weighted["rpn_box"].item() == pytest.approx(0.5 * plain["rpn_box"].item())
+
+
+def sampled(rpn: RPN, objects: Target) -> torch.Tensor:
+    """(H, W) bool: the cells of the only level whose logit has a gradient."""
+    p = [x.requires_grad_() for x in constant_maps(rpn, 0.5)]
+    rpn.losses(p, batch_of(SIZE), [objects])[1]["rpn_objectness"].backward()
+    return p[0].grad[0, 0] != 0
+
+
+def test_anchors_that_cross_the_border_can_be_left_out():
+    """Squares of 16 at stride 8 in an image of 60 x 90: rows 1..6 and columns 1..10 lie inside."""
+    settings = dict(strides=(8,), sizes=((16,),), batch_per_image=10_000)
+    assert sampled(bare_rpn(**settings), to_target()).all()
+    inside = sampled(bare_rpn(**settings, border=0), to_target())
+    assert inside.nonzero().tolist() == [[y, x] for y in range(1, 7) for x in range(1, 11)]
+    assert sampled(bare_rpn(**settings, border=8), to_target()).all()  # the first ones lie out by half their side
+
+
+def test_anchors_in_a_crowd_are_not_background():
+    rpn = bare_rpn((8,), ((16,),), batch_per_image=10_000)
+    crowd = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), crowd=torch.tensor([[-20.0, -20, 48, 90]]))
+    background = sampled(rpn, crowd)
+    assert not background[:, :7].any() and background[:, 7:].all()  # the squares of column 6 lie in it by half
+
+
+@pytest.mark.parametrize("border", [None, 0, -1000])
+def test_without_objects_everything_still_has_a_gradient(border):
+    """Also where the border filter leaves no anchor at all."""
+    rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES), border=border)
+    p = [torch.randn(1, 8, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
+    _, losses = rpn.losses(p, batch_of(SIZE), [to_target()])
+    sum(losses.values()).backward()
+    assert losses["rpn_box"].item() == 0
+    assert all(tensor.grad is not None for tensor in [*p, *rpn.parameters()])
+
+
+def test_proposals_carry_no_gradient():
+    rpn = bare_rpn()
+    p = [x.requires_grad_() for x in random_maps(rpn)]
+    (proposals,), _ = rpn.losses(p, batch_of(SIZE), [to_target((10, 10, 32, 30, 0))])
+    assert not proposals.boxes.requires_grad and not proposals.scores.requires_grad
+
+
+def test_losses_are_float32_under_mixed_precision():
+    rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES))
+    p = [torch.randn(1, 8, 64 // s, 96 // s) for s in STRIDES]
+    with torch.autocast("cpu", torch.bfloat16):
+        (proposals,), losses = rpn.losses(p, batch_of(SIZE), [to_target((10, 10, 32, 30, 0))])
+    assert {loss.dtype for loss in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
+
+
+# --- construction
+
+
+@pytest.mark.parametrize(
+    ("channels", "sizes", "parameters"),
+    [
+        ([256] * 5, [[32], [64], [128], [256], [512]], 593_935),
+        ([1024], [[32, 64, 128, 256, 512]], 9_515_083),
+        ([2048], [[32, 64, 128, 256, 512]], 37_904_459),
+    ],
+)
+def test_parameters(channels, sizes, parameters):
+    with torch.device("meta"):
+        rpn = RPN(channels, AnchorGenerator([4 << i for i in range(len(sizes))], sizes))
+    assert sum(p.numel() for p in rpn.parameters()) == parameters
+
+
+def test_fresh_weights_are_small_and_biases_are_zero():
+    rpn = RPN([32], AnchorGenerator([8], [[16]]), convs=2)
+    convs = [m for m in rpn.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 4
+    assert all(conv.bias.abs().sum() == 0 for conv in convs)
+    assert rpn.conv[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_one_head_needs_levels_of_one_width():
+    with pytest.raises(ConfigError, match=r"\[8, 16\] channels"):
+        RPN([8, 16], AnchorGenerator(STRIDES, SIZES))

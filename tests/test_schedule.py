@@ -1,0 +1,161 @@
+"""Learning rates by hand, what the optimisers hold, and which recipes are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detector.errors import ConfigError
+from detector.training.recipe import Recipe
+from detector.training.schedule import learning_rate, make_optimizer
+
+FLAT = dict(lr=1.0, lr_batch=1, batch_size=1, warmup_steps=0, milestones=[])
+
+
+def rates(steps_per_epoch: int, **recipe: Any) -> list[float]:
+    """The rate of every step of a training."""
+    made = Recipe(**FLAT | recipe)
+    return [learning_rate(made, step, steps_per_epoch) for step in range(made.epochs * steps_per_epoch)]
+
+
+# --- rates
+
+
+def test_warm_up_climbs_linearly_from_its_factor():
+    found = rates(6, epochs=1, lr=8.0, warmup_steps=4, warmup_factor=0.5)
+    assert found == pytest.approx([4, 5, 6, 7, 8, 8])
+
+
+def test_steps_divide_by_ten_at_the_first_step_of_their_epoch():
+    found = rates(2, epochs=4, milestones=[1, 3])
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_milestone_may_lie_within_an_epoch():
+    assert rates(4, epochs=1, milestones=[0.5]) == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_warm_up_and_steps_multiply():
+    found = rates(2, epochs=2, milestones=[1], warmup_steps=4, warmup_factor=0.0)
+    assert found == pytest.approx([0, 0.25, 0.05, 0.075])
+
+
+def test_cosine_falls_from_one_to_zero_over_the_whole_training():
+    found = rates(2, epochs=2, schedule="cosine")
+    assert found == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
+    assert learning_rate(Recipe(**FLAT, epochs=2, schedule="cosine"), 4, 2) == pytest.approx(0)
+
+
+def test_cosine_knows_no_milestones():
+    assert rates(2, epochs=2, schedule="cosine", milestones=[1]) == rates(2, epochs=2, schedule="cosine")
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(16, 0.02), (8, 0.01), (2, 0.0025), (32, 0.04)])
+def test_sgd_is_scaled_to_the_batch_and_adamw_is_not(batch: int, rate: float):
+    assert Recipe(lr=0.02, batch_size=batch).scaled_lr() == pytest.approx(rate)
+    assert Recipe(lr=0.02, batch_size=batch, optimizer="adamw").scaled_lr() == 0.02
+
+
+def test_the_reference_batch_can_be_named():
+    assert Recipe(lr=0.02, batch_size=4, lr_batch=4).scaled_lr() == pytest.approx(0.02)
+
+
+# --- optimisers
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A frozen convolution, a trained one, two kinds of norms, a layer."""
+    made = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4, 2)
+    )
+    made[0].requires_grad_(False)
+    return made
+
+
+def held(optimizer: torch.optim.Optimizer) -> list[tuple[float, set[int]]]:
+    """Weight decay and the parameters of every group."""
+    return [(group["weight_decay"], {id(p) for p in group["params"]}) for group in optimizer.param_groups]
+
+
+def ids(*modules: nn.Module) -> set[int]:
+    return {id(p) for module in modules for p in module.parameters()}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_norms_have_a_weight_decay_of_their_own(model: nn.Module, name: str):
+    optimizer = make_optimizer(model, Recipe(optimizer=name, weight_decay=0.1, norm_weight_decay=0.0))
+    assert held(optimizer) == [(0.1, ids(model[1], model[5])), (0.0, ids(model[2], model[3]))]
+
+
+def test_norms_decay_like_the_rest_unless_told(model: nn.Module):
+    assert [decay for decay, _ in held(make_optimizer(model, Recipe(weight_decay=0.1)))] == [0.1, 0.1]
+
+
+def test_what_is_frozen_is_in_no_group(model: nn.Module):
+    trained = set.union(*(params for _, params in held(make_optimizer(model, Recipe()))))
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
+    assert not trained & ids(model[0])
+
+
+def test_a_model_without_norms_has_one_group():
+    assert len(make_optimizer(nn.Linear(2, 2), Recipe()).param_groups) == 1
+
+
+def test_kinds_and_settings(model: nn.Module):
+    sgd = make_optimizer(model, Recipe(lr=0.02, batch_size=8, momentum=0.5))
+    assert type(sgd) is torch.optim.SGD and sgd.defaults["lr"] == pytest.approx(0.01)
+    assert sgd.defaults["momentum"] == 0.5
+    adamw = make_optimizer(model, Recipe(lr=1e-4, batch_size=8, optimizer="adamw"))
+    assert type(adamw) is torch.optim.AdamW and adamw.defaults["lr"] == 1e-4
+
+
+def test_sgd_steps_as_by_hand():
+    """v = m v + (g + decay w); w = w - lr v."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = make_optimizer(layer, Recipe(**FLAT | dict(lr=0.1, momentum=0.5, weight_decay=0.25)))
+    for expected in (2 - 0.1 * 1.5, 1.85 - 0.1 * (0.75 + 1.4625)):
+        layer.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        assert layer.weight.item() == pytest.approx(expected)
+
+
+# --- recipes that are refused
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr_batch": -1},
+        {"evaluate_every": 0},
+        {"lr": -0.1},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"momentum": -0.5},
+        {"weight_decay": -1e-4},
+        {"norm_weight_decay": -1e-4},
+        {"warmup_steps": -1},
+        {"warmup_factor": -0.1},
+        {"clip_norm": 0.0},
+        {"clip_norm": float("nan")},
+        {"save_seconds": -1.0},
+        {"seed": -1},
+        {"seed": 2**63},
+    ],
+    ids=str,
+)
+def test_a_wrong_number_is_named(wrong: dict[str, float]):
+    ((key, value),) = wrong.items()
+    with pytest.raises(ConfigError) as error:
+        Recipe(**wrong)
+    assert str(error.value).startswith(f"train.{key}: ") and str(value) in str(error.value)
+
+
+def test_zero_is_a_number_like_others():
+    Recipe(lr=0, momentum=0, weight_decay=0, norm_weight_decay=0, warmup_steps=0, warmup_factor=0, save_seconds=0)
