@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models import resnet50
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
 import detector
@@ -107,11 +109,7 @@ class Torchvision:
     def __init__(self, args: argparse.Namespace, *, training: bool = False):
         _, model = build(args)
         self.device = pick_device(args.device)
-        self.model = fasterrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=model.roi_head.num_classes + 1, trainable_backbone_layers=3,
-            min_size=min(args.size), max_size=max(args.size), norm_layer=FrozenBatchNorm2d,
-        )  # fmt: skip
-        freeze_norms(self.model)
+        self.model = torchvision_model(model.roi_head.num_classes + 1, args.size)
         try:
             self.model.load_state_dict(to_torchvision(model.state_dict(), self.model.state_dict()))
             self.same_weights = True
@@ -143,10 +141,14 @@ class Torchvision:
         step(self.optimizer, self.model([image.to(self.device).float() / 255], targets))
 
 
-def freeze_norms(model: nn.Module) -> None:
-    """Without pretrained weights torchvision trains every layer; a fair step trains what ours trains."""
-    for part in (model.backbone.body.conv1, model.backbone.body.layer1):
+def torchvision_model(columns: int, size: tuple[int, int]) -> FasterRCNN:
+    """fasterrcnn_resnet50_fpn as pretrained: frozen norms, layer2..4 trainable (without weights it trains batch norms)."""
+    backbone = resnet50(norm_layer=FrozenBatchNorm2d)
+    for part in (backbone.conv1, backbone.layer1):
         part.requires_grad_(False)
+    levels = {f"layer{i}": str(i - 1) for i in range(1, 5)}
+    pyramid = BackboneWithFPN(backbone, levels, [256, 512, 1024, 2048], 256)
+    return FasterRCNN(pyramid, columns, min_size=min(size), max_size=max(size))
 
 
 def step(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:

@@ -1,0 +1,204 @@
+"""Our anchors, boxes, assigner, RoIAlign and suppression give the recorded results of three references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_rules import assert_near, golden
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from detector.geometry.anchors import AnchorGenerator, cell_anchors, grid_anchors
+from detector.geometry.boxes import box_iou, clip_boxes, decode, encode
+from detector.geometry.levels import fpn_level
+from detector.heads.pool import RoIPool
+from detector.matching.assign import IGNORE, NEGATIVE, POSITIVE, assign
+
+# --- anchors
+
+
+# d2_15_anchors is noted as offset 0.0, yet its first square anchor is centred on (8, 8), half the stride
+OFFSETS = {"d2_two_levels_offset_0": 0.0, "d2_two_levels_offset_0.5": 0.5, "d2_15_anchors": 0.5}
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+def test_anchors_detectron2(name):
+    record = golden("functions")["anchors"][name]
+    for i, (size, stride) in enumerate(zip(record["feature_sizes"], record["strides"])):
+        cell = cell_anchors(record["sizes"][i], record["ratios"])
+        if "cell" in record:
+            assert_near(cell, record["cell"][i])
+        assert_near(grid_anchors(cell, *size, (stride, stride), OFFSETS[name]), record["anchors"][i])
+
+
+@pytest.mark.parametrize("name", ["mm_two_levels", "mm_15_anchors"])
+def test_anchors_mmdetection(name):
+    """Sizes are scales times the stride; the centre of cell 0 is pixel 0."""
+    record = golden("functions")["anchors"][name]
+    sizes = [[scale * stride for scale in record["scales"]] for stride in record["strides"]]
+    generator = AnchorGenerator(record["strides"], sizes, record["ratios"], ratio_major=True)
+    for level, expected in zip(generator(maps(record), (0, 0)), record["anchors"], strict=True):
+        assert_near(level, expected)
+
+
+@pytest.mark.parametrize("name", ["tv_image_24x32", "tv_image_800x1088", "tv_15_anchors"])
+def test_anchors_torchvision(name):
+    """Rounded, and the strides are those of the padded image: 61 and 64 pixels in the larger one."""
+    record = golden("functions")["anchors"][name]
+    generator = AnchorGenerator(
+        [0] * len(record["sizes"]), record["sizes"], record["ratios"],
+        rounded=True, ratio_major=True, strides_from_image=True,
+    )  # fmt: skip
+    levels = generator(maps(record), tuple(record["image"]))
+    anchors = torch.cat(levels)
+    if record["anchors"] is not None:
+        assert_near(anchors, record["anchors"])
+    if "count" in record:
+        assert len(anchors) == record["count"]
+        assert_near(anchors[:6], record["first6"])
+        assert_near(anchors[-6:], record["last6"])
+        assert_near(levels[1][:9], record["at_level1_start"])
+
+
+def maps(record: dict) -> list[Tensor]:
+    return [torch.zeros(1, 1, *size) for size in record["feature_sizes"]]
+
+
+def test_cells_torchvision():
+    for size, expected in zip((32, 64, 128, 256, 512), golden("functions")["anchors"]["tv_cells"], strict=True):
+        assert_near(cell_anchors([size], [0.5, 1, 2], rounded=True, ratio_major=True), expected)
+
+
+# --- boxes
+
+CODERS = {  # name: (weights, deltas, clamped at both sides)
+    "d2_weights_1": ((1, 1, 1, 1), "rpn_deltas", False),
+    "tv_weights_1": ((1, 1, 1, 1), "rpn_deltas", False),
+    "mm_stds_1": ((1, 1, 1, 1), "rpn_deltas", True),
+    "d2_weights_10_10_5_5": ((10, 10, 5, 5), "roi_deltas", False),
+    "tv_weights_10_10_5_5": ((10, 10, 5, 5), "roi_deltas", False),
+    "mm_stds_.1_.1_.2_.2": ((10, 10, 5, 5), "roi_deltas", True),
+    "mm_stds_.033_.033_.067_.067": ((1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067), "roi_deltas", True),
+}
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_box_coder(name):
+    file, (weights, deltas, clamp_both) = golden("functions")["box_coder"], CODERS[name]
+    source, target = torch.tensor(file["source"]), torch.tensor(file["target"])
+    assert_near(encode(source, target, weights), file[name]["encode"])
+    boxes = decode(torch.tensor(file[deltas], dtype=torch.float32), source, weights, clamp_both)
+    assert_near(boxes, file[name]["decode"])
+    if "decode_clipped_to_256x352" in file[name]:
+        assert_near(clip_boxes(boxes, (256, 352)), file[name]["decode_clipped_to_256x352"])
+
+
+def test_iou():
+    file = golden("functions")["box_coder"]
+    assert_near(box_iou(torch.tensor(file["source"]), torch.tensor(file["target"])), file["iou_source_target"])
+
+
+def test_levels():
+    """Also one float32 below 112, 224, 448, which every reference leaves on the upper level."""
+    record = golden("functions")["levels"]
+    side = torch.tensor(record["side"])
+    boxes = torch.stack([torch.full_like(side, 3), torch.full_like(side, 5), 3 + side, 5 + side], dim=1)
+    for reference in ("d2", "tv", "mm"):
+        assert (fpn_level(boxes, 2, 5) - 2).tolist() == record[reference]
+
+
+# --- matching
+
+RPN_RULE = dict(pos_iou=0.7, neg_iou=0.3)
+ROI_RULE = dict(pos_iou=0.5, neg_iou=0.5)
+MATCHING = ["random", "untouched_gt_and_weak_gt", "ties_and_thresholds", "exact_thresholds"]
+
+
+def assigner_record(name: str) -> tuple[dict, Tensor]:
+    record = next(r for r in golden("functions")["assigners"] if r["name"] == name)
+    return record, torch.tensor(record["iou"])
+
+
+def verdict(iou: Tensor, **rule) -> list[int]:
+    """One number for each candidate: the object's index, -1 negative, -2 ignored."""
+    label, gt_index = assign(iou, **rule)
+    return torch.where(label == POSITIVE, gt_index, torch.where(label == NEGATIVE, -1, -2)).tolist()
+
+
+def of_detectron2(record: dict) -> list[int]:
+    verdict_of = {POSITIVE: lambda match: match, NEGATIVE: lambda _: -1, IGNORE: lambda _: -2}
+    return [verdict_of[label](match) for match, label in zip(record["match"], record["label"])]
+
+
+def of_mmdetection(record: dict) -> list[int]:
+    return [{0: -1, -1: -2}.get(number, number - 1) for number in record["gt_inds"]]
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_roi_assigner(name):
+    record, iou = assigner_record(name)
+    found = verdict(iou, **ROI_RULE)
+    assert found == of_detectron2(record["d2_roi"]) == record["tv_roi"]["match"] == of_mmdetection(record["mm_roi_0.5"])
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_rpn_assigner(name):
+    """A forced candidate keeps its own best object in Detectron2 and torchvision, not in mmdetection."""
+    record, iou = assigner_record(name)
+    promoter = dict(RPN_RULE, force_match="promoter")
+    assert verdict(iou, **promoter, min_force_iou=0.3) == of_mmdetection(record["mm_rpn"])
+    if iou.any(dim=1).all():  # else see the next test
+        own = verdict(iou, **RPN_RULE, force_match="own")
+        assert own == of_detectron2(record["d2_rpn"]) == record["tv_rpn"]["match"]
+        assert verdict(iou, **promoter) == of_mmdetection(record["mm_low_quality_min_0"])
+
+
+def test_an_object_that_nothing_touches_forces_nothing():
+    """Our departure. In the references its row of zeros makes every candidate positive that it does not touch: all."""
+    record, iou = assigner_record("untouched_gt_and_weak_gt")
+    assert not iou[2].any()
+    everything = iou.argmax(dim=0).tolist()
+    assert of_detectron2(record["d2_rpn"]) == record["tv_rpn"]["match"] == everything
+    assert of_mmdetection(record["mm_low_quality_min_0"]) == [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 2]
+    own = verdict(iou, **RPN_RULE, force_match="own")
+    promoter = verdict(iou, **RPN_RULE, force_match="promoter")
+    assert own == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 0, 0]  # 5, 10 and 11 are forced by the three others
+    assert promoter == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 3, 0]
+
+
+# --- pooling and suppression
+
+
+def pool(samples: int, aligned: bool) -> tuple[RoIPool, Tensor, Tensor, dict]:
+    record = golden("functions")["roi_align"]
+    rois = torch.tensor([[0.0, *roi] for roi in record["rois"]])
+    stride = int(1 / record["spatial_scale"])
+    settings = dict(levels=1, size=record["output"], samples=samples, aligned=aligned)
+    return RoIPool([2], [stride], **settings), torch.tensor(record["map"]), rois, record
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_roi_align(samples, aligned):
+    module, x, rois, record = pool(samples, aligned)
+    assert_near(module([x], rois), record["results"][f"aligned_{aligned}_sampling_{samples}"]["values"])
+
+
+def test_roi_align_gradient():
+    module, x, rois, record = pool(2, True)
+    module([x.requires_grad_()], rois).square().sum().backward()
+    assert_near(x.grad, record["grad_of_sum_of_squares_aligned_True_sampling_2"])
+
+
+@pytest.mark.parametrize("iou", ["0.3", "0.5", "0.7"])
+def test_nms(iou):
+    """Boxes 3 and 20 are equal: the lower index stays, as in torchvision and Detectron2; mmcv's sort is not stable."""
+    record = golden("functions")["nms"]
+    boxes, scores, classes = (torch.tensor(record[key]) for key in ("boxes", "scores", "classes"))
+    kept = record["kept"]
+    of_each_class = batched_nms(boxes, scores, classes, float(iou)).tolist()
+    assert of_each_class == kept[f"batched_{iou}"] == kept[f"d2_batched_{iou}"]
+    of_all = batched_nms(boxes, scores, torch.zeros_like(classes), float(iou)).tolist()
+    assert of_all == kept[f"nms_{iou}"]
+    for found, theirs in [(of_each_class, kept[f"mm_batched_{iou}"]), (of_all, kept[f"mm_nms_{iou}"])]:
+        assert {3 if i == 20 else i for i in theirs} == set(found)

@@ -1,0 +1,103 @@
+"""Our FPN and PANet give the recorded maps and gradients of torchvision's, Detectron2's and mmdetection's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from golden_rules import Fill, filled, golden, record_errors, relative_error
+from torch import Tensor, nn
+
+from detector.necks.fpn import FPN
+from detector.necks.panet import PANet
+
+# what the entries' constructors mean in our words
+SETTINGS = {
+    "torchvision": {
+        "fpn_maxpool_even": {},
+        "fpn_maxpool_odd": {},
+        "fpn_p6p7_from_p5_even": {"extra": "p5"},
+        "fpn_p6p7_from_p5_odd": {"extra": "p5"},
+        "fpn_p6p7_from_c5_even": {"extra": "c5"},
+        "fpn_p6p7_from_c5_odd": {"extra": "c5"},
+    },
+    "detectron2": {
+        "fpn_sum": {},
+        "fpn_avg": {"fuse": "average"},
+        "fpn_gn": {"norm": "group"},
+        "fpn_p6p7": {"extra": "c5"},
+    },
+    "mmdet": {
+        "fpn_even": {},
+        "fpn_odd": {},
+        "pafpn_even": {},
+        "pafpn_odd": {},
+        "fpn_extra_on_input": {"extra": "c5", "extra_relu": False},
+        "fpn_extra_on_lateral": {"extra": "m5", "extra_relu": False},
+        "fpn_extra_on_output_relu": {"extra": "p5"},
+    },
+}
+ENTRIES = [(framework, entry) for framework, entries in SETTINGS.items() for entry in entries]
+
+NAMES = [  # theirs, ours
+    (r"(?:inner_blocks|lateral_convs)\.(\d)\.(?:0|conv)", r"lateral.\1.conv"),
+    (r"(?:layer_blocks|fpn_convs)\.(\d)\.(?:0|conv)", r"output.\1.conv"),
+    (r"(?:extra_blocks|top_block)\.", r"extra."),
+    (r"downsample_convs\.", r"down."),
+    (r"pafpn_convs\.", r"output."),
+]
+
+
+def ours(theirs: str, entry: str) -> str:
+    """Our name of a neck's tensor."""
+    detectron2 = re.fullmatch(r"fpn_(lateral|output)(\d)\.(norm\.)?(\w+)", theirs)
+    if detectron2:
+        part, level, norm, last = detectron2.groups()
+        return f"{part}.{int(level) - 2}.{norm or 'conv.'}{last}"
+    extra = re.fullmatch(r"fpn_convs\.([34])\.conv\.(\w+)", theirs)
+    if extra and "extra" in entry:  # after the outputs of three levels
+        return f"extra.p{int(extra[1]) + 3}.{extra[2]}"
+    name = theirs
+    for pattern, new in NAMES:
+        name = re.sub("^" + pattern, new, name)
+    return f"fpn.{name}" if entry.startswith("pafpn") and not theirs.startswith(("down", "pafpn")) else name
+
+
+def build(framework: str, entry: str, record: Mapping[str, Any], seed_text: str) -> tuple[nn.Module, list[Tensor]]:
+    """Our neck with the prescribed weights, and the maps that it reads."""
+    first = 1 if "start_level" in record["note"] else 0  # mmdetection's way of leaving C2 alone
+    make = Fill(seed_text).normal
+    maps = [torch.from_numpy(make(f"c{i}", shape)).float() for i, shape in enumerate(record["inputs"], start=2)][first:]
+    channels, strides = [m.shape[1] for m in maps], [4, 8, 16, 32][first:]
+    kind = PANet if entry.startswith("pafpn") else FPN
+    neck = kind(channels, strides, **SETTINGS[framework][entry]).eval()
+    neck.load_state_dict({ours(key, entry): tensor for key, tensor in filled(record, seed_text).items()})
+    return neck, [m.requires_grad_() for m in maps]
+
+
+@pytest.mark.parametrize(("framework", "entry"), ENTRIES)
+def test_neck(framework, entry):
+    file = golden(f"necks_{framework}")
+    record = file["entries"][entry]
+    neck, c = build(framework, entry, record, file["seed_text"])
+    p = neck(c)
+    tolerance = max(1e-5, 5 * record["noise_float64_over_std"], 5 * record["noise_other_kernels_over_std"])
+    for level, expected in zip(p, record["outputs"], strict=True):
+        assert max(record_errors(level, expected)) < tolerance
+    loss = sum((level**2).mean() for level in p)
+    assert relative_error(float(loss.detach()), record["loss_value"]) < 1e-5
+    loss.backward()
+    for level, expected in zip(c, record["input_grad_norms"][-len(c) :], strict=True):
+        assert relative_error(float(level.grad.double().norm()), expected, below=0) < 1e-5
+    grads = {key: float(tensor.grad.double().norm()) for key, tensor in neck.named_parameters()}
+    for key, expected in record["grad_norms"].items():
+        assert relative_error(grads[ours(key, entry)], expected, below=0) < 1e-5
+
+
+def test_every_entry_of_the_family_is_compared():
+    for framework, entries in SETTINGS.items():
+        family = {e for e in golden(f"necks_{framework}")["entries"] if e.startswith(("fpn", "pafpn"))}
+        assert family == set(entries)

@@ -1,0 +1,59 @@
+"""The check values that the golden files' README gives for its rules."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+import torch
+from golden_rules import Fill, formula_image, match_sets, record_errors
+
+FILLS = [
+    ("backbone.layer2.0.conv1.weight", (128, 256, 1, 1), 0.6430929, [0.07141145, -0.09679782, 0.06369711]),
+    ("backbone.bn1.running_var", (64,), -0.01069914, [0.9000114, 1.533612, 1.088671]),
+    ("rpn_head.rpn_reg.bias", (12,), -1.063898, [-0.1063898, 0.04957319, -0.06580172]),
+    ("backbone.layer1.0.bn3.weight", (256,), 0.2608641, [0.2565216, 0.2139705, 0.2570224]),
+    ("roi_head.bbox_head.shared_fcs.1.weight", (1024, 1024), 0.2511694, [0.008130558, 0.02501909, 0.09414396]),
+    ("x.conv.weight_gamma", (8, 1, 1, 1), 1.138611, [0.157797, 0.1484687, 0.1234659]),
+]
+
+
+@pytest.mark.parametrize(("key", "shape", "first", "values"), FILLS, ids=[f[0] for f in FILLS])
+def test_fill_rule(key, shape, first, values):
+    fill = Fill("public-1", gains=[("shared_fcs", 1.0)])
+    assert fill.normal(key, shape).flat[0] == pytest.approx(first, rel=1e-6)
+    tensor = fill.tensor(key, shape, {"x.conv.weight": (8, 16, 3, 3)})
+    assert tensor.dtype == torch.float32 and tuple(tensor.shape) == shape
+    assert tensor.flatten()[:3].tolist() == pytest.approx(values, rel=2e-6)
+
+
+IMAGES = [
+    (0, 256, 352, (149, 133, 140), 34320378, 2213664688),
+    (1, 320, 288, (162, 127, 77), 34959386, 3652074009),
+    (2, 480, 640, (127, 155, 188), 117179259, 3204098535),
+]
+
+
+@pytest.mark.parametrize(("k", "height", "width", "pixels", "total", "crc"), IMAGES)
+def test_image_rule(k, height, width, pixels, total, crc):
+    image = formula_image(k, height, width)
+    assert (int(image[0, 0, 0]), int(image[1, 100, 200]), int(image[2, -1, -1])) == pixels
+    assert int(image.long().sum()) == total
+    assert zlib.crc32(image.numpy().tobytes()) == crc
+
+
+def test_record_errors_are_relative_to_the_spread():
+    record = {"shape": [2, 2], "idx": [0, 3], "values": [1.0, 7.0], "mean": 4.0, "std": 5.0**0.5}
+    assert record_errors(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), record) == pytest.approx((0, 0))
+    assert record_errors(torch.tensor([[1.0, 3.0], [5.0, 8.0]]), record)[0] == pytest.approx(1 / 5**0.5)
+
+
+def test_match_sets_wants_box_score_and_label():
+    boxes, scores, labels = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8]]), torch.tensor([0.9, 0.5]), torch.tensor([1, 1])
+    swapped = match_sets((boxes, scores, labels), (boxes, scores.flip(0), labels), px=0.1, score=1e-3)
+    assert (swapped.unmatched, swapped.px, swapped.score) == (0, 0, 0)
+    assert match_sets((boxes + 0.2, scores, labels), (boxes, scores, labels), px=0.1, score=1e-3).unmatched == 2
+    assert match_sets((boxes, scores, labels), (boxes, scores, labels + 1), px=0.1, score=1e-3).unmatched == 2
+    assert match_sets((boxes, scores, labels), (boxes, scores * 0 + 0.9, labels), px=0.1, score=1e-3).unmatched == 1
+    nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long()
+    assert match_sets(nothing, (boxes, scores, labels), px=0.1, score=1e-3).unmatched == 2

@@ -1,0 +1,226 @@
+"""torchvision's checkpoints in and out: names, the order of classes, and what does not fit."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from golden_rules import PROJECT, match_sets
+from tiny import picture
+from torch import Tensor
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+import detector
+from detector.build import build_detector, load_config
+from detector.errors import CheckpointError
+from detector.interop.torchvision import COCO_80, from_torchvision, to_torchvision, torchvision_like
+from detector.training.checkpoint import read_checkpoint
+
+V1, V2 = "torchvision_fasterrcnn_resnet50_fpn", "torchvision_fasterrcnn_resnet50_fpn_v2"
+CONFIGS = PROJECT / "configs/compat"
+both = pytest.mark.parametrize("version", [V1, V2])
+
+State = dict[str, Tensor]
+
+
+@functools.cache
+def our_state(version: str, classes: int = 90) -> State:
+    """Names and shapes of our model, no data."""
+    with torch.device("meta"):
+        return build_detector(load_config(CONFIGS / f"{version}.yaml", [f"model.num_classes={classes}"])).state_dict()
+
+
+@functools.cache
+def their_state(version: str) -> State:
+    """torchvision's state dict with a different number everywhere in the predictor, ones elsewhere."""
+    like = torchvision_like(our_state(version))
+    state = {key: torch.ones(tensor.shape, dtype=tensor.dtype) for key, tensor in like.items()}
+    for key in state:
+        if "box_predictor" in key:
+            state[key] = torch.arange(state[key].numel()).view(state[key].shape).float()
+    return state
+
+
+def read_part(key: str, tensor: Tensor) -> Tensor:
+    """Without the deltas of torchvision's background."""
+    return tensor[4:] if key.startswith("roi_heads.box_predictor.bbox_pred.") else tensor
+
+
+def convert(state: State, version: str, classes: int = 90) -> State:
+    return from_torchvision(state, our_state(version, classes))
+
+
+@both
+def test_there_and_back_is_the_identity(version):
+    """But for the deltas of the background, which nothing reads: they come back as zeros."""
+    state = their_state(version)
+    back = to_torchvision(convert(state, version), state)
+    for key, tensor in state.items():
+        if key in back:
+            assert read_part(key, back[key]).equal(read_part(key, tensor))
+        else:
+            assert version == V1 and key.endswith("num_batches_tracked")
+    assert not back["roi_heads.box_predictor.bbox_pred.weight"][:4].any()
+    ours, again = convert(state, version), convert(back, version)
+    assert all(again[key].equal(tensor) for key, tensor in ours.items())
+
+
+def test_classes_move_the_background_to_the_end():
+    ours = convert(their_state(V1), V1)
+    assert ours["roi_head.class_score.bias"].tolist() == [*range(1, 91), 0]
+    assert ours["roi_head.box_delta.bias"].tolist() == [*range(4, 364)]
+
+
+def test_coco80_drops_the_ten_unused_columns():
+    assert len(COCO_80) == 80 and {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}.isdisjoint(COCO_80)
+    ours = convert(their_state(V1), V1, classes=80)
+    assert ours["roi_head.class_score.bias"].tolist() == [*COCO_80, 0]
+    assert ours["roi_head.box_delta.bias"][::4].tolist() == [4 * column for column in COCO_80]
+
+
+def test_names_of_2019_are_understood():
+    """The published v1 file has no second and third number in its FPN and RPN keys."""
+    old = {}
+    for key, tensor in their_state(V1).items():
+        key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+        is_fpn = key.startswith("backbone.fpn.")
+        old[key.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if is_fpn else key] = tensor
+    assert "backbone.fpn.inner_blocks.0.weight" in old and "rpn.head.conv.weight" in old
+    assert convert(old, V1).keys() == convert(their_state(V1), V1).keys()
+
+
+def without_bias(state: State) -> State:
+    return {key: tensor for key, tensor in state.items() if key != "rpn.head.cls_logits.bias"}
+
+
+TROUBLES: list[tuple[Callable[[State], State], str]] = [
+    (lambda s: s | {"mask_head.weight": torch.ones(1)}, "without a place: mask_head.weight"),
+    (without_bias, "missing: rpn.objectness.bias"),
+    (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(5)}, r"rpn.objectness.bias \(5,\) for \(3,\)"),
+    (lambda s: s | {"roi_heads.box_predictor.bbox_pred.bias": torch.ones(7)}, r"roi_head.box_delta.bias \(7,\)"),
+    (lambda s: {}, "missing: pyramid.backbone.conv1.weight"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), TROUBLES)
+def test_what_does_not_fit_is_listed(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        convert(change(their_state(V1)), V1)
+
+
+def test_the_other_version_does_not_fit():
+    with pytest.raises(CheckpointError, match=r"without a place.*missing"):
+        convert(their_state(V2), V1)
+
+
+def test_a_model_that_torchvision_lacks_stays_here():
+    config = load_config(CONFIGS / f"{V1}.yaml", ["model.neck.type=panet"])
+    with torch.device("meta"):
+        panet = build_detector(config).state_dict()
+    with pytest.raises(CheckpointError, match=r"not a model that torchvision has; without a place: pyramid\.neck\.fpn"):
+        to_torchvision(panet, torchvision_like(panet))
+
+
+# --- scripts/convert_weights.py
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("convert_weights", PROJECT / "scripts/convert_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
+    """torchvision's v1 with random weights, and its .pth. Its norms get statistics, its scores a spread."""
+    torch.manual_seed(0)
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=160, max_size=256).train()
+    with torch.no_grad():
+        model.backbone(torch.randn(4, 3, 96, 96))  # running statistics
+        model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.4)
+    path = tmp_path_factory.mktemp("weights") / "theirs.pth"
+    torch.save(model.state_dict(), path)
+    return model.eval(), path
+
+
+def run(script: ModuleType, *args: object) -> int:
+    return script.main([str(arg) for arg in args])
+
+
+def arguments(source: Path, output: Path, *more: str) -> list[object]:
+    return [source, "--from", "torchvision", "--config", CONFIGS / f"{V1}.yaml", "--output", output, *more]
+
+
+SMALL = ("data.resize.short=160", "data.resize.long=256")
+
+
+def test_a_converted_file_finds_what_torchvision_finds(script, theirs, tmp_path):
+    model, source = theirs
+    assert run(script, *arguments(source, tmp_path / "ours.pth", *SMALL)) == 0
+    predictor = detector.load(tmp_path / "ours.pth", device="cpu")
+    image = picture(160, 224)
+    found = predictor(image)
+    with torch.no_grad():
+        [expected] = model([image.float() / 255])
+    assert len(found) == len(expected["boxes"]) > 0
+    sets = [(found.boxes, found.scores, found.labels + 1), tuple(expected[k] for k in ("boxes", "scores", "labels"))]
+    assert match_sets(*sets, px=0.1, score=1e-3).unmatched == 0
+
+
+def test_class_names_and_ids_are_stored(script, theirs, tmp_path):
+    assert run(script, *arguments(theirs[1], tmp_path / "all.pth")) == 0
+    every = read_checkpoint(tmp_path / "all.pth")
+    assert every["category_ids"] == list(range(1, 91)) and len(set(every["class_names"])) == 90
+    assert every["class_names"][0] == "person" and every["class_names"][11] == "unused 12"
+    assert run(script, *arguments(theirs[1], tmp_path / "real.pth", "--classes", "coco80")) == 0
+    real = read_checkpoint(tmp_path / "real.pth")
+    assert real["category_ids"] == COCO_80 and real["class_names"][-1] == "toothbrush"
+    assert len(real["model"]["roi_head.class_score.bias"]) == 81
+
+
+def test_a_checkpoint_goes_back_to_torchvision(script, theirs, tmp_path, capsys):
+    model, source = theirs
+    for name, settings in [("ours", []), ("aligned", ["model.roi_head.pool.aligned=true"])]:
+        assert run(script, *arguments(source, tmp_path / f"{name}.pth", *settings)) == 0
+        back = tmp_path / f"{name}_back.pth"
+        assert run(script, tmp_path / f"{name}.pth", "--to", "torchvision", "--output", back) == 0
+        assert ("expect other boxes" in capsys.readouterr().out) == (name == "aligned")
+    back = torch.load(tmp_path / "ours_back.pth", weights_only=True)
+    state = model.state_dict()
+    assert all(read_part(key, tensor).equal(read_part(key, state[key])) for key, tensor in back.items())
+    other = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    other.load_state_dict(back)  # strictly
+
+
+def test_bad_input_is_one_message_and_status_2(script, theirs, tmp_path, capsys):
+    existing, pickled, text = (tmp_path / name for name in ("there.pth", "pickled.pth", "text.pth"))
+    existing.write_text("precious")
+    torch.save({"model": Path}, pickled)
+    text.write_text("no weights")
+    for source, output, message in [
+        (theirs[1], existing, "exists already"),
+        (tmp_path / "absent.pth", tmp_path / "new.pth", "no such file"),
+        (pickled, tmp_path / "new.pth", "safe to read"),
+        (text, tmp_path / "new.pth", "safe to read"),
+    ]:
+        assert run(script, *arguments(source, output)) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert run(script, *arguments(theirs[1], tmp_path / "new.pth", "model.rpn.convs=2")) == 2
+    assert "missing: rpn.conv.1.weight" in capsys.readouterr().err
+    assert run(script, *arguments(theirs[1], tmp_path / "new.pth", "model.rpn.conv=2")) == 2
+    assert "unknown key" in capsys.readouterr().err
+    assert existing.read_text() == "precious" and not (tmp_path / "new.pth").exists()
+
+
+@pytest.mark.parametrize("wrong", [["--from", "torchvision"], ["--to", "torchvision", "--classes", "coco80"], []])
+def test_a_wrong_command_line_has_status_2(script, wrong):
+    with pytest.raises(SystemExit, match="2"):
+        run(script, "a.pth", "--output", "b.pth", *wrong)

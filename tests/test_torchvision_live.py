@@ -1,0 +1,189 @@
+"""Beside torchvision itself, with the same random weights, on real and made images: its detections and its losses.
+
+The limits are 0.1 px, 1e-3 of score and 1e-4 of a loss, or four times what torchvision differs from itself when it runs
+channels-last, measured here.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from golden_rules import PROJECT, Fill, formula_image, match_sets, shared
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d
+
+from detector.build import build_detector, load_config
+from detector.data.image import read_image
+from detector.data.transforms import Resize
+from detector.interop.torchvision import from_torchvision
+from detector.layers import fold_norms
+from detector.rcnn import GeneralizedRCNN
+
+V1, V2 = "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
+PHOTOS = ["000000000009.jpg", "000000000030.jpg"]
+EVERY_ANCHOR, EVERY_REGION = 10**6, 10**5  # more than there are: sampling takes all
+
+GAINS = [
+    ("body.conv1.weight", 1.7), ("fpn.inner_blocks", 1.0), ("rpn.head.cls_logits", 2.0), ("rpn.head.bbox_pred", 0.4),
+    ("bbox_pred", 1.4), ("fpn.layer_blocks.0.", 0.2), ("fpn.layer_blocks.1.", 0.3), ("fpn.layer_blocks.2.", 0.55),
+]  # fmt: skip
+
+
+@functools.lru_cache(maxsize=2)
+def pair(version: str, keep: int) -> tuple[nn.Module, GeneralizedRCNN]:
+    """torchvision's model, which takes images as they are, and ours with its weights; `keep` proposals of an image."""
+    settings = dict(
+        rpn_post_nms_top_n_train=keep, rpn_post_nms_top_n_test=keep, rpn_batch_size_per_image=EVERY_ANCHOR,
+        box_batch_size_per_image=EVERY_REGION,
+    )  # fmt: skip
+    if version == V1:
+        backbone = _resnet_fpn_extractor(resnet50(norm_layer=FrozenBatchNorm2d), trainable_layers=3)
+        theirs = FasterRCNN(backbone, 91, **settings)
+    else:
+        theirs = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=91, **settings)
+    theirs.transform.resize = lambda image, target=None: (image, target)
+    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    theirs.load_state_dict(Fill("live", gains=GAINS, norm_gains=GAINS[-3:]).state(shapes), strict=False)
+    spread_scores(theirs.eval())
+    overrides = [
+        f"model.rpn.post_nms=[{keep}, {keep}]",
+        f"model.rpn.batch_per_image={EVERY_ANCHOR}",
+        f"model.roi_head.batch_per_image={EVERY_REGION}",
+    ]
+    ours = build_detector(load_config(PROJECT / f"configs/compat/torchvision_{version}.yaml", overrides)).eval()
+    ours.load_state_dict(from_torchvision(theirs.state_dict(), ours.state_dict()))
+    return theirs, ours
+
+
+@torch.no_grad()
+def spread_scores(theirs: nn.Module) -> None:
+    """Random features share a large common part, which would make one class win everywhere: take it off.
+
+    Each class's logits get mean 0 and spread 2.5 over the proposals of one image, and the background a lead.
+    """
+    seen = []
+    scores = theirs.roi_heads.box_predictor.cls_score
+    hook = scores.register_forward_hook(lambda _, __, logits: seen.append(logits))
+    theirs([as_float(small_images()[0])])
+    hook.remove()
+    gain = 2.5 / seen[0].std(dim=0)
+    scores.bias.copy_((scores.bias - seen[0].mean(dim=0)) * gain)
+    scores.weight.mul_(gain[:, None])
+    scores.bias[0] += 10
+
+
+def as_float(image: Tensor) -> Tensor:
+    """What torchvision takes."""
+    return image.float() / 255
+
+
+def in_channels_last(theirs: nn.Module) -> nn.Module:
+    """torchvision's model again, in the other memory layout."""
+    other = copy.deepcopy(theirs).to(memory_format=torch.channels_last)
+    other.backbone.register_forward_pre_hook(lambda _, args: (args[0].to(memory_format=torch.channels_last),))
+    return other
+
+
+def small_images() -> list[Tensor]:
+    """Real pictures and made ones, of sizes that need padding."""
+    photos = [read_image(shared("data/coco128/images") / name) for name in PHOTOS]
+    return [Resize(160, 224).resize_image(photo) for photo in photos] + [formula_image(5, 200, 150)]
+
+
+def full_images() -> list[Tensor]:
+    return [read_image(shared("data/coco128/images") / name) for name in PHOTOS] + [formula_image(6, 500, 660)]
+
+
+@torch.no_grad()
+def detect(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and our labels; alone, because a neighbour in the batch would change torchvision's answer."""
+    if isinstance(model, GeneralizedRCNN):
+        [found] = model([image])
+        return found.boxes, found.scores, found.labels
+    [found] = model([as_float(image)])
+    return found["boxes"], found["scores"], found["labels"] - 1
+
+
+def check_detections(version: str, keep: int, images: Sequence[Tensor]) -> None:
+    theirs, ours = pair(version, keep)
+    other, folded = in_channels_last(theirs), fold_norms(copy.deepcopy(ours))
+    scores = []
+    for image in images:
+        expected = detect(theirs, image)
+        scores.append(expected[1])
+        noise = match_sets(detect(other, image), expected, px=5, score=0.1)
+        limits = dict(px=max(0.1, 4 * noise.px), score=max(1e-3, 4 * noise.score))
+        for model in (ours, folded):
+            found = detect(model, image)
+            assert abs(len(found[0]) - len(expected[0])) <= 4 * noise.unmatched
+            assert match_sets(found, expected, **limits).unmatched <= 4 * noise.unmatched
+    assert len(torch.cat(scores)) > 100 and torch.cat(scores).min() < 0.5  # neither empty nor saturated
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+def test_detections(version):
+    check_detections(version, 200, small_images())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [V1, V2])
+def test_detections_at_full_size(version):
+    check_detections(version, 1000, full_images())
+
+
+LOSSES = {"roi_class": "loss_classifier", "roi_box": "loss_box_reg",
+          "rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}  # fmt: skip
+
+
+def objects(image: Tensor) -> dict[str, Tensor]:
+    """Three objects, overlapping, in fractions of the image."""
+    h, w = image.shape[1:]
+    parts = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.3, 0.2, 0.9, 0.95], [0.55, 0.5, 0.7, 0.62]])
+    return {"boxes": parts * torch.tensor([w, h, w, h]), "labels": torch.tensor([0, 89, 41])}
+
+
+@torch.no_grad()
+def losses(model: nn.Module, images: Sequence[Tensor]) -> dict[str, float]:
+    """The four losses under our names; the last image has no objects."""
+    targets = [objects(image) for image in images[:-1]]
+    targets.append({"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)})
+    if isinstance(model, GeneralizedRCNN):
+        return {name: float(loss) for name, loss in model(images, targets).items()}
+    shifted = [t | {"labels": t["labels"] + 1} for t in targets]
+    found = model([as_float(image) for image in images], shifted)
+    return {ours: float(found[theirs]) for ours, theirs in LOSSES.items()}
+
+
+def check_losses(version: str, keep: int, images: Sequence[Tensor], *, batch_statistics: bool) -> None:
+    """Norms on running statistics, or all of them on the batch's (torchvision does not spare frozen stages)."""
+    theirs, ours = (copy.deepcopy(model) for model in pair(version, keep))
+    for model in (theirs, ours):
+        for module in model.modules():
+            module.training = batch_statistics or not isinstance(module, nn.BatchNorm2d)
+    other = in_channels_last(theirs)
+    expected, noise, found = losses(theirs, images), losses(other, images), losses(ours, images)
+    for name, value in expected.items():
+        assert abs(found[name] - value) <= max(1e-4 * value, 4 * abs(noise[name] - value))
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+def test_losses(version):
+    check_losses(version, 200, small_images(), batch_statistics=False)
+
+
+@pytest.mark.slow
+def test_losses_on_batch_statistics():
+    check_losses(V2, 200, small_images(), batch_statistics=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [V1, V2])
+def test_losses_at_full_size(version):
+    check_losses(version, 300, full_images(), batch_statistics=False)
