@@ -50,9 +50,9 @@ def export_torchvision(source: Path, output: Path) -> str:
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
     write_atomically(output, converted)
-    return (
-        f"{output}: {len(converted)} tensors for torchvision, {model.roi_head.num_classes} classes and the background"
-    )
+    same_function = model.rpn.anchors.strides_from_image and not model.roi_head.pool.aligned  # as in configs/compat
+    note = "" if same_function else "; torchvision's anchors and RoIAlign are not this model's: expect other boxes"
+    return f"{output}: {len(converted)} tensors for torchvision, {model.roi_head.num_classes} classes{note}"
 
 
 def make_room(output: Path) -> None:

@@ -1,0 +1,278 @@
+"""Checkpoints: what goes in comes out, what is hostile or damaged stays out, and no crash costs the older file."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import io
+import math
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import MODEL
+from torch import Tensor
+
+from detector import __version__
+from detector.build import build_detector
+from detector.config import merge
+from detector.errors import CheckpointError
+from detector.rcnn import GeneralizedRCNN
+from detector.training import checkpoint
+from detector.training.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint
+
+HEAD = {f"roi_head.{layer}.{part}" for layer in ("class_score", "box_delta") for part in ("weight", "bias")}
+
+
+def make_model(classes: int = 2, **sections: Any) -> GeneralizedRCNN:
+    return build_detector({"model": merge(MODEL, {"num_classes": classes, **sections})})
+
+
+def save(path: Path, model: GeneralizedRCNN | None = None, **training: Any) -> Path:
+    save_checkpoint(
+        path,
+        model=model or make_model(),
+        config={"model": MODEL, "train": {"lr": 1e-3}},
+        class_names=["cell", "dust"],
+        category_ids=[3, 7],
+        training=training,
+    )
+    return path
+
+
+def state_of(model: GeneralizedRCNN) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    return str(error.value)
+
+
+# --- what goes in comes out
+
+
+def test_round_trip(tmp_path: Path):
+    model = make_model(pixels={"order": "bgr", "mean": [1.0, 2.0, 3.0]})
+    state = {"step": 5, "best": -math.inf, "rng": torch.get_rng_state(), "cuda_rng": [], "none": None}
+    read = read_checkpoint(save(tmp_path / "a.pth", model, **state))
+    assert read["format"] == FORMAT and read["versions"]["detector"] == __version__
+    assert read["versions"].keys() == {"detector", "torch", "torchvision", "python"}
+    assert read["config"] == {"model": MODEL, "train": {"lr": 1e-3}}
+    assert (read["class_names"], read["category_ids"]) == (["cell", "dust"], [3, 7])
+    assert read["pixels"]["order"] == "bgr" and read["pixels"]["mean"] == [1, 2, 3]
+    assert torch.equal(read["training"].pop("rng"), state.pop("rng")) and read["training"] == state
+    assert equal(read["model"], model.state_dict())
+
+
+def test_weights_fill_another_model(tmp_path: Path):
+    source, target = make_model(), make_model()
+    read = read_checkpoint(save(tmp_path / "a.pth", source))
+    assert not equal(source.state_dict(), target.state_dict())
+    load_weights(target, read["model"], tmp_path / "a.pth")
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def test_the_read_weights_outlive_the_file(tmp_path: Path):
+    model = make_model()
+    read = read_checkpoint(save(tmp_path / "a.pth", model))
+    save(tmp_path / "a.pth")  # other weights take its place
+    assert equal(read["model"], model.state_dict())
+
+
+# --- what stays out
+
+
+class Hostile:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("form", ["torch", "torch, in the training state", "bare pickle"])
+def test_reading_never_runs_code(tmp_path: Path, form: str):
+    path, trace = tmp_path / "a.pth", tmp_path / "trace"
+    if form == "bare pickle":
+        path.write_bytes(pickle.dumps({"format": FORMAT, "model": Hostile(trace)}))
+    elif form == "torch":
+        torch.save(Hostile(trace), path)
+    else:
+        save(path, hostile=Hostile(trace))
+    assert str(path) in refusal(path)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Hostile(trace))).close()
+    assert trace.exists()  # it is hostile indeed
+
+
+def damaged(good: bytes) -> dict[str, bytes]:
+    """Files that are no checkpoint (any more), by what befell them."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("readme.txt", "nothing")
+    foreign = io.BytesIO()
+    torch.save({"state_dict": {"conv.weight": torch.ones(3)}}, foreign)
+    middle = len(good) // 2
+    return {
+        "empty": b"",
+        "text": b"lr: 0.1\n",
+        "cut in half": good[:middle],
+        "last byte lost": good[:-1],
+        "head lost": good[100:],
+        "one byte of the weights changed": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+        "another archive": archive.getvalue(),
+        "weights of another framework": foreign.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("damage", damaged(b"any"))
+def test_damaged_and_foreign_files_are_named(tmp_path: Path, damage: str):
+    path = save(tmp_path / "a.pth")
+    path.write_bytes(damaged(path.read_bytes())[damage])
+    message = refusal(path)
+    assert str(path) in message and "weights_only" not in message and "\n" not in message
+    if damage.startswith("weights of"):
+        assert "convert_weights" in message
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path):
+    for path in (tmp_path, tmp_path / "none.pth", tmp_path / "none" / "a.pth"):
+        assert refusal(path) == f"{path}: no such checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", None),
+        ("model", [1]),
+        ("model", {"pyramid.x": 3}),
+        ("model", {7: torch.ones(1)}),
+        ("config", "x"),
+        ("class_names", ("a",)),
+        ("category_ids", None),
+        ("pixels", 1),
+        ("training", []),
+    ],
+)
+def test_a_malformed_part_is_named(tmp_path: Path, key: str, value: object):
+    path = save(tmp_path / "a.pth")
+    torch.save(read_checkpoint(path) | {key: value}, path)
+    assert f"{path}: damaged: {key} " in refusal(path)
+    content = read_checkpoint(save(path))
+    del content[key]
+    torch.save(content, path)
+    assert f"{path}: damaged: {key} " in refusal(path)
+
+
+# --- no crash costs the older file
+
+
+def fails_after(count: int):
+    """An `open` whose file is on a disk that has room for `count` bytes."""
+
+    class Full(io.FileIO):
+        def write(self, data: bytes) -> int:
+            if self.tell() + len(data) > count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    return lambda path, mode: Full(path, mode)
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int):
+    path = save(tmp_path / "last.pth")
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "open", fails_after(room), raising=False)
+    with pytest.raises(CheckpointError, match=r"last\.pth: could not be written .*No space left"):
+        save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]
+
+
+@pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("reason", [OSError("disk"), KeyboardInterrupt(), SystemExit(130)])
+def test_whatever_fails_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, reason: BaseException
+):
+    path = save(tmp_path / "last.pth")
+    before = path.read_bytes()
+
+    def fail(*args: object, **options: object) -> None:
+        raise reason
+
+    monkeypatch.setattr(failing, fail)
+    with pytest.raises((CheckpointError, KeyboardInterrupt, SystemExit)):
+        save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replace, seen = os.replace, []
+
+    def look(source: Path, target: Path) -> None:
+        seen.append(read_checkpoint(source)["class_names"])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    save(tmp_path / "last.pth")
+    assert seen == [["cell", "dust"]] and os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="none"):
+        save(tmp_path / "none" / "last.pth")
+
+
+# --- weights of another model
+
+
+def test_another_architecture_lists_the_keys_and_changes_nothing():
+    model, other = make_model(), make_model(neck={"width": 16})
+    state = {k: v for k, v in other.state_dict().items() if k != "rpn.deltas.bias"} | {"rpn.extra": torch.ones(1)}
+    before = state_of(model)
+    for take in (load_weights, init_from):
+        with pytest.raises(CheckpointError) as error:
+            take(model, state, "x.pth")
+        message = str(error.value)
+        assert message.startswith("x.pth: made for another architecture; missing: rpn.deltas.bias; ")
+        assert "not part of this model: rpn.extra; of another shape: pyramid.neck." in message and " more" in message
+        assert equal(before, model.state_dict())
+
+
+def test_init_from_takes_everything_where_the_classes_agree():
+    source, model = make_model(), make_model()
+    assert init_from(model, source.state_dict(), "x.pth") == f"x.pth: all {len(source.state_dict())} tensors loaded"
+    assert equal(source.state_dict(), model.state_dict())
+
+
+def test_init_from_says_what_it_left_fresh_where_the_classes_differ():
+    source, model = make_model(80), make_model(5)
+    before, total = state_of(model), len(model.state_dict())
+    line = init_from(model, source.state_dict(), "x.pth")
+    assert line.startswith(f"x.pth: {total - 4} of {total} tensors loaded; ")
+    assert "number of classes differs (80 -> 5): " in line and all(key in line for key in HEAD)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (before if key in HEAD else source.state_dict())[key])
+
+
+def test_load_weights_wants_the_same_classes():
+    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.class_score\.weight"):
+        load_weights(make_model(3), make_model(4).state_dict(), "x.pth")
+
+
+def test_a_head_of_another_kind_is_not_excused_as_another_class_count():
+    agnostic = make_model(2, roi_head={"class_agnostic": True})
+    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.box_delta"):
+        init_from(make_model(2), agnostic.state_dict(), "x.pth")

@@ -1,0 +1,122 @@
+"""metrics.csv: its columns and rows, and what a resumed training keeps of them."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from detector.training.metrics import SCORES, MetricsFile
+
+LOSSES = ["rpn_objectness", "roi_box"]
+COLUMNS = [
+    "step", "epoch", "lr", "loss", "rpn_objectness", "roi_box", "grad_norm", "data_s", "step_s", "memory_mib", "val_loss",
+    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR100",
+]  # fmt: skip
+
+
+def write(folder: Path, steps: range, *, scored: int | None = None, resumed: int = 0) -> None:
+    """A row for each step, and one for the evaluation after the step `scored`."""
+    metrics = MetricsFile(folder, LOSSES, step=resumed)
+    for step in steps:
+        metrics.write(step, {"epoch": 1, "loss": step / 10, "roi_box": 0.5})
+        if step == scored:
+            metrics.write(step, {"epoch": 1, "val_loss": 0.25, **dict.fromkeys(SCORES, 0.75)})
+    metrics.close()
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(row["step"]) for row in rows(folder)]
+
+
+def test_columns_stand_in_one_order_from_the_start(tmp_path: Path):
+    MetricsFile(tmp_path, LOSSES).close()
+    assert (tmp_path / "metrics.csv").read_text().strip().split(",") == COLUMNS
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path: Path):
+    metrics = MetricsFile(tmp_path, LOSSES)
+    metrics.write(1, {"loss": 1 / 3, "epoch": 1, "AP": -1.0, "grad_norm": math.nan, "unknown": 5})
+    (row,) = rows(tmp_path)
+    assert {k: v for k, v in row.items() if v} == {
+        "step": "1", "epoch": "1", "loss": "0.333333", "AP": "-1", "grad_norm": "nan"
+    }  # fmt: skip
+    metrics.close()
+
+
+def test_a_new_training_starts_a_new_file(tmp_path: Path):
+    write(tmp_path, range(1, 4))
+    write(tmp_path, range(1, 2))
+    assert steps(tmp_path) == [1]
+
+
+def test_resume_drops_the_rows_beyond_its_step(tmp_path: Path):
+    write(tmp_path, range(1, 6), scored=3)
+    kept = rows(tmp_path)[:4]
+    write(tmp_path, range(4, 6), resumed=3)
+    assert steps(tmp_path) == [1, 2, 3, 3, 4, 5]
+    assert rows(tmp_path)[:4] == kept and kept[3]["AP"] == "0.75" and kept[3]["loss"] == ""
+
+
+def test_resume_without_an_old_file_starts_one(tmp_path: Path):
+    write(tmp_path, range(8, 10), resumed=7)
+    assert steps(tmp_path) == [8, 9]
+
+
+def test_resume_survives_a_row_that_a_crash_cut_short(tmp_path: Path):
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text()[:-25] + "\nnonsense\n")
+    write(tmp_path, range(3, 5), resumed=2)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+
+
+def test_resume_fits_old_rows_into_new_columns(tmp_path: Path):
+    write(tmp_path, range(1, 3))
+    MetricsFile(tmp_path, ["roi_box", "roi_box_2"], step=2).close()
+    assert rows(tmp_path)[1]["roi_box"] == "0.5" and rows(tmp_path)[1]["roi_box_2"] == ""
+    assert "rpn_objectness" not in rows(tmp_path)[0]
+
+
+# --- TensorBoard
+
+
+class FakeWriter:
+    made: list[FakeWriter]
+
+    def __init__(self, folder: str, purge_step: int | None):
+        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
+        self.made.append(self)
+
+    def add_scalar(self, *scalar: object) -> None:
+        self.scalars.append(scalar)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_the_same_numbers_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter, FakeWriter.made = FakeWriter, []
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    write(tmp_path, range(3, 4), resumed=2)
+    (board,) = FakeWriter.made
+    assert board.folder == str(tmp_path / "tensorboard") and board.closed
+    assert board.scalars == [("epoch", 1, 3), ("loss", 0.3, 3), ("roi_box", 0.5, 3)]
+    assert board.purge_step == 3  # what an earlier run wrote from there on is run again
+
+
+def test_without_tensorboard_nothing_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    write(tmp_path, range(1, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]

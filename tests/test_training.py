@@ -1,0 +1,250 @@
+"""scripts/train.py from beginning to end: what it writes, and that it learns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
+from torch import Tensor
+
+from detector.build import load_config
+from detector.data.coco import CocoDataset
+from detector.evaluation.run import evaluate
+from detector.inference.predictor import load
+from detector.training.checkpoint import read_checkpoint
+from detector.training.loop import Trainer
+
+FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "train.log"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, data: Path) -> Path:
+    return write_config(tmp_path / "tiny.yaml", data)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The folder of a training that went through."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert train(write_config(folder / "tiny.yaml", data), folder / "run") == 0
+    return folder / "run"
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path, name: str = "last.pth") -> dict[str, Tensor]:
+    return read_checkpoint(folder / name)["model"]
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert [key for key in a | b if not torch.equal(a[key], b[key])] == []
+
+
+# --- what is written
+
+
+def test_the_folder_holds_five_files(finished: Path):
+    assert sorted(path.name for path in finished.iterdir()) == FILES
+
+
+def test_the_effective_configuration_is_kept(finished: Path, config: Path):
+    saved = yaml.safe_load((finished / "config.yaml").read_text())
+    assert saved["model"].pop("num_classes") == 2  # counted in the data
+    assert saved == yaml.safe_load(config.read_text())
+    for name in ("last.pth", "best.pth"):
+        assert read_checkpoint(finished / name)["config"] == load_config(finished / "config.yaml")
+
+
+def test_metrics_have_a_row_for_each_step_and_each_evaluation(finished: Path):
+    table = rows(finished)
+    assert [row["step"] for row in table] == list("12334566") and [row["epoch"] for row in table] == list("11112222")
+    scored = [row for row in table if row["AP"]]
+    stepped = [row for row in table if not row["AP"]]
+    assert [table.index(row) for row in scored] == [3, 7]
+    for row in stepped:
+        parts = [float(row[name]) for name in ("rpn_objectness", "rpn_box", "roi_class", "roi_box")]
+        assert float(row["loss"]) == pytest.approx(sum(parts), rel=1e-4) and row["val_loss"] == ""
+        assert all(float(row[name]) > 0 for name in ("grad_norm", "data_s", "step_s", "memory_mib"))
+    assert [float(row["lr"]) for row in stepped] == pytest.approx([1e-5, 0.005005, 0.01, 0.01, 0.01, 0.01])
+    for row in scored:
+        assert row["loss"] == "" and float(row["val_loss"]) > 0
+        assert all(-1 <= float(row[name]) <= 1 for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"))
+
+
+def test_the_log_says_what_is_trained_on_what_and_how_fast(finished: Path):
+    text = (finished / "train.log").read_text()
+    for part in (
+        "train.json: 6 images, 10 objects of 2 classes",
+        "val.json: 2 images",
+        "7        4  disc",
+        "0.1 M parameters on cpu, float32",
+        "sgd, 2 images a step, learning rate 0.01 (scaled from 0.01 for 2), 6 steps in 2 epochs",
+        "epoch 1/2: val loss ",
+        "epoch 2/2: val loss ",
+        "done: ",
+    ):
+        assert part in text
+    assert "resumed" not in text
+
+
+def test_checkpoints_know_their_classes_and_their_place(finished: Path):
+    last, best = (read_checkpoint(finished / name) for name in ("last.pth", "best.pth"))
+    for checkpoint in (last, best):
+        assert dict(zip(checkpoint["class_names"], checkpoint["category_ids"])) == CLASSES
+        assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
+    assert last["training"]["step"] == 2 * STEPS and "optimizer" in last["training"]
+    assert "optimizer" not in best["training"]
+
+
+def test_best_scores_what_the_table_says(finished: Path, data: Path):
+    predictor = load(finished / "best.pth", trust=True, device="cpu")
+    found, _ = evaluate(predictor, CocoDataset(data / "images", data / "val.json"), workers=0, progress=False)
+    best = max(float(row["AP"]) for row in rows(finished) if row["AP"])
+    assert found["bbox"]["AP"] == pytest.approx(best, abs=1e-5)
+    assert read_checkpoint(finished / "last.pth")["training"]["best"] == pytest.approx(best, abs=1e-5)
+
+
+def test_the_log_of_one_training_stays_out_of_the_next(tmp_path: Path, config: Path, finished: Path):
+    before = (finished / "train.log").read_text()
+    assert train(config, tmp_path / "next", ["train.epochs=1"]) == 0
+    assert (finished / "train.log").read_text() == before
+    assert (tmp_path / "next" / "train.log").read_text().count("epoch 1/1") == 1
+    assert logging.getLogger("detector").handlers == []
+
+
+# --- when it is written
+
+
+def test_last_is_there_after_the_first_step(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
+    step, seen = Trainer._step, []
+
+    def look(self: Trainer, *batch: Any) -> dict[str, float]:
+        seen.append(read_checkpoint(self.output / "last.pth")["training"]["step"] if self.step else None)
+        return step(self, *batch)
+
+    monkeypatch.setattr(Trainer, "_step", look)
+    assert train(config, tmp_path / "run") == 0
+    assert seen == [None, 1, 1, 3, 3, 3]  # then at the end of each epoch, as a step takes far less than save_seconds
+    seen.clear()
+    assert train(config, tmp_path / "often", ["train.save_seconds=0"]) == 0
+    assert seen == [None, 1, 2, 3, 4, 5]
+
+
+def test_the_last_epoch_is_always_scored(tmp_path: Path, config: Path):
+    assert train(config, tmp_path / "run", ["train.epochs=3", "train.evaluate_every=2"]) == 0
+    assert [row["epoch"] for row in rows(tmp_path / "run") if row["AP"]] == ["2", "3"]
+
+
+@pytest.mark.parametrize("detections", ["some", "none"])
+def test_best_is_there_even_if_nothing_can_be_scored(tmp_path: Path, data: Path, detections: str):
+    """No object in val: AP is -1 where something was detected, 0 where nothing was."""
+    (tmp_path / "images").symlink_to(data / "images")
+    for split in ("train", "val"):
+        content = json.loads((data / f"{split}.json").read_text())
+        write_json(tmp_path / f"{split}.json", content | ({"annotations": []} if split == "val" else {}))
+    threshold = {"some": 0.0, "none": 1.0}[detections]
+    arguments = ["train.epochs=1", f"model.roi_head.score_threshold={threshold}"]
+    assert train(write_config(tmp_path / "tiny.yaml", tmp_path), tmp_path / "run", arguments) == 0
+    assert float(rows(tmp_path / "run")[-1]["AP"]) == {"some": -1, "none": 0}[detections]
+    assert_equal(weights(tmp_path / "run", "best.pth"), weights(tmp_path / "run"))
+
+
+def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
+    scores = iter([0.2, 0.6, 0.6, 0.4])
+
+    def score(*args: Any, **options: Any) -> tuple[dict, list]:
+        return {"bbox": dict.fromkeys(["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"], next(scores))}, []
+
+    monkeypatch.setattr("detector.training.loop.evaluate", score)
+    assert train(config, tmp_path / "run", ["train.epochs=4"]) == 0
+    assert read_checkpoint(tmp_path / "run" / "best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}
+
+
+# --- what does not matter
+
+
+def test_scoring_does_not_move_the_training(tmp_path: Path, config: Path, finished: Path):
+    assert train(config, tmp_path / "run", ["train.evaluate_every=2"]) == 0
+    assert_equal(weights(tmp_path / "run"), weights(finished))
+
+
+def test_the_number_of_workers_does_not_move_the_training(tmp_path: Path, config: Path, finished: Path):
+    assert train(config, tmp_path / "run", ["data.workers=1", "train.evaluate_every=2"]) == 0
+    assert_equal(weights(tmp_path / "run"), weights(finished))
+
+
+def test_the_seed_does(tmp_path: Path, config: Path, finished: Path):
+    assert train(config, tmp_path / "run", ["train.seed=1", "train.epochs=1"]) == 0
+    assert rows(tmp_path / "run")[0]["loss"] != rows(finished)[0]["loss"]
+
+
+# --- kinds of training
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train.optimizer=adamw", "train.lr=0.001", "train.schedule=cosine"],
+        ["train.precision=bfloat16"],
+        ["data.keep_empty=true", "data.classes=[disc]", "train.clip_norm=null"],
+    ],
+    ids=["adamw", "bfloat16", "subset"],
+)
+def test_other_recipes_train(tmp_path: Path, config: Path, arguments: list[str]):
+    assert train(config, tmp_path / "run", ["train.epochs=1", *arguments]) == 0
+    assert all(math.isfinite(float(row["loss"])) for row in rows(tmp_path / "run") if row["loss"])
+
+
+def test_a_configuration_without_a_model_means_the_default(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+):
+    content = yaml.safe_load(config.read_text())
+    del content["model"]
+    config.write_text(yaml.safe_dump(content))
+    built = []
+
+    def build(asked: dict[str, Any]) -> None:
+        built.append(asked["model"])
+        raise SystemExit
+
+    monkeypatch.setattr("detector.training.run.build_detector", build)
+    with pytest.raises(SystemExit):
+        train(config, tmp_path / "run")
+    assert built == [{"num_classes": 2}]
+
+
+def test_resnet_trains_and_loads_without_trust(tmp_path: Path, data: Path):
+    config = write_config(tmp_path / "r18.yaml", data, epochs=1, batch_size=6)
+    content = yaml.safe_load(config.read_text())
+    content["model"]["backbone"] = {"type": "resnet", "depth": 18, "norm": "batch", "frozen_stages": 4}
+    config.write_text(yaml.safe_dump(content))
+    assert train(config, tmp_path / "run") == 0
+    found = load(tmp_path / "run" / "best.pth", device="cpu")(data / "images" / "val0.png")
+    assert set(found.names) <= set(CLASSES)
+
+
+def test_two_images_are_learnt_by_heart(tmp_path: Path):
+    for split in ("train", "val"):
+        draw_split(tmp_path, split, 2)
+    config = write_config(tmp_path / "tiny.yaml", tmp_path, epochs=120, evaluate_every=120, optimizer="adamw", lr=0.003)
+    arguments = ["data.transforms=[]", "data.resize.short=64", "train.schedule=cosine", "train.warmup_steps=10"]
+    assert train(config, tmp_path / "run", arguments) == 0
+    losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
+    assert losses[0] > 1.5 and sum(losses[-5:]) / 5 < 0.5
+    assert float(rows(tmp_path / "run")[-1]["AP50"]) == pytest.approx(1)

@@ -1,0 +1,284 @@
+"""What is wrong with the input is one message that names it, status 2, and nothing of the user's is changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
+
+from detector.rcnn import GeneralizedRCNN
+from detector.training.checkpoint import read_checkpoint
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return draw_set(tmp_path / "data")
+
+
+@pytest.fixture
+def config(tmp_path: Path, data: Path) -> Path:
+    return write_config(tmp_path / "tiny.yaml", data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refusal(config: Path, run: Path, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """The one line of a training that is refused before it begins; everything stays as it was."""
+
+    def refusal(*arguments: object, output: Path = run) -> str:
+        before = snapshot(config.parent)
+        capsys.readouterr()
+        status = train(config, output, arguments)
+        printed = capsys.readouterr()
+        assert status == 2 and printed.out == ""
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+        assert snapshot(config.parent) == before
+        return printed.err
+
+    return refusal
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+
+
+# --- the output folder
+
+
+@pytest.mark.parametrize("name", ["last.pth", "best.pth"])
+def test_a_folder_that_holds_a_checkpoint_is_left_alone(refusal: Callable, run: Path, name: str):
+    run.mkdir()
+    (run / name).write_bytes(b"weights")
+    message = refusal()
+    assert str(run / name) in message and "--resume" in message and "--output" in message
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv"])
+def test_files_that_no_training_wrote_are_left_alone(refusal: Callable, run: Path, name: str):
+    run.mkdir()
+    (run / name).write_text("mine: true")
+    assert f"{run / name}: " in refusal()
+
+
+def test_a_configuration_beside_its_output_is_left_alone(config: Path, capsys: pytest.CaptureFixture):
+    """DIR/config.yaml --output DIR would be written over by what it means."""
+    own = config.rename(config.with_name("config.yaml"))
+    text = own.read_text()
+    assert train(own, own.parent) == 2 and own.read_text() == text
+    assert str(own) in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder(refusal: Callable, config: Path):
+    assert f"{config}: a file, not a folder" in refusal(output=config)
+    assert f"{config / 'below'}: cannot be written to" in refusal(output=config / "below")
+    assert f"{config}: a file, not a folder" in refusal("--resume", output=config)
+
+
+def test_a_training_that_failed_before_its_first_step_can_be_started_again(config: Path, run: Path, data: Path):
+    shutil.move(data / "images", data / "away")
+    (data / "images").mkdir()
+    assert train(config, run) == 2 and not (run / "last.pth").exists()
+    shutil.copytree(data / "away", data / "images", dirs_exist_ok=True)
+    assert train(config, run, ["train.epochs=1"]) == 0
+
+
+# --- checkpoints
+
+
+def test_a_mistyped_folder_to_resume_is_answered_with_what_there_is(refusal: Callable, run: Path):
+    message = refusal("--resume")
+    assert f"{run / 'last.pth'}: no such checkpoint" in message and "leave out --resume" in message
+    assert not run.exists()
+    for name in ("a", "b"):
+        (run.parent / name).mkdir()
+        (run.parent / name / "last.pth").write_bytes(b"weights")
+    assert f"to resume one of {run.parent / 'a'}, {run.parent / 'b'}, name it by --output" in refusal("--resume")
+
+
+def test_checkpoints_that_cannot_be_used_are_named(refusal: Callable, run: Path, tmp_path: Path):
+    (tmp_path / "bad.pth").write_bytes(b"weights")
+    assert f"{tmp_path / 'none.pth'}: no such checkpoint" in refusal("--init-from", tmp_path / "none.pth")
+    assert f"{tmp_path / 'bad.pth'}: damaged" in refusal("--init-from", tmp_path / "bad.pth")
+    assert "choose one" in refusal("--init-from", tmp_path / "bad.pth", "--resume")
+    run.mkdir()
+    (run / "last.pth").write_bytes(b"weights")
+    assert f"{run / 'last.pth'}: damaged" in refusal("--resume")
+
+
+def test_weights_are_no_training(refusal: Callable, config: Path, run: Path, tmp_path: Path):
+    assert train(config, tmp_path / "first", ["train.epochs=1"]) == 0
+    run.mkdir()
+    shutil.copy(tmp_path / "first" / "best.pth", run / "last.pth")
+    assert "holds weights but no training to resume" in refusal("--resume")
+    assert "made for another architecture" in refusal(
+        "--init-from", tmp_path / "first" / "best.pth", "model.neck.width=16", output=tmp_path / "second"
+    )
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "tiny.yaml: train.epoch: unknown key; did you mean 'epochs'"),
+        ("train.lr=fast", "train.lr: expected a number, got 'fast'"),
+        ("train.epochs=0", "train.epochs: must be at least 1"),
+        ("train.seed=-1", "train.seed: must lie in"),
+        ("train.momentum=-1", "train.momentum: must be"),
+        ("train.device=gpu", "device 'gpu' cannot be used here"),
+        ("train.precision=float16", "train.precision: expected one of 'float32', 'bfloat16'"),
+        ("model.num_classes=3", "model.num_classes: 3, but {data}/train.json has 2 classes (square, disc)"),
+        ("model.neck.type=fnp", "model.neck.type: 'fnp'"),
+        ("model.backbone.type=nowhere.Net", "model.backbone.type: nowhere.Net cannot be imported"),
+        ("data.root={data}/none", "{data}/none/images: no such image folder"),
+        ("data.train.annotations=none.json", "{data}/none.json: cannot read the annotations"),
+        ("data.val=null", "data.val: expected"),
+        ("data.classes=[disk]", "data.classes names 'disk', no category of this file; nearest: disc"),
+        ("train", "'train': an override has the form key.path=value"),
+    ],
+)
+def test_a_wrong_key_is_named(refusal: Callable, data: Path, run: Path, override: str, message: str):
+    assert message.replace("{data}", str(data)) in refusal(override.replace("{data}", str(data)))
+    assert not run.exists()
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture):
+    assert train(tmp_path / "none.yaml", run) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none.yaml'}: no such configuration file\n"
+
+
+def test_data_must_be_given(refusal: Callable, config: Path):
+    content = yaml.safe_load(config.read_text())
+    del content["data"]
+    config.write_text(yaml.safe_dump(content))
+    assert "data: the configuration has no such section" in refusal()
+
+
+def test_a_wrong_command_line_is_explained(config: Path, run: Path, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stop:
+        train(config, run, ["--resum", "--epochs=3"])
+    assert stop.value.code == 2 and "--epochs=3" in capsys.readouterr().err and not run.exists()
+
+
+# --- annotations
+
+
+def test_splits_must_have_the_same_classes(refusal: Callable, data: Path, run: Path):
+    draw_split(data, "val", 2, {"square": 1, "ring": 2})
+    message = refusal()
+    assert str(data / "val.json") in message and "['ring']" in message and "['disc']" in message
+    assert not run.exists()
+
+
+def test_the_ids_of_the_classes_may_differ(config: Path, data: Path, run: Path):
+    draw_split(data, "val", 2, {"disc": 1, "square": 90})
+    assert train(config, run, ["train.epochs=1"]) == 0
+    checkpoint = read_checkpoint(run / "best.pth")
+    assert dict(zip(checkpoint["class_names"], checkpoint["category_ids"])) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("bbox", [0, 0, math.nan, 5]), ("bbox", [9, 9, -4, 5]), ("category_id", 4), ("image_id", 99)]
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_wrong_annotation_is_named(refusal: Callable, data: Path, run: Path, split: str, key: str, value: object):
+    edit(data / f"{split}.json", lambda content: content["annotations"][1].update({key: value}))
+    message = refusal()
+    assert f"{data / f'{split}.json'}: annotations[1], id 2: `{key}` is {value}" in message and not run.exists()
+
+
+# --- what shows itself only on the way
+
+
+@pytest.fixture
+def failure(config: Path, run: Path, data: Path, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """The last line of a training that stops on the way; the data stay as they were."""
+
+    def failure(status: int, *arguments: str) -> str:
+        before = snapshot(data)
+        assert train(config, run, arguments) == status
+        errors = capsys.readouterr().err
+        assert "Traceback" not in errors and snapshot(data) == before
+        return errors.splitlines()[-1]
+
+    return failure
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", ["train3.png", "val1.png"])
+def test_a_missing_image_is_named(failure: Callable, data: Path, run: Path, name: str, workers: int):
+    (data / "images" / name).unlink()
+    message = failure(2, f"data.workers={workers}")
+    assert message.startswith(f"error: {data / 'images' / name}: no such image")
+    if name.startswith("val"):
+        assert read_checkpoint(run / "last.pth")["training"]["step"] == STEPS
+
+
+@pytest.mark.parametrize("name", ["train3.png", "val1.png"])
+def test_a_corrupt_image_is_named(failure: Callable, data: Path, name: str):
+    path = data / "images" / name
+    path.write_bytes(path.read_bytes()[:150])
+    assert failure(2).startswith(f"error: {path}: not a readable image")
+
+
+def test_an_image_over_the_pixel_limit_is_named(failure: Callable, data: Path):
+    message = failure(2, "data.max_pixels=6000")
+    assert str(data / "images") in message and "data.max_pixels" in message
+
+
+def test_a_loss_that_is_no_number_stops_the_training(failure: Callable, run: Path, monkeypatch: pytest.MonkeyPatch):
+    losses, steps = GeneralizedRCNN.losses, iter(range(1, 7))
+
+    def spoilt(self: GeneralizedRCNN, *batch: Any) -> dict[str, torch.Tensor]:
+        found = losses(self, *batch)
+        return found | {"roi_box": found["roi_box"] * math.nan} if self.training and next(steps) == 5 else found
+
+    monkeypatch.setattr(GeneralizedRCNN, "losses", spoilt)
+    message = failure(1, "train.save_seconds=1000")
+    assert message.startswith("stopped: step 5: roi_box is nan, grad_norm is nan (image ids [")
+    ids = json.loads(message.split("image ids ")[1].split("]")[0] + "]")
+    assert len(ids) == 2 and set(ids) <= set(range(10, 16))
+    assert "learning rate 0.01, gradient norm nan)" in message and f"{run / 'last.pth'} holds step 3." in message
+    checkpoint = read_checkpoint(run / "last.pth")
+    assert checkpoint["training"]["step"] == 3
+    assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
+
+
+def test_a_gradient_that_is_no_number_stops_it_too(failure: Callable, run: Path, monkeypatch: pytest.MonkeyPatch):
+    losses = GeneralizedRCNN.losses
+
+    def spoilt(self: GeneralizedRCNN, *batch: Any) -> dict[str, torch.Tensor]:
+        found = losses(self, *batch)
+        found["rpn_box"].register_hook(lambda gradient: gradient * math.inf)
+        return found
+
+    monkeypatch.setattr(GeneralizedRCNN, "losses", spoilt)
+    message = failure(1)
+    assert message.startswith("stopped: step 1: grad_norm is ") and "Nothing is saved yet." in message
+    assert os.listdir(run) and not (run / "last.pth").exists()
+
+
+def test_a_learning_rate_beyond_reason_ends_so(failure: Callable, run: Path):
+    message = failure(1, "train.lr=1e30", "train.warmup_steps=0", "train.clip_norm=null")
+    assert "learning rate 1e+30" in message and "Lower train.lr" in message
+    assert all(tensor.isfinite().all() for tensor in read_checkpoint(run / "last.pth")["model"].values())
