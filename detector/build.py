@@ -161,8 +161,7 @@ def data_settings(data: Any, *, trust: bool = True) -> DataSettings:
     check_call(DataSettings, data, "data")
     settings = DataSettings(**data)
     named(settings.type, DATASETS, "data", trust=trust)
-    for i, section in enumerate(settings.transforms):
-        resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
+    training_transform(settings, trust=trust)
     return settings
 
 
@@ -194,10 +193,12 @@ def build_dataset(
 
 def training_transform(settings: DataSettings, *, trust: bool = True) -> Compose:
     """Resize (unless large-scale jitter does), then `data.transforms` in order."""
-    calls = [
-        resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
-        for i, section in enumerate(settings.transforms)
-    ]
-    scaled = any(constructor is LargeScaleJitter for constructor, _ in calls)  # a second resampling would only blur
-    first = [] if scaled else [Resize(**settings.resize)]
-    return Compose(first + [constructor(**arguments) for constructor, arguments in calls])
+    parts = []
+    for i, section in enumerate(settings.transforms):
+        constructor, arguments = resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
+        try:
+            parts.append(constructor(**arguments))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"data.transforms[{i}]: {error}") from error
+    scaled = any(isinstance(part, LargeScaleJitter) for part in parts)  # a second resampling would only blur
+    return Compose(parts if scaled else [Resize(**settings.resize), *parts])

@@ -42,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted as error:
         print(f"stopped by {error}; {output / 'last.pth'} is saved, continue with --resume", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped before the first step", file=sys.stderr)
+        return 130
     return 0
 
 

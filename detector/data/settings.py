@@ -39,6 +39,14 @@ class DataSettings:
     resize: Resize = field(default_factory=lambda: {"short": 800, "long": 1333})
     transforms: list[dict[str, Any]] = field(default_factory=lambda: [{"type": "horizontal_flip"}])
 
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ConfigError(f"data.workers: 0 (the program itself) or more processes, not {self.workers}")
+        try:
+            Resize(**self.resize)
+        except ValueError as error:
+            raise ConfigError(f"data.resize: {error}") from error
+
     def split(self, name: str) -> dict[str, str]:
         """The section of a split. Raises ConfigError if there is none of that name."""
         splits = {"train": self.train, "val": self.val, "test": self.test}

@@ -29,6 +29,8 @@ class Resize:
     def __init__(self, short: int | list[int], long: int) -> None:
         self.short = [short] if isinstance(short, int) else list(short)
         self.long = long
+        if not self.short or min(*self.short, long) < 1:
+            raise ValueError(f"short {short}, long {long}: sides are whole numbers of pixels, at least 1")
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         short = self.short[int(torch.randint(len(self.short), ()))]
@@ -83,6 +85,8 @@ class LargeScaleJitter:
 
     def __init__(self, size: int, min_scale: float = 0.1, max_scale: float = 2.0) -> None:
         self.size, self.min_scale, self.max_scale = size, min_scale, max_scale
+        if size < 1 or not 0 < min_scale <= max_scale:
+            raise ValueError(f"size {size} must be at least 1, and 0 < min_scale {min_scale} <= max_scale {max_scale}")
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         scale = float(torch.empty(()).uniform_(self.min_scale, self.max_scale))

@@ -36,6 +36,8 @@ class RoIPool(nn.Module):
         super().__init__()
         if not 1 <= levels <= len(strides):
             raise ConfigError(f"roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}")
+        if size < 1 or samples < 0:
+            raise ConfigError(f"roi_head.pool: size {size} must be at least 1, samples {samples} at least 0")
         self.channels, self.strides = channels[0], list(strides[:levels])
         self.size, self.samples, self.aligned = size, samples, aligned
         self.k0, self.canonical_size = k0, canonical_size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +30,7 @@ class RoIHead(nn.Module):
         num_classes: int,
         *,
         class_agnostic: bool = False,
-        box_weights: Sequence[float] = (10, 10, 5, 5),
+        box_weights: tuple[float, float, float, float] = (10, 10, 5, 5),
         batch_per_image: int = 512,
         positive_fraction: float = 0.25,
         pos_iou: float = 0.5,

@@ -44,7 +44,10 @@ def train(
         raise CheckpointError(model.pyramid.backbone.missing_weights)
     started = None
     if init_from is not None:
-        started = take_weights(model, read_checkpoint(init_from)["model"], init_from)
+        given = read_checkpoint(init_from)
+        started = take_weights(model, given["model"], init_from)
+        if len(given["class_names"]) == len(train_set.class_names) and given["class_names"] != train_set.class_names:
+            log.warning("%s: its predictor is kept, but its classes were %s", init_from, given["class_names"])
     if last is not None:
         _check_same_run(last, config, train_set, output / "last.pth")
         load_weights(model, last["model"], output / "last.pth")
