@@ -161,7 +161,7 @@ def data_settings(data: Any, *, trust: bool = True) -> DataSettings:
     check_call(DataSettings, data, "data")
     settings = DataSettings(**data)
     named(settings.type, DATASETS, "data", trust=trust)
-    training_transform(settings, trust=trust)
+    _transforms(settings, trust)
     return settings
 
 
@@ -193,6 +193,12 @@ def build_dataset(
 
 def training_transform(settings: DataSettings, *, trust: bool = True) -> Compose:
     """Resize (unless large-scale jitter does), then `data.transforms` in order."""
+    parts = _transforms(settings, trust)
+    scaled = any(isinstance(part, LargeScaleJitter) for part in parts)  # a second resampling would only blur
+    return Compose(parts if scaled else [Resize(**settings.resize), *parts])
+
+
+def _transforms(settings: DataSettings, trust: bool) -> list[Callable]:
     parts = []
     for i, section in enumerate(settings.transforms):
         constructor, arguments = resolve(section, TRANSFORMS, f"data.transforms[{i}]", trust=trust)
@@ -200,5 +206,4 @@ def training_transform(settings: DataSettings, *, trust: bool = True) -> Compose
             parts.append(constructor(**arguments))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"data.transforms[{i}]: {error}") from error
-    scaled = any(isinstance(part, LargeScaleJitter) for part in parts)  # a second resampling would only blur
-    return Compose(parts if scaled else [Resize(**settings.resize), *parts])
+    return parts
