@@ -156,8 +156,9 @@ def test_a_signal_does_not_wait_for_the_evaluation(
     assert_same_training(tmp_path / "run", whole)
 
 
-def test_as_a_program(tmp_path: Path, data: Path):
-    """Ctrl-C reaches the workers too: status 130, no traceback, nothing left behind but what was trained."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_as_a_program(tmp_path: Path, data: Path, number: signal.Signals):
+    """Ctrl-C and a scheduler reach the workers too: no traceback, nothing left behind but what was trained."""
     config = write_config(tmp_path / "tiny.yaml", data, epochs=10_000)
     command = [sys.executable, ROOT / "scripts/train.py", config, "--output", tmp_path / "run", "data.workers=1"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -168,11 +169,11 @@ def test_as_a_program(tmp_path: Path, data: Path):
             if (tmp_path / "run" / "last.pth").exists() or running.poll() is not None:
                 break
             time.sleep(0.1)
-        os.killpg(running.pid, signal.SIGINT)
+        os.killpg(running.pid, number)
         _, errors = running.communicate(timeout=300)
     finally:
         running.kill()
-    assert running.returncode == 130 and "Traceback" not in errors
+    assert running.returncode == 128 + number and "Traceback" not in errors
     assert errors.splitlines()[-1].endswith("is saved, continue with --resume")
     assert place(tmp_path / "run")[0] >= 1
     assert not list((tmp_path / "run").glob(".*"))
