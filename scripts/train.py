@@ -40,7 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f"stopped by {error}; {output / 'last.pth'} is saved, continue with --resume", file=sys.stderr)
+        saved = (
+            f"{output / 'last.pth'} is saved, continue with --resume"
+            if (output / "last.pth").exists()
+            else "nothing yet"
+        )
+        print(f"stopped by {error}; {saved}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("stopped before the first step", file=sys.stderr)

@@ -6,7 +6,6 @@ the number of workers or processes or on what was loaded before. So a resumed ru
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -128,12 +127,6 @@ class _Prepared(Dataset):
     def _prepared(self, i: int) -> tuple[Tensor, tuple[int, int], int]:
         image = self.dataset.image(i)
         return self.prepare(image), (image.shape[1], image.shape[2]), int(self.dataset.image_ids[i])
-
-
-def _ignore_signals(worker: int) -> None:
-    """For a worker, which ends when the main process does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _guarded(sample: Callable[[int], Any], i: int) -> Any:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
 from detector.data.settings import DataSettings
-from detector.errors import CheckpointError, DetectorError
+from detector.errors import CheckpointError, DataError, DetectorError
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import Predictor
 from detector.rcnn import GeneralizedRCNN
@@ -100,10 +100,24 @@ class Trainer:
                 while self.epoch < self.recipe.epochs:
                     self._epoch(bar)
                     self._finish_epoch()
+        except RuntimeError as error:
+            self._explain_lost_worker(error)
+            raise
         finally:
             for number, handler in old_handlers.items():
                 signal.signal(number, handler)
             self.metrics.close()
+
+    def _explain_lost_worker(self, error: RuntimeError) -> None:
+        """A loading process that falls ends the training wherever it is; what was saved last stays good."""
+        if "DataLoader worker" not in str(error):
+            return
+        if self.signal is not None:  # sent to all processes at once, and the worker could not wait
+            raise Interrupted(self.signal) from None
+        raise DataError(
+            f"a process that loads images died ({error}). If memory ran out, lower data.workers or train.batch_size; "
+            f"then continue from {self.output / 'last.pth'} with --resume"
+        ) from None
 
     def _on_signal(self, number: int, frame: object) -> None:
         """The first signal waits for the end of a step, so that what is saved is whole; the second does not wait."""
