@@ -64,6 +64,7 @@ def check_config(config: Mapping[str, Any], *, trust: bool = True) -> None:
         data_settings(config["data"], trust=trust)
     if "train" in config:
         check_call(Recipe, config["train"], "train")
+        Recipe(**config["train"])  # its values, too, are checked before anything starts
 
 
 def resolve(section: Any, table: Mapping[str, type], where: str, *, supplied: Sequence[str] = (), trust: bool) -> Call:

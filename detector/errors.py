@@ -1,5 +1,9 @@
 """What the user can mend. A script prints the message alone and leaves with exit status 2."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class DetectorError(Exception):
     """Wrong input; the message names the file, key or id and says what to do."""
@@ -7,6 +11,14 @@ class DetectorError(Exception):
 
 class ConfigError(DetectorError):
     """A configuration file, section or key."""
+
+
+def check_range(section: str, low: float, high: float, **values: Any) -> None:
+    """Raise ConfigError, with the key, for a number (or one of a list) outside of [low, high] or NaN; None passes."""
+    for name, value in values.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not numbers or not all(number is None or low <= number <= high for number in numbers):
+            raise ConfigError(f"{section}.{name}: must lie in {low:g}..{high:g}, not {value}")
 
 
 class DataError(DetectorError):

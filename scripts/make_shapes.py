@@ -27,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     except DetectorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -196,9 +196,9 @@ def test_the_number_of_classes_may_be_left_to_the_data_but_not_to_nobody():
         ("backbone", {"dilated_c5": True}, "neck does not fit: .*strides"),
         ("rpn.anchors.sizes", [[32], [64]], "anchors does not fit: .*2 lists of anchor sizes for 5 pyramid levels"),
         ("neck", {"width": 33, "norm": "group"}, "neck does not fit: .*divisible by num_groups"),
-        ("neck.width", -1, "neck does not fit"),
+        ("neck.width", -1, "model.neck.width: must lie in"),
         ("roi_head.pool.levels", 6, "levels: 6 levels wanted"),
-        ("roi_head.box_head.width", -3, "box_head does not fit"),
+        ("roi_head.box_head.width", -3, "model.roi_head.box_head.width: must lie in"),
         ("pixels.divisor", 0, "pixels does not fit: .*divisor"),
         ("pixels.std", [1, 0, 1], "pixels does not fit: .*std"),
     ],
@@ -371,3 +371,27 @@ def test_a_data_set_of_ones_own_is_named_by_its_dotted_path(tmp_path):
     assert type(own).__name__ == "Reversed" and [own[i][2] for i in range(len(own))] == [11, 10]
     with pytest.raises(ConfigError, match=r"data.type: .*--trust"):
         build_dataset(config, "val", trust=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rpn.anchors.sizes", [[float("nan")]] * 5),
+        ("rpn.anchors.ratios", []),
+        ("rpn.nms_iou", -1),
+        ("rpn.neg_iou", 0.9),
+        ("rpn.pre_nms", [-1, 10]),
+        ("rpn.beta", -1),
+        ("roi_head.score_threshold", float("nan")),
+        ("roi_head.batch_per_image", 0),
+        ("roi_head.box_weights", [0, 0, 0, 0]),
+        ("roi_head.pool.size", 0),
+    ],
+)
+def test_a_number_out_of_range_is_named(key, value):
+    *above, last = key.split(".")
+    section = {last: value}
+    for name in reversed(above):
+        section = {name: section}
+    with pytest.raises(ConfigError, match=f"model.{key}: must lie in"):
+        build_detector(merge(CONFIG, {"model": section}))

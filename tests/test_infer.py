@@ -119,6 +119,9 @@ def test_links_in_the_output_folder_lead_nowhere_else(photos: Path):
 
 def test_pictures_of_an_earlier_run_are_no_inputs(photos: Path):
     write_image(photos / "found" / "a.png")
+    with pytest.raises(DataError, match=r"a.png: not of an earlier run, and would be written over"):
+        names(["photos"], "photos/found")
+    (photos / "found" / "detections.json").write_text("[]")  # which an earlier run writes
     assert names(["photos"], "photos/found") == names(["photos/**"], "photos/found") == ["a.png", "b.jpg", "day/a.png"]
 
 

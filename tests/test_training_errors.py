@@ -279,6 +279,6 @@ def test_a_gradient_that_is_no_number_stops_it_too(failure: Callable, run: Path,
 
 
 def test_a_learning_rate_beyond_reason_ends_so(failure: Callable, run: Path):
-    message = failure(1, "train.lr=1e30", "train.warmup_steps=0", "train.clip_norm=null")
-    assert "learning rate 1e+30" in message and "Lower train.lr" in message
+    message = failure(1, "train.lr=1e9", "train.warmup_steps=0", "train.clip_norm=null")
+    assert "learning rate 1e+09" in message and "Lower train.lr" in message
     assert all(tensor.isfinite().all() for tensor in read_checkpoint(run / "last.pth")["model"].values())

@@ -9,6 +9,8 @@ from detector.data.image import MAX_PIXELS
 from detector.data.transforms import Resize
 from detector.errors import ConfigError
 
+MAX_WORKERS = 256  # each is a process
+
 
 @dataclass
 class Split:
@@ -40,8 +42,8 @@ class DataSettings:
     transforms: list[dict[str, Any]] = field(default_factory=lambda: [{"type": "horizontal_flip"}])
 
     def __post_init__(self):
-        if self.workers < 0:
-            raise ConfigError(f"data.workers: 0 (the program itself) or more processes, not {self.workers}")
+        if not 0 <= self.workers <= MAX_WORKERS:
+            raise ConfigError(f"data.workers: 0 (the program itself) to {MAX_WORKERS} processes, not {self.workers}")
         try:
             Resize(**self.resize)
         except ValueError as error:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from detector.errors import check_range
+
 CACHED = 80  # maps, 16 sizes of five levels: all the sizes of multi-scale training would take a gigabyte
 
 
@@ -70,6 +72,8 @@ class AnchorGenerator(nn.Module):
             raise ValueError(f"sizes: {len(sizes)} lists of anchor sizes for {len(strides)} pyramid levels")
         if len({len(s) for s in sizes}) != 1:
             raise ValueError("sizes: one head serves all levels, so each must have the same number of sizes")
+        check_range("model.rpn.anchors", 1, 1e5, sizes=[size for level in sizes for size in level])
+        check_range("model.rpn.anchors", 1e-3, 1e3, ratios=list(ratios))
         self.strides, self.strides_from_image = tuple(strides), strides_from_image
         self.per_cell = len(sizes[0]) * len(ratios)
         self._cells = [cell_anchors(s, ratios, rounded=rounded, ratio_major=ratio_major) for s in sizes]

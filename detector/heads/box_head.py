@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.errors import check_range
 from detector.layers import ConvNorm, Norm, c2_msra_, c2_xavier_
 
 
@@ -13,6 +14,7 @@ class TwoFC(nn.Module):
 
     def __init__(self, channels: int, size: int, *, width: int = 1024):
         super().__init__()
+        check_range("model.roi_head.box_head", 1, 1e5, width=width)
         self.fc1, self.fc2 = nn.Linear(channels * size**2, width), nn.Linear(width, width)
         for layer in (self.fc1, self.fc2):
             c2_xavier_(layer)
@@ -30,6 +32,7 @@ class ConvFC(nn.Module):
         norm: Norm | None = None,
     ):  # fmt: skip
         super().__init__()
+        check_range("model.roi_head.box_head", 1, 1e5, width=width, conv_width=conv_width)
         widths = [channels] + [conv_width] * convs
         self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm=norm) for a, b in zip(widths, widths[1:]))
         self.fc1 = nn.Linear(conv_width * size**2, width)

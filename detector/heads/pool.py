@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from detector.errors import ConfigError
+from detector.errors import ConfigError, check_range
 from detector.geometry.levels import fpn_level
 from detector.layers import log2_stride
 
@@ -36,8 +36,9 @@ class RoIPool(nn.Module):
         super().__init__()
         if not 1 <= levels <= len(strides):
             raise ConfigError(f"roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}")
-        if size < 1 or samples < 0:
-            raise ConfigError(f"roi_head.pool: size {size} must be at least 1, samples {samples} at least 0")
+        check_range("model.roi_head.pool", 1, 64, size=size)
+        check_range("model.roi_head.pool", 0, 16, samples=samples)
+        check_range("model.roi_head.pool", 1, 1e5, canonical_size=canonical_size)
         self.channels, self.strides = channels[0], list(strides[:levels])
         self.size, self.samples, self.aligned = size, samples, aligned
         self.k0, self.canonical_size = k0, canonical_size

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from detector.errors import check_range
 from detector.geometry.boxes import clip_boxes, decode, encode, is_larger_than
 from detector.heads.pool import RoIPool
 from detector.layers import normal_, smooth_l1
@@ -43,6 +44,13 @@ class RoIHead(nn.Module):
         min_size: float = 0.0,
     ):
         super().__init__()
+        check_range("model.roi_head", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, pos_iou=pos_iou,
+                    score_threshold=score_threshold)  # fmt: skip
+        check_range(
+            "model.roi_head", 0, 1e6, beta=beta, class_weight=class_weight, box_weight=box_weight, min_size=min_size
+        )
+        check_range("model.roi_head", 1, 1e9, batch_per_image=batch_per_image, max_detections=max_detections)
+        check_range("model.roi_head", 1e-3, 1e6, box_weights=box_weights)
         self.pool, self.box_head, self.num_classes = pool, box_head, num_classes
         self.class_score = nn.Linear(box_head.width, num_classes + 1)
         self.box_delta = nn.Linear(box_head.width, 4 if class_agnostic else 4 * num_classes)

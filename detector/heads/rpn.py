@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from detector.errors import ConfigError
+from detector.errors import ConfigError, check_range
 from detector.geometry.anchors import AnchorGenerator, inside
 from detector.geometry.boxes import clip_boxes, decode, encode, is_larger_than
 from detector.layers import normal_, smooth_l1
@@ -53,6 +53,12 @@ class RPN(nn.Module):
         super().__init__()
         if len(set(channels)) != 1:
             raise ConfigError(f"rpn: one head serves all levels, but they have {list(channels)} channels")
+        check_range("model.rpn", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, pos_iou=pos_iou)
+        check_range("model.rpn", 0, pos_iou, neg_iou=neg_iou)
+        check_range("model.rpn", 0, 1e6, beta=beta, objectness_weight=objectness_weight, box_weight=box_weight)
+        check_range("model.rpn", 1, 1e9, batch_per_image=batch_per_image, pre_nms=pre_nms, post_nms=post_nms)
+        check_range("model.rpn", 0, 100, convs=convs)
+        check_range("model.rpn", -1e6, 1e6, min_size=min_size, border=border)
         width = channels[0]
         self.conv = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(convs))
         self.objectness = nn.Conv2d(width, anchors.per_cell, 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def infer_images(
     """
     results, failed = [], []
     numbered = list(enumerate(jobs, start=1))
-    with tqdm(total=len(jobs), desc="infer", unit="img") as bar:
+    with tqdm(total=len(jobs), desc="infer", unit="img") as bar, _written_at_the_end(output, results):
         for start in range(0, len(jobs), batch_size):
             batch = [(id_, job, _read(job, predictor.max_pixels)) for id_, job in numbered[start : start + batch_size]]
             failed += [job for _, job, image in batch if image is None]
@@ -73,8 +74,16 @@ def infer_images(
                 rows = detections_to_results(kept, image_id, predictor.category_ids)
                 results += [{"file_name": job.name} | row for row in rows]
             bar.update(len(batch))
-    write_text(output / "detections.json", json.dumps(results) + "\n")
     return results, failed
+
+
+@contextlib.contextmanager
+def _written_at_the_end(output: Path, results: list[dict[str, Any]]) -> Iterator[None]:
+    """Whatever ends the run, Ctrl-C too, the results of the pictures that are done are kept."""
+    try:
+        yield
+    finally:
+        write_text(output / "detections.json", json.dumps(results) + "\n")
 
 
 def _absolute(path: str | Path) -> Path:
@@ -83,6 +92,8 @@ def _absolute(path: str | Path) -> Path:
 
 def _search(path: str, output: Path) -> tuple[Path, list[Path]]:
     """The folder that is searched for one argument, and the images found in it."""
+    if not path:
+        raise DataError("an empty path was given (an unset variable?); name a file, a folder or a pattern")
     place = _absolute(path)
     if place.is_file():
         return place.parent, [place]
@@ -114,12 +125,24 @@ def _job(file: Path, name: Path, output: Path) -> Job:
 
 def _check(jobs: list[Job], output: Path) -> None:
     """Refuse pictures that would replace an input or one another, or leave the output folder through a link."""
+    there = [path for path in (output / "detections.json", *(job.picture for job in jobs)) if path.exists()]
+    if there and not _holds_results(output):
+        raise DataError(f"{there[0]}: not of an earlier run, and would be written over; choose another --output")
     inputs, taken, within = {job.path.resolve() for job in jobs}, set(), output.resolve()
     for job in jobs:
         picture = job.picture.resolve()
         if picture in inputs | taken or not picture.is_relative_to(within):
             raise DataError(f"the picture of {job.path} would be written over {picture}: choose another --output")
         taken.add(picture)
+
+
+def _holds_results(output: Path) -> bool:
+    """Whether an earlier run wrote into this folder: its detections.json says so."""
+    try:
+        rows = json.loads((output / "detections.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(rows, list) and all(isinstance(row, dict) and "file_name" in row for row in rows[:1])
 
 
 def _read(job: Job, max_pixels: int) -> Tensor | None:

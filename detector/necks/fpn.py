@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.errors import check_range
 from detector.layers import ConvNorm, Norm, c2_xavier_
 
 
@@ -32,6 +33,7 @@ class FPN(nn.Module):
         extra_relu: bool = True,
     ):
         super().__init__()
+        check_range("model.neck", 1, 1e5, width=width)
         self.lateral = nn.ModuleList(ConvNorm(c, width, 1, norm=norm) for c in channels)
         self.output = nn.ModuleList(ConvNorm(width, width, 3, norm=norm) for _ in channels)
         self.fuse = fuse_average if fuse == "average" else torch.add

@@ -100,7 +100,7 @@ class Trainer:
                 while self.epoch < self.recipe.epochs:
                     self._epoch(bar)
                     self._finish_epoch()
-        except RuntimeError as error:
+        except (RuntimeError, CheckpointError) as error:  # torch raises it anywhere, in the midst of saving too
             self._explain_lost_worker(error)
             raise
         finally:
@@ -108,10 +108,11 @@ class Trainer:
                 signal.signal(number, handler)
             self.metrics.close()
 
-    def _explain_lost_worker(self, error: RuntimeError) -> None:
+    def _explain_lost_worker(self, error: Exception) -> None:
         """A loading process that falls ends the training wherever it is; what was saved last stays good."""
         if "DataLoader worker" not in str(error):
             return
+        time.sleep(0.2)  # a signal to all processes may reach the worker first
         if self.signal is not None:  # sent to all processes at once, and the worker could not wait
             raise Interrupted(self.signal) from None
         raise DataError(

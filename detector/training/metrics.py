@@ -12,6 +12,15 @@ COLUMNS = ["step", "epoch", "lr", "loss", "grad_norm", "data_s", "step_s", "memo
 SCORES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
 
 
+def is_metrics_file(path: Path) -> bool:
+    """Whether a training wrote this file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().startswith(",".join(COLUMNS[:4]) + ",")
+    except OSError:
+        return False
+
+
 class MetricsFile:
     """metrics.csv: a row a training step, and one an evaluation, in columns that never change within a run.
 
@@ -22,7 +31,7 @@ class MetricsFile:
         self.path = folder / "metrics.csv"
         self.columns = [*COLUMNS[:4], *losses, *COLUMNS[4:], *SCORES]
         rows = [row for row in self._old_rows() if int(row["step"]) <= step] if step else []
-        temporary = self.path.with_suffix(".tmp")
+        temporary = self.path.with_name(f".metrics.csv.{os.getpid()}.tmp")
         with open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()

@@ -39,12 +39,16 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "lr_batch", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name}: must be at least 1, not {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= 2**31:
+                raise ConfigError(f"train.{name}: must be at least 1 (and at most 2^31), not {getattr(self, name)}")
         numbers = "lr momentum weight_decay norm_weight_decay warmup_steps warmup_factor save_seconds"
         for name in numbers.split():
-            if not 0 <= (getattr(self, name) or 0) < float("inf"):
-                raise ConfigError(f"train.{name}: must be a finite number of at least 0, not {getattr(self, name)}")
+            if not 0 <= (getattr(self, name) or 0) <= 1e9:
+                raise ConfigError(
+                    f"train.{name}: must be a number of at least 0 (and at most 1e9), not {getattr(self, name)}"
+                )
+        if not all(0 < milestone <= 1e9 for milestone in self.milestones):
+            raise ConfigError(f"train.milestones: must be epochs above 0, not {self.milestones}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"train.clip_norm: must be above 0, or null for no clipping, not {self.clip_norm}")
         if not 0 <= self.seed < 2**63:

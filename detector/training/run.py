@@ -15,10 +15,12 @@ import yaml
 from detector.build import build_dataset, build_detector, data_settings
 from detector.data.coco import CocoDataset
 from detector.errors import CheckpointError, ConfigError
+from detector.evaluation.coco import read_ground_truth
 from detector.inference.predictor import pick_device, without_weights
 from detector.training.checkpoint import init_from as take_weights
 from detector.training.checkpoint import load_weights, read_checkpoint
 from detector.training.loop import Trainer
+from detector.training.metrics import is_metrics_file
 from detector.training.recipe import Recipe
 
 log = logging.getLogger("detector")
@@ -35,6 +37,7 @@ def train(
     last = _check_output(output, resume, init_from)
     train_set = build_dataset(config, "train")
     val_set = build_dataset(config, "val", class_names=train_set.class_names)
+    read_ground_truth(val_set.annotation_file)  # what only the evaluation would stumble over, after an epoch
     config = with_num_classes(config, train_set)
     device = pick_device(recipe.device)
     torch.manual_seed(recipe.seed)
@@ -93,8 +96,8 @@ def _check_output(output: Path, resume: bool, init_from: str | Path | None) -> d
     taken = [p for p in (last, output / "best.pth") if p.exists()]
     if taken:
         raise ConfigError(f"{taken[0]}: this folder holds a training already; add --resume, or choose another --output")
-    foreign = [p for p in (output / "config.yaml", output / "metrics.csv") if p.exists()]
-    if foreign and not (output / "train.log").exists():
+    foreign = [output / name for name in ("config.yaml", "metrics.csv", "train.log") if (output / name).exists()]
+    if foreign and not is_metrics_file(output / "metrics.csv"):
         raise ConfigError(f"{foreign[0]}: not of a training, and would be written over; choose another --output")
     return None
 
@@ -116,9 +119,16 @@ def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_se
         raise CheckpointError(
             f"{path}: train.optimizer was {before}, now it is {now}; undo it, or use --init-from {path}"
         )
-    sections = [k for k in ("model", "data", "train") if last["config"].get(k) != config.get(k)]
-    if sections:
-        log.warning("resume: the section %s differs from the one that the training began with", ", ".join(sections))
+    for key, before, now in changes(last["config"], config):
+        log.warning("resume: %s was %s, now it is %s", key, before, now)
+
+
+def changes(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted key, old and new value, of whatever differs between two configurations."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [] if before == now else [(key, before, now)]
+    keys = dict.fromkeys([*before, *now])
+    return [c for k in keys for c in changes(before.get(k), now.get(k), f"{key}.{k}" if key else k)]
 
 
 @contextmanager
@@ -126,9 +136,11 @@ def _open_folder(output: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """The folder with its config.yaml; as long as it is open, what is logged goes into its train.log too."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        for stale in [*output.glob(".last.pth.*.tmp"), *output.glob(".best.pth.*.tmp")]:  # of a run that was killed
+            stale.unlink()
         handler = logging.FileHandler(output / "train.log", encoding="utf-8")
         (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     level = log.level
