@@ -32,13 +32,16 @@ EVERY_ANCHOR, EVERY_REGION = 10**6, 10**5  # more than there are: sampling takes
 
 GAINS = [
     ("body.conv1.weight", 1.7), ("fpn.inner_blocks", 1.0), ("rpn.head.cls_logits", 2.0), ("rpn.head.bbox_pred", 0.4),
-    ("bbox_pred", 1.4), ("fpn.layer_blocks.0.", 0.2), ("fpn.layer_blocks.1.", 0.3), ("fpn.layer_blocks.2.", 0.55),
+    ("bbox_pred", 0.5), ("fpn.layer_blocks.0.", 0.2), ("fpn.layer_blocks.1.", 0.3), ("fpn.layer_blocks.2.", 0.55),
 ]  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
-def pair(version: str, keep: int) -> tuple[nn.Module, GeneralizedRCNN]:
-    """torchvision's model, which takes images as they are, and ours with its weights; `keep` proposals of an image."""
+def pair(version: str, full: bool, keep: int) -> tuple[nn.Module, GeneralizedRCNN]:
+    """torchvision's model, which takes images as they are, and ours with its weights.
+
+    For images of full size or small ones; with `keep` proposals of an image.
+    """
     settings = dict(
         rpn_post_nms_top_n_train=keep, rpn_post_nms_top_n_test=keep, rpn_batch_size_per_image=EVERY_ANCHOR,
         box_batch_size_per_image=EVERY_REGION,
@@ -51,7 +54,7 @@ def pair(version: str, keep: int) -> tuple[nn.Module, GeneralizedRCNN]:
     theirs.transform.resize = lambda image, target=None: (image, target)
     shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
     theirs.load_state_dict(Fill("live", gains=GAINS, norm_gains=GAINS[-3:]).state(shapes), strict=False)
-    spread_scores(theirs.eval())
+    spread_scores(theirs.eval(), images(full)[0])
     overrides = [
         f"model.rpn.post_nms=[{keep}, {keep}]",
         f"model.rpn.batch_per_image={EVERY_ANCHOR}",
@@ -63,20 +66,21 @@ def pair(version: str, keep: int) -> tuple[nn.Module, GeneralizedRCNN]:
 
 
 @torch.no_grad()
-def spread_scores(theirs: nn.Module) -> None:
+def spread_scores(theirs: nn.Module, image: Tensor) -> None:
     """Random features share a large common part, which would make one class win everywhere: take it off.
 
-    Each class's logits get mean 0 and spread 2.5 over the proposals of one image, and the background a lead.
+    Each class's logits get mean 0 and spread 1.5 over the proposals of the image, and the background a lead. A larger
+    spread would blow up the rounding of the random features, and scores near 1 would tie.
     """
     seen = []
     scores = theirs.roi_heads.box_predictor.cls_score
     hook = scores.register_forward_hook(lambda _, __, logits: seen.append(logits))
-    theirs([as_float(small_images()[0])])
+    theirs([as_float(image)])
     hook.remove()
-    gain = 2.5 / seen[0].std(dim=0)
+    gain = 1.5 / seen[0].std(dim=0)
     scores.bias.copy_((scores.bias - seen[0].mean(dim=0)) * gain)
     scores.weight.mul_(gain[:, None])
-    scores.bias[0] += 10
+    scores.bias[0] += 6
 
 
 def as_float(image: Tensor) -> Tensor:
@@ -91,14 +95,12 @@ def in_channels_last(theirs: nn.Module) -> nn.Module:
     return other
 
 
-def small_images() -> list[Tensor]:
-    """Real pictures and made ones, of sizes that need padding."""
+def images(full: bool) -> list[Tensor]:
+    """Real pictures and a made one; the small ones have sizes that need padding."""
     photos = [read_image(shared("data/coco128/images") / name) for name in PHOTOS]
+    if full:
+        return photos + [formula_image(6, 500, 660)]
     return [Resize(160, 224).resize_image(photo) for photo in photos] + [formula_image(5, 200, 150)]
-
-
-def full_images() -> list[Tensor]:
-    return [read_image(shared("data/coco128/images") / name) for name in PHOTOS] + [formula_image(6, 500, 660)]
 
 
 @torch.no_grad()
@@ -111,11 +113,11 @@ def detect(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return found["boxes"], found["scores"], found["labels"] - 1
 
 
-def check_detections(version: str, keep: int, images: Sequence[Tensor]) -> None:
-    theirs, ours = pair(version, keep)
+def check_detections(version: str, full: bool, keep: int) -> None:
+    theirs, ours = pair(version, full, keep)
     other, folded = in_channels_last(theirs), fold_norms(copy.deepcopy(ours))
     scores = []
-    for image in images:
+    for image in images(full):
         expected = detect(theirs, image)
         scores.append(expected[1])
         noise = match_sets(detect(other, image), expected, px=5, score=0.1)
@@ -129,13 +131,13 @@ def check_detections(version: str, keep: int, images: Sequence[Tensor]) -> None:
 
 @pytest.mark.parametrize("version", [V1, V2])
 def test_detections(version):
-    check_detections(version, 200, small_images())
+    check_detections(version, full=False, keep=200)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [V1, V2])
 def test_detections_at_full_size(version):
-    check_detections(version, 1000, full_images())
+    check_detections(version, full=True, keep=1000)
 
 
 LOSSES = {"roi_class": "loss_classifier", "roi_box": "loss_box_reg",
@@ -150,40 +152,40 @@ def objects(image: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def losses(model: nn.Module, images: Sequence[Tensor]) -> dict[str, float]:
+def losses(model: nn.Module, batch: Sequence[Tensor]) -> dict[str, float]:
     """The four losses under our names; the last image has no objects."""
-    targets = [objects(image) for image in images[:-1]]
+    targets = [objects(image) for image in batch[:-1]]
     targets.append({"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)})
     if isinstance(model, GeneralizedRCNN):
-        return {name: float(loss) for name, loss in model(images, targets).items()}
+        return {name: float(loss) for name, loss in model(batch, targets).items()}
     shifted = [t | {"labels": t["labels"] + 1} for t in targets]
-    found = model([as_float(image) for image in images], shifted)
+    found = model([as_float(image) for image in batch], shifted)
     return {ours: float(found[theirs]) for ours, theirs in LOSSES.items()}
 
 
-def check_losses(version: str, keep: int, images: Sequence[Tensor], *, batch_statistics: bool) -> None:
+def check_losses(version: str, full: bool, keep: int, *, batch_statistics: bool) -> None:
     """Norms on running statistics, or all of them on the batch's (torchvision does not spare frozen stages)."""
-    theirs, ours = (copy.deepcopy(model) for model in pair(version, keep))
+    theirs, ours = (copy.deepcopy(model) for model in pair(version, full, keep))
     for model in (theirs, ours):
         for module in model.modules():
             module.training = batch_statistics or not isinstance(module, nn.BatchNorm2d)
     other = in_channels_last(theirs)
-    expected, noise, found = losses(theirs, images), losses(other, images), losses(ours, images)
+    expected, noise, found = (losses(model, images(full)) for model in (theirs, other, ours))
     for name, value in expected.items():
         assert abs(found[name] - value) <= max(1e-4 * value, 4 * abs(noise[name] - value))
 
 
 @pytest.mark.parametrize("version", [V1, V2])
 def test_losses(version):
-    check_losses(version, 200, small_images(), batch_statistics=False)
+    check_losses(version, full=False, keep=200, batch_statistics=False)
 
 
 @pytest.mark.slow
 def test_losses_on_batch_statistics():
-    check_losses(V2, 200, small_images(), batch_statistics=True)
+    check_losses(V2, full=False, keep=200, batch_statistics=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [V1, V2])
 def test_losses_at_full_size(version):
-    check_losses(version, 300, full_images(), batch_statistics=False)
+    check_losses(version, full=True, keep=300, batch_statistics=False)
