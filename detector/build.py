@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from detector.backbones.resnet import ResNet
 from detector.config import check_call, check_keys, read_config
@@ -28,8 +30,13 @@ from detector.rcnn import GeneralizedRCNN
 from detector.training.recipe import Recipe
 
 BACKBONES = {"resnet": ResNet}
-NECKS = {"fpn": FPN, "panet": PANet}
+NECKS = {
+    "fpn": FPN,
+    "panet": PANet,
+}
+PYRAMIDS = {"plain": Pyramid}
 RPNS = {"rpn": RPN}
+POOLS = {"by_level": RoIPool}
 ROI_HEADS = {"standard": RoIHead}
 BOX_HEADS = {"two_fc": TwoFC, "conv_fc": ConvFC}
 DATASETS = {"coco": CocoDataset}
@@ -100,7 +107,7 @@ def _import(path: str, where: str, trust: bool) -> Callable:
 
 def model_calls(model: Any, *, trust: bool) -> dict[str, Call]:
     """Every part of a model with its checked arguments, nothing built yet."""
-    check_keys(model, ("backbone", "neck", "rpn", "roi_head", "pixels", "num_classes"), "model")
+    check_keys(model, ("backbone", "neck", "pyramid", "rpn", "roi_head", "pixels", "num_classes"), "model")
     classes = model.get("num_classes")
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
         raise ConfigError(f"model.num_classes: expected a whole number above 0, got {classes!r}")
@@ -114,11 +121,12 @@ def model_calls(model: Any, *, trust: bool) -> dict[str, Call]:
         "pixels": part(model.get("pixels", {}), {"pixels": Pixels}, "pixels"),
         "backbone": part(model.get("backbone", {}), BACKBONES, "backbone"),
         "neck": part(model.get("neck", {}), NECKS, "neck", "channels", "strides"),
+        "pyramid": part(model.get("pyramid", {}), PYRAMIDS, "pyramid", "backbone", "neck", "new_backbone"),
         "anchors": part(anchors, {"anchors": AnchorGenerator}, "rpn.anchors", "strides"),
         "rpn": part(rpn, RPNS, "rpn", "channels", "anchors"),
-        "pool": part(pool, {"pool": RoIPool}, "roi_head.pool", "channels", "strides"),
-        "box_head": part(box_head, BOX_HEADS, "roi_head.box_head", "channels", "size"),
-        "roi_head": part(roi_head, ROI_HEADS, "roi_head", "pool", "box_head", "num_classes"),
+        "pool": part(pool, POOLS, "roi_head.pool", "channels", "strides"),
+        "box_head": part(box_head, BOX_HEADS, "roi_head.box_head", "channels", "size", "branches", "backbone"),
+        "roi_head": part(roi_head, ROI_HEADS, "roi_head", "pool", "box_head", "new_box_head", "num_classes"),
     }
 
 
@@ -131,6 +139,9 @@ def _without(section: Any, where: str, *nested: str) -> list[Any]:
 def build_detector(config: Mapping[str, Any], *, trust: bool = True) -> GeneralizedRCNN:
     """The constructor tree of a configuration, channels-last, with fresh weights (or the backbone's).
 
+    Each constructor is given what its signature names of the parts before it: `new_backbone` and `new_box_head` make
+    another one, for a pyramid or a head that has several.
+
     Raises ConfigError where parts do not fit each other, or where `model.num_classes` is not known.
     """
     model = config.get("model", {})
@@ -140,19 +151,31 @@ def build_detector(config: Mapping[str, Any], *, trust: bool = True) -> Generali
 
     def make(name: str, **supplied):
         constructor, arguments = calls[name]
+        wanted = inspect.signature(constructor).parameters
         try:
-            return constructor(**supplied, **arguments)
+            return constructor(**{key: value for key, value in supplied.items() if key in wanted}, **arguments)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # a width of -1 is a RuntimeError
             raise ConfigError(f"model: {name} does not fit: {error}") from error
 
+    def wants(name: str, argument: str) -> bool:
+        return argument in inspect.signature(calls[name][0]).parameters
+
     backbone = make("backbone")
     neck = make("neck", channels=backbone.channels, strides=backbone.strides)
-    pyramid = Pyramid(backbone, neck)
+    pyramid = make("pyramid", backbone=backbone, neck=neck, new_backbone=lambda: make("backbone"))
     anchors = make("anchors", strides=pyramid.strides)
     rpn = make("rpn", channels=pyramid.channels, anchors=anchors)
     pool = make("pool", channels=pyramid.channels, strides=pyramid.strides)
-    box_head = make("box_head", channels=pool.channels, size=pool.size)
-    roi_head = make("roi_head", pool=pool, box_head=box_head, num_classes=model["num_classes"])
+    if pool.branches > 1 and not wants("box_head", "branches"):
+        raise ConfigError(f"model.roi_head.pool: gives {pool.branches} maps a region, its box_head takes one")
+
+    def new_box_head() -> nn.Module:
+        return make("box_head", channels=pool.channels, size=pool.size, branches=pool.branches, backbone=backbone)
+
+    box_head = new_box_head() if wants("roi_head", "box_head") else None
+    roi_head = make(
+        "roi_head", pool=pool, box_head=box_head, new_box_head=new_box_head, num_classes=model["num_classes"]
+    )
     detector = GeneralizedRCNN(make("pixels"), pyramid, rpn, roi_head)
     return detector.to(memory_format=torch.channels_last)
 

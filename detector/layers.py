@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Norm = Literal["frozen", "batch", "sync", "group"]
+Norm = Literal["frozen", "affine", "batch", "sync", "group"]
 
 
 class FrozenBatchNorm(nn.Module):
@@ -37,11 +37,18 @@ class FrozenBatchNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class AffineBatchNorm(nn.BatchNorm2d):
+    """A batch norm that keeps the statistics of its weights while its affine map trains (mmdetection's norm_eval)."""
+
+    def train(self, mode: bool = True) -> AffineBatchNorm:
+        return super().train(False)
+
+
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """A norm layer over `channels` channels; "group" has 32 groups (Wu & He 2018)."""
     if norm == "group":
         return nn.GroupNorm(32, channels, eps=eps)
-    kinds = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
+    kinds = {"frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
     return kinds[norm](channels, eps=eps)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,14 @@ class Target:
         """On that device, boxes as float32 and labels as int64."""
         boxes, crowd = (b.to(device, torch.float32) for b in (self.boxes, self.crowd))
         return Target(boxes, self.labels.to(device, torch.int64), crowd)
+
+
+class Levels(list):
+    """[P2..P6] with what a training loss needs beside them: `raw`, the laterals [M2..M5] before any fusion."""
+
+    def __init__(self, p: Iterable[Tensor], raw: list[Tensor]):
+        super().__init__(p)
+        self.raw = raw
 
 
 @dataclass

@@ -146,7 +146,7 @@ def test_a_typo_is_told_with_file_path_and_nearest_key(tmp_path):
         ("model.roi_head.pool.sample", 2, "model.roi_head.pool.sample: unknown key; did you mean 'samples'?"),
         ("model.roi_head.box_head.convs", 4, "model.roi_head.box_head.convs: unknown key"),  # those of another head
         ("model.backbone.depth", "50", "model.backbone.depth: expected a whole number, got '50'"),
-        ("model.backbone.norm", "bach", "model.backbone.norm: expected one of 'frozen', 'batch', 'sync', 'group'"),
+        ("model.backbone.norm", "bach", "model.backbone.norm: expected one of 'frozen', 'affine', 'batch', 'sync', 'group'"),
         ("model.rpn.pre_nms", 1000, "model.rpn.pre_nms: expected a list of 2"),
         ("model.rpn.anchors.sizes", [32, 64], "model.rpn.anchors.sizes: expected a list of a list of a number"),
         ("model.pixels.mean", [1, 2], "model.pixels.mean: expected a list of 3"),

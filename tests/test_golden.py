@@ -22,7 +22,8 @@ from torch import Tensor
 
 from detector.build import build_detector, load_config
 from detector.heads.roi_head import to_rois
-from detector.interop.torchvision import from_torchvision, rename
+from detector.interop.names import rename
+from detector.interop.torchvision import NAMES, from_torchvision
 from detector.rcnn import GeneralizedRCNN
 from detector.structures import Batch, Detections, Proposals
 
@@ -189,5 +190,5 @@ def check_gradients(model: GeneralizedRCNN, expected: dict) -> None:
     every = float(torch.stack(list(norms.values())).norm())
     assert relative_error(every, expected["grad_norm_all"]) < 4e-3
     for theirs, norm in expected["grad_norms"].items():
-        [ours] = [key for key in rename(theirs) if key in norms]
+        [ours] = [key for key in rename(theirs, NAMES) if key in norms]
         assert relative_error(float(norms[ours]), norm, below=0) < 4e-3

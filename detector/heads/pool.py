@@ -21,6 +21,8 @@ class RoIPool(nn.Module):
     half-pixel shift of Detectron2's ROIAlignV2. A region goes to level k0 if its side is `canonical_size` pixels.
     """
 
+    branches = 1  # maps that the box head gets of a region
+
     def __init__(
         self,
         channels: Sequence[int],

@@ -16,12 +16,11 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn_v2,
 )  # fmt: skip
 
-from detector.errors import CheckpointError
+from detector.interop.names import translate
 
 # COCO's 80 categories within torchvision's columns 1..90
 COCO_80 = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
-# torchvision's name, ours; # stands for a number, {} for what follows
 NAMES = [
     ("backbone.body.{}", "pyramid.backbone.{}"),
     ("backbone.fpn.inner_blocks.#.0.{}", "pyramid.neck.lateral.#.conv.{}"),
@@ -46,35 +45,21 @@ OLD_NAMES = [
 ]
 
 
-def rename(key: str, *, back: bool = False) -> list[str]:
-    """Our names for a name of torchvision's (`back`: the other way), none if it is unknown."""
-    names = []
-    for theirs, ours in NAMES:
-        source, target = (ours, theirs) if back else (theirs, ours)
-        found = re.fullmatch(re.escape(source).replace(r"\#", r"(\d+)").replace(r"\{\}", "(.+)"), key)
-        if found:
-            *number, rest = found.groups()
-            names.append(target.replace("#", number[0] if number else "").replace("{}", rest))
-    return names
-
-
 def from_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A torchvision state dict under our names, for a model whose state dict is `like`.
 
     A model of 80 classes takes the 80 real categories of torchvision's 91 columns. Raises CheckpointError that lists every
     key which is left over, missing, or of another shape.
     """
-    out, unknown = {}, []
-    for key, tensor in state.items():
-        for pattern, new in OLD_NAMES:
-            key = re.sub(f"^{pattern}$", new, key)
-        names = [name for name in rename(key) if name in like]
-        if names:
-            out[names[0]] = _classes_in(names[0], tensor, like[names[0]])
-        elif not key.endswith("num_batches_tracked"):  # a frozen norm does not count
-            unknown.append(key)
-    _check(out, like, unknown, "not a torchvision checkpoint of this model")
-    return out | {k: v for k, v in like.items() if k not in out}
+    what = "not a torchvision checkpoint of this model"
+    out = translate({_new_name(key): t for key, t in state.items()}, like, NAMES, what, change=_classes_in)
+    return out | {k: v for k, v in like.items() if k not in out}  # a frozen norm does not count
+
+
+def _new_name(key: str) -> str:
+    for pattern, new in OLD_NAMES:
+        key = re.sub(f"^{pattern}$", new, key)
+    return key
 
 
 def to_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,15 +68,7 @@ def to_torchvision(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> d
     Raises CheckpointError for a model that torchvision does not have. The counters of batch norms that are frozen here are
     left out; torchvision's norms start them at 0.
     """
-    out, unknown = {}, []
-    for key, tensor in state.items():
-        names = [name for name in rename(key, back=True) if name in like]
-        if names:
-            out[names[0]] = _classes_out(names[0], tensor)
-        elif not key.endswith("num_batches_tracked"):
-            unknown.append(key)
-    _check(out, like, unknown, "not a model that torchvision has")
-    return out
+    return translate(state, like, NAMES, "not a model that torchvision has", back=True, change=_classes_out)
 
 
 def torchvision_like(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,17 +91,6 @@ def class_names_and_ids(columns: int, num_classes: int) -> tuple[list[str], list
     return [names[i] if i in COCO_80 else f"unused {i}" for i in ids], ids
 
 
-def _check(out: Mapping[str, Tensor], like: Mapping[str, Tensor], unknown: list[str], what: str) -> None:
-    missing = [k for k in like if k not in out and not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
-    troubles = {"without a place": unknown, "missing": missing, "of another shape": wrong}
-    if any(troubles.values()):
-        listed = [
-            f"{kind}: {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" for kind, keys in troubles.items() if keys
-        ]
-        raise CheckpointError(f"{what}; {'; '.join(listed)}")
-
-
 def _classes_in(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """Background from first to last; its deltas go; 91 columns shrink to 81 where the model has 80 classes."""
     if name.startswith("roi_head.class_score"):
@@ -139,7 +105,7 @@ def _classes_in(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def _classes_out(name: str, tensor: Tensor) -> Tensor:
+def _classes_out(name: str, tensor: Tensor, _: Tensor) -> Tensor:
     if name.startswith("roi_heads.box_predictor.cls_score"):
         return tensor.roll(1, dims=0)
     if name.startswith("roi_heads.box_predictor.bbox_pred"):

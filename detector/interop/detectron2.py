@@ -1,0 +1,62 @@
+"""The names of Detectron2's checkpoints. Classes (background last) and deltas lie as here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from detector.interop.names import Row, translate
+
+STAGES = [(2, "res2", "layer1"), (3, "res3", "layer2"), (4, "res4", "layer3"), (5, "res5", "layer4")]
+
+
+def _stage(theirs: str, ours: str) -> list[Row]:
+    """One stage of a ResNet."""
+    return [
+        (f"{theirs}.#.conv#.weight", f"{ours}.#.conv#.weight"),
+        (f"{theirs}.#.conv#.norm.{{}}", f"{ours}.#.bn#.{{}}"),
+        (f"{theirs}.#.shortcut.weight", f"{ours}.#.downsample.0.weight"),
+        (f"{theirs}.#.shortcut.norm.{{}}", f"{ours}.#.downsample.1.{{}}"),
+    ]
+
+
+def _backbone(theirs: str) -> list[Row]:
+    stem = [
+        (f"{theirs}.stem.conv1.weight", "pyramid.backbone.conv1.weight"),
+        (f"{theirs}.stem.conv1.norm.{{}}", "pyramid.backbone.bn1.{}"),
+    ]
+    return stem + [row for _, res, layer in STAGES for row in _stage(f"{theirs}.{res}", f"pyramid.backbone.{layer}")]
+
+
+FPN = [
+    row
+    for level in (2, 3, 4, 5)
+    for row in (
+        (f"backbone.fpn_lateral{level}.norm.{{}}", f"pyramid.neck.lateral.{level - 2}.norm.{{}}"),
+        (f"backbone.fpn_lateral{level}.{{}}", f"pyramid.neck.lateral.{level - 2}.conv.{{}}"),
+        (f"backbone.fpn_output{level}.norm.{{}}", f"pyramid.neck.output.{level - 2}.norm.{{}}"),
+        (f"backbone.fpn_output{level}.{{}}", f"pyramid.neck.output.{level - 2}.conv.{{}}"),
+    )
+]
+RPN = [
+    ("proposal_generator.rpn_head.conv.{}", "rpn.conv.0.{}"),
+    ("proposal_generator.rpn_head.objectness_logits.{}", "rpn.objectness.{}"),
+    ("proposal_generator.rpn_head.anchor_deltas.{}", "rpn.deltas.{}"),
+]
+BOX_HEAD = [
+    ("roi_heads.box_head.fc#.{}", "roi_head.box_head.fc#.{}"),
+    ("roi_heads.box_predictor.cls_score.{}", "roi_head.class_score.{}"),
+    ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.box_delta.{}"),
+]
+# with an FPN the ResNet is its bottom_up; without one it is the backbone itself
+NAMES = _backbone("backbone.bottom_up") + _backbone("backbone") + FPN + RPN + BOX_HEAD
+IGNORABLE = [r"pixel_(mean|std)", r"proposal_generator\.anchor_generator\..*"]
+
+
+def from_detectron2(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Detectron2 state dict under our names, for a model whose state dict is `like`.
+
+    Raises CheckpointError that lists every key which is left over, missing, or of another shape.
+    """
+    return translate(state, like, NAMES, "not a Detectron2 checkpoint of this model", ignorable=IGNORABLE)
