@@ -133,17 +133,26 @@ def check_keys(section: Any, known: Sequence[str], where: str) -> None:
             raise ConfigError(f"{where}.{key}: unknown key; {hint}")
 
 
+def parameters_of(function: Callable) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """The named parameters of a call and their types; a class that takes **options has those of its parent, too."""
+    every = inspect.signature(function).parameters.values()
+    named = {p.name: p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    hints = get_type_hints(function if inspect.isfunction(function) else function.__init__)
+    if inspect.isclass(function) and function is not object and any(p.kind is p.VAR_KEYWORD for p in every):
+        inherited, inherited_hints = parameters_of(function.__mro__[1])
+        return inherited | named, inherited_hints | hints
+    return named, hints
+
+
 def check_call(function: Callable, section: Mapping[str, Any], where: str, supplied: Sequence[str] = ()) -> None:
     """Check that `function(**section)` fits the signature, apart from the `supplied` arguments that the program adds.
 
     Raises ConfigError with the dotted path for an unknown key, a missing argument, a wrong type, or a supplied argument.
     """
     try:
-        signature = inspect.signature(function).parameters
-        hints = get_type_hints(function if inspect.isfunction(function) else function.__init__)
+        parameters, hints = parameters_of(function)
     except (ValueError, TypeError, NameError) as error:
         raise ConfigError(f"{where}: the arguments of {function!r} cannot be read ({error})") from error
-    parameters = {name: p for name, p in signature.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     for name in supplied:
         if isinstance(section, Mapping) and name in section:
             raise ConfigError(f"{where}.{name}: the program sets this itself; remove the key")

@@ -244,6 +244,27 @@ class Example:
     ): ...
 
 
+class Extended(Example):
+    """Hands on what it does not name itself."""
+
+    def __init__(self, channels: int, *, width: int = 1, flag: int = 0, **options: Any): ...
+
+
+class Closed(Example):
+    def __init__(self, channels: int): ...
+
+
+def test_a_class_that_takes_options_has_the_arguments_of_its_parent_as_well():
+    check_call(Extended, {"width": 2, "flag": 3, "number": 0.5}, "here", ["channels"])
+    for key, value in (("width", 0.5), ("flag", True), ("number", "x")):  # its own `flag` is a number
+        with pytest.raises(ConfigError, match=rf"here\.{key}: expected"):
+            check_call(Extended, {key: value}, "here", ["channels"])
+    with pytest.raises(ConfigError, match=r"here\.nubmer: unknown key; did you mean 'number'"):
+        check_call(Extended, {"nubmer": 1}, "here", ["channels"])
+    with pytest.raises(ConfigError, match=r"here\.number: unknown key"):
+        check_call(Closed, {"number": 1}, "here", ["channels"])
+
+
 def complaint(section: Any, **kwargs: Any) -> str:
     with pytest.raises(ConfigError) as error:
         check_call(Example, section, "model.neck", **kwargs)

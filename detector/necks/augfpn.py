@@ -1,0 +1,68 @@
+"""AugFPN's neck (Guo et al. 2020, arXiv 1912.05384, sec. 3.1 and 3.2).
+
+Its consistent supervision is detector/heads/auxiliary.py, its soft RoI selection detector/heads/soft_pool.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.errors import check_range
+from detector.structures import Levels
+
+RATIOS = (0.1, 0.2, 0.3)  # of C5's height and width, to which its context is pooled
+
+
+class AugFPN(nn.Module):
+    """[C2..C5] -> [P2..P6]: an FPN whose top lateral M5 gets the context that it lost when C5 became narrow.
+
+    In training the laterals as they were before anything was added to them come along: Levels(p, raw).
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        check_range("model.neck", 1, 1e5, width=width)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.residual = ResidualFeatureAugmentation(channels[-1], width)
+        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
+        self.raw_strides = list(strides)
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        raw = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        m = [*raw[:-1], raw[-1] + self.residual(c[-1])]
+        for i in reversed(range(len(m) - 1)):  # top-down: M4 += up(M5), then M3, then M2
+            m[i] = m[i] + F.interpolate(m[i + 1], size=m[i].shape[-2:], mode="nearest")
+        p = [output(x) for output, x in zip(self.output, m)]
+        p.append(F.max_pool2d(p[-1], kernel_size=1, stride=2))  # P6
+        return Levels(p, raw) if self.training else p
+
+
+class ResidualFeatureAugmentation(nn.Module):
+    """C5 (N, C, H, W) -> what is added to M5 (N, width, H, W): C5's context at three scales, weighed at every pixel."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        scales = len(RATIOS)
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for _ in RATIOS)
+        self.attention = nn.Sequential(
+            nn.Conv2d(scales * width, width, 1), nn.ReLU(), nn.Conv2d(width, scales, 3, padding=1), nn.Sigmoid()
+        )
+
+    def forward(self, c5: Tensor) -> Tensor:
+        contexts = [self._context(c5, *parts) for parts in zip(RATIOS, self.lateral)]
+        weights = self.attention(torch.cat(contexts, dim=1))  # (N, 3, H, W) in 0..1 each; their sum is free
+        return sum(w * x for w, x in zip(weights.split(1, dim=1), contexts))
+
+    def _context(self, c5: Tensor, ratio: float, lateral: nn.Conv2d) -> Tensor:
+        """Ratio-invariant adaptive pooling: to a share of C5's size, whatever that is, and back."""
+        size = c5.shape[-2:]
+        pooled = F.adaptive_avg_pool2d(c5, [max(1, int(side * ratio)) for side in size])
+        return F.interpolate(lateral(pooled), size=size, mode="bilinear", align_corners=True)

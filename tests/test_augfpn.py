@@ -1,0 +1,232 @@
+"""AugFPN's neck: the augmented top level against slow loops, what goes along in training, and a gradient everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import picture, target, tiny_model
+from torch import Tensor, nn
+
+from detector.errors import ConfigError
+from detector.necks.augfpn import RATIOS, AugFPN, ResidualFeatureAugmentation
+from detector.necks.fpn import FPN
+from detector.structures import Levels
+
+CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
+NARROW = [8, 16, 24, 32]
+ODD = [(75, 93), (38, 47), (19, 24), (10, 12)]
+TINY = [(7, 5), (4, 3), (2, 2), (1, 1)]
+
+
+def maps(sizes: list[tuple[int, int]]) -> list[Tensor]:
+    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+
+
+def constant(*numbers: float) -> list[Tensor]:
+    return [torch.full((1, 1, 16 >> i, 16 >> i), float(number)) for i, number in enumerate(numbers)]
+
+
+def identity_neck(*, attention: float) -> AugFPN:
+    """One channel; every convolution hands its pixel on, and the attention has this logit everywhere."""
+    neck = AugFPN([1, 1, 1, 1], STRIDES, width=1)
+    for layer in (m for m in neck.modules() if isinstance(m, nn.Conv2d)):
+        nn.init.dirac_(layer.weight), nn.init.zeros_(layer.bias)
+    last = neck.residual.attention[2]
+    nn.init.zeros_(last.weight), nn.init.constant_(last.bias, attention)
+    return neck
+
+
+# --- the slow truth
+
+
+def slow_pool(x: Tensor, height: int, width: int) -> Tensor:
+    """Adaptive average pooling of (C, H, W): bin i of n covers floor(i * H / n) .. ceil((i + 1) * H / n)."""
+    _, h, w = x.shape
+    out = torch.zeros(len(x), height, width)
+    for i in range(height):
+        for j in range(width):
+            rows = slice(i * h // height, -(-(i + 1) * h // height))
+            cols = slice(j * w // width, -(-(j + 1) * w // width))
+            out[:, i, j] = x[:, rows, cols].mean(dim=(1, 2))
+    return out
+
+
+def slow_resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear; the centres of the corner pixels stay where they are."""
+    _, h, w = x.shape
+    out = torch.zeros(len(x), height, width)
+    for i in range(height):
+        for j in range(width):
+            y, z = i * (h - 1) / max(height - 1, 1), j * (w - 1) / max(width - 1, 1)
+            top, left = min(int(y), max(h - 2, 0)), min(int(z), max(w - 2, 0))
+            below, right = min(top + 1, h - 1), min(left + 1, w - 1)
+            dy, dx = y - top, z - left
+            out[:, i, j] = (1 - dy) * ((1 - dx) * x[:, top, left] + dx * x[:, top, right]) + dy * (
+                (1 - dx) * x[:, below, left] + dx * x[:, below, right]
+            )
+    return out
+
+
+def slow_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """(C, H, W) -> (C', H, W), pixel by pixel, beyond the border 0."""
+    pad = conv.padding[0]
+    padded = F.pad(x, (pad,) * 4)
+    out = torch.zeros(conv.out_channels, *x.shape[1:])
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            window = padded[:, i : i + 2 * pad + 1, j : j + 2 * pad + 1]
+            out[:, i, j] = (conv.weight * window).sum(dim=(1, 2, 3)) + conv.bias
+    return out
+
+
+def slow_residual(module: ResidualFeatureAugmentation, c5: Tensor) -> Tensor:
+    """(C, H, W) -> (width, H, W)."""
+    _, h, w = c5.shape
+    contexts = []
+    for ratio, lateral in zip(RATIOS, module.lateral, strict=True):
+        pooled = slow_pool(c5, max(1, int(h * ratio)), max(1, int(w * ratio)))
+        contexts.append(slow_resize(slow_conv(pooled, lateral), h, w))
+    hidden = slow_conv(torch.cat(contexts), module.attention[0]).clamp(min=0)
+    weights = 1 / (1 + torch.exp(-slow_conv(hidden, module.attention[2])))
+    out = torch.zeros_like(contexts[0])
+    for k, context in enumerate(contexts):
+        out += weights[k] * context
+    return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(25, 17), (10, 12), (6, 23), (3, 2), (1, 1)])
+def test_the_residual_equals_slow_loops(size):
+    module, c5 = ResidualFeatureAugmentation(6, 4), torch.randn(2, 6, *size)
+    found = module(c5)
+    for image, expected in zip(c5, found, strict=True):
+        torch.testing.assert_close(slow_residual(module, image), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- truth by hand
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((25, 42), [(2, 4), (5, 8), (7, 12)]),
+        ((10, 20), [(1, 2), (2, 4), (3, 6)]),
+        ((9, 4), [(1, 1), (1, 1), (2, 1)]),
+        ((1, 1), [(1, 1)] * 3),
+    ],
+)
+def test_context_is_pooled_to_a_share_of_the_map_that_is_cut_off_and_at_least_1(size, expected):
+    module, seen = ResidualFeatureAugmentation(2, 2), []
+    for lateral in module.lateral:
+        lateral.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[-2:])))
+    module(torch.zeros(1, 2, *size))
+    assert seen == expected
+
+
+def test_the_residual_is_added_to_m5_and_passed_down():
+    """Each of the three weights is a half of C5 = 1000: M5 = 1000 + 1500."""
+    p = identity_neck(attention=0.0).eval()(constant(1, 10, 100, 1000))
+    assert [x.unique().tolist() for x in p] == [[2611], [2610], [2600], [2500], [2500]]
+
+
+def test_the_weights_of_the_scales_do_not_sum_to_1():
+    p = identity_neck(attention=50.0).eval()(constant(0, 0, 0, 10))
+    assert [x.unique().tolist() for x in p] == [[40]] * 5
+
+
+def test_without_its_residual_it_is_an_fpn():
+    neck, fpn = AugFPN(NARROW, STRIDES, width=8).eval(), FPN(NARROW, STRIDES, width=8)
+    fpn.load_state_dict(
+        {
+            f"{part}.{i}.conv.{name}": tensor
+            for part in ("lateral", "output")
+            for i, layer in enumerate(getattr(neck, part))
+            for name, tensor in layer.state_dict().items()
+        }
+    )
+    for layer in neck.residual.lateral:
+        nn.init.zeros_(layer.weight)
+    c = maps(ODD)
+    for ours, theirs in zip(neck(c), fpn(c), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+# --- what goes along in training
+
+
+def test_the_raw_laterals_are_those_before_anything_was_added():
+    neck, c = AugFPN(NARROW, STRIDES, width=8), maps(ODD)
+    p = neck(c)
+    assert type(p) is Levels and len(p.raw) == len(c) == len(neck.raw_strides)
+    for raw, lateral, x in zip(p.raw, neck.lateral, c, strict=True):
+        assert torch.equal(raw, lateral(x))
+    sum(raw.sum() for raw in p.raw).backward()
+    assert all(layer.weight.grad.any() for layer in neck.lateral)
+    assert all(tensor.grad is None for part in (neck.residual, neck.output) for tensor in part.parameters())
+
+
+def test_at_inference_there_is_a_plain_list_with_the_same_levels():
+    neck, c = AugFPN(NARROW, STRIDES, width=8), maps(ODD)
+    trained, found = neck(c), neck.eval()(c)
+    assert type(found) is list
+    assert all(torch.equal(a, b) for a, b in zip(trained, found, strict=True))
+
+
+# --- sizes and gradients
+
+
+def test_parameters():
+    with torch.device("meta"):
+        neck = AugFPN(CHANNELS, STRIDES)
+    assert sum(p.numel() for p in neck.residual.lateral.parameters()) == 1_573_632
+    assert sum(p.numel() for p in neck.residual.attention.parameters()) == 203_779
+    assert sum(p.numel() for p in neck.parameters()) == 3_344_384 + 1_573_632 + 203_779
+
+
+@pytest.mark.parametrize("sizes", [ODD, TINY])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_shapes_strides_and_channels(sizes, precision):
+    neck = AugFPN(NARROW, STRIDES, width=8).to(memory_format=torch.channels_last)
+    assert neck.strides == [4, 8, 16, 32, 64] and neck.channels == [8] * 5 and neck.raw_strides == STRIDES
+    coarsest = tuple(-(-side // 2) for side in sizes[-1])
+    with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+        p = neck(maps(sizes))
+    assert [x.shape for x in p] == [(2, 8, *size) for size in [*sizes, coarsest]]
+    assert [x.shape for x in p.raw] == [(2, 8, *size) for size in sizes]
+    assert all(x.isfinite().all() for x in p)
+
+
+@pytest.mark.parametrize("sizes", [ODD, TINY])
+def test_every_parameter_and_every_level_has_a_gradient(sizes):
+    neck, c = AugFPN(NARROW, STRIDES, width=8), maps(sizes)
+    sum((x * torch.randn_like(x)).sum() for x in neck(c)).backward()
+    for tensor in [*c, *neck.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+
+
+def test_every_level_sees_all_that_lies_above_it():
+    neck, c = AugFPN(NARROW, STRIDES, width=8), maps(ODD)
+    for i, p in enumerate(neck(c)):
+        above = c[min(i, 3) :]
+        assert all(g.any() for g in torch.autograd.grad(p.sum(), above, retain_graph=True)), f"P{i + 2}"
+
+
+def test_the_context_of_the_whole_image_reaches_every_pixel():
+    """A map of 9 x 9 is pooled to one value, so that the last pixel of C5 changes the first one of M5."""
+    residual, c5 = ResidualFeatureAugmentation(4, 4), torch.randn(1, 4, 9, 9, requires_grad=True)
+    residual(c5)[0, :, 0, 0].sum().backward()
+    assert c5.grad[0, :, 8, 8].any()
+
+
+@pytest.mark.parametrize("objects", [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target()])
+def test_in_a_detector_with_the_standard_head(objects):
+    """Nobody reads the raw laterals there."""
+    model = tiny_model(neck={"type": "augfpn", "width": 32})
+    sum(model([picture(64, 96)], [objects]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_width_below_1_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.neck\.width"):
+        AugFPN(NARROW, STRIDES, width=0)

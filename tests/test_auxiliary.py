@@ -1,0 +1,216 @@
+"""Consistent supervision: against loops over levels and regions, nothing of it at inference, and who may have it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_rules import PROJECT
+from tiny import CLASSES, picture, target, tiny_model
+from torch import Tensor
+
+from detector.build import load_config
+from detector.errors import ConfigError
+from detector.geometry.boxes import encode
+from detector.heads.auxiliary import AuxiliaryRoIHead
+from detector.heads.box_head import TwoFC
+from detector.heads.pool import AllLevelPool, RoIPool
+from detector.heads.roi_head import to_rois
+from detector.structures import Batch, Levels, Proposals, Target
+
+CHANNELS, STRIDES = [4] * 5, [4, 8, 16, 32, 64]
+BATCH = Batch(torch.zeros(2, 3, 64, 96), [(64, 96)] * 2)
+OBJECTS = [Target(**target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2))), Target(**target())]
+BOXES = torch.tensor([[10, 10, 40, 48], [52, 18, 88, 64], [0, 0, 20, 20], [60, 0, 90, 30], [5, 5, 90, 60.0]])
+PROPOSALS = [Proposals(BOXES, torch.zeros(5)), Proposals(BOXES[:3] + 2, torch.zeros(3))]
+
+SYSTEM = {  # AugFPN in full
+    "neck": {"type": "augfpn", "width": 32},
+    "roi_head": {"type": "auxiliary", "pool": {"type": "soft"}, "box_head": {"width": 32}},
+}
+IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
+TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85, 1))]
+
+
+def make_head(pool=None, raw_strides=STRIDES[:4], **settings) -> AuxiliaryRoIHead:
+    def new_box_head() -> TwoFC:
+        return TwoFC(4, 7, width=8)
+
+    pool = RoIPool(CHANNELS, STRIDES) if pool is None else pool
+    return AuxiliaryRoIHead(pool, new_box_head(), new_box_head, CLASSES, raw_strides, **settings)
+
+
+def levels(seed: int = 0) -> Levels:
+    """P2..P6 and M2..M5 of two images of 64 x 96 pixels."""
+    random = torch.Generator().manual_seed(seed)
+    p = [torch.randn(2, 4, -(-64 // s), -(-96 // s), generator=random).requires_grad_() for s in STRIDES]
+    raw = [torch.randn(x.shape, generator=random).requires_grad_() for x in p[:4]]
+    return Levels(p, raw)
+
+
+def spread(head: AuxiliaryRoIHead) -> AuxiliaryRoIHead:
+    """With scores and deltas that tell regions apart."""
+    for part in (head, head.auxiliary):
+        for layer in (part.class_score, part.box_delta):
+            torch.nn.init.normal_(layer.weight, std=0.3)
+    return head
+
+
+def losses(head: AuxiliaryRoIHead, p: list[Tensor], objects: list[Target] = OBJECTS) -> dict[str, Tensor]:
+    return head.losses(p, PROPOSALS, BATCH, objects)
+
+
+# --- the losses
+
+
+@pytest.mark.parametrize("settings", [{}, {"beta": 1.0, "auxiliary_weight": 2.0, "class_agnostic": True}])
+def test_the_losses_are_those_of_every_level_added_up(settings):
+    head, p = spread(make_head(**settings)), levels()
+    found = losses(head, p)
+    regions = head.sample_regions([r.boxes for r in PROPOSALS], OBJECTS)  # everything is taken
+    class_sum = box_sum = 0.0
+    for level, stride in zip(p.raw, STRIDES):
+        one_level = RoIPool([4], [stride], levels=1)
+        maps = one_level([level], to_rois(regions.boxes))
+        for x, box, label, goal in zip(maps, torch.cat(regions.boxes), regions.labels, regions.goals, strict=True):
+            features = head.auxiliary.box_head(x[None])
+            class_sum += F.cross_entropy(head.auxiliary.class_score(features)[0], label)
+            if label < CLASSES:
+                own = 0 if settings.get("class_agnostic") else label
+                deltas = head.auxiliary.box_delta(features)[0].view(-1, 4)[own]
+                d = (deltas - encode(box[None], goal[None], (10, 10, 5, 5))[0]).abs()
+                beta = settings.get("beta", 0.0)
+                box_sum += torch.where(d < beta, 0.5 * d**2 / max(beta, 1e-9), d - 0.5 * beta).sum()
+    weight = settings.get("auxiliary_weight", 0.25) / len(regions.labels)
+    torch.testing.assert_close(found["aux_class"], weight * class_sum)
+    torch.testing.assert_close(found["aux_box"], weight * box_sum)
+    assert found["aux_box"] > 0
+
+
+def test_the_regions_are_those_of_the_main_head():
+    head = make_head(batch_per_image=4)  # fewer than there are: which ones is chance
+    seen = []
+    for pool in (head.pool, head.raw_pool):
+        pool.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    losses(head, levels())
+    main, auxiliary = seen
+    assert len(main) == 4 + 3 and torch.equal(main, auxiliary)
+
+
+def test_the_main_losses_read_the_pyramid_and_the_auxiliary_ones_the_raw_laterals():
+    head, p, other = spread(make_head()), levels(0), levels(1)
+    found = losses(head, p)
+    for changed, same in ((Levels(p, other.raw), "roi"), (Levels(other, p.raw), "aux")):
+        for name, loss in losses(head, changed).items():
+            assert torch.allclose(loss, found[name], rtol=1e-4) == name.startswith(same), name
+
+
+def test_the_auxiliary_head_is_another_one_and_learns_from_every_raw_level():
+    head, p = spread(make_head()), levels()
+    found = losses(head, p)
+    (found["aux_class"] + found["aux_box"]).backward()
+    own = {id(x) for x in head.auxiliary.parameters()}
+    for name, parameter in head.named_parameters():
+        assert (parameter.grad is not None and parameter.grad.any()) == (id(parameter) in own), name
+    assert all(x.grad.any() for x in p.raw) and all(x.grad is None for x in p)
+
+
+def test_all_levels_share_it():
+    with torch.device("meta"):
+        head = AuxiliaryRoIHead(RoIPool([256] * 5, STRIDES), TwoFC(256, 7), lambda: TwoFC(256, 7), 80, STRIDES[:4])
+    assert sum(p.numel() for p in head.auxiliary.parameters()) == 13_895_680 + 411_025
+
+
+def test_it_learns_its_regions():
+    head, p = make_head(), levels()
+    optimizer = torch.optim.AdamW(head.auxiliary.parameters(), lr=1e-2)
+    seen = []
+    for _ in range(40):
+        found = losses(head, p)
+        optimizer.zero_grad()
+        (found["aux_class"] + found["aux_box"]).backward()
+        optimizer.step()
+        seen.append(found)
+    assert seen[-1]["aux_class"] < 0.3 * seen[0]["aux_class"] and seen[-1]["aux_box"] < 0.7 * seen[0]["aux_box"]
+
+
+# --- at inference
+
+
+@torch.no_grad()
+def test_at_inference_nothing_of_it_runs_or_is_read():
+    model = tiny_model(**SYSTEM).eval()
+    before = model(IMAGES)
+    head = model.roi_head
+    for module in (head.auxiliary, head.auxiliary.box_head, head.raw_pool):
+        module.register_forward_pre_hook(lambda *_: pytest.fail("the auxiliary head ran"))
+    for parameter in head.auxiliary.parameters():
+        parameter.fill_(torch.nan)
+    for a, b in zip(before, model(IMAGES), strict=True):
+        assert len(a) > 0 and torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
+
+
+@torch.no_grad()
+def test_losses_in_evaluation_mode_are_those_of_the_detector_that_is_evaluated():
+    assert list(tiny_model(**SYSTEM).eval()(IMAGES, TARGETS)) == ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
+
+
+# --- in a detector
+
+
+@pytest.mark.parametrize(
+    ("targets", "precision"),
+    [(TARGETS, torch.float32), ([TARGETS[0], target()], torch.bfloat16), ([target(), target()], torch.float32)],
+    ids=["objects", "objects in one of two images, mixed precision", "no objects"],
+)
+def test_every_trainable_parameter_has_a_gradient(targets, precision):
+    model = tiny_model(**SYSTEM)
+    with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+        found = model(IMAGES, targets)
+    assert {"aux_class", "aux_box"} < set(found)
+    assert all(loss.dtype == torch.float32 and loss.isfinite() and loss.ndim == 0 for loss in found.values())
+    sum(found.values()).backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    if targets is TARGETS:
+        assert [name for name, p in trainable.items() if not p.grad.any()] == []
+
+
+def test_without_regions_there_is_nothing_to_learn():
+    model = tiny_model(**SYSTEM, rpn={"min_size": 1000.0})
+    found = model(IMAGES, [target(), target()])
+    sum(found.values()).backward()
+    assert found["aux_class"] == found["aux_box"] == 0
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_the_three_parts_of_the_published_recipe_have_the_published_sizes():
+    model = load_config(PROJECT / "configs/augfpn_r50_1x_coco.yaml")["model"]
+    assert model["neck"] == {"type": "augfpn"}
+    assert (model["roi_head"]["type"], model["roi_head"]["pool"]) == ("auxiliary", {"type": "soft"})
+    assert model["rpn"]["post_nms"] == [2000, 2000]
+
+
+# --- what does not fit
+
+
+def test_a_neck_without_raw_laterals_is_refused_when_the_detector_is_built():
+    with pytest.raises(ConfigError, match="raw laterals, which only neck augfpn gives"):
+        tiny_model(roi_head=SYSTEM["roi_head"])
+
+
+def test_a_pool_that_gives_many_maps_of_a_region_is_refused():
+    with pytest.raises(ConfigError, match="by_level and soft"):
+        make_head(AllLevelPool(CHANNELS, STRIDES))
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ConfigError, match=r"model\.roi_head\.auxiliary_weight"):
+        make_head(auxiliary_weight=-1.0)
+
+
+def test_a_neck_that_is_not_in_training_is_named():
+    model = tiny_model(**SYSTEM)
+    model.pyramid.neck.eval()
+    with pytest.raises(ValueError, match="eval mode"):
+        model(IMAGES, TARGETS)

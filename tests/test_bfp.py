@@ -1,0 +1,175 @@
+"""Libra's balanced feature pyramid: one number by hand, the attention against slow loops, and a gradient everywhere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import picture, target, tiny_model
+from torch import Tensor, nn
+
+from detector.necks.bfp import BFP, NonLocal, resize
+from detector.necks.fpn import FPN
+
+STRIDES = [4, 8, 16, 32]
+NARROW = [8, 16, 24, 32]
+ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]
+each_refinement = pytest.mark.parametrize("refine", ["non_local", "conv"])
+
+
+def levels(*numbers: float) -> list[Tensor]:
+    """P2..P6 of one channel, each filled with one number."""
+    return [torch.full((1, 1, 32 >> i, 32 >> i), float(number)) for i, number in enumerate(numbers)]
+
+
+def values(p: list[Tensor]) -> list[list[float]]:
+    return [x.unique().tolist() for x in p]
+
+
+def maps(sizes: list[tuple[int, int]]) -> list[Tensor]:
+    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+
+
+def one_channel(refine: str = "non_local") -> BFP:
+    """Its refinement hands every pixel on: as it is built, or by a convolution with only a centre (and a ReLU)."""
+    neck = BFP([1, 1, 1, 1], STRIDES, width=1, refine=refine)
+    if refine == "conv":
+        nn.init.dirac_(neck.refine.conv.weight)
+    return neck
+
+
+# --- truth by hand
+
+
+@each_refinement
+def test_every_level_gets_the_mean_of_all(refine):
+    found = one_channel(refine).balance(levels(1, 2, 3, 4, 10))
+    assert values(found) == [[5], [6], [7], [8], [14]]
+
+
+def test_the_convolution_is_followed_by_a_relu():
+    assert values(one_channel("conv").balance(levels(-1, -2, -3, -4, -10))) == [[-1], [-2], [-3], [-4], [-10]]
+
+
+def test_finer_levels_hand_in_their_largest_pixels_and_coarser_ones_are_repeated():
+    """Of 4 x 4 pixels of P2 and 2 x 2 of P3 the largest go to a pixel of P4; one of P5 lies over 2 x 2, one of P6 4 x 4."""
+    p = levels(0, 0, 0, 0, 0)
+    p[0][0, 0, :4, :4] = -1
+    p[0][0, 0, 3, 2] = 50  # pixel (0, 0) of P4
+    p[1][0, 0, 2, 1] = 500  # pixel (1, 0)
+    p[3][0, 0, 0, 1] = 5  # pixels (0..1, 2..3)
+    p[4][0, 0, 1, 1] = 5000  # pixels (4..7, 4..7)
+    expected = torch.zeros(8, 8)
+    expected[0, 0], expected[1, 0], expected[:2, 2:4], expected[4:, 4:] = 10, 100, 1, 1000
+    found = one_channel().balance(p)
+    assert torch.equal(found[2][0, 0], expected)
+    assert torch.equal((found[1] - p[1])[0, 0], expected.repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_the_mean_is_repeated_for_finer_levels_and_coarser_ones_get_its_largest_pixels():
+    p = levels(0, 0, 0, 0, 0)
+    p[2][0, 0, 3, 1] = 5  # the mean is 1 in this pixel of P4
+    p2, p3, p4, p5, p6 = (x[0, 0] for x in one_channel().balance(p))
+    assert p2.nonzero().amin(dim=0).tolist() == [12, 4] and p2.nonzero().amax(dim=0).tolist() == [15, 7]
+    assert p2.sum() == 16 and p3.sum() == 4 and p4.sum() == 6
+    assert p5.nonzero().tolist() == [[1, 0]] and p6.nonzero().tolist() == [[0, 0]] and p5.max() == p6.max() == 1
+
+
+def test_a_map_keeps_its_pixels_where_the_size_is_the_same():
+    x = torch.randn(1, 2, 5, 3)
+    assert torch.equal(resize(x, (5, 3)), x)
+
+
+def test_it_reads_an_fpn():
+    neck, fpn, c = BFP(NARROW, STRIDES, width=8), FPN(NARROW, STRIDES, width=8), maps(ODD)
+    fpn.load_state_dict(neck.fpn.state_dict())
+    for found, expected in zip(neck(c), neck.balance(fpn(c)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+# --- the non-local block
+
+
+@torch.no_grad()
+def test_the_attention_equals_slow_loops():
+    block, x = NonLocal(4), torch.randn(2, 4, 3, 5)
+    for conv in (block.theta, block.phi, block.g, block.out):
+        nn.init.normal_(conv.weight), nn.init.normal_(conv.bias)
+    found = block(x)
+    for image, expected in zip(x, found, strict=True):
+        pixels = [image[:, i, j] for i in range(3) for j in range(5)]
+
+        def apply(conv: nn.Conv2d, pixel: Tensor) -> Tensor:
+            return conv.weight[:, :, 0, 0] @ pixel + conv.bias
+
+        for n, pixel in enumerate(pixels):
+            theta = apply(block.theta, pixel)
+            shares = [math.exp(float(theta @ apply(block.phi, other))) for other in pixels]
+            seen = sum(share * apply(block.g, other) for share, other in zip(shares, pixels)) / sum(shares)
+            torch.testing.assert_close(pixel + apply(block.out, seen), expected[:, n // 5, n % 5], rtol=1e-4, atol=1e-4)
+
+
+def test_the_attention_begins_as_the_identity_and_can_learn():
+    block, x = NonLocal(8), torch.randn(2, 8, 4, 6)
+    assert torch.equal(block(x), x)
+    (block(x) * torch.randn_like(x)).sum().backward()
+    assert block.out.weight.grad.any()
+
+
+# --- sizes and gradients
+
+
+@pytest.mark.parametrize(("refine", "parameters"), [("conv", 590_080), ("non_local", 4 * 65_792)])
+def test_parameters(refine, parameters):
+    with torch.device("meta"):
+        neck = BFP([256, 512, 1024, 2048], STRIDES, refine=refine)
+    assert sum(p.numel() for p in neck.fpn.parameters()) == 3_344_384
+    assert sum(p.numel() for p in neck.refine.parameters()) == parameters
+
+
+@each_refinement
+@pytest.mark.parametrize("sizes", [ODD, [(16, 24), (8, 12), (4, 6), (2, 3)], [(1, 1)] * 4])
+def test_shapes_strides_and_channels(refine, sizes):
+    neck = BFP(NARROW, STRIDES, width=8, refine=refine).to(memory_format=torch.channels_last)
+    assert neck.strides == [4, 8, 16, 32, 64] and neck.channels == [8] * 5
+    coarsest = tuple(-(-side // 2) for side in sizes[-1])
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            p = neck(maps(sizes))
+        assert [x.shape for x in p] == [(2, 8, *size) for size in [*sizes, coarsest]]
+        assert all(x.isfinite().all() for x in p)
+
+
+def learning(refine: str) -> BFP:
+    """Past the first step: a new non-local block passes no gradient on to its inner layers."""
+    neck = BFP(NARROW, STRIDES, width=8, refine=refine)
+    for p in neck.refine.parameters():
+        nn.init.normal_(p, std=0.3)
+    return neck
+
+
+@each_refinement
+def test_every_parameter_and_every_level_has_a_gradient(refine):
+    neck, c = learning(refine), maps(ODD)
+    sum((x * torch.randn_like(x)).sum() for x in neck(c)).backward()
+    for tensor in [*c, *neck.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+
+
+@each_refinement
+def test_every_level_sees_every_other(refine):
+    neck, c = learning(refine), maps(ODD)
+    for i, p in enumerate(neck(c)):
+        reached = torch.autograd.grad(p.sum(), c, retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in reached), f"P{i + 2}"
+
+
+@each_refinement
+@pytest.mark.parametrize("objects", [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target()])
+def test_in_a_detector(refine, objects):
+    model = tiny_model(neck={"type": "bfp", "width": 32, "refine": refine})
+    losses = model([picture(64, 96)], [objects])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

@@ -1,0 +1,106 @@
+"""Soft RoI selection: against slow loops, one level chosen by hand, empties, and a gradient everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import picture, target, tiny_model
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from detector.errors import ConfigError
+from detector.heads.pool import RoIPool
+from detector.heads.soft_pool import SoftRoIPool
+
+CHANNELS, STRIDES = [6] * 5, [4, 8, 16, 32, 64]
+ROIS = torch.tensor([[0, 3, 5, 41, 60], [1, 10.5, 7.25, 30.125, 9.75], [1, 0, 0, 127, 127], [0, 50, 50, 50, 50]])
+
+
+def pyramid() -> list[Tensor]:
+    """P2..P6 of two images of 128 x 128 pixels."""
+    return [torch.randn(2, 6, 128 // s, 128 // s, requires_grad=True) for s in STRIDES]
+
+
+def slow_pool(pool: SoftRoIPool, p: list[Tensor], rois: Tensor) -> Tensor:
+    """(R, C, size, size), pixel by pixel, each level pooled by torchvision."""
+    maps = [roi_align(x, rois, pool.size, 1 / stride, 2, True) for x, stride in zip(p[:4], STRIDES)]
+    first, last = pool.attention[0], pool.attention[2]
+    out = torch.zeros_like(maps[0])
+    for r in range(len(rois)):
+        joined = torch.cat([x[r] for x in maps])  # (4 * C, size, size)
+        hidden = torch.einsum("oc,cyx->oyx", first.weight[:, :, 0, 0], joined) + first.bias[:, None, None]
+        hidden = F.pad(hidden.clamp(min=0), (1, 1, 1, 1))
+        for y in range(pool.size):
+            for x in range(pool.size):
+                window = hidden[:, y : y + 3, x : x + 3]
+                for level in range(4):
+                    logit = (last.weight[level] * window).sum() + last.bias[level]
+                    out[r, :, y, x] += maps[level][r, :, y, x] / (1 + torch.exp(-logit))
+    return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [3, 7])
+def test_equals_slow_loops(size):
+    pool, p = SoftRoIPool(CHANNELS, STRIDES, size=size), pyramid()
+    nn.init.normal_(pool.attention[2].bias)
+    torch.testing.assert_close(pool(p, ROIS), slow_pool(pool, p, ROIS), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", range(4))
+def test_a_level_with_all_the_weight_is_read_alone_whatever_the_regions_size(level):
+    pool, p = SoftRoIPool(CHANNELS, STRIDES), pyramid()
+    nn.init.zeros_(pool.attention[2].weight), nn.init.constant_(pool.attention[2].bias, -200.0)
+    pool.attention[2].bias[level] = 200.0
+    alone = RoIPool(CHANNELS, STRIDES[level:], levels=1)
+    torch.testing.assert_close(pool(p, ROIS), alone(p[level:], ROIS))
+
+
+@torch.no_grad()
+def test_the_weights_of_the_levels_do_not_sum_to_1():
+    pool, p = SoftRoIPool(CHANNELS, STRIDES), [torch.ones_like(x) for x in pyramid()]
+    nn.init.zeros_(pool.attention[2].weight), nn.init.constant_(pool.attention[2].bias, 200.0)
+    torch.testing.assert_close(pool(p, ROIS[:1]), torch.full((1, 6, 7, 7), 4.0))
+
+
+def test_parameters():
+    with torch.device("meta"):
+        pool = SoftRoIPool([256] * 5, STRIDES)
+    assert sum(p.numel() for p in pool.parameters()) == 271_620
+    assert (pool.branches, pool.channels, pool.size) == (1, 256, 7)
+
+
+def test_no_regions_are_no_features_and_a_gradient():
+    pool = SoftRoIPool(CHANNELS, STRIDES)
+    found = pool(pyramid(), torch.zeros(0, 5))
+    assert found.shape == (0, 6, 7, 7)
+    found.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in pool.parameters())
+
+
+def test_every_parameter_and_every_level_but_p6_has_a_gradient():
+    pool, p = SoftRoIPool(CHANNELS, STRIDES), pyramid()
+    pool(p, ROIS).square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in [*p[:4], *pool.parameters()])
+    assert p[4].grad is None
+
+
+def test_runs_in_bfloat16():
+    with torch.autocast("cpu", torch.bfloat16):
+        found = SoftRoIPool(CHANNELS, STRIDES)([x.bfloat16() for x in pyramid()], ROIS)
+    assert found.dtype == torch.bfloat16 and found.isfinite().all()
+
+
+def test_more_levels_than_the_neck_makes_are_refused():
+    with pytest.raises(ConfigError, match="4 levels wanted, the neck makes 3"):
+        SoftRoIPool(CHANNELS[:3], STRIDES[:3])
+
+
+@pytest.mark.parametrize("objects", [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target()])
+def test_in_a_detector(objects):
+    model = tiny_model(roi_head={"pool": {"type": "soft"}})
+    sum(model([picture(64, 96)], [objects]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert len(model.eval()([picture(64, 96)])[0]) > 0
