@@ -1,9 +1,10 @@
-"""PANet's bottom-up path over an FPN: by hand, sizes, and a gradient everywhere."""
+"""PANet's bottom-up path over an FPN: by hand, in both forms, sizes, and a gradient everywhere."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from detector.necks.fpn import FPN
@@ -12,11 +13,17 @@ from detector.necks.panet import PANet
 CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
 NARROW = [8, 16, 24, 32]
 ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]
+FORMS = {
+    "mmdetection": {"width": 8},
+    "authors, no norm": {"width": 8, "form": "authors"},
+    "authors": {"width": 32, "form": "authors", "norm": "group"},
+}
+each_form = pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
 
 
-def identity_panet(*, down: float = 1.0, output: float = 1.0) -> PANet:
+def identity_panet(*, down: float = 1.0, output: float = 1.0, form: str = "mmdetection") -> PANet:
     """One channel; every convolution hands its pixel on, those of the path times a factor."""
-    panet = PANet([1, 1, 1, 1], STRIDES, width=1)
+    panet = PANet([1, 1, 1, 1], STRIDES, width=1, form=form)
     for module in panet.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.dirac_(module.weight)
@@ -46,12 +53,19 @@ def test_every_level_adds_what_lies_below_it():
 
 
 def test_the_path_goes_on_from_the_sum_and_not_from_the_output():
-    """With outputs times ten, S = 2, 3, 4, 5 as before: mmdetection's form. The paper's would be 2, 30, 310, 3110."""
+    """With outputs times ten, S = 2, 3, 4, 5 as before: mmdetection's form."""
     assert values(identity_panet(output=10)(constant(1, 0, 0, 1))) == [[2], [30], [40], [50], [50]]
 
 
-def test_there_is_no_activation_on_the_path():
-    assert values(identity_panet()(constant(-1, 0, 0, -1))) == [[-2], [-3], [-4], [-5], [-5]]
+def test_the_authors_path_goes_on_from_the_output():
+    """P = 2, 1, 1, 1; N3 = 10 (1 + 2), N4 = 10 (1 + 30), N5 = 10 (1 + 310)."""
+    levels = identity_panet(output=10, form="authors")(constant(1, 0, 0, 1))
+    assert values(levels) == [[2], [30], [310], [3110], [3110]]
+
+
+@pytest.mark.parametrize("form", ["mmdetection", "authors"])
+def test_there_is_no_activation_on_a_path_without_norms(form):
+    assert values(identity_panet(form=form)(constant(-1, 0, 0, -1))) == [[-2], [-3], [-4], [-5], [-5]]
 
 
 def test_going_down_takes_every_second_pixel():
@@ -74,19 +88,45 @@ def test_without_its_path_it_is_an_fpn():
         torch.testing.assert_close(n, p)
 
 
+def test_the_authors_norms_are_followed_by_a_relu_on_the_path_alone():
+    """Written out: N_l+1 = relu(gn(g(P_l+1 + relu(gn(d(N_l)))))), and the FPN below it has no ReLU."""
+    panet = PANet(NARROW, STRIDES, width=32, form="authors", norm="group")
+    for parameter in panet.parameters():
+        nn.init.normal_(parameter, std=0.3)  # gains and shifts, too
+
+    def layer(x, part, stride):
+        conv, norm = part.conv, part.norm
+        assert conv.bias is not None and norm.num_groups == 32
+        x = F.conv2d(x, conv.weight, conv.bias, stride=stride, padding=1)
+        return F.group_norm(x, 32, norm.weight, norm.bias).clamp(min=0)
+
+    c = maps(ODD)
+    expected = panet.fpn(c)[:4]
+    for i in range(3):
+        s = expected[i + 1] + layer(expected[i], panet.down[i], 2)
+        expected[i + 1] = layer(s, panet.output[i], 1)
+    found = panet(c)
+    for n, other in zip(found[:4], expected, strict=True):
+        torch.testing.assert_close(n, other)
+    assert found[0].min() < 0 and all(n.min() == 0 for n in found[1:4])
+
+
 def test_parameters():
     with torch.device("meta"):
-        panet = PANet(CHANNELS, STRIDES)
+        panet, authors = PANet(CHANNELS, STRIDES), PANet(CHANNELS, STRIDES, form="authors", norm="group")
     assert sum(p.numel() for p in panet.fpn.parameters()) == 3_344_384
     assert sum(p.numel() for p in panet.parameters()) == 3_344_384 + 3_540_480
+    fpn = sum(p.numel() for p in authors.fpn.parameters())
+    assert sum(p.numel() for p in authors.parameters()) == fpn + 3_543_552
 
 
+@each_form
 @pytest.mark.parametrize("sizes", [ODD, [(16, 24), (8, 12), (4, 6), (2, 3)], [(1, 1)] * 4])
-def test_shapes_strides_and_channels(sizes):
-    panet = PANet(NARROW, STRIDES, width=8)
-    assert panet.strides == [4, 8, 16, 32, 64] and panet.channels == [8] * 5
+def test_shapes_strides_and_channels(settings, sizes):
+    panet, width = PANet(NARROW, STRIDES, **settings), settings["width"]
+    assert panet.strides == [4, 8, 16, 32, 64] and panet.channels == [width] * 5
     coarsest = tuple(-(-side // 2) for side in sizes[-1])
-    assert [n.shape for n in panet(maps(sizes))] == [(2, 8, *size) for size in [*sizes, coarsest]]
+    assert [n.shape for n in panet(maps(sizes))] == [(2, width, *size) for size in [*sizes, coarsest]]
 
 
 def test_the_path_needs_every_level_at_half_the_size_of_the_one_before():
@@ -95,15 +135,27 @@ def test_the_path_needs_every_level_at_half_the_size_of_the_one_before():
         PANet(NARROW, [4, 8, 16, 16])
 
 
-def test_every_parameter_and_every_level_has_a_gradient():
-    panet, c = PANet(NARROW, STRIDES, width=8), maps(ODD)
+def test_one_map_has_no_path():
+    with pytest.raises(ValueError, match="two maps or more"):
+        PANet([8], [16])
+
+
+def test_a_norm_is_the_authors():
+    with pytest.raises(ValueError, match="form: authors"):
+        PANet(NARROW, STRIDES, norm="group")
+
+
+@each_form
+def test_every_parameter_and_every_level_has_a_gradient(settings):
+    panet, c = PANet(NARROW, STRIDES, **settings), maps(ODD)
     sum((n * torch.randn_like(n)).sum() for n in panet(c)).backward()
     for tensor in [*c, *panet.parameters()]:
         assert tensor.grad is not None and tensor.grad.abs().sum() > 0
 
 
-def test_every_level_sees_every_other():
-    panet, c = PANet(NARROW, STRIDES, width=8), maps(ODD)
+@each_form
+def test_every_level_sees_every_other(settings):
+    panet, c = PANet(NARROW, STRIDES, **settings), maps(ODD)
     for i, n in enumerate(panet(c)):
-        reached = torch.autograd.grad(n.sum(), c, retain_graph=True)
+        reached = torch.autograd.grad((n * torch.randn_like(n)).sum(), c, retain_graph=True)  # a norm's sum is constant
         assert all(g.abs().sum() > 0 for g in reached), f"N{i + 2}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,10 @@ class RoIPool(nn.Module):
         super().__init__()
         if not 1 <= levels <= len(strides):
             raise ConfigError(f"roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}")
+        if any(coarse != 2 * fine for fine, coarse in pairwise(strides[:levels])):
+            raise ConfigError(f"roi_head.pool: a region goes to the level of its size, so the levels' strides must double, "
+                              f"not {list(strides[:levels])}; a dilated C5 works alone: neck {{type: single}}, "
+                              "pool {levels: 1}")  # fmt: skip
         check_range("model.roi_head.pool", 1, 64, size=size)
         check_range("model.roi_head.pool", 0, 16, samples=samples)
         check_range("model.roi_head.pool", 1, 1e5, canonical_size=canonical_size)
@@ -63,6 +68,31 @@ class RoIPool(nn.Module):
             return roi_align(x, rois, self.size, 1 / stride, self.samples, self.aligned)
         args = (rois, self.size, 1 / stride, self.samples, self.aligned)
         return torchvision_roi_align(x.float().contiguous(), *args).to(x.dtype)
+
+
+class AllLevelPool(RoIPool):
+    """Adaptive feature pooling (Liu et al. 2018, PANet, sec. 3.2): every region is read from every level.
+
+    Returns `levels` maps of each region, finest first, for a box head that fuses them.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        levels: int = 4,
+        size: int = 7,
+        samples: int = 2,
+        aligned: bool = True,
+    ):
+        check_range("model.roi_head.pool", 2, 100, levels=levels)
+        super().__init__(channels, strides, levels=levels, size=size, samples=samples, aligned=aligned)
+        self.branches = levels
+
+    def forward(self, p: list[Tensor], rois: Tensor) -> list[Tensor]:
+        """Levels (N, C, H, W) and (R, 5) rois -> per level (R, C, size, size)."""
+        return [self._align(x, rois, stride) for x, stride in zip(p, self.strides)]
 
 
 def roi_align(x: Tensor, rois: Tensor, size: int, scale: float, samples: int, aligned: bool) -> Tensor:

@@ -1,38 +1,56 @@
-"""Path aggregation network (Liu et al. 2018, arXiv 1803.01534, sec. 3.1, fig. 1b), in mmdetection's form."""
+"""Path aggregation network (Liu et al. 2018, arXiv 1803.01534, sec. 3.1, fig. 1b)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.layers import ConvNorm, c2_xavier_
+from detector.layers import ConvNorm, Norm, c2_xavier_
 from detector.necks.fpn import FPN
 
 
 class PANet(nn.Module):
     """[C2..C5] -> [N2..N6]: an FPN, then a short bottom-up path over its outputs.
 
-    mmdetection's form departs from the paper in two places, which its published weights need: no ReLU after the
-    convolutions, and the path goes on from the sum S_l itself, not from the convolved N_l.
+    `form`: "authors", whose path goes on from N_l, the level's own output, as in the paper; "mmdetection", whose path
+    goes on from the sum before the output's convolution and whose weights need that. `norm`, of the authors' form alone,
+    follows every convolution of FPN and path; on the path, where the convolutions keep their bias beside it, a ReLU
+    comes last. Neither form has a ReLU without a norm; the paper's text has one after every convolution of the path.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        width: int = 256,
+        form: Literal["authors", "mmdetection"] = "mmdetection",
+        norm: Norm | None = None,
+    ):
         super().__init__()
-        if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
-            raise ValueError(f"the bottom-up path halves its maps, which have strides {list(strides)}")
-        self.fpn = FPN(channels, strides, width=width)
-        self.down = nn.ModuleList(ConvNorm(width, width, 3, stride=2) for _ in channels[1:])
-        self.output = nn.ModuleList(ConvNorm(width, width, 3) for _ in channels[1:])
+        if len(strides) < 2 or any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+            raise ValueError(
+                f"the path needs two maps or more, each half as large as the last, not strides {list(strides)}"
+            )
+        if norm is not None and form != "authors":
+            raise ValueError(f"norm: {norm} belongs to form: authors; mmdetection's has none")
+        self.fpn = FPN(channels, strides, width=width, norm=norm)
+        self.down = nn.ModuleList(ConvNorm(width, width, 3, stride=2, norm=norm, bias=True) for _ in channels[1:])
+        self.output = nn.ModuleList(ConvNorm(width, width, 3, norm=norm, bias=True) for _ in channels[1:])
         for layer in [*self.down, *self.output]:
             c2_xavier_(layer.conv)
+        self.activation = nn.Identity() if norm is None else nn.ReLU()
+        self.from_output = form == "authors"
         self.channels, self.strides = self.fpn.channels, self.fpn.strides
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
-        *s, _ = self.fpn(c)  # P2..P5; the path makes its own top level
-        for i, down in enumerate(self.down):  # bottom-up: S3 = P3 + down(S2), then S4, then S5
-            s[i + 1] = s[i + 1] + down(s[i])
-        n = [s[0]] + [output(x) for output, x in zip(self.output, s[1:])]
+        p2, *above, _ = self.fpn(c)  # P2..P5; the path makes its own top level
+        n, s = [p2], p2
+        for p, down, output in zip(above, self.down, self.output, strict=True):  # bottom-up: N3, then N4, then N5
+            s = p + self.activation(down(n[-1] if self.from_output else s))
+            n.append(self.activation(output(s)))
         return n + [F.max_pool2d(n[-1], kernel_size=1, stride=2)]  # N6

@@ -1,0 +1,92 @@
+"""What a feature pyramid is without one of its parts (Lin et al. 2017, arXiv 1612.03144, sec. 5, fig. 1c, fig. 2, tables 1, 2).
+
+fig. 3 in one line a neck, where l is a 1x1 and o a 3x3 convolution of the level's own, and up doubles the map:
+    fpn         P_k = o(M_k)  with  M_k = l(C_k) + up(M_k+1)        top_down   the same with  M_k = up(M_k+1)
+    bottom_up   P_k = o(l(C_k))                                     finest     P2 of the FPN alone
+    hierarchy   P_k = l(C_k)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.errors import check_range
+from detector.layers import ConvNorm, c2_xavier_
+
+
+class BottomUp(nn.Module):
+    """[C2..C5] -> [P2..P6]: an FPN without the top-down path (table 1d): no level knows what lies above it."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral, self.output = _convs(channels, width, 1), _convs([width] * len(channels), width, 3)
+        self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        return _with_p6([output(x) for output, x in zip(self.output, m)])
+
+
+class TopDown(nn.Module):
+    """[C2..C5] -> [P2..P6]: an FPN without laterals (table 1e): every level is C5 enlarged.
+
+    The 1x1 convolution of C5 stays, for the width; the paper does not say.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral, self.output = _convs(channels[-1:], width, 1), _convs([width] * len(channels), width, 3)
+        self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        m = [self.lateral[0](c[-1])]
+        for finer in reversed(c[:-1]):  # up to C4, C3, C2, of which only the size is read
+            m.insert(0, F.interpolate(m[0], size=finer.shape[-2:], mode="nearest"))
+        return _with_p6([output(x) for output, x in zip(self.output, m, strict=True)])
+
+
+class Finest(nn.Module):
+    """[C2..C5] -> [P2]: an FPN of which only the finest map is used (table 1f), for anchors of all sizes."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral, self.output = _convs(channels, width, 1), _convs([width], width, 3)
+        self.channels, self.strides = [width], list(strides[:1])
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        *finer, m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        for x in reversed(finer):  # top-down: M4 = l(C4) + up(M5), then M3, then M2
+            m = x + F.interpolate(m, size=x.shape[-2:], mode="nearest")
+        return [self.output[0](m)]
+
+
+class Hierarchy(nn.Module):
+    """[C2..C5] -> [P2..P6]: every map of the backbone by itself (fig. 1c, as SSD uses them).
+
+    RPN and box head are shared by all levels and need one width: a 1x1 convolution for each level and nothing else.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral = _convs(channels, width, 1)
+        self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        return _with_p6([lateral(x) for lateral, x in zip(self.lateral, c, strict=True)])
+
+
+def _convs(channels: Sequence[int], width: int, kernel: int) -> nn.ModuleList:
+    """One convolution for each level."""
+    check_range("model.neck", 1, 1e5, width=width)
+    convs = nn.ModuleList(ConvNorm(c, width, kernel) for c in channels)
+    for layer in convs:
+        c2_xavier_(layer.conv)
+    return convs
+
+
+def _with_p6(p: list[Tensor]) -> list[Tensor]:
+    """P6, for the RPN alone: every second pixel of P5."""
+    return [*p, F.max_pool2d(p[-1], kernel_size=1, stride=2)]

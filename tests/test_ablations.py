@@ -1,0 +1,175 @@
+"""Pyramids without one of FPN's parts: by hand, against an FPN whose part is set to zero, sizes, and what reaches what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import picture, target, tiny_model
+from torch import nn
+
+from detector.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
+from detector.necks.fpn import FPN
+
+CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
+NARROW = [8, 16, 24, 32]
+ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]
+NECKS = {"bottom_up": BottomUp, "top_down": TopDown, "finest": Finest, "hierarchy": Hierarchy}
+each_neck = pytest.mark.parametrize("name", NECKS)
+
+
+def maps(sizes: list[tuple[int, int]] = ODD) -> list[torch.Tensor]:
+    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+
+
+def sections(name: str) -> dict:
+    """Of a tiny detector with this neck."""
+    neck = {"neck": {"type": name, "width": 32}}
+    if name != "finest":
+        return neck
+    return neck | {"rpn": {"anchors": {"sizes": [[16, 32, 64, 96, 128]]}}, "roi_head": {"pool": {"levels": 1}}}
+
+
+def like_fpn(fpn: FPN, neck: nn.Module, levels: slice = slice(None)) -> nn.Module:
+    """The neck with the weights of an FPN's same parts; `levels` of those with laterals, or outputs, that it has."""
+    for name in ("lateral", "output"):
+        ours, theirs = getattr(neck, name, []), getattr(fpn, name)
+        part = theirs if len(ours) == len(theirs) else theirs[levels]
+        for layer, other in zip(ours, part, strict=True):
+            layer.load_state_dict(other.state_dict())
+    return neck
+
+
+# --- truth by hand
+
+
+def identity(neck: nn.Module) -> nn.Module:
+    for module in neck.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.dirac_(module.weight)
+            nn.init.zeros_(module.bias)
+    return neck
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bottom_up", [1, 10, 100, 1000, 1000]),
+        ("top_down", [1000, 1000, 1000, 1000, 1000]),
+        ("finest", [1111]),
+        ("hierarchy", [1, 10, 100, 1000, 1000]),
+    ],
+)
+def test_what_a_level_is_made_of(name, expected):
+    c = [torch.full((1, 1, 16 >> i, 16 >> i), 10.0**i) for i in range(4)]
+    p = identity(NECKS[name]([1] * 4, STRIDES, width=1))(c)
+    assert [level.unique().tolist() for level in p] == [[e] for e in expected]
+
+
+def test_top_down_repeats_the_nearest_pixel():
+    c = [torch.zeros(1, 1, 16 >> i, 16 >> i) for i in range(4)]
+    c[3] = torch.tensor([[[[1.0, 2], [3, 4]]]])
+    p = identity(TopDown([1] * 4, STRIDES, width=1))(c)
+    assert p[2][0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+    assert p[0][0, 0, :, 7].tolist() == [1] * 8 + [3] * 8 and p[0][0, 0, :, 8].tolist() == [2] * 8 + [4] * 8
+
+
+# --- against an FPN
+
+
+def test_finest_is_p2_of_an_fpn():
+    fpn, c = FPN(NARROW, STRIDES, width=8), maps()
+    (p2,) = like_fpn(fpn, Finest(NARROW, STRIDES, width=8), slice(1))(c)
+    torch.testing.assert_close(p2, fpn(c)[0])
+
+
+def test_top_down_is_an_fpn_whose_finer_laterals_are_zero():
+    fpn, c = FPN(NARROW, STRIDES, width=8), maps()
+    top_down = like_fpn(fpn, TopDown(NARROW, STRIDES, width=8), slice(3, None))
+    for lateral in fpn.lateral[:3]:
+        nn.init.zeros_(lateral.conv.weight), nn.init.zeros_(lateral.conv.bias)
+    for p, other in zip(top_down(c), fpn(c), strict=True):
+        torch.testing.assert_close(p, other)
+
+
+def test_a_level_of_bottom_up_is_the_coarsest_of_an_fpn_that_ends_there():
+    fpn, c = FPN(NARROW, STRIDES, width=8), maps()
+    p = like_fpn(fpn, BottomUp(NARROW, STRIDES, width=8))(c)
+    for i in range(4):
+        alone = FPN(NARROW[: i + 1], STRIDES[: i + 1], width=8)
+        for name in ("lateral", "output"):
+            for layer, other in zip(getattr(alone, name), getattr(fpn, name)):
+                layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(p[i], alone(c[: i + 1])[i])
+
+
+def test_hierarchy_is_bottom_up_before_the_outputs():
+    bottom_up, hierarchy, c = BottomUp(NARROW, STRIDES, width=8), Hierarchy(NARROW, STRIDES, width=8), maps()
+    hierarchy.lateral.load_state_dict(bottom_up.lateral.state_dict())
+    m = hierarchy(c)
+    for p, output, x in zip(bottom_up(c), bottom_up.output, m):
+        torch.testing.assert_close(p, output(x))
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("bottom_up", 3_344_384),  # an FPN's: laterals 984,064, outputs 2,360,320
+        ("top_down", 524_544 + 2_360_320),
+        ("finest", 984_064 + 590_080),
+        ("hierarchy", 984_064),
+    ],
+)
+def test_parameters(name, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in NECKS[name](CHANNELS, STRIDES).parameters()) == parameters
+
+
+@each_neck
+@pytest.mark.parametrize("sizes", [ODD, [(16, 24), (8, 12), (4, 6), (2, 3)], [(1, 1)] * 4])
+def test_shapes_strides_and_channels(name, sizes):
+    neck = NECKS[name](NARROW, STRIDES, width=8)
+    p6 = tuple(-(-side // 2) for side in sizes[-1])
+    expected = sizes[:1] if name == "finest" else [*sizes, p6]
+    assert [p.shape for p in neck(maps(sizes))] == [(2, 8, *size) for size in expected]
+    assert neck.strides == [4, 8, 16, 32, 64][: len(expected)] and neck.channels == [8] * len(expected)
+
+
+@each_neck
+def test_as_many_maps_as_the_neck_was_made_for(name):
+    with pytest.raises((ValueError, RuntimeError), match="zip|channels"):
+        NECKS[name](NARROW, STRIDES, width=8)(maps()[:3])
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize(
+    ("name", "sees"),
+    [
+        ("bottom_up", lambda level, c: c == level),
+        ("top_down", lambda level, c: c == 3),
+        ("finest", lambda level, c: True),
+        ("hierarchy", lambda level, c: c == level),
+    ],
+)
+def test_a_level_sees_what_its_figure_says(name, sees):
+    c = maps()
+    for i, p in enumerate(NECKS[name](NARROW, STRIDES, width=8)(c)):
+        reached = torch.autograd.grad(p.sum(), c, retain_graph=True, allow_unused=True)
+        level = min(i, 3)  # P6 is a part of P5
+        assert [g is not None for g in reached] == [sees(level, j) for j in range(4)]
+
+
+@each_neck
+@pytest.mark.parametrize("objects", [True, False])
+def test_every_trainable_parameter_of_a_detector_has_a_gradient(name, objects):
+    model = tiny_model(**sections(name))
+    rows = [(8, 8, 40, 50, 0), (50, 20, 90, 60, 2), (2, 2, 94, 62, 1)] if objects else []
+    sum(model([picture(64, 96)], [target(*rows)]).values()).backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    if objects:
+        assert [name for name, p in trainable.items() if not p.grad.any()] == []

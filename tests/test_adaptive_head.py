@@ -1,0 +1,214 @@
+"""Adaptive feature pooling: every region from every level, a first layer for each, fused, then one head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import picture, target, tiny_model
+from torch import nn
+
+from detector.errors import ConfigError
+from detector.heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
+from detector.heads.box_head import ConvFC, TwoFC
+from detector.heads.pool import AllLevelPool, RoIPool
+from detector.layers import fold_norms
+
+STRIDES = [4, 8, 16, 32, 64]
+HEADS = {
+    "two_fc": lambda **settings: AdaptiveTwoFC(6, 3, 4, width=16, **settings),
+    "conv_fc": lambda **settings: AdaptiveConvFC(6, 3, 4, convs=3, conv_width=32, width=16, **settings),
+    "conv_fc with norm": lambda **s: AdaptiveConvFC(6, 3, 4, convs=3, conv_width=32, width=16, norm="group", **s),
+}
+each_head = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
+SECTIONS = {
+    "two_fc": {"type": "adaptive_two_fc", "width": 32},
+    "two_fc, sum": {"type": "adaptive_two_fc", "width": 32, "fuse": "sum"},
+    "conv_fc": {"type": "adaptive_conv_fc", "convs": 2, "conv_width": 32, "width": 32, "norm": "group"},
+}
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def views(regions: int = 5) -> list[torch.Tensor]:
+    """Four levels' maps of some regions."""
+    return [torch.randn(regions, 6, 3, 3, requires_grad=True) for _ in range(4)]
+
+
+# --- the pool
+
+
+def pyramid() -> list[torch.Tensor]:
+    return [torch.randn(2, 6, 512 // s, 512 // s) for s in STRIDES]
+
+
+def test_every_region_is_read_from_every_level():
+    """As from each level alone."""
+    p, rois = pyramid(), torch.tensor([[0.0, 3, 5, 41, 60], [1, 10, 20, 500, 400], [1, 0, 0, 8, 8]])
+    pool = AllLevelPool([6] * 5, STRIDES, size=3)
+    found = pool(p, rois)
+    assert len(found) == pool.branches == 4
+    for x, level, stride in zip(found, p, STRIDES):
+        alone = RoIPool([6], [stride], levels=1, size=3)
+        torch.testing.assert_close(x, alone([level], rois))
+
+
+def test_a_constant_level_gives_its_constant_to_all_regions():
+    rois = torch.tensor([[0.0, 100, 100, 100 + side, 100 + side] for side in (10, 50, 200, 400)])
+    p = [torch.full_like(x, k) for k, x in enumerate(pyramid(), start=2)]
+    found = AllLevelPool([6] * 5, STRIDES, levels=3, size=2)(p, rois)
+    assert [x.unique().tolist() for x in found] == [[2], [3], [4]]
+
+
+def test_no_regions_give_empty_maps_of_every_level():
+    found = AllLevelPool([6] * 5, STRIDES)(pyramid(), torch.zeros(0, 5))
+    assert [x.shape for x in found] == [(0, 6, 7, 7)] * 4
+
+
+@pytest.mark.parametrize("levels", [0, 1, 6])
+def test_the_levels_are_two_to_those_that_the_neck_makes(levels):
+    with pytest.raises(ConfigError, match=r"pool\.levels"):
+        AllLevelPool([6] * 5, STRIDES, levels=levels)
+
+
+# --- the heads
+
+
+def test_parameters():
+    """Three further copies of the first layer."""
+    with torch.device("meta"):
+        assert count(AdaptiveTwoFC(256, 7, 4)) == count(TwoFC(256, 7)) + 38_538_240
+        conv = 3 * 3 * 256 * 256
+        assert count(AdaptiveConvFC(256, 7, 4, norm="group")) == count(ConvFC(256, 7, norm="group")) + 3 * (conv + 512)
+        assert count(AdaptiveConvFC(256, 7, 4)) == count(ConvFC(256, 7)) + 3 * (conv + 256)
+
+
+def test_the_largest_after_the_first_layer_by_hand():
+    """fc1 hands on 1 and 3 of the first region, relu(-2) and 1 of the second; fc2 doubles."""
+    for fuse, expected in (("max", [[6], [2]]), ("sum", [[8], [2]])):
+        head = AdaptiveTwoFC(1, 1, 2, width=1, fuse=fuse)
+        with torch.no_grad():
+            head.fc1[0].weight.fill_(1), head.fc1[1].weight.fill_(3), head.fc2.weight.fill_(2)
+        x = torch.tensor([1.0, -2]).reshape(2, 1, 1, 1), torch.tensor([1.0, 1 / 3]).reshape(2, 1, 1, 1)
+        torch.testing.assert_close(head(list(x)), torch.tensor(expected).float())
+
+
+@pytest.mark.parametrize("fuse", ["max", "sum"])
+def test_two_fc_written_out(fuse):
+    head, xs = AdaptiveTwoFC(6, 3, 4, width=16, fuse=fuse), views()
+    first = torch.stack([F.relu(x.reshape(5, -1) @ fc.weight.T + fc.bias) for fc, x in zip(head.fc1, xs)])
+    fused = first.max(dim=0).values if fuse == "max" else first.sum(dim=0)
+    torch.testing.assert_close(head(xs), F.relu(head.fc2(fused)))
+
+
+@pytest.mark.parametrize("fuse", ["max", "sum"])
+def test_conv_fc_written_out(fuse):
+    head, xs = AdaptiveConvFC(6, 3, 4, convs=3, conv_width=32, width=16, norm="group", fuse=fuse), views()
+
+    def layer(x, part):
+        x = F.conv2d(x, part.conv.weight, padding=1)
+        return F.group_norm(x, 32, part.norm.weight, part.norm.bias).clamp(min=0)
+
+    first = torch.stack([layer(x, conv) for conv, x in zip(head.conv1, xs)])
+    x = first.max(dim=0).values if fuse == "max" else first.sum(dim=0)
+    for conv in head.convs:
+        x = layer(x, conv)
+    assert len(head.convs) == 2
+    torch.testing.assert_close(head(xs), F.relu(head.fc1(x.flatten(1))))
+
+
+def test_with_equal_first_layers_and_equal_views_it_is_the_ordinary_head():
+    x = torch.randn(5, 6, 3, 3)
+    adaptive, plain = AdaptiveTwoFC(6, 3, 4, width=16), TwoFC(6, 3, width=16)
+    for fc in adaptive.fc1:
+        fc.load_state_dict(plain.fc1.state_dict())
+    adaptive.fc2.load_state_dict(plain.fc2.state_dict())
+    torch.testing.assert_close(adaptive([x] * 4), plain(x))
+    adaptive, plain = (
+        AdaptiveConvFC(6, 3, 4, convs=2, conv_width=8, width=16),
+        ConvFC(6, 3, convs=2, conv_width=8, width=16),
+    )
+    for conv in adaptive.conv1:
+        conv.load_state_dict(plain.convs[0].state_dict())
+    adaptive.convs[0].load_state_dict(plain.convs[1].state_dict())
+    adaptive.fc1.load_state_dict(plain.fc1.state_dict())
+    torch.testing.assert_close(adaptive([x] * 4), plain(x))
+
+
+@each_head
+@pytest.mark.parametrize("fuse", ["max", "sum"])
+def test_every_parameter_and_every_view_has_a_gradient(make, fuse):
+    head, xs = make(fuse=fuse), views()
+    out = head(xs)
+    assert out.shape == (5, head.width)
+    (out * torch.randn_like(out)).sum().backward()
+    for tensor in [*xs, *head.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+
+
+@each_head
+def test_no_regions_give_no_vectors_and_a_gradient_of_zero(make):
+    head = make()
+    out = head(views(0))
+    assert out.shape == (0, 16)
+    out.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+
+
+def test_fold_keeps_the_function():
+    head = AdaptiveConvFC(6, 3, 4, convs=2, conv_width=8, width=16, norm="frozen")
+    for layer in [*head.conv1, *head.convs]:
+        layer.norm.weight.uniform_(0.5, 1.5), layer.norm.running_mean.normal_()
+    xs = views()
+    expected = head(xs)
+    torch.testing.assert_close(fold_norms(head)(xs), expected)
+
+
+def test_one_map_a_region_is_refused_with_what_fits():
+    for make in (AdaptiveTwoFC, AdaptiveConvFC):
+        with pytest.raises(ConfigError, match="type: all_levels"):
+            make(6, 3, 1)
+
+
+# --- in a detector
+
+
+def full(box_head: dict, **sections):
+    """A tiny PANet with adaptive feature pooling."""
+    neck = {"type": "panet", "width": 32, "form": "authors", "norm": "group"}
+    return tiny_model(neck=neck, roi_head={"pool": {"type": "all_levels"}, "box_head": box_head}, **sections)
+
+
+@pytest.mark.parametrize("box_head", SECTIONS.values(), ids=SECTIONS)
+@pytest.mark.parametrize("objects", [True, False])
+def test_every_trainable_parameter_of_panet_in_full_has_a_gradient(box_head, objects):
+    model = full(box_head)
+    rows = [(8, 8, 40, 50, 0), (50, 20, 90, 60, 2), (2, 2, 94, 62, 1)] if objects else []
+    sum(model([picture(64, 96)], [target(*rows)]).values()).backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    if objects:
+        assert [name for name, p in trainable.items() if not p.grad.any()] == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("box_head", SECTIONS.values(), ids=SECTIONS)
+def test_something_is_found_and_nothing_where_there_is_no_proposal(box_head):
+    assert len(full(box_head).eval()([picture(64, 96)])[0]) > 0
+    assert len(full(box_head, rpn={"min_size": 1000.0}).eval()([picture(64, 96)])[0]) == 0
+
+
+def test_mixed_precision_gives_losses_in_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = full(SECTIONS["conv_fc"])([picture(64, 96)], [target((8, 8, 40, 50, 0))])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+
+
+def test_pool_and_head_must_agree_on_the_number_of_maps():
+    with pytest.raises(ConfigError, match="gives 4 maps a region"):
+        tiny_model(roi_head={"pool": {"type": "all_levels"}})
+    with pytest.raises(ConfigError, match="type: all_levels"):
+        tiny_model(roi_head={"box_head": SECTIONS["two_fc"]})

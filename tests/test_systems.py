@@ -1,0 +1,62 @@
+"""Every system that is compared (configs/shapes) trains, with objects and without, and takes images of any size."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from golden_rules import PROJECT
+from tiny import picture, target
+
+from detector.build import build_detector, load_config
+from detector.rcnn import GeneralizedRCNN
+
+SYSTEMS = sorted(path.stem for path in (PROJECT / "configs/shapes").glob("*.yaml"))
+# all tests of a system follow one another, and it is built once
+each_system = pytest.mark.parametrize("name", SYSTEMS, scope="module")
+SMALL = [(1, 1), (20, 500), (500, 20)]
+OBJECTS = target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2), (2, 2, 94, 62, 1))
+
+
+@functools.lru_cache(maxsize=1)
+def system(name: str) -> GeneralizedRCNN:
+    torch.manual_seed(0)
+    return build_detector(load_config(PROJECT / f"configs/shapes/{name}.yaml", ["model.num_classes=3"]))
+
+
+@each_system
+@pytest.mark.parametrize("objects", [True, False])
+def test_every_trainable_parameter_has_a_gradient(name, objects):
+    """Also with mixed precision: None would stop distributed training."""
+    model = system(name).train()
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model([picture(64, 96), picture(90, 60, seed=1)], [OBJECTS if objects else target(), target()])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    trainable = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert [key for key, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@each_system
+@pytest.mark.parametrize("size", SMALL)
+@pytest.mark.parametrize("divisor", [None, 1])
+@torch.no_grad()
+def test_an_image_too_small_for_the_coarsest_level_is_padded(name, size, divisor, monkeypatch):
+    """To the system's own multiple; and where a user chose not to pad, no level becomes empty either."""
+    model = system(name).eval()
+    monkeypatch.setattr(model.pixels, "divisor", divisor or model.pixels.divisor)
+    batch = model.pixels.batch([picture(*size)], torch.device("cpu"), torch.float32)
+    levels = model.pyramid(batch.images)
+    assert all(min(p.shape[-2:]) >= 1 and p.isfinite().all() for p in levels)
+    (found,) = model([picture(*size)])
+    limit = torch.tensor([size[1], size[0]] * 2)
+    assert ((found.boxes >= 0) & (found.boxes <= limit)).all()
+
+
+@each_system
+@torch.no_grad()
+def test_an_image_of_one_pixel_trains(name):
+    losses = system(name).eval()([picture(1, 1)], [target()])
+    assert all(loss.isfinite() for loss in losses.values())
