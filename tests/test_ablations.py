@@ -139,7 +139,7 @@ def test_shapes_strides_and_channels(name, sizes):
 
 @each_neck
 def test_as_many_maps_as_the_neck_was_made_for(name):
-    with pytest.raises((ValueError, RuntimeError), match="zip|channels"):
+    with pytest.raises((ValueError, RuntimeError), match=r"zip|channels"):
         NECKS[name](NARROW, STRIDES, width=8)(maps()[:3])
 
 
