@@ -1,0 +1,309 @@
+"""BiFPN: constants by hand, the authors' table of nodes as a slow oracle, pooling by loops, and a gradient everywhere."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import picture, target, tiny_model
+from torch import Tensor, nn
+
+from detector.errors import ConfigError
+from detector.layers import fold_norms
+from detector.necks.bifpn import BiFPN, Layer, fast_normalised, pool_same, pool_symmetric
+
+CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
+NARROW = [8, 16, 24, 32]
+ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]
+FIRST = [2, 3]
+
+
+def maps(sizes: list[tuple[int, int]]) -> list[Tensor]:
+    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+
+
+def constant(*numbers: float) -> list[Tensor]:
+    return [torch.full((1, 1, 16 >> i, 16 >> i), float(number)) for i, number in enumerate(numbers)]
+
+
+def values(levels: list[Tensor]) -> list[list[float]]:
+    return [level.unique().tolist() for level in levels]
+
+
+def identity_(module: nn.Module) -> nn.Module:
+    """Every convolution hands its pixel on, no norm does a thing; of large numbers swish is the identity, too."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.dirac_(m.weight, groups=m.groups)
+            nn.init.zeros_(m.bias) if m.bias is not None else None
+        elif hasattr(m, "norm"):
+            m.norm = nn.Identity()
+    return module
+
+
+def identity_bifpn(**settings) -> BiFPN:
+    return identity_(BiFPN([1, 1, 1, 1], STRIDES, width=1, **{"repeats": 1, "fuse": "sum"} | settings))
+
+
+def fusion(count: int, fuse: str = "fast") -> nn.Module:
+    """A node of one channel whose convolution is the identity."""
+    neck = identity_bifpn(fuse=fuse)
+    return neck.layers[0].down[0] if count == 2 else neck.layers[0].up[0]
+
+
+# --- truth by hand
+
+
+def test_sums_of_one_layer_from_p3():
+    """T6 = 2c, T5 = 3c, T4 = b + 3c, O3 = a + b + 3c, and up again. C2 does not count."""
+    a, b, c = 1e2, 1e4, 1e6
+    o = [a + b + 3 * c, a + 3 * b + 6 * c, a + 3 * b + 10 * c, a + 3 * b + 13 * c, a + 3 * b + 14 * c]
+    assert values(identity_bifpn(first_level=3)(constant(7e6, a, b, c))) == [[x] for x in o]
+
+
+def test_sums_of_one_layer_from_p2():
+    a, b, c, d = 1e2, 1e3, 1e4, 1e6
+    o2, o3 = a + b + c + 2 * d, a + 3 * b + 2 * c + 4 * d
+    o4, o5, o6 = a + 3 * b + 4 * c + 6 * d, a + 3 * b + 4 * c + 9 * d, a + 3 * b + 4 * c + 10 * d
+    assert values(identity_bifpn()(constant(a, b, c, d))) == [[o2], [o3], [o4], [o5], [o6]]
+
+
+def test_equal_weights():
+    """Of n maps each has 1 / (n + 1e-4)."""
+    for n in (2, 3):
+        out = fusion(n)(*[torch.full((1, 1, 4, 4), 1000.0 * i) for i in range(n)])
+        expected = sum(1000 * i for i in range(n)) / (n + 1e-4)
+        assert out.unique().tolist() == [pytest.approx(expected, rel=1e-6)]
+
+
+def test_a_negative_weight_counts_as_none():
+    assert fast_normalised(torch.tensor([-3.0, 1.0, 4.0])).tolist() == pytest.approx([0, 1 / 5.0001, 4 / 5.0001])
+    assert fast_normalised(torch.tensor([-1.0, 0.0])).tolist() == [0, 0]
+
+
+def test_softmax_weights():
+    node = fusion(2, "softmax")
+    node.weight.data = torch.tensor([0.0, math.log(3)])
+    assert node(torch.full((1, 1, 4, 4), 1000.0), torch.full((1, 1, 4, 4), 2000.0)).unique().tolist() == [
+        pytest.approx(1750)
+    ]
+
+
+def test_swish_comes_before_the_convolution_and_nothing_after_the_norm():
+    node, x = fusion(2, "sum"), torch.full((1, 1, 4, 4), -0.5)
+    assert node(x, x).unique().tolist() == [pytest.approx(-1 / (1 + math.e))]
+    node.conv[1].norm = nn.BatchNorm2d(1).eval()
+    nn.init.constant_(node.conv[1].norm.bias, -7)
+    assert node(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)).unique().tolist() == [-7]
+
+
+def test_p6_and_p7_are_pooled():
+    c = constant(0, 0, 0, 0)
+    c[3] = torch.full((1, 1, 8, 8), -1.0)
+    c[3][0, 0, 3, 3] = 5
+    neck, seen = identity_bifpn(first_level=3), {}
+    neck.layers[0].register_forward_pre_hook(lambda _, args: seen.update(p=args[0], again=args[1]))
+    c[1:3] = [torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 16, 16)]
+    neck(c)
+    assert seen["p"][3].flatten().nonzero().numel() == 16 and seen["p"][3].max() == 5
+    assert (seen["p"][3] == 5).nonzero()[:, 2:].tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]  # around pixel 3
+    assert seen["p"][4].tolist() == [[[[5, 5], [5, 5]]]]
+    assert seen["again"][3] is seen["p"][3] and seen["again"][4] is seen["p"][4]
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_the_pass_up_has_laterals_of_its_own(first):
+    """All but the finest of the backbone's maps; without them nothing changes on the way down."""
+    neck, c = BiFPN(NARROW, STRIDES, width=8, first_level=first, repeats=1).eval(), maps(ODD)
+    assert len(neck.lateral_down) == 6 - first and len(neck.lateral_up) == 5 - first
+    before = neck(c)
+    for lateral in neck.lateral_up:
+        nn.init.zeros_(lateral.conv.weight)
+    after = neck(c)
+    assert torch.equal(before[0], after[0])
+    assert not any(torch.equal(b, a) for b, a in zip(before[1:], after[1:]))
+
+
+def test_a_repeat_reads_the_outputs_of_the_one_before():
+    neck, c = BiFPN(NARROW, STRIDES, width=8, repeats=2).eval(), maps(ODD)
+    first, second = neck.layers
+    neck.layers = nn.ModuleList([first])
+    expected = second(neck(c), neck(c))
+    neck.layers = nn.ModuleList([first, second])
+    assert all(torch.equal(p, q) for p, q in zip(neck(c), expected, strict=True))
+
+
+# --- oracles
+
+# the authors' nodes: level, inputs; 0..4 are the layer's inputs P3..P7, a node's own number follows in order
+NODES = [
+    (6, (3, 4)),
+    (5, (2, 5)),
+    (4, (1, 6)),
+    (3, (0, 7)),
+    (4, (1, 7, 8)),
+    (5, (2, 6, 9)),
+    (6, (3, 5, 10)),
+    (7, (4, 11)),
+]
+
+
+def slow_layer(layer: Layer, p: list[Tensor]) -> list[Tensor]:
+    """Node by node, with weights as numbers."""
+    fusions = [layer.down[i] for i in (3, 2, 1, 0)] + list(layer.up)
+    found = [(level, x) for level, x in enumerate(p, start=3)]
+    for (level, inputs), node in zip(NODES, fusions, strict=True):
+        size = p[level - 3].shape[-2:]
+        total, norm = torch.zeros_like(p[level - 3]), sum(max(w, 0) for w in node.weight.tolist()) + 1e-4
+        for i, w in zip(inputs, node.weight.tolist(), strict=True):
+            at, x = found[i]
+            x = layer.pool(x) if at < level else F.interpolate(x, size=size) if at > level else x
+            total += max(w, 0) / norm * x
+        found.append((level, node.conv(total * total.sigmoid())))
+    return [x for _, x in found[-5:]]
+
+
+def test_a_layer_is_the_authors_table_of_nodes():
+    layer = BiFPN(NARROW, STRIDES, width=8).layers[0].eval()
+    for node in [*layer.down, *layer.up]:
+        nn.init.uniform_(node.weight, -0.3, 1)
+    p = [torch.randn(2, 8, *size) for size in [*ODD, (2, 1)]]
+    for found, expected in zip(layer(p, p), slow_layer(layer, p), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def slow_pool(x: Tensor, before: list[int]) -> Tensor:
+    """3x3 windows of a map (H, W), every second pixel; `before`: how far the first one begins outside, per axis."""
+    height, width = (-(-side // 2) for side in x.shape)
+    out = torch.zeros(height, width)
+    for i in range(height):
+        for j in range(width):
+            y, z = 2 * i - before[0], 2 * j - before[1]
+            out[i, j] = x[max(y, 0) : y + 3, max(z, 0) : z + 3].max()
+    return out
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (4, 4), (5, 5), (6, 7), (7, 8), (8, 1)])
+def test_pooling(size):
+    x = torch.randn(*size) - 10  # all negative: what is padded must not win
+    total = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in size]  # TensorFlow's rule; the larger half behind
+    assert torch.equal(pool_same(x[None, None])[0, 0], slow_pool(x, [t // 2 for t in total]))
+    assert torch.equal(pool_symmetric(x[None, None])[0, 0], slow_pool(x, [1, 1]))
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(("width", "repeats", "count"), [(64, 3, 675_001), (160, 6, 2_716_594), (256, 3, 3_879_481),
+                                                         (256, 6, 5_526_130)])  # fmt: skip
+def test_parameters(width, repeats, count):
+    with torch.device("meta"):
+        neck = BiFPN(CHANNELS, STRIDES, width=width, repeats=repeats, first_level=3)
+    assert sum(p.numel() for p in neck.parameters()) == count
+
+
+def test_the_authors_batch_norm():
+    norms = [m for m in BiFPN(NARROW, STRIDES, width=8, repeats=2).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 8 + 2 * 8 and {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.01)}
+
+
+def test_initial_weights():
+    neck = BiFPN(NARROW, STRIDES, width=64, repeats=1, separable=False)
+    weight = neck.layers[0].up[0].conv.conv.weight
+    assert weight.var().item() == pytest.approx(1 / (64 * 9), rel=0.05)  # Glorot: 2 / (fan_in + fan_out)
+    assert neck.layers[0].up[0].weight.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "sizes", [ODD, [(16, 24), (8, 12), (4, 6), (2, 3)], [(1, 1)] * 4, [(7, 5), (4, 3), (2, 2), (1, 1)]]
+)
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("first", FIRST)
+def test_shapes_strides_and_channels(first, padding, sizes):
+    neck = BiFPN(NARROW, STRIDES, width=8, repeats=2, first_level=first, pool_padding=padding).eval()
+    assert neck.strides == [2**level for level in range(first, first + 5)] and neck.channels == [8] * 5
+    expected = list(sizes[first - 2 :])
+    while len(expected) < 5:
+        expected.append(tuple(-(-side // 2) for side in expected[-1]))
+    assert [p.shape for p in neck(maps(sizes))] == [(2, 8, *size) for size in expected]
+
+
+@pytest.mark.parametrize(("first", "strides"), [(2, [4, 8, 16, 16]), (3, [4, 8, 16, 16]), (2, [8, 16, 32])])
+def test_maps_that_it_cannot_use_are_refused(first, strides):
+    """A dilated C5 has the size of C4; without a C2 there is no P2."""
+    with pytest.raises(ValueError, match=f"from P{first} on it needs maps of strides .*8, 16, 32"):
+        BiFPN(NARROW[-len(strides) :], strides, width=8, first_level=first)
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="width"):
+        BiFPN(NARROW, STRIDES, width=0)
+    with pytest.raises(ConfigError, match="repeats"):
+        BiFPN(NARROW, STRIDES, repeats=0)
+
+
+def test_a_detector_says_which_part_does_not_fit():
+    with pytest.raises(ConfigError, match="model: neck does not fit: from P2"):
+        tiny_model(neck={"type": "bifpn"}, backbone={"dilated_c5": True})
+
+
+# --- inference copies and mixed precision
+
+
+@pytest.mark.parametrize("separable", [True, False])
+def test_folded_norms_keep_the_function(separable):
+    neck, c = BiFPN(NARROW, STRIDES, width=8, separable=separable), maps(ODD)
+    for _ in range(3):
+        neck(c)  # statistics that are not 0 and 1
+    folded = fold_norms(copy.deepcopy(neck.eval()))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    for found, expected in zip(folded(c), neck(c), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fuse", ["fast", "softmax", "sum"])
+def test_mixed_precision_keeps_the_maps_small_and_in_place(fuse):
+    neck = BiFPN(NARROW, STRIDES, width=8, fuse=fuse).to(memory_format=torch.channels_last).eval()
+    c = [x.contiguous(memory_format=torch.channels_last) for x in maps([(16, 24), (8, 12), (4, 6), (2, 3)])]
+    with torch.autocast("cpu", torch.bfloat16):
+        p = neck(c)
+    for found, expected in zip(p, neck(c), strict=True):
+        assert found.dtype is torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("fuse", ["fast", "softmax", "sum"])
+@pytest.mark.parametrize("separable", [True, False])
+def test_every_parameter_and_every_level_has_a_gradient(separable, fuse, first):
+    neck = BiFPN(NARROW, STRIDES, width=8, repeats=2, first_level=first, fuse=fuse, separable=separable).eval()
+    c = maps(ODD)
+    sum((p * torch.randn_like(p)).sum() for p in neck(c)).backward()
+    assert (c[0].grad is None) == (first == 3)
+    for tensor in [*c[first - 2 :], *neck.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+
+
+def test_every_level_sees_every_other_after_one_layer():
+    neck, c = BiFPN(NARROW, STRIDES, width=8, repeats=1).eval(), maps(ODD)
+    for i, p in enumerate(neck(c)):
+        reached = torch.autograd.grad(p.sum(), c, retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in reached), f"P{i + 2}"
+
+
+@pytest.mark.parametrize("objects", [[(10, 12, 60, 70, 1), (30, 30, 44, 41, 0)], []])
+@pytest.mark.parametrize("first", FIRST)
+def test_a_detector_with_it_trains_with_and_without_objects(first, objects):
+    model = tiny_model(neck={"type": "bifpn", "width": 32, "repeats": 2, "first_level": first}).train()
+    losses = model([picture(96, 128), picture(80, 100, 1)], [target(*objects), target()])
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert model.pyramid.neck.layers[0].down[0].weight.grad.abs().sum() > 0

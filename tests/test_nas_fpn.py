@@ -1,0 +1,291 @@
+"""NAS-FPN: constants by hand, the searched table of cells as a slow oracle, resizing by loops, and a gradient everywhere."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import picture, target, tiny_model
+from torch import Tensor, nn
+
+from detector.errors import ConfigError
+from detector.layers import fold_norms
+from detector.necks.nas_fpn import NASFPN, Stack, gate_high, gate_low, halve_ceil, halve_floor, resize
+
+CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
+NARROW = [8, 16, 24, 32]
+ODD = [(33, 41), (17, 21), (9, 11), (5, 6)]
+FORMS = ["authors", "mmdetection"]
+
+
+def maps(sizes: list[tuple[int, int]]) -> list[Tensor]:
+    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+
+
+def constant(*numbers: float) -> list[Tensor]:
+    return [torch.full((1, 1, 32 >> i, 32 >> i), float(number)) for i, number in enumerate(numbers)]
+
+
+def values(levels: list[Tensor]) -> list[list[float]]:
+    return [level.unique().tolist() for level in levels]
+
+
+def identity_nas_fpn(**settings) -> NASFPN:
+    """One channel; every convolution hands its pixel on."""
+    neck = NASFPN([1, 1, 1, 1], STRIDES, width=1, norm=None, **{"stacks": 1} | settings)
+    for conv in (m for m in neck.modules() if isinstance(m, nn.Conv2d)):
+        nn.init.dirac_(conv.weight)
+    return neck
+
+
+# --- truth by hand
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_of_one_stack(form):
+    """The gates of large numbers are open, in both forms, so every cell adds. C2 does not count."""
+    a, b, c = 1e2, 1e4, 1e6
+    p3, p4, p5 = a + 2 * b + c, a + 4 * b + 2 * c, 2 * a + 6 * b + 4 * c
+    p7, p6 = 2 * a + 8 * b + 6 * c, 4 * a + 14 * b + 10 * c
+    assert values(identity_nas_fpn(form=form)(constant(7e6, a, b, c))) == [[p3], [p4], [p5], [p6], [p7]]
+
+
+def test_stacks_follow_one_another():
+    a = identity_nas_fpn(stacks=3)(constant(0, 0, 0, 100))
+    once = identity_nas_fpn()
+    expected = once.stacks[0](once.stacks[0](once(constant(0, 0, 0, 100))))
+    assert all(torch.equal(x, y) for x, y in zip(a, expected, strict=True))
+
+
+def test_the_coarse_map_gates_the_fine_one_in_the_authors_form():
+    """By its maximum: sigmoid(ln 3) = 3/4."""
+    high, low = torch.tensor([[[[-5.0, math.log(3)]]]]), torch.tensor([[[[8.0, 4.0]]]])
+    assert gate_low(high, low).flatten().tolist() == pytest.approx([1, math.log(3) + 3])
+
+
+def test_the_fine_map_gates_the_coarse_one_in_mmdetections_form():
+    """By its mean."""
+    high, low = torch.tensor([[[[8.0, 4.0]]]]), torch.tensor([[[[0.0, 2 * math.log(3)]]]])
+    assert gate_high(high, low).flatten().tolist() == pytest.approx([6, 2 * math.log(3) + 3])
+
+
+def test_gates_are_of_every_image_and_channel_alone():
+    high, low = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    for gate in (gate_low, gate_high):
+        alone = torch.stack([gate(high[i : i + 1], low[i : i + 1])[0] for i in range(2)])
+        assert torch.equal(gate(high, low), alone)
+        assert torch.equal(gate(high[:, 1:2], low[:, 1:2]), gate(high, low)[:, 1:2])
+
+
+def test_relu_comes_before_the_convolution_and_nothing_after_the_norm():
+    cell = NASFPN([1, 1, 1, 1], STRIDES, width=1, stacks=1).stacks[0].sum_43_3.eval()
+    nn.init.dirac_(cell.conv.weight)
+    nn.init.constant_(cell.norm.bias, -7)
+    assert cell(torch.full((1, 1, 4, 4), -3.0)).unique().tolist() == [-7]
+
+
+def test_p6_and_p7_are_convolved_before_pooling_in_mmdetections_form():
+    neck = identity_nas_fpn(form="mmdetection")
+    for extra in neck.extra:
+        extra.conv.weight.data.fill_(-1)
+    seen = []
+    neck.stacks[0].register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    c = constant(0, 0, 0, 0)
+    c[3] = torch.arange(16.0).reshape(1, 1, 4, 4)
+    neck(c)
+    assert seen[3].tolist() == [[[[0, -2], [-8, -10]]]] and seen[4].tolist() == [[[[10]]]]  # max of -C5, then of -P6
+
+
+def test_resizing_up_repeats_the_nearest_pixel():
+    x, like = torch.tensor([[[[1.0, 2]]]]), torch.zeros(1, 1, 2, 5)
+    assert resize(x, like)[0, 0].tolist() == [[1, 1, 1, 2, 2]] * 2
+
+
+def test_resizing_down_takes_the_maximum_of_blocks():
+    x = torch.arange(32.0).reshape(1, 1, 4, 8)
+    assert resize(x, torch.zeros(1, 1, 2, 2))[0, 0].tolist() == [[11, 15], [27, 31]]
+    assert resize(x, torch.zeros(1, 1, 1, 2))[0, 0].tolist() == [[27, 31]]
+
+
+def test_zeros_go_around_what_does_not_fit():
+    """Five columns into two blocks of three: one zero, behind. Into four blocks of two: one before, two behind."""
+    x = torch.tensor([[[[-5.0, -1, -3, -2, -4]]]])
+    assert resize(x, torch.zeros(1, 1, 1, 2)).flatten().tolist() == [-1, 0]
+    assert resize(x, torch.zeros(1, 1, 1, 4)).flatten().tolist() == [0, -1, -2, 0]
+    assert resize(x.mT, torch.zeros(1, 1, 2, 1)).flatten().tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("side", "ceil", "floor"), [(1, [0], [0]), (2, [1], [1]), (3, [1, 2], [1]), (5, [1, 3, 4], [1, 3])]
+)
+def test_halving(side, ceil, floor):
+    x = torch.arange(float(side)).reshape(1, 1, 1, side)
+    assert halve_ceil(x).flatten().tolist() == ceil and halve_floor(x).flatten().tolist() == floor
+    assert halve_ceil(x.mT).flatten().tolist() == ceil and halve_floor(x.mT).flatten().tolist() == floor
+
+
+# --- oracle
+
+# the searched cells: level, operation, inputs; 0..4 are P3..P7, a cell's own number follows in order
+CELLS = [
+    ("gp_64_4", 4, (3, 1)), ("sum_44_4", 4, (5, 1)), ("sum_43_3", 3, (6, 0)), ("sum_34_4", 4, (7, 6)),
+    ("gp_43_5", 5, (8, 7)), ("gp_54_7", 7, (9, 6)), ("gp_75_6", 6, (10, 9)),
+]  # fmt: skip
+
+
+def slow_resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Of (N, C, H, W), where one size divides the other."""
+    h, w = x.shape[-2:]
+    if h < height:
+        return torch.stack([x[..., i * h // height, :] for i in range(height)], dim=-2)[
+            ..., [j * w // width for j in range(width)]
+        ]
+    return x.unflatten(-1, (width, w // width)).unflatten(-3, (height, h // height)).amax(dim=(-1, -3))
+
+
+def slow_stack(stack: Stack, p: list[Tensor], form: str) -> list[Tensor]:
+    """The search's own rule of what is added: an input that no cell has read when an output of its level is made."""
+    found, unread = list(zip(range(3, 8), p)), set(range(5))
+    for cell, level, inputs in CELLS:
+        height, width = p[level - 3].shape[-2:]
+        high, low = sorted(inputs, key=lambda i: -found[i][0])
+        high, low = (slow_resize(found[i][1], height, width) for i in (high, low))
+        unread -= set(inputs)
+        if cell.startswith("sum"):
+            out = high + low
+        elif form == "authors":
+            out = high + low / (1 + (-high.flatten(2).max(dim=2).values[..., None, None]).exp())
+        else:
+            out = low + high / (1 + (-low.mean(dim=3).mean(dim=2)[..., None, None]).exp())
+        for i in [i for i in unread if found[i][0] == level]:
+            out, unread = out + found[i][1], unread - {i}
+        module = getattr(stack, cell)
+        found.append((level, module.norm(F.conv2d(out.clamp(min=0), module.conv.weight, module.conv.bias, padding=1))))
+    outputs = dict(found[7:])  # of two P4 the later one
+    return [outputs[level] for level in range(3, 8)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stack_is_the_searched_table_of_cells(form):
+    stack = NASFPN(NARROW, STRIDES, width=8, stacks=1, form=form).stacks[0].eval()
+    p = [torch.randn(2, 8, 16 >> i, 32 >> i) for i in range(5)]
+    for found, expected in zip(stack(p), slow_stack(stack, p, form), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- sizes
+
+
+def test_parameters():
+    with torch.device("meta"):
+        full = NASFPN(CHANNELS, STRIDES, form="mmdetection")
+        authors = NASFPN(CHANNELS, STRIDES)
+    assert sum(p.numel() for p in full.parameters()) == 29_990_144
+    assert sum(p.numel() for p in full.stacks[0].parameters()) == 4_134_144
+    assert sum(p.numel() for p in full.extra.parameters()) == 132_096
+    assert sum(p.numel() for p in authors.parameters()) == 29_990_144 - 132_096
+
+
+EVEN = [(32, 64), (16, 32), (8, 16), (4, 8)]
+
+
+@pytest.mark.parametrize(("form", "sizes", "extra"), [
+    ("authors", EVEN, [(2, 4), (1, 2)]), ("mmdetection", EVEN, [(2, 4), (1, 2)]),
+    ("authors", ODD, [(3, 3), (2, 2)]), ("mmdetection", ODD, [(2, 3), (1, 1)]),
+    ("authors", [(1, 1)] * 4, [(1, 1)] * 2), ("mmdetection", [(1, 1)] * 4, [(1, 1)] * 2),
+    ("authors", [(9, 3), (5, 2), (3, 1), (2, 1)], [(1, 1)] * 2), ("mmdetection", [(9, 3), (5, 2), (3, 1), (2, 1)], [(1, 1)] * 2),
+])  # fmt: skip
+def test_shapes_strides_and_channels(form, sizes, extra):
+    neck = NASFPN(NARROW, STRIDES, width=8, stacks=2, form=form).eval()
+    assert neck.strides == [8, 16, 32, 64, 128] and neck.channels == [8] * 5
+    assert [p.shape for p in neck(maps(sizes))] == [(2, 8, *size) for size in [*sizes[1:], *extra]]
+
+
+@pytest.mark.parametrize("strides", [[4, 8, 16, 16], [8, 16]])
+def test_maps_that_it_cannot_use_are_refused(strides):
+    with pytest.raises(ValueError, match=r"of strides \[8, 16, 32\]"):
+        NASFPN(NARROW[-len(strides) :], strides, width=8)
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="width"):
+        NASFPN(NARROW, STRIDES, width=0)
+    with pytest.raises(ConfigError, match="stacks"):
+        NASFPN(NARROW, STRIDES, stacks=0)
+
+
+def test_a_detector_says_which_part_does_not_fit():
+    with pytest.raises(ConfigError, match="model: neck does not fit: NAS-FPN"):
+        tiny_model(neck={"type": "nas_fpn"}, backbone={"dilated_c5": True})
+
+
+# --- inference copies and mixed precision
+
+
+def test_folded_norms_keep_the_function():
+    neck, c = NASFPN(NARROW, STRIDES, width=8, stacks=2, form="mmdetection"), maps(ODD)
+    for _ in range(3):
+        neck(c)  # statistics that are not 0 and 1
+    folded = fold_norms(copy.deepcopy(neck.eval()))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    for found, expected in zip(folded(c), neck(c), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_its_inputs_are_left_as_they_were():
+    """The ReLU works in place, on what the cell alone has."""
+    neck, c = NASFPN(NARROW, STRIDES, width=8, stacks=1).eval(), maps(ODD)
+    before = [x.clone() for x in c]
+    p = neck(c)
+    assert all(torch.equal(x, y) for x, y in zip(c, before)) and all(x.min() < 0 for x in p)
+    kept = [x.clone() for x in p]
+    neck.stacks[0](p)
+    assert all(torch.equal(x, y) for x, y in zip(p, kept))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mixed_precision_keeps_the_maps_small_and_in_place(form):
+    neck = NASFPN(NARROW, STRIDES, width=8, stacks=1, form=form).to(memory_format=torch.channels_last).eval()
+    c = [x.contiguous(memory_format=torch.channels_last) for x in maps(EVEN)]
+    with torch.autocast("cpu", torch.bfloat16):
+        p = neck(c)
+    for found, expected in zip(p, neck(c), strict=True):
+        assert found.dtype is torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize("norm", ["batch", None])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_parameter_and_every_level_has_a_gradient(form, norm):
+    neck, c = NASFPN(NARROW, STRIDES, width=8, stacks=2, form=form, norm=norm).eval(), maps(ODD)
+    sum((p * torch.randn_like(p)).sum() for p in neck(c)).backward()
+    assert c[0].grad is None
+    for tensor in [*c[1:], *neck.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+
+
+def test_every_level_sees_every_other_after_one_stack():
+    neck, c = NASFPN(NARROW, STRIDES, width=8, stacks=1).eval(), maps(ODD)
+    for i, p in enumerate(neck(c)):
+        reached = torch.autograd.grad(p.sum(), c[1:], retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in reached), f"P{i + 3}"
+
+
+@pytest.mark.parametrize("objects", [[(10, 12, 60, 70, 1), (30, 30, 44, 41, 0)], []])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_detector_with_it_trains_with_and_without_objects(form, objects):
+    model = tiny_model(
+        neck={"type": "nas_fpn", "width": 32, "stacks": 2, "form": form}, pixels={"divisor": 128}
+    ).train()
+    losses = model([picture(96, 128), picture(80, 200, 1)], [target(*objects), target()])
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert model.pyramid.neck.stacks[0].gp_64_4.conv.weight.grad.abs().sum() > 0
