@@ -11,7 +11,7 @@ from torch import nn
 
 from detector.backbones.resnet import ResNet
 from detector.errors import CheckpointError, ConfigError
-from detector.layers import FrozenBatchNorm, fold_norms
+from detector.layers import AffineBatchNorm, FrozenBatchNorm, fold_norms
 
 DEPTHS = (18, 34, 50, 101, 152)
 
@@ -95,6 +95,21 @@ def test_a_side_that_32_does_not_divide_is_rounded_up():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+def test_three_stages_end_in_c4(depth):
+    net, whole = on_meta(depth, stages=3), on_meta(depth)
+    assert net.channels == whole.channels[:3] and net.strides == [4, 8, 16]
+    assert not hasattr(net, "layer4")
+    shapes = [c.shape for c in net(torch.zeros(1, 3, 64, 96, device="meta"))]
+    assert shapes == [(1, c, 64 // stride, 96 // stride) for c, stride in zip(net.channels, net.strides, strict=True)]
+
+
+def test_another_width_is_that_of_every_stage():
+    net = on_meta(18, width=16)
+    assert net.channels == [16, 32, 64, 128] and net.conv1.out_channels == 16
+    assert on_meta(50, width=16).channels == [64, 128, 256, 512]
+
+
 # --- where the stride sits, and dilation
 
 
@@ -143,6 +158,20 @@ def test_there_are_five_stages_to_freeze(stages):
         on_meta(18, frozen_stages=stages)
 
 
+def test_three_stages_leave_four_to_freeze():
+    assert not any(p.requires_grad for p in on_meta(18, stages=3, frozen_stages=4).parameters())
+    with pytest.raises(ConfigError, match=r"frozen_stages: 0 \(all trains\) to 4"):
+        on_meta(18, stages=3, frozen_stages=5)
+
+
+def test_an_affine_norm_keeps_its_statistics_and_trains_the_rest():
+    net = ResNet(18, norm="affine", frozen_stages=2).train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.layer2[0].bn1.weight.requires_grad and not net.layer1[0].bn1.weight.requires_grad
+
+
 @pytest.mark.parametrize("call_train", [False, True], ids=["as built", "after train()"])
 def test_batch_norms_of_frozen_stages_keep_their_statistics(call_train):
     net = ResNet(18, norm="batch", frozen_stages=2)
@@ -156,7 +185,13 @@ def test_batch_norms_of_frozen_stages_keep_their_statistics(call_train):
 
 @pytest.mark.parametrize(
     ("norm", "kind"),
-    [("frozen", FrozenBatchNorm), ("batch", nn.BatchNorm2d), ("sync", nn.SyncBatchNorm), ("group", nn.GroupNorm)],
+    [
+        ("frozen", FrozenBatchNorm),
+        ("affine", AffineBatchNorm),
+        ("batch", nn.BatchNorm2d),
+        ("sync", nn.SyncBatchNorm),
+        ("group", nn.GroupNorm),
+    ],
 )
 def test_every_norm_is_of_the_kind_that_is_asked_for(norm, kind):
     net = on_meta(50, norm=norm, norm_eps=1e-3)
@@ -165,7 +200,7 @@ def test_every_norm_is_of_the_kind_that_is_asked_for(norm, kind):
     assert all(type(m) is kind and m.eps == 1e-3 for m in norms)
 
 
-@pytest.mark.parametrize("norm", ["frozen", "batch", "group"])
+@pytest.mark.parametrize("norm", ["frozen", "affine", "batch", "group"])
 def test_every_parameter_of_an_unfrozen_network_learns(norm):
     net = ResNet(18, norm=norm, frozen_stages=0)
     sum(c.square().mean() for c in net(torch.rand(2, 3, 64, 64))).backward()
@@ -189,7 +224,7 @@ def weights(classifier, tmp_path):
     return tmp_path / "resnet18.pth"
 
 
-@pytest.mark.parametrize("norm", ["frozen", "batch"])
+@pytest.mark.parametrize("norm", ["frozen", "affine", "batch"])
 def test_the_function_is_torchvisions(classifier, weights, norm):
     net, x = ResNet(18, weights=str(weights), norm=norm).eval(), torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -235,6 +270,13 @@ def test_folding_leaves_group_norms_alone():
         assert_same_maps(fold_norms(net)(x), expected)
 
 
+def test_three_stages_leave_the_fourth_in_the_file(weights, caplog):
+    with caplog.at_level(logging.INFO):
+        net = ResNet(18, weights=str(weights), stages=3)
+    assert "backbone: 75 tensors loaded" in caplog.text
+    assert torch.equal(net.conv1.weight, torch.load(weights)["conv1.weight"])
+
+
 # --- what cannot be loaded
 
 
@@ -265,12 +307,12 @@ def test_a_checkpoint_that_runs_code_is_not_opened(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}])
 def test_a_file_of_something_else(tmp_path, content):
     torch.save(content, tmp_path / "else.pth")
-    assert "not the weights of this ResNet-18" in refused(tmp_path / "else.pth")
+    assert "not the weights of this resnet18" in refused(tmp_path / "else.pth")
 
 
 def test_weights_of_another_depth(weights):
     message = refused(weights, depth=34)
-    assert "not the weights of this ResNet-34 (missing: layer1.2." in message and "model.backbone.depth" in message
+    assert "not the weights of this resnet34 (missing: layer1.2." in message and "model.backbone.depth" in message
 
 
 def test_weights_of_another_width(weights):

@@ -1,0 +1,178 @@
+"""The ResNet's last stage as the box head of a detector on C4."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_rules import PROJECT
+from test_single import ONE_LEVEL
+from tiny import picture, target, tiny_model
+from torch import nn
+
+from detector.backbones.resnet import ResNet
+from detector.build import build_detector, load_config
+from detector.errors import CheckpointError, ConfigError
+from detector.heads.res5 import Res5
+from detector.interop.detectron2 import NAMES as DETECTRON2
+from detector.interop.mmdetection import NAMES as MMDETECTION
+from detector.interop.names import rename
+from detector.layers import FrozenBatchNorm, fold_norms
+
+IMAGES = [picture(64, 96, seed=1), picture(64, 96, seed=2)]
+TARGETS = {
+    "objects": [target((8, 8, 40, 50, 0)), target((50, 20, 90, 60, 2))],
+    "no objects": [target(), target()],
+    "objects in one of two images": [target((8, 8, 40, 50, 0)), target()],
+}
+ROI_HEAD = {
+    "pool": {"levels": 1, "size": 14}, "box_head": {"type": "res5"}, "batch_per_image": 16, "score_threshold": 0.0,
+}  # fmt: skip
+
+
+def c4_model(**backbone):
+    """The tiny detector with C4 for all."""
+    rpn = ONE_LEVEL["rpn"] | {"post_nms": [16, 16]}
+    return tiny_model(
+        neck={"type": "single"}, rpn=rpn, roi_head=ROI_HEAD, backbone={"stages": 3, "width": 16} | backbone
+    )
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def head_of(depth: int = 18, **settings) -> Res5:
+    backbone = ResNet(depth, stages=3, **settings)
+    return Res5(backbone.channels[-1], 14, backbone)
+
+
+@pytest.fixture(params=[18, 50])
+def whole(request, tmp_path):
+    """A plain network with weights worth keeping, and their file."""
+    net = ResNet(request.param, width=16, norm="affine").eval()
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if "running" in name:
+                tensor.uniform_(0.5, 1.5)
+    torch.save(net.state_dict() | {"fc.weight": torch.zeros(3, 4), "fc.bias": torch.zeros(3)}, tmp_path / "net.pth")
+    return net, str(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(("depth", "width"), [(18, 512), (50, 2048)])
+def test_fourteen_become_seven_become_their_mean(depth, width):
+    head, maps = head_of(depth, width=64), []
+    head.layer4.register_forward_hook(lambda *args: maps.append(args[2]))
+    x = torch.randn(3, width // 2, 14, 14)
+    out = head(x)
+    assert out.shape == (3, head.width) == (3, width) and maps[0].shape == (3, width, 7, 7)
+    torch.testing.assert_close(out, maps[0].flatten(2).mean(dim=2))
+
+
+def test_backbone_and_head_are_one_resnet():
+    with torch.device("meta"):
+        backbone = ResNet(50, stages=3, frozen_stages=0)
+        assert count(backbone) + count(Res5(1024, 14, backbone)) == 23_454_912
+
+
+def test_with_imagenet_weights_the_head_is_the_stage_that_the_backbone_leaves_out(whole):
+    net, weights = whole
+    backbone = ResNet(net.depth, width=16, norm="affine", stages=3, weights=weights).eval()
+    head = Res5(backbone.channels[-1], 14, backbone).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        c, expected = backbone(x), net(x)
+        assert all(torch.equal(a, b) for a, b in zip(c, expected[:3], strict=True))
+        assert torch.equal(head(c[-1]), expected[3].mean((2, 3)))
+
+
+def test_weights_without_that_stage(whole, tmp_path):
+    net, _ = whole
+    state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("layer4.1.")}
+    torch.save(state, tmp_path / "short.pth")
+    backbone = ResNet(net.depth, width=16, norm="affine", stages=3, weights=str(tmp_path / "short.pth"))
+    with pytest.raises(CheckpointError, match=r"missing: 1\.conv1\.weight"):
+        Res5(backbone.channels[-1], 14, backbone)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("frozen", FrozenBatchNorm), ("group", nn.GroupNorm)])
+def test_the_stage_has_the_backbones_settings(norm, kind):
+    head = head_of(50, norm=norm, norm_eps=1e-3, stride_in="1x1", groups=2, width_per_group=32)
+    block = head.layer4[0]
+    assert type(block.bn2) is kind and block.bn2.eps == 1e-3
+    assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1) and block.conv2.groups == 2
+
+
+def test_the_head_trains_beside_a_frozen_backbone():
+    backbone = ResNet(18, stages=3, frozen_stages=4)
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert all(p.requires_grad for p in Res5(256, 14, backbone).parameters())
+
+
+def test_no_regions():
+    head = head_of(norm="batch")
+    out = head(torch.zeros(0, 256, 14, 14))
+    assert out.shape == (0, 512)
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_folding_keeps_the_function():
+    head, x = head_of(50, norm="batch"), torch.randn(2, 1024, 14, 14)
+    head(x)  # moves the statistics away from 0 and 1
+    head.eval()
+    with torch.no_grad():
+        expected = head(x)
+        torch.testing.assert_close(fold_norms(head)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("norm", ["frozen", "batch", "affine"])
+def test_every_trainable_parameter_has_a_gradient(targets, norm):
+    model = c4_model(norm=norm)
+    sum(model(IMAGES, TARGETS[targets]).values()).backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    if targets == "objects":
+        assert [name for name, p in trainable.items() if not p.grad.any()] == []
+
+
+def test_it_detects():
+    model = c4_model().eval()
+    together, apart = model(IMAGES), [model([image])[0] for image in IMAGES]
+    for a, b in zip(together, apart, strict=True):
+        assert len(a) == len(b) > 0
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("theirs", ["roi_heads.res5.0.conv1.weight", "roi_head.shared_head.layer4.0.conv1.weight"])
+def test_the_names_of_other_frameworks(theirs):
+    rows = DETECTRON2 if "roi_heads" in theirs else MMDETECTION
+    state = c4_model().state_dict()
+    assert [name for name in rename(theirs, rows) if name in state] == ["roi_head.box_head.layer4.0.conv1.weight"]
+
+
+def test_the_recipe():
+    config = load_config(
+        PROJECT / "configs/c4_r50_1x_coco.yaml", ["model.backbone.weights=null", "model.num_classes=80"]
+    )
+    with torch.device("meta"):
+        model = build_detector(config)
+    assert count(model.rpn) == 9_515_083 and model.roi_head.box_head.width == 2048
+    assert model.roi_head.pool.size == 14
+
+
+# --- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("stages", "neck", "levels"), [(4, "single", 1), (3, "fpn", 4)], ids=["a backbone with its own layer4", "a neck"]
+)
+def test_what_it_needs(stages, neck, levels):
+    rpn = {"anchors": {"sizes": [[16]] * levels}}
+    with pytest.raises(ConfigError, match=r"res5 is the stage after C4.*stages: 3.*type: single"):
+        tiny_model(backbone={"stages": stages}, neck={"type": neck}, rpn=rpn, roi_head=ROI_HEAD)
+
+
+def test_three_stages_have_no_c5_to_dilate():
+    with pytest.raises(ConfigError, match="no C5 to dilate"):
+        ResNet(18, stages=3, dilated_c5=True)
