@@ -19,42 +19,62 @@ class GeneralizedRCNN(nn.Module):
         self.pixels, self.pyramid, self.rpn, self.roi_head = pixels, pyramid, rpn, roi_head
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[Target | Mapping[str, Tensor]] | None = None
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target | Mapping[str, Tensor]] | None = None,
+        *,
+        proposals: Sequence[Proposals] | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
-        """uint8 RGB images (3, H, W) of any sizes -> detections; with targets: scalar losses by name."""
-        return self.detect(images) if targets is None else self.losses(images, targets)
+        """uint8 RGB images (3, H, W) of any sizes -> detections; with targets: scalar losses by name.
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Target | Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The four losses of Faster R-CNN, by name. Raises ValueError for a target that cannot be learnt."""
+        `proposals` of every image, in its pixels, are for a detector without an RPN; its targets may hold them, too.
+        """
+        return self.detect(images, proposals) if targets is None else self.losses(images, targets, proposals)
+
+    def losses(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target | Mapping[str, Tensor]],
+        proposals: Sequence[Proposals] | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of both stages, by name. Raises ValueError for a target that cannot be learnt."""
         targets = [Target.of(target) for target in targets]
         self._check(images, targets)
         targets = [target.to(self._device()) for target in targets]
-        batch = self._batch(images)
+        batch = self._batch(images, [target.proposals for target in targets] if proposals is None else proposals)
         p = self.pyramid(batch.images)
-        proposals, rpn_losses = self.rpn.losses(p, batch, targets)
-        return rpn_losses | self.roi_head.losses(p, proposals, targets)
+        regions, rpn_losses = self.rpn.losses(p, batch, targets)
+        return rpn_losses | self.roi_head.losses(p, regions, batch, targets)
 
-    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+    def detect(self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None) -> list[Detections]:
         """Boxes in the pixels of the given images, best first."""
-        return [detections for detections, _ in self.detect_with_proposals(images)]
+        return [detections for detections, _ in self.detect_with_proposals(images, proposals)]
 
     @torch.no_grad()
-    def detect_with_proposals(self, images: Sequence[Tensor]) -> list[tuple[Detections, Proposals]]:
+    def detect_with_proposals(
+        self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
+    ) -> list[tuple[Detections, Proposals]]:
         """Both stages' boxes. Images share a batch only if padding takes them to one size: no image sees another."""
         self.pixels.check(images)
+        given = [None] * len(images) if proposals is None else proposals
+        if len(given) != len(images):
+            raise ValueError(f"{len(images)} images with the proposals of {len(given)}: give those of every image")
         out: list = [None] * len(images)
         sizes = [self.pixels.padded_size(image) for image in images]
         for size in dict.fromkeys(sizes):
             group = [i for i, s in enumerate(sizes) if s == size]
-            batch = self._batch([images[i] for i in group])
+            batch = self._batch([images[i] for i in group], [given[i] for i in group])
             p = self.pyramid(batch.images)
-            proposals = self.rpn.propose(p, batch)
-            for i, *found in zip(group, self.roi_head.detect(p, proposals, batch), proposals):
+            regions = self.rpn.propose(p, batch)
+            for i, *found in zip(group, self.roi_head.detect(p, regions, batch), regions):
                 out[i] = tuple(found)
         return out
 
-    def _batch(self, images: Sequence[Tensor]) -> Batch:
-        return self.pixels.batch(images, self._device(), next(self.pyramid.parameters()).dtype)
+    def _batch(self, images: Sequence[Tensor], proposals: Sequence[Proposals | None]) -> Batch:
+        device = self._device()
+        batch = self.pixels.batch(images, device, next(self.pyramid.parameters()).dtype)
+        batch.proposals = [None if given is None else given.to(device) for given in proposals]
+        return batch
 
     def _device(self) -> torch.device:
         return next(self.pyramid.parameters()).device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,12 +14,25 @@ def _no_boxes() -> Tensor:
 
 
 @dataclass
+class Proposals:
+    """Where objects may be in one image: the RPN's guesses, best first, or those of a file."""
+
+    boxes: Tensor  # (R, 4) xyxy
+    scores: Tensor  # (R,) objectness logits
+
+    def to(self, device: torch.device) -> Proposals:
+        """On that device, as float32."""
+        return Proposals(self.boxes.to(device, torch.float32), self.scores.to(device, torch.float32))
+
+
+@dataclass
 class Target:
-    """The objects of one training image, in the pixels of that image."""
+    """The objects of one training image, in the pixels of that image; with the proposals, where they are given."""
 
     boxes: Tensor  # (G, 4) float32 xyxy
     labels: Tensor  # (G,) int64 in 0..K-1
     crowd: Tensor = field(default_factory=_no_boxes)  # (I, 4) regions that are neither object nor background
+    proposals: Proposals | None = None  # for a detector without an RPN
 
     @classmethod
     def of(cls, target: Target | Mapping[str, Tensor]) -> Target:
@@ -29,7 +42,8 @@ class Target:
     def to(self, device: torch.device) -> Target:
         """On that device, boxes as float32 and labels as int64."""
         boxes, crowd = (b.to(device, torch.float32) for b in (self.boxes, self.crowd))
-        return Target(boxes, self.labels.to(device, torch.int64), crowd)
+        proposals = None if self.proposals is None else self.proposals.to(device)
+        return Target(boxes, self.labels.to(device, torch.int64), crowd, proposals)
 
 
 class Levels(list):
@@ -38,14 +52,6 @@ class Levels(list):
     def __init__(self, p: Iterable[Tensor], raw: list[Tensor]):
         super().__init__(p)
         self.raw = raw
-
-
-@dataclass
-class Proposals:
-    """The RPN's guesses for one image, best first."""
-
-    boxes: Tensor  # (R, 4) xyxy
-    scores: Tensor  # (R,) objectness logits
 
 
 @dataclass
@@ -77,3 +83,4 @@ class Batch:
 
     images: Tensor  # (N, 3, H, W)
     sizes: list[tuple[int, int]]  # (h, w) of every image before padding
+    proposals: Sequence[Proposals | None] = ()  # of every image, for a detector without an RPN

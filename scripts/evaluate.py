@@ -9,16 +9,28 @@ from pathlib import Path
 
 import detector
 from detector.build import build_dataset, data_settings
+from detector.config import merge
+from detector.data.coco import CocoDataset
 from detector.errors import DetectorError
-from detector.evaluation.coco import evaluate_results, read_json, summary_table
-from detector.evaluation.run import evaluate, make_folder, write_text
-from detector.inference.predictor import PRECISIONS
+from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
+from detector.evaluation.run import (
+    check_folder,
+    check_new_file,
+    check_own,
+    evaluate,
+    make_folder,
+    write_proposals,
+    write_text,
+)
+from detector.inference.predictor import PRECISIONS, Predictor
+from detector.inference.tta import Augmented
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage="%(prog)s CKPT [--split val] [--output DIR] [--device D] [--precision P] [--trust] [key=value ...]\n"
+        usage="%(prog)s CKPT [--split val] [--output DIR] [--tta] [--device D] [--precision P] [--trust] [key=value ...]\n"
+        "       %(prog)s CKPT --proposals FILE [--split val] [--tta] [--device D] [--precision P] [--trust] [key=value ...]\n"
         "       %(prog)s --detections FILE --annotations FILE [--output DIR]",
     )
     add = parser.add_argument
@@ -27,6 +39,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--split", default="val", help="the part of the data to evaluate on (default: val)")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     add("--precision", choices=sorted(PRECISIONS), default="float32", help="of the network (default: float32)")
+    add("--tta", action="store_true", help="look at each image at the scales of data.tta, also mirrored, and merge")
+    add(
+        "--proposals",
+        metavar="FILE",
+        type=Path,
+        help="write the first stage's boxes of every image there, nothing else",
+    )
     add("--trust", action="store_true", help="allow the checkpoint to name code of your own")
     add("--detections", metavar="FILE", type=Path, help="score this file of COCO results; needs --annotations")
     add("--annotations", metavar="FILE", type=Path, help="the COCO annotations to score --detections on")
@@ -36,6 +55,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--detections and --annotations go together")
     if (args.checkpoint is None) == (args.detections is None):
         parser.error("give either a checkpoint, or --detections and --annotations")
+    if args.proposals and (args.detections or args.output):
+        parser.error("--proposals FILE goes with a checkpoint and without --output: FILE is all that is written")
     return args
 
 
@@ -43,31 +64,52 @@ def score_file(args: argparse.Namespace) -> None:
     """--detections FILE --annotations FILE: no model, no images."""
     metrics = evaluate_results(args.annotations, read_json(args.detections))
     if args.output:
+        check_own(args.output, "metrics.json")
         write_text(make_folder(args.output) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(summary_table(metrics))
 
 
+def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, CocoDataset, int]:
+    """CKPT and --split: the detector, all images of the split, and how many processes load them."""
+    how = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
+    predictor = detector.load(args.checkpoint, args.trust, kind=Augmented if args.tta else Predictor, **how)
+    config = merge(predictor.config, {"data": {"keep_empty": True}}) if "data" in predictor.config else predictor.config
+    dataset = build_dataset(config, args.split, class_names=predictor.class_names, trust=args.trust)
+    print(f"{args.split}: {dataset.report}", file=sys.stderr)
+    return predictor, dataset, data_settings(config["data"], trust=args.trust).workers
+
+
 def score_checkpoint(args: argparse.Namespace) -> None:
     """CKPT: the detector over the images of a split."""
-    how = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
-    predictor = detector.load(args.checkpoint, args.trust, **how)
-    dataset = build_dataset(predictor.config, args.split, class_names=predictor.class_names, trust=args.trust)
-    print(f"{args.split}: {dataset.report}", file=sys.stderr)
+    predictor, dataset, workers = open_checkpoint(args)
     folder = make_folder(args.output or args.checkpoint.parent)
-    workers = data_settings(predictor.config["data"], trust=args.trust).workers
+    check_own(folder, "metrics.json", "detections.json")
     metrics, results = evaluate(predictor, dataset, workers=workers)
     try:
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_text(folder / "detections.json", json.dumps(results) + "\n")
+        if not predictor.is_rpn_alone:  # whose boxes have no category
+            write_text(folder / "detections.json", json.dumps(results) + "\n")
     finally:  # a full disk does not lose the numbers of a long run
+        if predictor.is_rpn_alone:
+            print("an RPN alone: all classes are one, the AP is that of its best proposals\n")
         print(summary_table(metrics))
+
+
+def write_file_of_proposals(args: argparse.Namespace) -> None:
+    """CKPT --proposals FILE: what the first stage finds in the images of a split, for a detector without an RPN."""
+    check_folder(args.proposals.parent)
+    check_new_file(args.proposals)
+    predictor, dataset, workers = open_checkpoint(args)
+    make_folder(args.proposals.parent)
+    recall = write_proposals(predictor, dataset, args.proposals, workers=workers)
+    print(f"{args.proposals}: proposals for {len(dataset)} images\n\n{recall_table(recall)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    score = score_file if args.detections else score_checkpoint
+    task = score_file if args.detections else write_file_of_proposals if args.proposals else score_checkpoint
     try:
-        score(args)
+        task(args)
     except DetectorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import detector
 from detector.errors import DataError, DetectorError
-from detector.evaluation.run import make_folder
+from detector.evaluation.run import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
-from detector.inference.predictor import PRECISIONS
+from detector.inference.predictor import PRECISIONS, Predictor
+from detector.inference.tta import Augmented
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -23,6 +24,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: a GPU if there is one)")
     add("--precision", choices=sorted(PRECISIONS), default="float32", help="of the network (default: float32)")
+    add("--tta", action="store_true", help="look at each image at the scales of data.tta, also mirrored, and merge")
     add("--trust", action="store_true", help="allow the checkpoint to name code of your own")
     args = parser.parse_args(argv)
     if not 0 <= args.score <= 1:
@@ -34,8 +36,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def infer(args: argparse.Namespace) -> None:
     jobs = find_images(args.paths, args.output)  # first: a wrong path is known before anything heavy
+    check_folder(args.output)
+    kind = Augmented if args.tta else Predictor
+    predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision, kind=kind)
+    predictor.check_pictures()
     folder = make_folder(args.output)
-    predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision)
     results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
     print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
     if failed:

@@ -267,6 +267,17 @@ def test_init_from_says_what_it_left_fresh_where_the_classes_differ():
         assert torch.equal(tensor, (before if key in HEAD else source.state_dict())[key])
 
 
+def test_every_stage_of_a_cascade_is_left_fresh_where_the_classes_differ():
+    source, model = (
+        make_model(classes, roi_head={"type": "cascade", "box_head": {"width": 32}}) for classes in (80, 5)
+    )
+    before = state_of(model)
+    line = init_from(model, source.state_dict(), "x.pth")
+    assert "number of classes differs (80 -> 5): " in line
+    for key, tensor in model.state_dict().items():  # its boxes are class-agnostic, so that only the scores change
+        assert torch.equal(tensor, (before if ".class_score." in key else source.state_dict())[key])
+
+
 def test_load_weights_wants_the_same_classes():
     with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.class_score\.weight"):
         load_weights(make_model(3), make_model(4).state_dict(), "x.pth")

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import detector
-from detector.errors import CheckpointError
+from detector.errors import CheckpointError, DataError
 
 ROOT = Path(__file__).parents[1]
 COCOAPI = ROOT.parent / "shared/data/cocoapi"
@@ -52,7 +52,7 @@ def faked(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, obje
     asked: dict[str, object] = {}
     split = {"images": "images", "annotations": "a.json"}
     config = {"data": {"root": ".", "train": split, "val": split, "workers": 0}}
-    predictor = SimpleNamespace(config=config, class_names=["cell"])
+    predictor = SimpleNamespace(config=config, class_names=["cell"], is_rpn_alone=False)
 
     def load(path: Path, trust: bool, overrides: list[str], **how: str) -> SimpleNamespace:
         if not path.exists():
@@ -107,12 +107,43 @@ def test_output_folder_is_chosen_and_tried_first(script: ModuleType, faked: dict
     assert (tmp_path / "best.pth").read_bytes() == b"weights"
 
 
-def test_numbers_survive_a_failed_write(script: ModuleType, faked: dict, tmp_path: Path, capsys) -> None:
+def test_numbers_survive_a_failed_write(script: ModuleType, faked: dict, tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(path: Path, text: str) -> None:
+        raise DataError(f"{path}: cannot be written (the disk is full)")
+
+    monkeypatch.setattr(script, "write_text", full)
     (tmp_path / "best.pth").write_bytes(b"weights")
-    (tmp_path / "metrics.json").mkdir()
     assert script.main([str(tmp_path / "best.pth")]) == 2
     printed = capsys.readouterr()
     assert "0.250000" in printed.out and "metrics.json: cannot be written" in printed.err
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "detections.json"])
+@pytest.mark.parametrize("content", ['{"mine": 1}', '[{"file_name": "a.png", "image_id": 1}]', "", None])
+def test_foreign_files_are_not_written_over(
+    script: ModuleType, faked: dict, tmp_path: Path, name: str, content: str | None, capsys
+) -> None:
+    """Of other content, or, where there is none, a folder of that name."""
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    assert script.main([str(tmp_path / "best.pth")]) == 0
+    assert script.main([str(tmp_path / "best.pth")]) == 0  # its own files it may
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
+    faked.clear()
+    assert script.main([str(tmp_path / "best.pth")]) == 2
+    assert f"{name}: not of an earlier evaluation" in capsys.readouterr().err and "workers" not in faked
+    assert content is None or (tmp_path / name).read_text() == content
+
+
+def test_results_of_somebody_else_are_not_ours_because_they_look_alike(
+    script: ModuleType, faked: dict, files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    (tmp_path / "detections.json").write_text(json.dumps(FOUND))  # but there is no metrics.json beside it
+    assert script.main([str(tmp_path / "best.pth")]) == 2
+    assert script.main([*files, "--output", str(tmp_path)]) == 0  # which writes metrics.json alone
+    (tmp_path / "metrics.json").write_text("{}")
+    assert script.main([*files, "--output", str(tmp_path)]) == 2
 
 
 @pytest.mark.parametrize(
@@ -122,6 +153,8 @@ def test_numbers_survive_a_failed_write(script: ModuleType, faked: dict, tmp_pat
         (["--detections", "a.json"], "go together"),
         (["best.pth", "--detections", "a.json", "--annotations", "b.json"], "give either"),
         (["best.pth", "--no-such-option"], "--no-such-option"),
+        (["--detections", "a.json", "--annotations", "b.json", "--proposals", "p.pth"], "--proposals FILE goes"),
+        (["best.pth", "--proposals", "p.pth", "--output", "out"], "--proposals FILE goes"),
     ],
 )
 def test_wrong_command_line(script: ModuleType, arguments: list[str], message: str, capsys) -> None:

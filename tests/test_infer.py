@@ -25,7 +25,7 @@ class FakePredictor:
     """Finds in every image one object of 0.9 in its left half and one of 0.3 in the other."""
 
     max_pixels = 10_000
-    category_ids = (3, 7)
+    label_ids = (3, 7)
 
     def __init__(self):
         self.batches: list[int] = []
@@ -33,6 +33,9 @@ class FakePredictor:
     def __call__(self, images: list[Tensor]) -> list[Detections]:
         self.batches.append(len(images))
         return [self.find(image.shape[2], image.shape[1]) for image in images]
+
+    def check_pictures(self) -> None:
+        """Pictures are enough."""
 
     def find(self, w: int, h: int) -> Detections:
         boxes = torch.tensor([[0.0, 0.0, w / 2, h], [w / 2, 0.0, w, h]])
@@ -204,8 +207,9 @@ def test_a_bad_checkpoint_is_one_message(
         raise CheckpointError(f"{path}: not a checkpoint")
 
     monkeypatch.setattr(detector, "load", load, raising=False)
-    assert script.main(["any.pth", "photos", "--output", "out"]) == 2
+    assert script.main(["any.pth", "photos", "--output", "out/deep"]) == 2
     assert capsys.readouterr().err == "error: any.pth: not a checkpoint\n"
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("option", [["--score", "50"], ["--score", "nan"], ["--batch", "0"], []])

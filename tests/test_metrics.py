@@ -15,13 +15,13 @@ from detector.training.metrics import SCORES, MetricsFile
 LOSSES = ["rpn_objectness", "roi_box"]
 COLUMNS = [
     "step", "epoch", "lr", "loss", "rpn_objectness", "roi_box", "grad_norm", "data_s", "step_s", "memory_mib", "val_loss",
-    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR100",
+    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR1000",
 ]  # fmt: skip
 
 
 def write(folder: Path, steps: range, *, scored: int | None = None, resumed: int = 0) -> None:
     """A row for each step, and one for the evaluation after the step `scored`."""
-    metrics = MetricsFile(folder, LOSSES, step=resumed)
+    metrics = MetricsFile(folder, step=resumed)
     for step in steps:
         metrics.write(step, {"epoch": 1, "loss": step / 10, "roi_box": 0.5})
         if step == scored:
@@ -38,15 +38,26 @@ def steps(folder: Path) -> list[int]:
     return [int(row["step"]) for row in rows(folder)]
 
 
-def test_columns_stand_in_one_order_from_the_start(tmp_path: Path):
-    MetricsFile(tmp_path, LOSSES).close()
-    assert (tmp_path / "metrics.csv").read_text().strip().split(",") == COLUMNS
+def header(folder: Path) -> list[str]:
+    return (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+
+
+def test_a_loss_gets_its_column_when_it_is_first_met(tmp_path: Path):
+    metrics = MetricsFile(tmp_path)
+    assert header(tmp_path) == [name for name in COLUMNS if name not in LOSSES]
+    metrics.write(1, {"loss": 1.0, "rpn_objectness": 0.25, "lr": 0.1, "roi_box": 0.75})
+    assert header(tmp_path) == COLUMNS
+    metrics.write(2, {"loss": 1.0, "aux": 0.125, "AP": 0.5})
+    metrics.close()
+    assert header(tmp_path) == COLUMNS[:6] + ["aux"] + COLUMNS[6:]
+    first, second = rows(tmp_path)
+    assert (first["rpn_objectness"], first["aux"], second["aux"], second["AP"]) == ("0.25", "", "0.125", "0.5")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_a_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path: Path):
-    metrics = MetricsFile(tmp_path, LOSSES)
-    metrics.write(1, {"loss": 1 / 3, "epoch": 1, "AP": -1.0, "grad_norm": math.nan, "unknown": 5})
+    metrics = MetricsFile(tmp_path)
+    metrics.write(1, {"loss": 1 / 3, "epoch": 1, "AP": -1.0, "grad_norm": math.nan})
     (row,) = rows(tmp_path)
     assert {k: v for k, v in row.items() if v} == {
         "step": "1", "epoch": "1", "loss": "0.333333", "AP": "-1", "grad_norm": "nan"
@@ -81,11 +92,13 @@ def test_resume_survives_a_row_that_a_crash_cut_short(tmp_path: Path):
     assert steps(tmp_path) == [1, 2, 3, 4]
 
 
-def test_resume_fits_old_rows_into_new_columns(tmp_path: Path):
+def test_resume_keeps_the_columns_of_old_rows_and_adds_new_ones(tmp_path: Path):
     write(tmp_path, range(1, 3))
-    MetricsFile(tmp_path, ["roi_box", "roi_box_2"], step=2).close()
-    assert rows(tmp_path)[1]["roi_box"] == "0.5" and rows(tmp_path)[1]["roi_box_2"] == ""
-    assert "rpn_objectness" not in rows(tmp_path)[0]
+    metrics = MetricsFile(tmp_path, step=2)
+    assert metrics.losses == ["roi_box"]
+    metrics.write(3, {"roi_box_2": 0.25})
+    metrics.close()
+    assert [(row["roi_box"], row["roi_box_2"]) for row in rows(tmp_path)] == [("0.5", ""), ("0.5", ""), ("", "0.25")]
 
 
 # --- TensorBoard

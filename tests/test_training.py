@@ -20,7 +20,8 @@ from detector.data.coco import CocoDataset
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import load
 from detector.training.checkpoint import read_checkpoint
-from detector.training.loop import Trainer
+from detector.training.loop import Trainer, memory_mib
+from detector.training.metrics import SCORES
 
 FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "train.log"]
 
@@ -169,11 +170,18 @@ def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypa
     scores = iter([0.2, 0.6, 0.6, 0.4])
 
     def score(*args: Any, **options: Any) -> tuple[dict, list]:
-        return {"bbox": dict.fromkeys(["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"], next(scores))}, []
+        return {"bbox": dict.fromkeys(SCORES[:-1], next(scores)), "proposals": {"AR1000": 1.0}}, []
 
     monkeypatch.setattr("detector.training.loop.evaluate", score)
     assert train(config, tmp_path / "run", ["train.epochs=4"]) == 0
     assert read_checkpoint(tmp_path / "run" / "best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch):
+    """As on Windows, which has no such module."""
+    assert 1 < memory_mib(torch.device("cpu")) < 1e6
+    monkeypatch.setattr("detector.training.loop.resource", None)
+    assert math.isnan(memory_mib(torch.device("cpu")))
 
 
 # --- what does not matter

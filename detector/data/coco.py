@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detector.data.image import MAX_PIXELS, read_image
+from detector.data.proposals import ProposalFile
 from detector.errors import DataError
 from detector.structures import Target
 
@@ -25,6 +26,7 @@ class CocoDataset(Dataset):
 
     `classes` picks some of the file's categories by name. `class_names` are the names that the training split fixed:
     this file must have the same, with whatever ids. Without `keep_empty`, images without an object are left out.
+    `proposals` is a file of them (detector/data/proposals.py), which then come with every image's objects.
     Whatever is wrong with the file is a `DataError` here, not in the middle of an epoch.
     """
 
@@ -38,6 +40,7 @@ class CocoDataset(Dataset):
         keep_empty: bool = True,
         max_pixels: int = MAX_PIXELS,
         transform: Transform | None = None,
+        proposals: str | Path | None = None,
     ) -> None:
         self.folder, self.annotation_file = Path(images), Path(annotations)
         self.max_pixels, self.transform = max_pixels, transform
@@ -54,6 +57,9 @@ class CocoDataset(Dataset):
         kept = self._keep_objects(*(column[chosen] for column in (owner, boxes, labels, crowd)), keep_empty)
         self.image_ids, self.sizes = self.image_ids[kept], self.sizes[kept]
         self.file_names = FlatStrings(name for name, keep in zip(names, kept) if keep)
+        self.proposals = None if proposals is None else ProposalFile(proposals)
+        if self.proposals is not None:
+            self.proposals.check(self.image_ids, self.full_names(), self.sizes, self.annotation_file)
 
     def _keep_objects(
         self, owner: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, keep_empty: bool
@@ -104,7 +110,12 @@ class CocoDataset(Dataset):
         i = range(len(self))[i]  # -1 is the last, and the end is an IndexError
         rows = slice(self._start[i], self._start[i + 1])
         boxes, labels, crowd = self._boxes[rows], self._labels[rows], self._crowd[rows]
-        return Target(*(torch.from_numpy(x) for x in (boxes[~crowd], labels[~crowd], boxes[crowd])))
+        proposals = None if self.proposals is None else self.proposals[self.image_ids[i]]
+        return Target(*(torch.from_numpy(x) for x in (boxes[~crowd], labels[~crowd], boxes[crowd])), proposals)
+
+    def full_names(self) -> list[str]:
+        """Folder and file name of every image, which tell the images of two splits apart."""
+        return [f"{self.folder.name}/{name}" for name in self.file_names]
 
     def class_table(self) -> str:
         """Label, category id, number of objects and name of every class, a line each."""

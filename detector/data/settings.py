@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detector.data.image import MAX_PIXELS
-from detector.data.transforms import Resize
+from detector.data.transforms import ImagePyramid, Resize
 from detector.errors import ConfigError
 
 MAX_WORKERS = 256  # each is a process
@@ -14,10 +14,14 @@ MAX_WORKERS = 256  # each is a process
 
 @dataclass
 class Split:
-    """One part of a data set: an image folder and a COCO annotation file, both relative to `data.root`."""
+    """One part of a data set: an image folder and a COCO annotation file, relative to `data.root`.
+
+    `proposals`: for a detector without an RPN, a file that `scripts/evaluate.py CKPT --proposals FILE` wrote.
+    """
 
     images: str
     annotations: str
+    proposals: str | None = None
 
 
 @dataclass
@@ -26,7 +30,7 @@ class DataSettings:
 
     `type`: "coco", or the dotted path of your own data set. `classes`: train on these alone. `keep_empty`: train on images
     without objects too. `resize` comes before `transforms`, a list of sections; evaluation and inference use its largest
-    short side and no transforms.
+    short side and no transforms. `tta`: the scales and flips of `--tta`.
     """
 
     root: str
@@ -39,17 +43,34 @@ class DataSettings:
     workers: int = 2
     max_pixels: int = MAX_PIXELS
     resize: Resize = field(default_factory=lambda: {"short": 800, "long": 1333})
+    tta: ImagePyramid = field(default_factory=dict)
     transforms: list[dict[str, Any]] = field(default_factory=lambda: [{"type": "horizontal_flip"}])
 
     def __post_init__(self):
         if not 0 <= self.workers <= MAX_WORKERS:
             raise ConfigError(f"data.workers: 0 (the program itself) to {MAX_WORKERS} processes, not {self.workers}")
+        ImagePyramid(**self.tta)  # raises ConfigError by itself
         try:
             Resize(**self.resize)
         except ValueError as error:
             raise ConfigError(f"data.resize: {error}") from error
 
-    def split(self, name: str) -> dict[str, str]:
+    def check_proposals(self, *, wanted: bool) -> None:
+        """Raise ConfigError unless both splits name proposals where they are `wanted`, and none does elsewhere."""
+        for name in ("train", "val", "test"):
+            given = (getattr(self, name) or {}).get("proposals")
+            if given is not None and not wanted:
+                raise ConfigError(
+                    f"data.{name}.proposals: this detector makes its own; remove the key, or set model.rpn to "
+                    "{type: precomputed}"
+                )
+            if given is None and wanted and name != "test":
+                raise ConfigError(
+                    f"data.{name}.proposals: must be given where model.rpn is precomputed; scripts/evaluate.py CKPT --split "
+                    f"{name} --proposals FILE writes such a file"
+                )
+
+    def split(self, name: str) -> dict[str, str | None]:
         """The section of a split. Raises ConfigError if there is none of that name."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         if splits.get(name) is None:

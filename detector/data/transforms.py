@@ -14,7 +14,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from detector.structures import Target
+from detector.data.proposals import inside
+from detector.errors import check_range
+from detector.structures import Proposals, Target
 
 
 def resized_size(h: int, w: int, short: int, long: int) -> tuple[int, int]:
@@ -43,6 +45,24 @@ class Resize:
     def evaluation(self) -> Resize:
         """The same without chance: the largest short side."""
         return Resize(max(self.short), self.long)
+
+
+class ImagePyramid:
+    """An image at several `scales`, each a factor of the evaluation's size; with `flip`, left becomes right in one more.
+
+    The default is a short side of 400, 500, ... 1200 where evaluation has 800, as in Detectron2's test-time augmentation.
+    """
+
+    def __init__(
+        self, scales: Sequence[float] = (0.5, 0.625, 0.75, 0.875, 1, 1.125, 1.25, 1.375, 1.5), flip: bool = True
+    ) -> None:
+        check_range("data.tta", 0.01, 100, scales=scales)
+        self.scales, self.flip = tuple(scales), flip
+
+    def resizes(self, evaluation: Resize) -> list[Resize]:
+        """How to make each scale."""
+        short, long = max(evaluation.short), evaluation.long
+        return [Resize(max(1, round(short * s)), max(1, round(long * s))) for s in self.scales]
 
 
 class HorizontalFlip:
@@ -115,7 +135,8 @@ class Compose:
         boxes, solid = _clip(target.boxes, image)
         crowd, real = _clip(target.crowd, image)
         self.dropped += (~solid).sum()
-        return image, Target(boxes[solid], target.labels[solid], crowd[real])
+        proposals = None if target.proposals is None else inside(target.proposals, *image.shape[1:])
+        return image, Target(boxes[solid], target.labels[solid], crowd[real], proposals)
 
 
 def _clip(boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +155,10 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _apply(operation: Callable[..., Tensor], image: Tensor, target: Target, *args: Any) -> tuple[Tensor, Target]:
-    """One operation of torchvision, done alike to the image, the boxes and the crowd regions."""
-    h, w = image.shape[1:]
-    boxes = [tv_tensors.BoundingBoxes(x, format="XYXY", canvas_size=(h, w)) for x in (target.boxes, target.crowd)]
-    image, boxes, crowd = (operation(x, *args).as_subclass(Tensor) for x in (image, *boxes))
-    return image, Target(boxes, target.labels, crowd)
+    """One operation of torchvision, done alike to the image, the boxes, the crowd regions and the proposals."""
+    given = target.proposals
+    boxes = [target.boxes, target.crowd] if given is None else [target.boxes, target.crowd, given.boxes]
+    canvas = tuple(image.shape[1:])  # (h, w)
+    boxes = [tv_tensors.BoundingBoxes(x, format="XYXY", canvas_size=canvas) for x in boxes]
+    image, objects, crowd, *proposed = (operation(x, *args).as_subclass(Tensor) for x in (image, *boxes))
+    return image, Target(objects, target.labels, crowd, None if given is None else Proposals(*proposed, given.scores))

@@ -20,6 +20,7 @@ from torch import Tensor
 from detector.errors import DataError
 from detector.structures import Detections
 
+ONE_CLASS = {1: "object"}  # category id and name where classes are not told apart
 METRICS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()  # the order of COCOeval.stats
 
 
@@ -38,14 +39,19 @@ def evaluate_results(
     results: list[dict[str, Any]],
     image_ids: list[int] | None = None,
     category_ids: list[int] | None = None,
+    *,
+    as_one_class: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Score results in COCO form: {"bbox": the twelve numbers, "per_class": {name: {"AP", "AP50"}}}, fractions 0..1.
 
-    `image_ids` and `category_ids` restrict the evaluation, None means all. A number is -1 where the annotations hold no
-    such object (COCO's convention), but every number is 0 where there are no results at all. Raises DataError for a
-    malformed file or entry and for ids that the annotations lack.
+    `image_ids` and `category_ids` restrict the evaluation, None means all. `as_one_class`: all categories are ONE_CLASS,
+    and so are those of the results. A number is -1 where the annotations hold no such object (COCO's convention), but
+    every number is 0 where there are no results at all. Raises DataError for a malformed file or entry and for ids that
+    the annotations lack.
     """
     truth = read_ground_truth(annotations)
+    if as_one_class:
+        truth, category_ids = _as_one_class(truth, category_ids), None
     found = _read_results(results, truth)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
         evaluation = COCOeval(_index(truth, truth.objects), _index(truth, found), "bbox")
@@ -115,10 +121,22 @@ def summary_table(metrics: dict[str, dict[str, Any]]) -> str:
     tables = [[["", *names], ["bbox", *_row(metrics["bbox"], names)]] for names in (METRICS[:6], METRICS[6:])]
     classes = [[name, *_row(scores, ["AP", "AP50"])] for name, scores in metrics["per_class"].items()]
     tables.append([["class", "AP", "AP50"], *classes])
-    if "proposals" in metrics:
-        recall = [[name, *_row(metrics["proposals"], [name + s for s in ("", *"sml")])] for name in ("AR100", "AR1000")]
-        tables.append([["proposals", "all", "small", "medium", "large"], *recall])
-    return "\n\n".join(_lined_up(rows) for rows in tables)
+    texts = [_lined_up(rows) for rows in tables]
+    return "\n\n".join(texts + ([recall_table(metrics["proposals"])] if "proposals" in metrics else []))
+
+
+def recall_table(recall: dict[str, float]) -> str:
+    """AR of proposals, as lined-up text."""
+    rows = [[name, *_row(recall, [name + size for size in ("", *"sml")])] for name in ("AR100", "AR1000")]
+    return _lined_up([["proposals", "all", "small", "medium", "large"], *rows])
+
+
+def _as_one_class(truth: GroundTruth, category_ids: list[int] | None) -> GroundTruth:
+    """The objects of the chosen categories, which are told apart no more."""
+    chosen = truth.categories if category_ids is None else category_ids
+    [one] = ONE_CLASS
+    objects = [entry | {"category_id": one} for entry in truth.objects if entry["category_id"] in chosen]
+    return GroundTruth(truth.path, truth.images, dict(ONE_CLASS), objects)
 
 
 def _lined_up(rows: list[list[str]]) -> str:

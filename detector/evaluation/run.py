@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ from tqdm import tqdm
 
 from detector.data.coco import CocoDataset
 from detector.data.loader import eval_loader
+from detector.data.proposals import pack
 from detector.errors import DataError
-from detector.evaluation.coco import detections_to_results, evaluate_results
+from detector.evaluation.coco import ONE_CLASS, detections_to_results, evaluate_results
 from detector.evaluation.proposals import proposal_recall
 from detector.inference.predictor import Predictor
+from detector.structures import Detections, Proposals
+from detector.training.checkpoint import write_atomically
+
+BEGINNINGS = {
+    "metrics.json": '{\n  "bbox": {\n    "AP": ',
+    "detections.json": ('[{"image_id": ', "[]"),
+}  # of our own files
 
 
 def evaluate(
@@ -22,20 +31,81 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Detect on every image of the data set and score it: (metrics, results in COCO form).
 
-    Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`; ids are the annotation file's.
+    Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`; ids are the annotation file's,
+    except that an RPN alone is scored, and its results are given, as ONE_CLASS.
     """
     results: list[dict[str, Any]] = []
     proposals: dict[int, Tensor] = {}
-    loader = eval_loader(dataset, predictor.prepare, workers, batch_size)
-    with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not progress) as bar:
-        for images, sizes, image_ids in loader:
-            for image_id, (found, regions) in zip(image_ids, predictor.detect_with_proposals(images, sizes)):
-                results += detections_to_results(found, image_id, dataset.category_ids)
-                proposals[image_id] = regions.boxes
-            bar.update(len(image_ids))
-    metrics = evaluate_results(dataset.annotation_file, results, list(proposals), dataset.category_ids)
+    category_ids = list(ONE_CLASS) if predictor.is_rpn_alone else dataset.category_ids
+    for image_id, found, regions in detect_all(predictor, dataset, batch_size, workers, progress):
+        results += detections_to_results(found, image_id, category_ids)
+        proposals[image_id] = regions.boxes
+    metrics = evaluate_results(
+        dataset.annotation_file, results, list(proposals), dataset.category_ids, as_one_class=predictor.is_rpn_alone
+    )
     metrics["proposals"] = proposal_recall(dataset.annotation_file, proposals, dataset.category_ids)
     return metrics, results
+
+
+def write_proposals(
+    predictor: Predictor, dataset: CocoDataset, path: Path, *, workers: int = 2, progress: bool = True
+) -> dict[str, float]:
+    """Write the proposals of every image of the data set into a new file; their recall, as `proposal_recall`.
+
+    See detector/data/proposals.py for the file. Raises DataError for a path that exists or cannot be written.
+    """
+    proposals = {image_id: regions for image_id, _, regions in detect_all(predictor, dataset, 1, workers, progress)}
+    check_new_file(path)  # though the script looked, that took a while
+    write_atomically(
+        path, pack(list(proposals), dataset.full_names(), dataset.sizes.tolist(), list(proposals.values()))
+    )
+    boxes = {image_id: regions.boxes for image_id, regions in proposals.items()}
+    return proposal_recall(dataset.annotation_file, boxes, dataset.category_ids)
+
+
+def detect_all(
+    predictor: Predictor, dataset: CocoDataset, batch_size: int, workers: int, progress: bool
+) -> Iterator[tuple[int, Detections, Proposals]]:
+    """Image id and both stages' boxes of every image, in the order of the data set."""
+    given = getattr(dataset, "proposals", None)  # a data set of the user's own may know of none
+    if predictor.needs_proposals and given is None:
+        raise DataError(f"{dataset.annotation_file}: this detector has no RPN; name its split's file of `proposals`")
+    with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not progress) as bar:
+        for images, sizes, image_ids in eval_loader(dataset, predictor.prepare, workers, batch_size):
+            proposals = [given[image_id] for image_id in image_ids] if predictor.needs_proposals else None
+            for image_id, both in zip(image_ids, predictor.detect_with_proposals(images, sizes, proposals)):
+                yield image_id, *both
+            bar.update(len(image_ids))
+
+
+def check_new_file(path: Path) -> None:
+    """DataError where a file, or anything else, has that name already."""
+    if path.exists() or path.is_symlink():
+        raise DataError(f"{path}: exists already and is not written over; name another file, or remove it")
+
+
+def check_own(folder: Path, *names: str) -> None:
+    """DataError where writing these results would replace a file that no evaluation wrote."""
+    for path in (folder / name for name in names):
+        if path.exists() and not (_is_own(path) and _is_own(folder / "metrics.json")):
+            raise DataError(f"{path}: not of an earlier evaluation, and would be written over; choose another --output")
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(30).startswith(BEGINNINGS[path.name])
+    except OSError:
+        return False
+
+
+def check_folder(folder: Path) -> None:
+    """DataError if `make_folder` would fail."""
+    there = next(path for path in [folder, *folder.parents] if path.exists())
+    if not there.is_dir():
+        raise DataError(f"{folder}: cannot be made ({there} is no folder); choose another --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"{there}: cannot be written to; choose another --output")
 
 
 def make_folder(folder: Path) -> Path:

@@ -71,7 +71,7 @@ def infer_images(
             for (image_id, job, image), found in zip(readable, detections):
                 kept = _at_least(score, found)
                 _save(draw_detections(image, kept), job.picture)
-                rows = detections_to_results(kept, image_id, predictor.category_ids)
+                rows = detections_to_results(kept, image_id, predictor.label_ids)
                 results += [{"file_name": job.name} | row for row in rows]
             bar.update(len(batch))
     return results, failed

@@ -14,9 +14,13 @@ from torch import Tensor
 from detector.build import build_detector, check_config, data_settings
 from detector.config import apply_overrides
 from detector.data.image import MAX_PIXELS, read_image, to_rgb
+from detector.data.proposals import inside
 from detector.data.transforms import Resize
-from detector.errors import CheckpointError, ConfigError
+from detector.errors import CheckpointError, ConfigError, DataError
+from detector.evaluation.coco import ONE_CLASS
 from detector.geometry.boxes import clip_boxes
+from detector.heads.precomputed import Precomputed
+from detector.heads.proposals_only import ProposalsOnly
 from detector.layers import fold_norms
 from detector.rcnn import GeneralizedRCNN
 from detector.structures import Detections, Proposals
@@ -28,12 +32,13 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load(
     path: str | Path, trust: bool = False, *, overrides: Sequence[str] = (), device: str = "auto",
-    precision: str = "float32",
+    precision: str = "float32", kind: type[Predictor] | None = None,
 ) -> Predictor:  # fmt: skip
     """A predictor from a checkpoint of this project, which describes itself.
 
-    `trust` follows dotted paths of your own parts that its configuration names. `overrides` are `key.path=value` changes of that
-    configuration. Raises CheckpointError for a file that is missing, damaged or of another architecture.
+    `trust` follows dotted paths of your own parts that its configuration names. `overrides` are `key.path=value` changes of
+    that configuration. `kind`: another predictor, such as `Augmented` (detector/inference/tta.py). Raises CheckpointError
+    for a file that is missing, damaged or of another architecture.
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -47,15 +52,16 @@ def load(
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration does not build a model: {error}") from error
     load_weights(model, checkpoint["model"], path)
-    return Predictor(
-        model, config, checkpoint["class_names"], checkpoint["category_ids"], device=device, precision=precision
-    )
+    names, ids = checkpoint["class_names"], checkpoint["category_ids"]
+    return (kind or Predictor)(model, config, names, ids, device=device, precision=precision)
 
 
 def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a model whose backbone need not be pretrained, because a checkpoint will fill it."""
     model = config.get("model", {})
-    backbone = {key: value for key, value in model.get("backbone", {}).items() if key != "weights"}
+    backbone = model.get("backbone", {})
+    if isinstance(backbone, Mapping):  # and not its type's name alone
+        backbone = {key: value for key, value in backbone.items() if key != "weights"}
     return {**config, "model": {**model, "backbone": backbone}}
 
 
@@ -87,6 +93,10 @@ class Predictor:
         self.model = fold_norms(model).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
         self.config, self.class_names, self.category_ids = dict(config), list(class_names), list(category_ids)
+        self.needs_proposals = isinstance(model.rpn, Precomputed)
+        self.is_rpn_alone = isinstance(model.roi_head, ProposalsOnly)  # its labels are not of those classes
+        names_and_ids = (ONE_CLASS.values(), ONE_CLASS) if self.is_rpn_alone else (class_names, category_ids)
+        self.label_names, self.label_ids = map(list, names_and_ids)
         data = data_settings(config["data"]) if "data" in config else None
         self.resize = Resize(**data.resize).evaluation() if data else Resize(800, 1333)
         self.max_pixels = data.max_pixels if data else MAX_PIXELS
@@ -94,10 +104,19 @@ class Predictor:
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
         """Detections in the pixels of the pictures; a list for a list. Raises DataError for an unreadable file."""
+        self.check_pictures()
         single = isinstance(pictures, Picture)
         images = [self.read(picture) for picture in ([pictures] if single else pictures)]
         found = self.detect([self.prepare(image) for image in images], [tuple(i.shape[1:]) for i in images])
         return found[0] if single else found
+
+    def check_pictures(self) -> None:
+        """Raise DataError if pictures alone are not enough."""
+        if self.needs_proposals:
+            raise DataError(
+                "this detector has no RPN (model.rpn is precomputed): it finds nothing in pictures that come without "
+                "proposals. scripts/evaluate.py runs it on a split with a file of them"
+            )
 
     def read(self, picture: Picture) -> Tensor:
         """A picture as a uint8 RGB tensor (3, H, W), upright. Raises ValueError for another tensor, TypeError else."""
@@ -116,17 +135,29 @@ class Predictor:
 
     @torch.inference_mode()
     def detect_with_proposals(
-        self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self,
+        images: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        proposals: Sequence[Proposals] | None = None,
     ) -> list[tuple[Detections, Proposals]]:
-        """Both stages' boxes, on the CPU, in the pixels of the original (H, W) `sizes`."""
-        found = self.model.detect_with_proposals(images)
+        """Both stages' boxes, on the CPU, in the pixels of the original (H, W) `sizes`; so are given `proposals`."""
+        if proposals is not None:
+            proposals = [fit(p, image, size) for p, image, size in zip(proposals, images, sizes)]
+        found = self.model.detect_with_proposals(images, proposals)
         return [
             (
-                Detections(rescale(d.boxes, image, size), d.scores.cpu(), d.labels.cpu(), self.class_names),
+                Detections(rescale(d.boxes, image, size), d.scores.cpu(), d.labels.cpu(), self.label_names),
                 replace(p, boxes=rescale(p.boxes, image, size), scores=p.scores.cpu()),
             )
             for (d, p), image, size in zip(found, images, sizes)
         ]
+
+
+def fit(proposals: Proposals, image: Tensor, size: tuple[int, int]) -> Proposals:
+    """Proposals in the pixels of the original (H, W) `size` -> in those of the resized image (3, h, w)."""
+    (h, w), (height, width) = image.shape[1:], size
+    ratio = torch.tensor([w / width, h / height, w / width, h / height])
+    return inside(Proposals(proposals.boxes * ratio, proposals.scores), h, w)
 
 
 def rescale(boxes: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:

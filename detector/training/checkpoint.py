@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,7 @@ from detector import __version__
 from detector.errors import CheckpointError
 
 FORMAT = "detector checkpoint 1"
-PREDICTOR_KEYS = ("roi_head.class_score.", "roi_head.box_delta.")  # what depends on the number of classes
-CLASS_BIAS = "roi_head.class_score.bias"  # (K + 1,)
+PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")  # of any stage: depends on the number of classes
 
 
 def save_checkpoint(
@@ -118,8 +118,8 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
     Returns one line that says what was loaded. Raises CheckpointError if anything else does not fit.
     """
     troubles = _differences(model, state)
-    before, now = (len(tensors.get(CLASS_BIAS, [])) - 1 for tensors in (state, model.state_dict()))
-    other_classes = [k for k in troubles["of another shape"] if k.startswith(PREDICTOR_KEYS) and before != now]
+    before, now = _classes(state), _classes(model.state_dict())
+    other_classes = [k for k in troubles["of another shape"] if PREDICTOR.match(k) and before != now]
     troubles["of another shape"] = [k for k in troubles["of another shape"] if k not in other_classes]
     if any(troubles.values()):
         raise CheckpointError(f"{path}: made for another architecture; {_listed(troubles)}")
@@ -131,6 +131,12 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
         f"{path}: {total - len(other_classes)} of {total} tensors loaded; re-initialised because the number of classes "
         f"differs ({before} -> {now}): {', '.join(other_classes)}"
     )
+
+
+def _classes(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes, None where nothing tells them apart."""
+    biases = [len(tensor) for key, tensor in state.items() if key.endswith("class_score.bias")]  # (K + 1,) each
+    return biases[0] - 1 if biases else None
 
 
 def _listed(troubles: Mapping[str, list[str]]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import resource
 import signal
 import sys
 import time
@@ -22,12 +21,18 @@ from detector.data.loader import train_loader
 from detector.data.settings import DataSettings
 from detector.errors import CheckpointError, DataError, DetectorError
 from detector.evaluation.run import evaluate
+from detector.heads.proposals_only import ProposalsOnly
 from detector.inference.predictor import Predictor
 from detector.rcnn import GeneralizedRCNN
 from detector.training.checkpoint import save_checkpoint
-from detector.training.metrics import LOSSES, SCORES, MetricsFile
+from detector.training.metrics import SCORES, MetricsFile
 from detector.training.recipe import Recipe
 from detector.training.schedule import learning_rate, make_optimizer
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 log = logging.getLogger("detector")
 
@@ -60,7 +65,8 @@ class Trainer:
         self.optimizer = make_optimizer(model, recipe)
         self.loader = train_loader(train, recipe.batch_size, data.workers, recipe.seed)
         self.steps_per_epoch = len(self.loader.batch_sampler)
-        self.step, self.epoch, self.best = 0, 0, -math.inf  # where val has no object AP is -1, and best.pth is kept
+        self.criterion = "AR1000" if isinstance(model.roi_head, ProposalsOnly) else "AP"  # of best.pth
+        self.step, self.epoch, self.best = 0, 0, -math.inf  # where val has no object it is -1, and best.pth is kept
         self.signal: int | None = None
         self.saved_at, self.saved_step = -math.inf, 0
 
@@ -92,7 +98,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last epoch. Raises Interrupted after a signal, NonFiniteLoss, and what the data raise."""
-        self.metrics = MetricsFile(self.output, LOSSES, step=self.step)
+        self.metrics = MetricsFile(self.output, step=self.step)
         bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05)
         old_handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -179,10 +185,13 @@ class Trainer:
         )
 
     def _show(self, bar: tqdm, row: Mapping[str, float]) -> None:
+        parts: dict[str, float] = {}  # the first word of a loss says what learns: rpn, roi, aux
+        for name in self.metrics.losses:
+            part = name.partition("_")[0]
+            parts[part] = parts.get(part, 0.0) + row.get(name, 0.0)  # a column may be of an earlier recipe
         bar.set_postfix_str(
-            f"loss {row['loss']:.3f} (rpn {row['rpn_objectness']:.3f} {row['rpn_box']:.3f}, "
-            f"roi {row['roi_class']:.3f} {row['roi_box']:.3f}) lr {row['lr']:.2g} "
-            f"data {row['data_s'] * 1e3:.0f} ms mem {row['memory_mib']:.0f} MiB",
+            f"loss {row['loss']:.3f} ({', '.join(f'{part} {value:.3f}' for part, value in parts.items())}) "
+            f"lr {row['lr']:.2g} data {row['data_s'] * 1e3:.0f} ms mem {row['memory_mib']:.0f} MiB",
             refresh=False,
         )
         bar.update()
@@ -208,18 +217,18 @@ class Trainer:
         self._save("last.pth")
 
     def _evaluate(self, epoch: int) -> None:
-        """AP and loss on val; the best AP so far keeps its weights."""
+        """Scores and loss on val; the best so far keeps its weights."""
         names, ids = self.train_set.class_names, self.train_set.category_ids
         predictor = Predictor(copy.deepcopy(self.model), self.config, names, ids, device=self.device)
         predictor.model.pyramid.register_forward_pre_hook(lambda *_: self._stop_if_asked())  # before each image
         metrics, _ = evaluate(predictor, self.val_set, workers=self.data.workers)
-        scores = {name: metrics["bbox"][name] for name in SCORES}
+        scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is of detections
         val_loss = self._val_loss(predictor)
         self.metrics.write(self.step, {"epoch": epoch, "val_loss": val_loss, **scores})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         log.info("epoch %d/%d: val loss %.3f  %s", epoch, self.recipe.epochs, val_loss, shown)
-        if scores["AP"] > self.best:
-            self.best = scores["AP"]
+        if scores[self.criterion] > self.best:
+            self.best = scores[self.criterion]
             self._save("best.pth", with_state=False)
 
     @torch.no_grad()
@@ -255,8 +264,10 @@ class Trainer:
 
 
 def memory_mib(device: torch.device) -> float:
-    """Peak memory: of the GPU's allocator, or of this process."""
+    """Peak memory: of the GPU's allocator, or of this process; NaN where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -61,7 +61,7 @@ def train(
     with _open_folder(output, config):
         _announce(trainer, started)
         trainer.run()
-        log.info("done: %s, best AP %.3f", output / "best.pth", trainer.best)
+        log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
     return output
 
 
@@ -167,5 +167,10 @@ def _announce(trainer: Trainer, started: str | None) -> None:
         "%s, %d images a step, learning rate %.4g (%s), %d steps in %d epochs",
         recipe.optimizer, recipe.batch_size, recipe.scaled_lr(), rule, trainer.steps, recipe.epochs,
     )  # fmt: skip
+    if trainer.criterion != "AP":
+        log.info(
+            "an RPN alone: best.pth is chosen by the %s of proposals; AP is that of all classes as one",
+            trainer.criterion,
+        )
     if started:
         log.info("%s", started)
