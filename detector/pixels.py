@@ -13,6 +13,12 @@ from detector.structures import Batch
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # R, G, B of torchvision's weights
 
 
+def round_up(size: Sequence[int], divisor: int) -> tuple[int, int]:
+    """(h, w), each side rounded up to a multiple of `divisor`."""
+    h, w = (-(-side // divisor) * divisor for side in size)
+    return h, w
+
+
 class Pixels:
     """Colour order, mean and standard deviation (0..255, in that order) and padding, as the weights were trained with."""
 
@@ -31,8 +37,7 @@ class Pixels:
 
     def padded_size(self, image: Tensor) -> tuple[int, int]:
         """(h, w) of a (3, H, W) image, rounded up to the divisor."""
-        h, w = (-(-side // self.divisor) * self.divisor for side in image.shape[-2:])
-        return h, w
+        return round_up(image.shape[-2:], self.divisor)
 
     def check(self, images: Sequence[Tensor]) -> None:
         """Raise ValueError for the first that is no uint8 RGB image (3, H, W)."""

@@ -11,6 +11,7 @@ from torchvision.ops import batched_nms
 from detector.geometry.anchors import AnchorGenerator, cell_anchors, grid_anchors
 from detector.geometry.boxes import box_iou, clip_boxes, decode, encode
 from detector.geometry.levels import fpn_level
+from detector.heads.nms import soft_nms
 from detector.heads.pool import RoIPool
 from detector.matching.assign import IGNORE, NEGATIVE, POSITIVE, assign
 
@@ -202,3 +203,24 @@ def test_nms(iou):
     assert of_all == kept[f"nms_{iou}"]
     for found, theirs in [(of_each_class, kept[f"mm_batched_{iou}"]), (of_all, kept[f"mm_nms_{iou}"])]:
         assert {3 if i == 20 else i for i in theirs} == set(found)
+
+
+SOFT = [  # kind, IoU, least score, classes matter, record
+    ("linear", 0.3, 0.001, False, "linear_iou_0.3_sigma_0.5_min_0.001"),
+    ("linear", 0.3, 0.05, False, "linear_iou_0.3_sigma_0.5_min_0.05"),
+    ("gaussian", 0.3, 0.001, False, "gaussian_iou_0.3_sigma_0.5_min_0.001"),
+    ("gaussian", 0.3, 0.05, False, "gaussian_iou_0.3_sigma_0.5_min_0.05"),
+    ("linear", 0.5, 0.05, True, "batched_linear_iou_0.5_min_0.05"),
+]
+
+
+@pytest.mark.parametrize(("kind", "iou", "min_score", "by_class", "name"), SOFT, ids=[row[-1] for row in SOFT])
+def test_soft_nms(kind, iou, min_score, by_class, name):
+    """Boxes 3 and 20 are equal, and mmcv takes either first."""
+    record = golden("functions")["nms"]
+    boxes, scores, classes = (torch.tensor(record[key]) for key in ("boxes", "scores", "classes"))
+    group = classes if by_class else torch.zeros_like(classes)
+    index, score = soft_nms(boxes, scores, group, kind=kind, iou=iou, min_score=min_score, limit=1000)
+    expected = record["soft"][name]
+    assert [3 if i == 20 else i for i in index.tolist()] == [3 if i == 20 else i for i in expected["indices"]]
+    assert_near(score, expected["scores"])

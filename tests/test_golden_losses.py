@@ -8,9 +8,11 @@ from golden_rules import assert_near, golden
 from torch import Tensor, nn
 
 from detector.geometry.anchors import AnchorGenerator
+from detector.geometry.boxes import encode
 from detector.heads.pool import RoIPool
-from detector.heads.roi_head import RoIHead
+from detector.heads.roi_head import Regions, RoIHead
 from detector.heads.rpn import RPN
+from detector.layers import balanced_l1
 from detector.matching.assign import NEGATIVE, POSITIVE
 from detector.structures import Batch, Proposals, Target
 
@@ -18,20 +20,20 @@ from detector.structures import Batch, Proposals, Target
 class GivenAnchors(RPN):
     """An RPN that takes labels as given instead of assigning and sampling them."""
 
-    def __init__(self, labels: Tensor, beta: float):
-        super().__init__([4], AnchorGenerator([4], [[32]]), beta=beta)
+    def __init__(self, labels: Tensor, **settings):
+        super().__init__([4], AnchorGenerator([4], [[32]]), **settings)
         self.labels = labels
 
     def _sample(self, anchors, size, target):
         positive, negative = (torch.where(self.labels == label)[0] for label in (POSITIVE, NEGATIVE))
-        return positive, negative, torch.arange(len(anchors))
+        return positive, negative, target.boxes[positive]
 
 
-def rpn_losses(record: dict, beta: float) -> tuple[Tensor, Tensor]:
+def rpn_losses(record: dict, **settings) -> tuple[Tensor, Tensor]:
     rows = {key: torch.tensor(record[key]) for key in ("anchors", "matched_gt", "logits", "deltas", "labels")}
     batch = Batch(torch.zeros(1, 3, 8, 8), [(8, 8)])
     target = Target(rows["matched_gt"], torch.zeros(12, dtype=torch.long))
-    rpn = GivenAnchors(rows["labels"], beta)
+    rpn = GivenAnchors(rows["labels"], **settings)
     losses = rpn._losses(rows["logits"][None], rows["deltas"][None], rows["anchors"], batch, [target])
     return losses["rpn_objectness"], losses["rpn_box"]
 
@@ -39,58 +41,70 @@ def rpn_losses(record: dict, beta: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("beta", "name"), [(0.0, "l1"), (1 / 9, "smooth_l1_1_9"), (1.0, "smooth_l1_1")])
 def test_rpn_loss_mmdetection(beta, name):
     record = golden("functions")["rpn_loss"]
-    objectness, box = rpn_losses(record, beta)
+    objectness, box = rpn_losses(record, beta=beta, normaliser="at_least_one")
     assert_near(objectness, record["mm_loss_rpn_cls"])
     assert_near(box, record[f"mm_loss_rpn_bbox_{name}"])
 
 
 def test_rpn_loss_torchvision():
     record = golden("functions")["rpn_loss"]
-    objectness, box = rpn_losses(record, 1 / 9)
+    objectness, box = rpn_losses(record, beta=1 / 9)
     assert_near(objectness, record["tv"]["loss_objectness"])
     assert_near(box, record["tv"]["loss_rpn_box_reg"])
 
 
 @pytest.mark.parametrize(("beta", "name"), [(0.0, "beta_0"), (1 / 9, "beta_1_9")])
 def test_rpn_loss_detectron2(beta, name):
-    """Our departure: we divide by the 10 sampled anchors, Detectron2 by the 256 that it wanted to sample."""
+    """Divided by the 256 anchors that it wanted to sample, not by the 10 that there are."""
     record = golden("functions")["rpn_loss"]
     expected = record[f"d2_smooth_l1_{name}_batch_size_256"]
-    objectness, box = rpn_losses(record, beta)
-    assert_near(objectness * 10 / 256, expected["loss_rpn_cls"])
-    assert_near(box * 10 / 256, expected["loss_rpn_loc"])
+    objectness, box = rpn_losses(record, beta=beta, batch_per_image=256, normaliser="wanted")
+    assert_near(objectness, expected["loss_rpn_cls"])
+    assert_near(box, expected["loss_rpn_loc"])
+
+
+def test_balanced_l1_of_the_rows_of_the_rpn():
+    """An RPN has no such option here, as no configuration wants it."""
+    record = golden("functions")["rpn_loss"]
+    rows = {key: torch.tensor(record[key]) for key in ("anchors", "matched_gt", "deltas", "labels")}
+    positive, sampled = rows["labels"] == POSITIVE, (rows["labels"] >= 0).sum()
+    goal = encode(rows["anchors"][positive], rows["matched_gt"][positive])
+    assert_near(balanced_l1(rows["deltas"][positive], goal, 1.0) / sampled, record["mm_loss_rpn_bbox_balanced_l1"])
 
 
 class GivenRegions(RoIHead):
     """A head that takes sampled regions and outputs as given. `record`: the rows of functions.json."""
 
-    def __init__(self, record: dict, beta: float):
+    def __init__(self, record: dict, **settings):
         box_head = nn.Identity()
         box_head.width = 1
-        super().__init__(RoIPool([1], [4], levels=1), box_head, 4, beta=beta)
+        super().__init__(RoIPool([1], [4], levels=1), box_head, 4, **settings)
         self.rows = {k: torch.tensor(record[k]) for k in ("proposals", "gt_boxes", "gt_classes", "logits", "deltas")}
 
-    def _sample(self, proposals, target):
-        return self.rows["proposals"], self.rows["gt_classes"], self.rows["gt_boxes"]
+    def sample_regions(self, boxes, targets):
+        return Regions([self.rows["proposals"]], self.rows["gt_classes"], self.rows["gt_boxes"], [])
 
     def head(self, p, rois):
         return self.rows["logits"], self.rows["deltas"].unflatten(1, (-1, 4))
 
 
-ROI_LOSSES = [  # beta, record, name of the box loss
-    (0.0, "d2_smooth_l1_beta_0", "loss_box_reg"),
-    (1.0, "d2_smooth_l1_beta_1", "loss_box_reg"),
-    (1 / 9, "tv", "loss_box_reg"),
-    (0.0, "mm_l1", "loss_bbox"),
-    (1.0, "mm_smooth_l1_1", "loss_bbox"),
+ROI_LOSSES = [  # settings, record, name of the box loss
+    (dict(beta=0.0), "d2_smooth_l1_beta_0", "loss_box_reg"),
+    (dict(beta=1.0), "d2_smooth_l1_beta_1", "loss_box_reg"),
+    (dict(beta=1 / 9), "tv", "loss_box_reg"),
+    (dict(beta=0.0), "mm_l1", "loss_bbox"),
+    (dict(beta=1.0), "mm_smooth_l1_1", "loss_bbox"),
+    (dict(beta=1.0, box_loss="balanced_l1"), "mm_balanced_l1", "loss_bbox"),
 ]
 
 
-@pytest.mark.parametrize(("beta", "name", "box_name"), ROI_LOSSES)
-def test_roi_loss(beta, name, box_name):
+@pytest.mark.parametrize(("settings", "name", "box_name"), ROI_LOSSES)
+def test_roi_loss(settings, name, box_name):
     record = golden("functions")["roi_loss"]
     nothing = torch.zeros(0, 4)
     proposals, target = Proposals(nothing, torch.zeros(0)), Target(nothing, torch.zeros(0, dtype=torch.long))
-    losses = GivenRegions(record, beta).losses([], [proposals], [target])
+    losses = GivenRegions(record, **settings).losses(
+        [], [proposals], Batch(torch.zeros(1, 3, 8, 8), [(8, 8)]), [target]
+    )
     assert_near(losses["roi_class"], record[name]["loss_classifier" if name == "tv" else "loss_cls"])
     assert_near(losses["roi_box"], record[name][box_name])

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 import torch
-from golden_rules import Fill, formula_image, match_sets, record_errors
+from golden_rules import Fill, fixed_proposals, formula_image, match_sets, record_errors
 
 FILLS = [
     ("backbone.layer2.0.conv1.weight", (128, 256, 1, 1), 0.6430929, [0.07141145, -0.09679782, 0.06369711]),
@@ -57,3 +57,10 @@ def test_match_sets_wants_box_score_and_label():
     assert match_sets((boxes, scores, labels), (boxes, scores * 0 + 0.9, labels), px=0.1, score=1e-3).unmatched == 1
     nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long()
     assert match_sets(nothing, (boxes, scores, labels), px=0.1, score=1e-3).unmatched == 2
+
+
+def test_fixed_proposals():
+    boxes, logits = fixed_proposals(256, 352)
+    assert boxes.shape == (120, 4)
+    assert [*boxes[0].tolist(), logits[0].item()] == pytest.approx([207.007, 141.231, 228.089, 150.528, -1.3428])
+    assert [*boxes[-1].tolist(), logits[-1].item()] == pytest.approx([0.0, 0.0, 293.909, 236.718, -2.017])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import target
 
+from detector.errors import ConfigError
 from detector.geometry.boxes import box_iou, decode, encode
 from detector.heads.box_head import TwoFC
 from detector.heads.pool import RoIPool
@@ -103,6 +104,13 @@ def test_boxes_are_clipped_to_the_image_and_what_is_left_must_have_a_side():
     assert len(detect([A, [0, 0, 5, 5]], [[0.9, 0.1]] * 2, min_size=10.0)) == 1
 
 
+def test_how_much_a_region_may_shrink_can_be_bounded():
+    deltas = torch.tensor([[[0.0, 0, -6 * 5, 0]]])  # by exp(-6), since box weights are 10, 10, 5, 5
+    for clamp_both, side in ((False, 20 * math.exp(-6)), (True, 20 * 16 / 1000)):
+        box = detect([A], [[0.9, 0.1]], deltas, clamp_both=clamp_both).boxes[0]
+        assert (box[2] - box[0]).item() == pytest.approx(side, rel=1e-3)
+
+
 def slow_detections(boxes, scores, deltas, threshold, nms_iou, limit) -> list[tuple[float, int, list[float]]]:
     """One region and one class at a time, then one suppression after the other."""
     candidates = []
@@ -167,7 +175,7 @@ NEAR = proposals((12, 8, 40, 40), (52, 25, 80, 55), (0, 0, 20, 20), (60, 0, 90, 
 def losses(head: RoIHead, regions: Proposals, objects: Target, logits, deltas) -> dict[str, float]:
     """The losses if the head gives rows of these tables, looked up by the first coordinate of each region."""
     head.head = lambda p, rois: (logits[rois[:, 1].long()], deltas[rois[:, 1].long()])
-    return {name: loss.item() for name, loss in head.losses(pyramid(), [regions], [objects]).items()}
+    return {name: loss.item() for name, loss in head.losses(pyramid(), [regions], batch_of(SIZE), [objects]).items()}
 
 
 def slow_losses(regions: Proposals, objects: Target, logits, deltas, beta: float) -> tuple[float, float]:
@@ -197,6 +205,20 @@ def test_losses_equal_a_loop(beta, agnostic):
     assert tuple(found.values()) == pytest.approx(slow_losses(NEAR, OBJECTS, logits, deltas, beta), rel=1e-4)
 
 
+def test_everything_is_learnt_without_the_objects_where_that_is_wanted():
+    head = make_head(batch_per_image=2)
+    regions = head.sample_regions([NEAR.boxes], [OBJECTS], everything=True)
+    assert sorted(regions.boxes[0].tolist()) == sorted(NEAR.boxes.tolist())
+    assert regions.labels.tolist().count(CLASSES) == 2 and not regions.is_object[0].any()
+    drawn = make_head().sample_regions([NEAR.boxes], [OBJECTS])
+    assert drawn.boxes[0][drawn.is_object[0]].tolist() in (OBJECTS.boxes.tolist(), OBJECTS.boxes.flip(0).tolist())
+
+
+def test_the_balanced_loss_needs_a_corner():
+    with pytest.raises(ConfigError, match="beta"):
+        make_head(box_loss="balanced_l1")
+
+
 def test_weights_of_the_losses():
     logits, deltas = torch.randn(100, CLASSES + 1), torch.randn(100, CLASSES, 4)
     plain = losses(make_head(positive_fraction=1.0), NEAR, OBJECTS, logits, deltas)
@@ -209,7 +231,7 @@ def seen(head: RoIHead, regions: list[Proposals], objects: list[Target]) -> torc
     """The rois (R, 5) that the head is trained on."""
     rows = []
     head.head = lambda p, rois: (rows.append(rois), torch.zeros(len(rois), 4), torch.zeros(len(rois), 3, 4))[1:]
-    head.losses(pyramid(len(regions)), regions, objects)
+    head.losses(pyramid(len(regions)), regions, batch_of(*[SIZE] * len(regions)), objects)
     return rows[0]
 
 
@@ -237,7 +259,7 @@ def test_background_in_a_crowd_is_not_learnt():
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_everything_has_a_gradient_whatever_there_is_to_learn(regions, objects, agnostic):
     head, p = make_head(class_agnostic=agnostic), pyramid()
-    found = head.losses(p, [regions], [objects])
+    found = head.losses(p, [regions], batch_of(SIZE), [objects])
     sum(found.values()).backward()
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in [*p, *head.parameters()])
     assert (found["roi_box"] > 0) == (len(objects.labels) > 0)
@@ -248,7 +270,7 @@ def test_losses_are_float32_under_mixed_precision():
     with torch.autocast("cpu", torch.bfloat16):
         p = [x.bfloat16() for x in pyramid()]
         head = make_head()
-        found = head.losses(p, [NEAR], [OBJECTS])
+        found = head.losses(p, [NEAR], batch_of(SIZE), [OBJECTS])
         (detections,) = head.detect(p, [NEAR], batch_of(SIZE))
     assert {loss.dtype for loss in found.values()} == {detections.boxes.dtype} == {torch.float32}
 

@@ -237,6 +237,28 @@ def test_both_losses_are_divided_by_the_number_of_anchors_sampled_in_the_whole_b
     assert losses["rpn_objectness"].item() == pytest.approx(math.log(2))  # a logit of 0 costs log(2) in either class
 
 
+def normalisers(objects: list[Target], **settings) -> dict[str, float]:
+    """The objectness loss of logits that are all 0, in units of log(2): sampled anchors over what they are divided by."""
+    rpn = bare_rpn((8,), ((16,),), **settings)
+    p = [x.expand(len(objects), -1, -1, -1) for x in constant_maps(rpn, 0.0)]
+    _, losses = rpn.losses(p, batch_of(*[SIZE] * len(objects)), objects)
+    return losses["rpn_objectness"].item() / math.log(2)
+
+
+def test_the_losses_can_be_divided_by_the_number_of_anchors_wanted():
+    """Of 96 anchors a quarter of 200 would be positive if there were so many."""
+    settings = dict(batch_per_image=200, normaliser="wanted")
+    assert normalisers([to_target(), to_target()], **settings) == pytest.approx(2 * 96 / (2 * 200))
+
+
+def test_where_nothing_is_positive_one_may_be_counted_all_the_same():
+    objects = to_target((16, 16, 32, 32, 0))
+    sampled = 32 + 32  # at most half of them positive: one; no positive in the second image
+    settings = dict(batch_per_image=32, normaliser="at_least_one")
+    assert normalisers([objects, to_target()], **settings) == pytest.approx(sampled / (sampled + 1))
+    assert normalisers([objects, objects], **settings) == pytest.approx(1)
+
+
 def test_weights_of_the_losses():
     settings = dict(batch_per_image=10_000), dict(batch_per_image=10_000, objectness_weight=2, box_weight=0.5)
     p, objects = random_maps(bare_rpn()), [to_target((10, 10, 32, 30, 0))]
@@ -259,6 +281,52 @@ def test_anchors_that_cross_the_border_can_be_left_out():
     inside = sampled(bare_rpn(**settings, border=0), to_target())
     assert inside.nonzero().tolist() == [[y, x] for y in range(1, 7) for x in range(1, 11)]
     assert sampled(bare_rpn(**settings, border=8), to_target()).all()  # the first ones lie out by half their side
+
+
+def test_an_object_finds_its_best_anchor_among_those_that_may_train():
+    """Of squares of 24 the one at x = 8 fits it best, but crosses the border; then the one at 16 takes its place."""
+    settings = dict(strides=(8,), sizes=((24,),), batch_per_image=10_000)
+    objects = to_target((0, 4, 14, 28, 0))
+
+    def positives(rpn: RPN) -> list[list[int]]:
+        p = [x.requires_grad_() for x in constant_maps(rpn, 0.5)]
+        rpn.losses(p, batch_of(SIZE), [objects])[1]["rpn_box"].backward()
+        return (p[0].grad[0, 1:] != 0).any(dim=0).nonzero().tolist()
+
+    assert positives(bare_rpn(**settings)) == [[2, 1]]
+    assert positives(bare_rpn(**settings, border=0)) == [[2, 2]]
+
+
+def test_anchors_beyond_the_images_own_padding_can_be_left_out():
+    """60 x 90 is 64 x 96 in multiples of 32; in those of 1 it stays as it is, and cells at 88 and 56 are the last."""
+    settings = dict(strides=(8,), sizes=((16,),), batch_per_image=10_000)
+    larger = batch_of(SIZE, padded=(96, 128))
+    for padded_to, rows, columns in ((None, 12, 16), (32, 8, 12), (1, 8, 12), (50, 12, 13)):
+        rpn = bare_rpn(**settings, padded_to=padded_to)
+        p = [torch.full((1, 5, 12, 16), 0.5, requires_grad=True)]
+        rpn.losses(p, larger, [to_target()])[1]["rpn_objectness"].backward()
+        assert (p[0].grad[0, 0] != 0).nonzero().tolist() == [[y, x] for y in range(rows) for x in range(columns)]
+
+
+def test_a_forced_anchor_may_go_to_the_object_that_forced_it():
+    """The cell at (16, 16) is the best of both objects; by its own IoU it belongs to the first."""
+    objects = to_target((8, 8, 24, 24, 0), (12, 8, 20, 26, 1))
+    goals = {}
+    for force_match in ("own", "promoter"):
+        rpn = bare_rpn((8,), ((16,),), batch_per_image=10_000, force_match=force_match, min_force_iou=0.3)
+        positive, _, goal = rpn._sample(torch.cat(rpn.anchors(random_maps(rpn), (64, 96))), SIZE, objects)
+        goals[force_match] = goal[positive == 2 * 12 + 2].tolist()
+    assert goals == {"own": [[8, 8, 24, 24]], "promoter": [[12, 8, 20, 26]]}
+
+
+def test_how_much_an_anchor_may_shrink_can_be_bounded():
+    """dw = -6 is a side of 16 exp(-6) = 0.04 pixels; bounded it is 16 * 16 / 1000."""
+    for clamp_both, side in ((False, 16 * math.exp(-6)), (True, 16 * 16 / 1000)):
+        rpn = bare_rpn((8,), ((16,),), clamp_both=clamp_both)
+        p = constant_maps(rpn, 0)
+        p[0][0, 0, 3, 7], p[0][0, 3, 3, 7] = 9, -6
+        (found,) = rpn.propose(p, batch_of((64, 96)))
+        assert (found.boxes[0, 2] - found.boxes[0, 0]).item() == pytest.approx(side, rel=1e-3)
 
 
 def test_anchors_in_a_crowd_are_not_background():
@@ -317,6 +385,12 @@ def test_fresh_weights_are_small_and_biases_are_zero():
     assert len(convs) == 4
     assert all(conv.bias.abs().sum() == 0 for conv in convs)
     assert rpn.conv[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_the_convolutions_can_have_another_width_than_the_levels():
+    rpn = RPN([64], AnchorGenerator([8], [[16]]), width=16, convs=2)
+    assert [tuple(conv.weight.shape[:2]) for conv in rpn.conv] == [(16, 64), (16, 16)]
+    assert rpn.objectness.in_channels == rpn.deltas.in_channels == 16
 
 
 def test_one_head_needs_levels_of_one_width():

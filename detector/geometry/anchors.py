@@ -43,10 +43,20 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: tuple[int, int],
 
 
 def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
-    """(A, 4) -> (A,) bool: anchors that leave the (h, w) image by at most `border` pixels (Faster R-CNN sec. 3.3)."""
+    """(A, 4) -> (A,) bool: anchors that leave the (h, w) image by at most `border` pixels (Faster R-CNN sec. 3.3).
+
+    On the right and below by less, as in Detectron2 and mmdetection.
+    """
     h, w = size
-    low, high = anchors[:, :2] >= -border, anchors[:, 2:] <= anchors.new_tensor([w, h]) + border
+    low, high = anchors[:, :2] >= -border, anchors[:, 2:] < anchors.new_tensor([w, h]) + border
     return (low & high).all(dim=-1)
+
+
+def centred_inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """(A, 4) -> (A,) bool: anchors whose centre lies in the (h, w) image, its right and lower border left out."""
+    h, w = size
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(dim=-1)
+    return (x < w - 0.01) & (y < h - 0.01)  # a centre on the border may come out a little below it
 
 
 class AnchorGenerator(nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,12 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from detector.errors import ConfigError, check_range
-from detector.geometry.anchors import AnchorGenerator, inside
+from detector.geometry.anchors import AnchorGenerator, centred_inside, inside
 from detector.geometry.boxes import clip_boxes, decode, encode, is_larger_than
 from detector.layers import normal_, smooth_l1
-from detector.matching.assign import IGNORE, assign_boxes
+from detector.matching.assign import ForceMatch, assign_boxes
 from detector.matching.sample import sample
+from detector.pixels import round_up
 from detector.structures import Batch, Proposals, Target
 
 
@@ -27,8 +30,13 @@ def flatten_level(x: Tensor, k: int) -> Tensor:
 class RPN(nn.Module):
     """Levels -> proposals. `pre_nms` (of every level) and `post_nms` (of an image) are counts (in training, at test).
 
-    `border`: leave anchors that cross the image border by more than so many pixels out of training (0 in Faster R-CNN,
-    none left out by default, as in FPN). `beta` is the smooth-L1 corner of the box loss.
+    `width`: of the convolutions, by default that of the levels. `border`: leave anchors that cross the image border by more
+    than so many pixels out of training (0 in Faster R-CNN, none left out by default, as in FPN). `padded_to`: leave anchors
+    out that lie where other images of the batch are larger, i.e. beyond this image with its sides rounded up to such a
+    multiple (mmdetection). `clamp_both` bounds how much an anchor may shrink, too (mmdetection). `beta` is the smooth-L1
+    corner of the box loss. The losses are divided by the number of anchors "sampled"; of those "wanted", images times
+    `batch_per_image` (Detectron2); or of those sampled where none of a kind in an image count as one, "at_least_one"
+    (mmdetection). `force_match`, `min_force_iou`: see `matching.assign`.
     """
 
     def __init__(
@@ -37,15 +45,21 @@ class RPN(nn.Module):
         anchors: AnchorGenerator,
         *,
         convs: int = 1,
+        width: int | None = None,
         pre_nms: tuple[int, int] = (2000, 1000),
         post_nms: tuple[int, int] = (1000, 1000),
         nms_iou: float = 0.7,
         min_size: float = 0.0,
+        clamp_both: bool = False,
         batch_per_image: int = 256,
         positive_fraction: float = 0.5,
         pos_iou: float = 0.7,
         neg_iou: float = 0.3,
+        force_match: ForceMatch = "own",
+        min_force_iou: float = 0.0,
         border: float | None = None,
+        padded_to: int | None = None,
+        normaliser: Literal["sampled", "wanted", "at_least_one"] = "sampled",
         beta: float = 1 / 9,
         objectness_weight: float = 1.0,
         box_weight: float = 1.0,
@@ -53,23 +67,26 @@ class RPN(nn.Module):
         super().__init__()
         if len(set(channels)) != 1:
             raise ConfigError(f"rpn: one head serves all levels, but they have {list(channels)} channels")
-        check_range("model.rpn", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, pos_iou=pos_iou)
+        check_range("model.rpn", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, pos_iou=pos_iou,
+                    min_force_iou=min_force_iou)  # fmt: skip
         check_range("model.rpn", 0, pos_iou, neg_iou=neg_iou)
         check_range("model.rpn", 0, 1e6, beta=beta, objectness_weight=objectness_weight, box_weight=box_weight)
         check_range("model.rpn", 1, 1e9, batch_per_image=batch_per_image, pre_nms=pre_nms, post_nms=post_nms)
         check_range("model.rpn", 0, 100, convs=convs)
+        check_range("model.rpn", 1, 1e5, width=width, padded_to=padded_to)
         check_range("model.rpn", -1e6, 1e6, min_size=min_size, border=border)
-        width = channels[0]
-        self.conv = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(convs))
-        self.objectness = nn.Conv2d(width, anchors.per_cell, 1)
-        self.deltas = nn.Conv2d(width, 4 * anchors.per_cell, 1)
+        widths = [channels[0]] + [width or channels[0]] * convs
+        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.objectness = nn.Conv2d(widths[-1], anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(widths[-1], 4 * anchors.per_cell, 1)
         for layer in [*self.conv, self.objectness, self.deltas]:
             normal_(layer, std=0.01)
         self.anchors = anchors
         self.pre_nms, self.post_nms, self.nms_iou, self.min_size = pre_nms, post_nms, nms_iou, min_size
+        self.clamp_both = clamp_both
         self.sampling = dict(num=batch_per_image, positive_fraction=positive_fraction)
-        self.matching = dict(pos_iou=pos_iou, neg_iou=neg_iou, force_match="own")
-        self.border, self.beta = border, beta
+        self.matching = dict(pos_iou=pos_iou, neg_iou=neg_iou, force_match=force_match, min_force_iou=min_force_iou)
+        self.border, self.padded_to, self.normaliser, self.beta = border, padded_to, normaliser, beta
         self.objectness_weight, self.box_weight = objectness_weight, box_weight
 
     def losses(self, p: list[Tensor], batch: Batch, targets: list[Target]) -> tuple[list[Proposals], dict[str, Tensor]]:
@@ -107,7 +124,8 @@ class RPN(nn.Module):
             logit = torch.where(logit.isfinite(), logit, -torch.inf)  # topk would take NaN for the best
             score, row = logit.topk(min(k, logit.shape[1]), dim=1)  # (N, k)
             scores.append(score)
-            boxes.append(decode(delta.gather(1, row[..., None].expand(-1, -1, 4)), anchor[row]))  # (N, k, 4)
+            delta = delta.gather(1, row[..., None].expand(-1, -1, 4))
+            boxes.append(decode(delta, anchor[row], clamp_both=self.clamp_both))  # (N, k, 4)
             levels.append(torch.full_like(row[0], level))
         score, box, level = torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)
         return [self._select(s, b, level, size, keep) for s, b, size in zip(score, box, sizes)]
@@ -124,23 +142,40 @@ class RPN(nn.Module):
     def _losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """Logits (N, P), deltas (N, P, 4), anchors (P, 4); both sums are divided by the number of sampled anchors."""
-        objectness, box, count = logits.new_zeros(()), logits.new_zeros(()), 0
+        """Logits (N, P), deltas (N, P, 4), anchors (P, 4); both sums are divided by the same number of anchors."""
+        objectness, box, counts = logits.new_zeros(()), logits.new_zeros(()), []
         for logit, delta, size, target in zip(logits, deltas, batch.sizes, targets):
-            positive, negative, gt_index = self._sample(anchors, size, target)
-            goal = encode(anchors[positive], target.boxes[gt_index[positive]])
-            box = box + smooth_l1(delta[positive], goal, self.beta)
+            positive, negative, goals = self._sample(anchors, size, target)
+            box = box + smooth_l1(delta[positive], encode(anchors[positive], goals), self.beta)
             objectness = objectness + F.softplus(-logit[positive]).sum() + F.softplus(logit[negative]).sum()
-            count += len(positive) + len(negative)
-        count = max(count, 1)
+            counts += [len(positive), len(negative)]
+        count = self._count(counts)
         return {
             "rpn_objectness": objectness * (self.objectness_weight / count),
             "rpn_box": box * (self.box_weight / count),
         }
 
+    def _count(self, sampled: list[int]) -> int:
+        """What the losses are divided by; `sampled`: positives and negatives of every image."""
+        if self.normaliser == "wanted":
+            return len(sampled) // 2 * self.sampling["num"]
+        if self.normaliser == "at_least_one":
+            return sum(max(count, 1) for count in sampled)
+        return max(sum(sampled), 1)
+
     @torch.no_grad()
     def _sample(self, anchors: Tensor, size: tuple[int, int], target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        label, gt_index = assign_boxes(target.boxes, anchors, crowd=target.crowd, **self.matching)
+        """Indices of the sampled positives and negatives among the anchors (P, 4) of an image, and the positives' objects."""
+        able = torch.where(self._may_train(anchors, size))[0]  # an object's best anchor is the best of these
+        label, gt_index = assign_boxes(target.boxes, anchors[able], crowd=target.crowd, **self.matching)
+        positive, negative = sample(label, **self.sampling)
+        return able[positive], able[negative], target.boxes[gt_index[positive]]
+
+    def _may_train(self, anchors: Tensor, size: tuple[int, int]) -> Tensor:
+        """(P, 4) -> (P,) bool: near enough to the image."""
+        able = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
         if self.border is not None:
-            label[~inside(anchors, size, self.border)] = IGNORE
-        return *sample(label, **self.sampling), gt_index
+            able &= inside(anchors, size, self.border)
+        if self.padded_to is not None:
+            able &= centred_inside(anchors, round_up(size, self.padded_to))
+        return able
