@@ -12,19 +12,33 @@ import torch
 from torch import nn
 
 from detector.backbones.resnet import ResNet
-from detector.config import check_call, check_keys, read_config
+from detector.config import check_call, check_keys, parameters_of, read_config
 from detector.data.coco import CocoDataset
 from detector.data.settings import DataSettings
 from detector.data.transforms import ColorJitter, Compose, HorizontalFlip, LargeScaleJitter, Resize, VerticalFlip
 from detector.errors import ConfigError
 from detector.geometry.anchors import AnchorGenerator
+from detector.heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
+from detector.heads.auxiliary import AuxiliaryRoIHead
 from detector.heads.box_head import ConvFC, TwoFC
-from detector.heads.pool import RoIPool
+from detector.heads.cascade import Cascade
+from detector.heads.pool import AllLevelPool, RoIPool
+from detector.heads.precomputed import Precomputed
+from detector.heads.proposals_only import ProposalsOnly
+from detector.heads.res5 import Res5
 from detector.heads.roi_head import RoIHead
 from detector.heads.rpn import RPN
+from detector.heads.soft_pool import SoftRoIPool
+from detector.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
+from detector.necks.augfpn import AugFPN
+from detector.necks.bfp import BFP
+from detector.necks.bifpn import BiFPN
 from detector.necks.fpn import FPN
+from detector.necks.nas_fpn import NASFPN
 from detector.necks.panet import PANet
 from detector.necks.pyramid import Pyramid
+from detector.necks.rfp import RecursivePyramid
+from detector.necks.single import Single
 from detector.pixels import Pixels
 from detector.rcnn import GeneralizedRCNN
 from detector.training.recipe import Recipe
@@ -33,12 +47,27 @@ BACKBONES = {"resnet": ResNet}
 NECKS = {
     "fpn": FPN,
     "panet": PANet,
+    "bifpn": BiFPN,
+    "nas_fpn": NASFPN,
+    "augfpn": AugFPN,
+    "bfp": BFP,
+    "single": Single,
+    "bottom_up": BottomUp,
+    "top_down": TopDown,
+    "finest": Finest,
+    "hierarchy": Hierarchy,
 }
-PYRAMIDS = {"plain": Pyramid}
-RPNS = {"rpn": RPN}
-POOLS = {"by_level": RoIPool}
-ROI_HEADS = {"standard": RoIHead}
-BOX_HEADS = {"two_fc": TwoFC, "conv_fc": ConvFC}
+PYRAMIDS = {"plain": Pyramid, "recursive": RecursivePyramid}
+RPNS = {"rpn": RPN, "precomputed": Precomputed}
+POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool, "soft": SoftRoIPool}
+ROI_HEADS = {"standard": RoIHead, "cascade": Cascade, "auxiliary": AuxiliaryRoIHead, "none": ProposalsOnly}
+BOX_HEADS = {
+    "two_fc": TwoFC,
+    "conv_fc": ConvFC,
+    "adaptive_two_fc": AdaptiveTwoFC,
+    "adaptive_conv_fc": AdaptiveConvFC,
+    "res5": Res5,
+}
 DATASETS = {"coco": CocoDataset}
 TRANSFORMS = {
     "horizontal_flip": HorizontalFlip,
@@ -66,16 +95,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 def check_config(config: Mapping[str, Any], *, trust: bool = True) -> None:
     """Compare every section with the signature that it will call. `trust` follows dotted paths of own parts."""
     check_keys(config, ("model", "data", "train"), "configuration")
-    model_calls(config.get("model", {}), trust=trust)
+    rpn, _ = model_calls(config.get("model", {}), trust=trust)["rpn"]
     if "data" in config:
-        data_settings(config["data"], trust=trust)
+        data_settings(config["data"], trust=trust).check_proposals(wanted=rpn is Precomputed)
     if "train" in config:
         check_call(Recipe, config["train"], "train")
         Recipe(**config["train"])  # its values, too, are checked before anything starts
 
 
 def resolve(section: Any, table: Mapping[str, type], where: str, *, supplied: Sequence[str] = (), trust: bool) -> Call:
-    """The constructor that a section's `type` names (the first of `table` by default) and its checked arguments."""
+    """The constructor that a section's `type` names (the first of `table` by default) and its checked arguments.
+
+    A text stands for a section with that type and nothing else: it replaces what a base says, whatever type that has.
+    """
+    section = {"type": section} if isinstance(section, str) else section
     check_keys(section, list(section) if isinstance(section, Mapping) else (), where)
     arguments = dict(section)
     constructor = named(arguments.pop("type", next(iter(table))), table, where, trust=trust)
@@ -117,7 +150,7 @@ def model_calls(model: Any, *, trust: bool) -> dict[str, Call]:
     def part(section, table, where, *supplied):
         return resolve(section, table, f"model.{where}", supplied=supplied, trust=trust)
 
-    return {
+    calls = {
         "pixels": part(model.get("pixels", {}), {"pixels": Pixels}, "pixels"),
         "backbone": part(model.get("backbone", {}), BACKBONES, "backbone"),
         "neck": part(model.get("neck", {}), NECKS, "neck", "channels", "strides"),
@@ -126,12 +159,28 @@ def model_calls(model: Any, *, trust: bool) -> dict[str, Call]:
         "rpn": part(rpn, RPNS, "rpn", "channels", "anchors"),
         "pool": part(pool, POOLS, "roi_head.pool", "channels", "strides"),
         "box_head": part(box_head, BOX_HEADS, "roi_head.box_head", "channels", "size", "branches", "backbone"),
-        "roi_head": part(roi_head, ROI_HEADS, "roi_head", "pool", "box_head", "new_box_head", "num_classes"),
+        "roi_head": part(
+            roi_head, ROI_HEADS, "roi_head", "pool", "box_head", "new_box_head", "num_classes", "raw_strides"
+        ),
     }
+    _check_read(calls, {"anchors": anchors, "pool": pool, "box_head": box_head})
+    return calls
+
+
+def _check_read(calls: dict[str, Call], nested: dict[str, Any]) -> None:
+    """A section that nothing would read, and a detector that would learn nothing, are errors."""
+    for name, owner in (("anchors", "rpn"), ("pool", "roi_head"), ("box_head", "roi_head")):
+        if nested[name] and not {name, f"new_{name}"} & parameters_of(calls[owner][0])[0].keys():
+            raise ConfigError(f"model.{owner}.{name}: this type of {owner} has none; remove the section")
+    if calls["rpn"][0] is Precomputed and calls["roi_head"][0] is ProposalsOnly:
+        raise ConfigError(
+            "model: given proposals (rpn precomputed) and no second stage (roi_head none) leave nothing to learn"
+        )
 
 
 def _without(section: Any, where: str, *nested: str) -> list[Any]:
     """A section without its nested sections, then those ({} where left out)."""
+    section = {"type": section} if isinstance(section, str) else section
     check_keys(section, list(section) if isinstance(section, Mapping) else (), where)
     return [{k: v for k, v in section.items() if k not in nested}] + [section.get(name, {}) for name in nested]
 
@@ -151,22 +200,22 @@ def build_detector(config: Mapping[str, Any], *, trust: bool = True) -> Generali
 
     def make(name: str, **supplied):
         constructor, arguments = calls[name]
-        wanted = inspect.signature(constructor).parameters
+        wanted, _ = parameters_of(constructor)
         try:
             return constructor(**{key: value for key, value in supplied.items() if key in wanted}, **arguments)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:  # a width of -1 is a RuntimeError
             raise ConfigError(f"model: {name} does not fit: {error}") from error
 
     def wants(name: str, argument: str) -> bool:
-        return argument in inspect.signature(calls[name][0]).parameters
+        return argument in parameters_of(calls[name][0])[0]
 
     backbone = make("backbone")
     neck = make("neck", channels=backbone.channels, strides=backbone.strides)
     pyramid = make("pyramid", backbone=backbone, neck=neck, new_backbone=lambda: make("backbone"))
-    anchors = make("anchors", strides=pyramid.strides)
+    anchors = make("anchors", strides=pyramid.strides) if wants("rpn", "anchors") else None
     rpn = make("rpn", channels=pyramid.channels, anchors=anchors)
-    pool = make("pool", channels=pyramid.channels, strides=pyramid.strides)
-    if pool.branches > 1 and not wants("box_head", "branches"):
+    pool = make("pool", channels=pyramid.channels, strides=pyramid.strides) if wants("roi_head", "pool") else None
+    if pool is not None and pool.branches > 1 and not wants("box_head", "branches"):
         raise ConfigError(f"model.roi_head.pool: gives {pool.branches} maps a region, its box_head takes one")
 
     def new_box_head() -> nn.Module:
@@ -174,8 +223,9 @@ def build_detector(config: Mapping[str, Any], *, trust: bool = True) -> Generali
 
     box_head = new_box_head() if wants("roi_head", "box_head") else None
     roi_head = make(
-        "roi_head", pool=pool, box_head=box_head, new_box_head=new_box_head, num_classes=model["num_classes"]
-    )
+        "roi_head", pool=pool, box_head=box_head, new_box_head=new_box_head, num_classes=model["num_classes"],
+        raw_strides=getattr(pyramid, "raw_strides", None),
+    )  # fmt: skip
     detector = GeneralizedRCNN(make("pixels"), pyramid, rpn, roi_head)
     return detector.to(memory_format=torch.channels_last)
 
@@ -184,9 +234,32 @@ def data_settings(data: Any, *, trust: bool = True) -> DataSettings:
     """The checked `data` section."""
     check_call(DataSettings, data, "data")
     settings = DataSettings(**data)
-    named(settings.type, DATASETS, "data", trust=trust)
+    _check_dataset(named(settings.type, DATASETS, "data", trust=trust), settings)
     _transforms(settings, trust)
     return settings
+
+
+def _check_dataset(make: Callable, settings: DataSettings) -> None:
+    """A data set of the user's own must take what `build_dataset` will give it."""
+    try:
+        inspect.signature(make).bind("images", "annotations", **_dataset_options(settings, "train", None, None))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"data.type: {settings.type} cannot be called like CocoDataset ({error})") from error
+
+
+def _dataset_options(
+    settings: DataSettings, split: str, class_names: list[str] | None, transform: Compose | None
+) -> dict[str, Any]:
+    """What a data set is given beside its two paths."""
+    options = {
+        "classes": settings.classes,
+        "class_names": class_names,
+        "keep_empty": settings.keep_empty or split != "train",
+        "max_pixels": settings.max_pixels,
+        "transform": transform,
+    }
+    proposals = settings.split(split).get("proposals")
+    return options if proposals is None else options | {"proposals": Path(settings.root) / proposals}
 
 
 def build_dataset(
@@ -201,18 +274,10 @@ def build_dataset(
     if "data" not in config:
         raise ConfigError("data: the configuration has no such section; name an image folder and an annotation file")
     settings = data_settings(config["data"], trust=trust)
-    part = settings.split(split)
-    training = split == "train"
+    paths = [Path(settings.root) / settings.split(split)[key] for key in ("images", "annotations")]
+    transform = training_transform(settings, trust=trust) if split == "train" else None
     make = named(settings.type, DATASETS, "data", trust=trust)
-    return make(
-        Path(settings.root) / part["images"],
-        Path(settings.root) / part["annotations"],
-        classes=settings.classes,
-        class_names=class_names,
-        keep_empty=settings.keep_empty or not training,
-        max_pixels=settings.max_pixels,
-        transform=training_transform(settings, trust=trust) if training else None,
-    )
+    return make(*paths, **_dataset_options(settings, split, class_names, transform))
 
 
 def training_transform(settings: DataSettings, *, trust: bool = True) -> Compose:

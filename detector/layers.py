@@ -44,20 +44,23 @@ class AffineBatchNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
-def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
+def make_norm(norm: Norm, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
     """A norm layer over `channels` channels; "group" has 32 groups (Wu & He 2018)."""
     if norm == "group":
         return nn.GroupNorm(32, channels, eps=eps)
-    kinds = {"frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
-    return kinds[norm](channels, eps=eps)
+    if norm == "frozen":
+        return FrozenBatchNorm(channels, eps=eps)
+    kinds = {"affine": AffineBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
+    return kinds[norm](channels, eps=eps, momentum=momentum)
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """norm(conv(x)). A frozen norm is a constant factor on the filters, so it never touches the (much larger) map."""
-    if not isinstance(norm, FrozenBatchNorm):
+    if not isinstance(norm, FrozenBatchNorm) or type(conv) is not nn.Conv2d:  # other kinds are no one set of filters
         return norm(conv(x))
     scale, shift = norm.scale_shift()
     weight = conv.weight * scale[:, None, None, None]
+    shift = shift if conv.bias is None else conv.bias * scale + shift
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
@@ -76,12 +79,15 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 
 
 class ConvNorm(nn.Module):
-    """conv -> norm (where there is one): a bias where there is no norm."""
+    """conv -> norm (where there is one): a bias where there is no norm, or where `bias` asks for one."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, norm: Norm | None = None):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, norm: Norm | None = None, bias: bool = False,
+        eps: float = 1e-5, momentum: float = 0.1,
+    ):  # fmt: skip
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=norm is None)
-        self.norm = nn.Identity() if norm is None else make_norm(norm, c_out)
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=bias or norm is None)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, c_out, eps, momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         return conv_norm(self.conv, self.norm, x)
@@ -128,6 +134,19 @@ def normal_(layer: nn.Conv2d | nn.Linear, std: float) -> None:
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
     """Sum over all elements of 0.5 d^2 / beta where d = |prediction - target| < beta, else d - 0.5 beta; L1 at 0."""
     return F.smooth_l1_loss(prediction, target, beta=beta, reduction="sum")
+
+
+def balanced_l1(prediction: Tensor, target: Tensor, beta: float, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
+    """Sum over all elements of the balanced L1 loss (Libra R-CNN, Pang et al. 2019, arXiv 1904.02701, sec. 3.3).
+
+    Its gradient alpha * ln(b * d / beta + 1) grows faster for small d = |prediction - target| than that of smooth L1; from
+    d = beta on it is gamma, which fixes b.
+    """
+    d = (prediction - target).abs()
+    b = math.exp(gamma / alpha) - 1
+    small = alpha / b * (b * d + beta) * torch.log(b * d / beta + 1) - alpha * d
+    large = gamma * d + (gamma / b - alpha) * beta
+    return torch.where(d < beta, small, large).sum()
 
 
 def log2_stride(stride: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from detector.data.shapes import draw_set
+from detector.data.drawn_set import PRESETS, draw_set
 from detector.errors import DetectorError
 
 
@@ -13,6 +13,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw shapes of all scales on textured grounds, the same everywhere.")
     add = parser.add_argument
     add("folder", metavar="DIR", help="new or empty, for annotations/{train,val}.json and images/{train,val}/")
+    add("--preset", choices=PRESETS, default="plain", help="context: discs whose class is what surrounds them")
     add("--train", metavar="N", type=int, default=400, help="training images (default: 400)")
     add("--val", metavar="N", type=int, default=80, help="validation images (default: 80)")
     add("--size", metavar=("W", "H"), type=int, nargs=2, default=(192, 160), help="in pixels (default: 192 160)")
@@ -23,7 +24,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
-        print(draw_set(args.folder, train=args.train, val=args.val, size=tuple(args.size), seed=args.seed))
+        counts = {"train": args.train, "val": args.val}
+        print(draw_set(args.folder, **counts, size=tuple(args.size), seed=args.seed, preset=args.preset))
     except DetectorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

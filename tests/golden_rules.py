@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = PROJECT.parent / "shared"
@@ -142,6 +142,20 @@ def ground_truth(*, empty_second: bool = False) -> list[dict[str, Tensor]]:
     return [{"boxes": r[:, :4], "labels": r[:, 4].long()} for r in rows]
 
 
+def fixed_proposals(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Section 6 of the README: the 120 boxes (120, 4) and logits (120,) that d2_fast_rcnn_R_50_FPN is given."""
+    boxes, logits = [], []
+    for j in range(120):
+        side = 14 * (1 + 0.065 * j) ** (1 + 0.6 * _frac(0.3819660 * (j + 1)))
+        a = 0.6 + 1.2 * _frac(0.7548777 * (j + 1))
+        w, h = side * a, side / a
+        cx, cy = width * _frac(0.6180340 * (j + 1)), height * _frac(0.5698403 * (j + 1))
+        box = max(0, cx - w / 2), max(0, cy - h / 2), min(width, cx + w / 2), min(height, cy + h / 2)
+        boxes.append([round(side, 3) for side in box])
+        logits.append(round(6 * _frac(0.2762 * (j + 1)) - 3 + 0.001 * j, 4))
+    return torch.tensor(boxes), torch.tensor(logits)
+
+
 # --- comparisons
 
 
@@ -152,6 +166,31 @@ def record_errors(found: Tensor, record: Mapping[str, Any]) -> tuple[float, floa
     values = (found[torch.tensor(record["idx"])] - torch.tensor(record["values"], dtype=torch.float64)).abs().max()
     mean, std = found.mean() - record["mean"], found.std(correction=0) - record["std"]
     return float(values) / record["std"], float(max(mean.abs(), std.abs())) / record["std"]
+
+
+def check_neck(
+    neck: nn.Module, c: Sequence[Tensor], record: Mapping[str, Any], ours: Callable[[str], str], *,
+    gradients: float = 1e-5,
+) -> None:  # fmt: skip
+    """Maps, loss and gradients of a neck with the weights of the entry; `ours` is our name of a tensor of theirs."""
+    c = [x.clone().requires_grad_() for x in c]
+    p = neck(c)
+    tolerance = max(1e-5, 5 * record["noise_float64_over_std"], 5 * record["noise_other_kernels_over_std"])
+    for level, expected in zip(p, record["outputs"], strict=True):
+        assert max(record_errors(level, expected)) < tolerance
+    loss = sum((level**2).mean() for level in p)
+    assert relative_error(float(loss.detach()), record["loss_value"]) < 1e-5
+    loss.backward()
+    for level, expected in zip(c, record["input_grad_norms"][-len(c) :], strict=True):
+        assert relative_error(grad_norm(level), expected, below=1e-9) < gradients
+    parameters = dict(neck.named_parameters())
+    for key, expected in record["grad_norms"].items():
+        assert relative_error(grad_norm(parameters[ours(key)]), expected, below=0) < gradients
+
+
+def grad_norm(tensor: Tensor) -> float:
+    """The L2 norm of its gradient; 0 for what nothing read."""
+    return 0.0 if tensor.grad is None else float(tensor.grad.double().norm())
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_arguments_reach_the_part_that_they_are_meant_for():
         roi_head={"nms_iou": 0.4, "pool": {"size": 5}},
         pixels={"order": "bgr", "divisor": 64},
     )
-    assert (model.rpn.nms_iou, model.roi_head.nms_iou) == (0.6, 0.4)
+    assert (model.rpn.nms_iou, model.roi_head.suppression["iou"]) == (0.6, 0.4)
     assert model.rpn.anchors.per_cell == 1 and model.rpn.objectness.out_channels == 1
     assert model.roi_head.pool.size == 5 and model.roi_head.box_head.fc1.in_features == 32 * 5 * 5
     assert (model.pixels.order, model.pixels.divisor) == ("bgr", 64)
@@ -146,7 +146,11 @@ def test_a_typo_is_told_with_file_path_and_nearest_key(tmp_path):
         ("model.roi_head.pool.sample", 2, "model.roi_head.pool.sample: unknown key; did you mean 'samples'?"),
         ("model.roi_head.box_head.convs", 4, "model.roi_head.box_head.convs: unknown key"),  # those of another head
         ("model.backbone.depth", "50", "model.backbone.depth: expected a whole number, got '50'"),
-        ("model.backbone.norm", "bach", "model.backbone.norm: expected one of 'frozen', 'affine', 'batch', 'sync', 'group'"),
+        (
+            "model.backbone.norm",
+            "bach",
+            "model.backbone.norm: expected one of 'frozen', 'affine', 'batch', 'sync', 'group'",
+        ),
         ("model.rpn.pre_nms", 1000, "model.rpn.pre_nms: expected a list of 2"),
         ("model.rpn.anchors.sizes", [32, 64], "model.rpn.anchors.sizes: expected a list of a list of a number"),
         ("model.pixels.mean", [1, 2], "model.pixels.mean: expected a list of 3"),
@@ -371,6 +375,11 @@ def test_a_data_set_of_ones_own_is_named_by_its_dotted_path(tmp_path):
     assert type(own).__name__ == "Reversed" and [own[i][2] for i in range(len(own))] == [11, 10]
     with pytest.raises(ConfigError, match=r"data.type: .*--trust"):
         build_dataset(config, "val", trust=False)
+
+
+@pytest.mark.parametrize("name", ["os.system", "os.getcwd", "builtins.int", "collections.OrderedDict"])
+def test_what_is_no_data_set_is_never_called(name):
+    assert f"data.type: {name} cannot be called like CocoDataset" in complaint(changed("data.type", name))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""Norms, convolutions with norms, folding, and the smooth-L1 loss."""
+"""Norms, convolutions with norms, folding, and the box losses."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from detector.layers import (
     ConvNorm,
     FrozenBatchNorm,
+    balanced_l1,
     c2_msra_,
     c2_xavier_,
     conv_norm,
@@ -63,9 +66,10 @@ def test_make_norm():
 # --- convolutions with norms
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", ["frozen", "batch", "group"])
-def test_conv_norm_is_the_convolution_then_the_norm(kind):
-    conv, norm = nn.Conv2d(6, 32, 3, stride=2, padding=2, dilation=2, groups=2, bias=False), make_norm(kind, 32)
+def test_conv_norm_is_the_convolution_then_the_norm(kind, bias):
+    conv, norm = nn.Conv2d(6, 32, 3, stride=2, padding=2, dilation=2, groups=2, bias=bias), make_norm(kind, 32)
     x = torch.randn(2, 6, 9, 8)
     assert close(conv_norm(conv, randomised(norm), x), norm(conv(x)))
 
@@ -78,9 +82,10 @@ def test_a_frozen_norm_lets_the_gradient_through_to_the_filters():
     assert close(ours, expected)
 
 
-def test_a_bias_only_where_there_is_no_norm():
+def test_a_bias_only_where_there_is_no_norm_or_where_it_is_wanted():
     assert ConvNorm(3, 32, 3).conv.bias is not None
     assert ConvNorm(3, 32, 3, norm="group").conv.bias is None
+    assert ConvNorm(3, 32, 3, norm="group", bias=True).conv.bias is not None
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -125,6 +130,19 @@ def test_smooth_l1_by_hand():
     assert smooth_l1(prediction, goal, beta=1 / 9).item() == ninth
     assert smooth_l1(torch.tensor([0.05]), torch.zeros(1), beta=1 / 9).item() == pytest.approx(0.5 * 0.05**2 * 9)
     assert smooth_l1(torch.zeros(0, 4), torch.zeros(0, 4), beta=1).item() == 0
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_the_gradient_of_balanced_l1_is_a_logarithm_up_to_its_corner(beta):
+    """Libra R-CNN eq. 7: alpha ln(b d / beta + 1), gamma beyond the corner; b makes the two meet (eq. 9)."""
+    d = torch.tensor([0.0, 0.1, 0.3, beta, 1.2, 5.0], requires_grad=True)
+    balanced_l1(d, torch.zeros(6), beta).backward()
+    b = math.exp(1.5 / 0.5) - 1
+    inner = 0.5 * torch.log(b * d.detach() / beta + 1)
+    torch.testing.assert_close(d.grad, torch.where(d.detach() < beta, inner, 1.5))
+    losses = [balanced_l1(torch.tensor([x]), torch.zeros(1), beta).item() for x in (0.0, beta - 1e-6, beta + 1e-6)]
+    assert losses[0] == 0 and losses[2] - losses[1] == pytest.approx(3e-6, abs=2e-6)  # it has no step
+    assert balanced_l1(torch.zeros(0, 4), torch.zeros(0, 4), beta).item() == 0
 
 
 def test_the_level_of_a_stride():

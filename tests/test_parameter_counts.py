@@ -92,6 +92,7 @@ SYSTEMS = {
     "panet_full_r50_1x_coco": FASTER_RCNN - 13_895_680 + 15_207_424 + 1_771_008 + 3_346_432 + 3_543_552,
     "augfpn_r50_1x_coco": FASTER_RCNN + 3_344_384 + 1_573_632 + 203_779 + 271_620 + 13_895_680 + 411_025,  # two heads
     "libra_r50_1x_coco": FASTER_RCNN + 3_344_384 + 4 * 256 * 257,
+    "cascade_r50_1x_coco": 23_454_912 + 593_935 + 3_344_384 + 3 * (13_895_680 + 87_125),
     "bottom_up_r50_1x_coco": FASTER_RCNN + 3_344_384,
     "top_down_r50_1x_coco": FASTER_RCNN + 2_884_864,
     "finest_r50_1x_coco": FASTER_RCNN + 1_574_144 + 12 * 5 * 257,  # an RPN of 15 anchors in place of 3

@@ -18,7 +18,7 @@ CONFIG = {
         "backbone": {"type": "resnet", "depth": 18},
         "neck": {"type": "fpn", "width": 32},
         "rpn": {"anchors": {"sizes": [[16], [32], [64], [96], [128]]}},
-        "roi_head": {"pool": {"canonical_size": 56}, "box_head": {"width": 32}},
+        "roi_head": {"pool": {"type": "by_level", "canonical_size": 56}, "box_head": {"type": "two_fc", "width": 32}},
     }
 }
 
@@ -31,7 +31,8 @@ def tiny_model(**sections: Any) -> GeneralizedRCNN:
     torch.manual_seed(0)
     model = build_detector(merge(CONFIG, {"model": sections}))
     with torch.no_grad():
-        model.roi_head.class_score.weight.normal_(std=0.3)
+        for head in getattr(model.roi_head, "stages", [model.roi_head]):  # of a cascade
+            head.class_score.weight.normal_(std=0.3)
         model.rpn.deltas.weight.normal_(std=0.05)
     return model
 

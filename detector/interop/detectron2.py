@@ -49,8 +49,18 @@ BOX_HEAD = [
     ("roi_heads.box_predictor.cls_score.{}", "roi_head.class_score.{}"),
     ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.box_delta.{}"),
 ]
+BOX_HEAD_GN = [
+    *((f"roi_heads.box_head.conv{i}.norm.{{}}", f"roi_head.box_head.convs.{i - 1}.norm.{{}}") for i in range(1, 5)),
+    *((f"roi_heads.box_head.conv{i}.{{}}", f"roi_head.box_head.convs.{i - 1}.conv.{{}}") for i in range(1, 5)),
+]
+CASCADE = [
+    ("roi_heads.box_head.#.fc#.{}", "roi_head.stages.#.box_head.fc#.{}"),
+    ("roi_heads.box_predictor.#.cls_score.{}", "roi_head.stages.#.class_score.{}"),
+    ("roi_heads.box_predictor.#.bbox_pred.{}", "roi_head.stages.#.box_delta.{}"),
+]
+RES5 = _stage("roi_heads.res5", "roi_head.box_head.layer4")
 # with an FPN the ResNet is its bottom_up; without one it is the backbone itself
-NAMES = _backbone("backbone.bottom_up") + _backbone("backbone") + FPN + RPN + BOX_HEAD
+NAMES = _backbone("backbone.bottom_up") + _backbone("backbone") + FPN + RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE
 IGNORABLE = [r"pixel_(mean|std)", r"proposal_generator\.anchor_generator\..*"]
 
 

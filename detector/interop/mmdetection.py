@@ -21,6 +21,29 @@ PAFPN = [
     ("neck.downsample_convs.#.conv.{}", "pyramid.neck.down.#.conv.{}"),
     ("neck.pafpn_convs.#.conv.{}", "pyramid.neck.output.#.conv.{}"),
 ]
+BFP = [
+    ("neck.0.lateral_convs.#.conv.{}", "pyramid.neck.fpn.lateral.#.conv.{}"),
+    ("neck.0.fpn_convs.#.conv.{}", "pyramid.neck.fpn.output.#.conv.{}"),
+    *((f"neck.1.refine.{name}.conv.{{}}", f"pyramid.neck.refine.{name}.{{}}") for name in ("theta", "phi", "g")),
+    ("neck.1.refine.conv_out.conv.{}", "pyramid.neck.refine.out.{}"),
+    ("neck.1.refine.conv.{}", "pyramid.neck.refine.conv.{}"),
+]
+# two of our seven cells are pairs of theirs, and the convolution belongs to the second
+NAS_CELLS = {name: name for name in ("gp_64_4", "sum_44_4", "sum_43_3", "sum_34_4", "gp_75_6")}
+NAS_CELLS |= {"sum_55_5": "gp_43_5", "sum_77_7": "gp_54_7"}
+NAS_FPN = [
+    ("neck.extra_downsamples.#.0.conv.{}", "pyramid.neck.extra.#.conv.{}"),
+    ("neck.extra_downsamples.#.0.bn.{}", "pyramid.neck.extra.#.norm.{}"),
+] + [
+    (f"neck.fpn_stages.#.{theirs}.out_conv.{bn}.{{}}", f"pyramid.neck.stacks.#.{ours}.{norm}.{{}}")
+    for theirs, ours in NAS_CELLS.items()
+    for bn, norm in (("conv", "conv"), ("bn", "norm"))
+]
+RFP = [
+    ("neck.rfp_modules.#.{}", "pyramid.unrolled.#.{}"),
+    ("neck.rfp_aspp.aspp.#.{}", "pyramid.aspp.views.#.{}"),
+    ("neck.rfp_weight.{}", "pyramid.gate.{}"),
+]
 RPN = [
     ("rpn_head.rpn_conv.{}", "rpn.conv.0.{}"),
     ("rpn_head.rpn_cls.{}", "rpn.objectness.{}"),
@@ -32,8 +55,15 @@ BOX_HEAD = [
     ("roi_head.bbox_head.fc_cls.{}", "roi_head.class_score.{}"),
     ("roi_head.bbox_head.fc_reg.{}", "roi_head.box_delta.{}"),
 ]
+RES5: list[Row] = [("roi_head.shared_head.layer4.{}", "roi_head.box_head.layer4.{}")]
+CASCADE = [
+    ("roi_head.bbox_head.#.shared_fcs.0.{}", "roi_head.stages.#.box_head.fc1.{}"),
+    ("roi_head.bbox_head.#.shared_fcs.1.{}", "roi_head.stages.#.box_head.fc2.{}"),
+    ("roi_head.bbox_head.#.fc_cls.{}", "roi_head.stages.#.class_score.{}"),
+    ("roi_head.bbox_head.#.fc_reg.{}", "roi_head.stages.#.box_delta.{}"),
+]
 # a row counts only where the model has the name; PAFPN's come first, whose `output` is another than FPN's
-NAMES = BACKBONE + PAFPN + FPN + RPN + BOX_HEAD
+NAMES = BACKBONE + PAFPN + FPN + BFP + NAS_FPN + RFP + RPN + BOX_HEAD + RES5 + CASCADE
 
 
 def from_mmdetection(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

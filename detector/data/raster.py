@@ -1,0 +1,141 @@
+"""Drawing without a library: shapes of integers on textured grounds, the same pixels on every machine.
+
+All arithmetic is on integers and the random numbers are those of `numpy.random.RandomState`, whose stream is frozen
+(NEP 19), so the pixels depend on the arguments alone: not on the platform, the versions of the libraries or a font.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import RandomState
+
+SAMPLES = 3  # per pixel and axis, so that edges are smooth
+UNIT = 1000  # half the side of a shape in its own coordinates
+TRIES = 12  # per object to find a place; then it is left out
+CONTRAST = 180  # least sum over the channels of |colour - what lies under|
+BRIGHT = 400  # least sum of the channels of a shape; grounds are dark, so that a small network learns in minutes
+POLYGONS = {
+    "square": [(-900, -900), (900, -900), (900, 900), (-900, 900)],
+    "triangle": [(0, -1000), (1000, 800), (-1000, 800)],
+    "star": [(0, -1000), (247, -340), (951, -309), (399, 130), (588, 809)]
+    + [(0, 420), (-588, 809), (-399, 130), (-951, -309), (-247, -340)],
+    "cross": [(-330, -1000), (330, -1000), (330, -330), (1000, -330), (1000, 330), (330, 330)]
+    + [(330, 1000), (-330, 1000), (-330, 330), (-1000, 330), (-1000, -330), (-330, -330)],
+}  # x right, y down, in UNITs
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One object of a picture."""
+
+    label: int  # index of the set's CLASSES
+    box: tuple[int, int, int, int]  # x, y, width, height: the tight box of the whole shape, hidden parts included
+    area: int  # pixels of the whole shape
+
+
+class Canvas:
+    """A picture as it grows: what is painted, and which object is seen where."""
+
+    def __init__(self, rng: RandomState, width: int, height: int):
+        self.rng, self.image = rng, _ground(rng, width, height)
+        self.owner = np.full((height, width), -1)  # the object that is seen at each pixel
+        self.closed = np.zeros((height, width), dtype=bool)  # where nothing more may be put
+        self.drawn: list[Drawn] = []
+
+    def find_place(self, mask: np.ndarray) -> tuple[int, int] | None:
+        """A top left corner (x, y) where the mask fits and hides no object by more than a quarter; None if none was found."""
+        h, w = mask.shape
+        room_y, room_x = self.owner.shape[0] - h, self.owner.shape[1] - w
+        if min(room_x, room_y) < 0:
+            return None
+        area = np.array([d.area for d in self.drawn], dtype=np.int64)
+        for _ in range(TRIES):
+            x, y = self.rng.randint(room_x + 1), self.rng.randint(room_y + 1)
+            after = self.owner.copy()
+            after[y : y + h, x : x + w][mask] = -1
+            visible = np.bincount(after[after >= 0], minlength=len(self.drawn))
+            free = not self.closed[y : y + h, x : x + w].any()
+            if free and (4 * visible >= 3 * area).all():
+                return x, y
+        return None
+
+    def paint(self, coverage: np.ndarray, x: int, y: int) -> None:
+        """Fill the covered pixels with a mottled bright colour that stands out from what lies there."""
+        h, w = coverage.shape
+        image = self.image[y : y + h, x : x + w]
+        under = image[coverage > 0].sum(axis=0) // (coverage > 0).sum()
+        colour = under
+        while abs(colour - under).sum() < CONTRAST or colour.sum() < BRIGHT:
+            colour = self.rng.randint(60, 256, size=3)
+        fill = np.clip(colour + _mottle(self.rng, w, h, cell=6, swing=14)[..., None], 0, 255)
+        share, whole = coverage[..., None], SAMPLES**2
+        image[:] = (image * (whole - share) + fill * share) // whole
+        self.owner[y : y + h, x : x + w][belongs(coverage)] = -1
+
+    def add(self, label: int, coverage: np.ndarray, x: int, y: int) -> None:
+        """Paint an object with its tight `coverage` there."""
+        self.paint(coverage, x, y)
+        mask = belongs(coverage)
+        h, w = mask.shape
+        self.owner[y : y + h, x : x + w][mask] = len(self.drawn)
+        self.drawn.append(Drawn(label, (x, y, w, h), int(mask.sum())))
+
+    def pixels(self) -> np.ndarray:
+        """The finished picture (H, W, 3) uint8, with its grain."""
+        grain = self.rng.randint(-5, 6, size=(*self.owner.shape, 1))
+        return np.clip(self.image + grain, 0, 255).astype(np.uint8)
+
+
+def rasterise(name: str, width: int, height: int, p: int, q: int) -> np.ndarray:
+    """How many of its SAMPLES x SAMPLES points a shape covers in each pixel of its tight box: (h, w).
+
+    `width` and `height` are pixels before the rotation by 2 atan(p / q), which is exact: a Pythagorean triple.
+    """
+    reach = (3 * max(width, height) + 3) // 4 + 1  # pixels; a rotated square reaches sqrt(2) / 2 sides from its centre
+    points = np.arange(1 - 2 * reach * SAMPLES, 2 * reach * SAMPLES, 2, dtype=np.int64)  # half samples from the centre
+    dx, dy = points[None, :], points[:, None]
+    cos, sin, norm = q * q - p * p, 2 * p * q, q * q + p * p
+    x = UNIT * (cos * dx + sin * dy) // (norm * width * SAMPLES)
+    y = UNIT * (cos * dy - sin * dx) // (norm * height * SAMPLES)
+    inside = _inside(name, x.astype(np.int32), y.astype(np.int32))  # int32: half the time
+    coverage = inside.reshape(2 * reach, SAMPLES, 2 * reach, SAMPLES).sum(axis=(1, 3))
+    mask = belongs(coverage)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return coverage[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def belongs(coverage: np.ndarray) -> np.ndarray:
+    """The pixels that belong to the shape: more than half of their points do."""
+    return 2 * coverage > SAMPLES**2
+
+
+def _inside(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points, in UNITs from the centre, lie in the shape."""
+    if name in ("disc", "ring"):
+        radius2 = x * x + y * y
+        hole = 0 if name == "disc" else (UNIT * 11 // 20) ** 2
+        return (hole <= radius2) & (radius2 < UNIT**2)
+    inside = np.zeros(x.shape, dtype=bool)
+    corners = POLYGONS[name]
+    for (x1, y1), (x2, y2) in zip(corners, [*corners[1:], corners[0]]):  # even-odd rule: count the edges to the right
+        side = (x - x1) * (y2 - y1) - (y - y1) * (x2 - x1)
+        inside ^= ((y1 > y) != (y2 > y)) & ((side < 0) == (y2 > y1))
+    return inside
+
+
+def _ground(rng: RandomState, width: int, height: int) -> np.ndarray:
+    """A textured ground (H, W, 3): a dark colour that drifts, with coarse and fine grey mottles."""
+    base = rng.randint(20, 100, size=3)
+    drift = np.stack([_mottle(rng, width, height, cell=64, swing=25) for _ in range(3)], axis=-1)
+    grey = _mottle(rng, width, height, cell=16, swing=24) + _mottle(rng, width, height, cell=4, swing=16)
+    return np.clip(base + drift + grey[..., None], 0, 255)
+
+
+def _mottle(rng: RandomState, width: int, height: int, *, cell: int, swing: int) -> np.ndarray:
+    """Random values in -swing..swing on a grid of cells, interpolated bilinearly: (H, W)."""
+    grid = rng.randint(-swing, swing + 1, size=(height // cell + 2, width // cell + 2))
+    (y, fy), (x, fx) = (np.divmod(np.arange(n), cell) for n in (height, width))
+    rows = grid[y] * (cell - fy[:, None]) + grid[y + 1] * fy[:, None]  # (H, grid columns)
+    return (rows[:, x] * (cell - fx) + rows[:, x + 1] * fx) // cell**2

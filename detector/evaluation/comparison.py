@@ -1,0 +1,109 @@
+"""Trainings side by side: the numbers of several seeds as one row, the rows as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from detector.errors import DataError
+
+BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # of the detections
+RECALLS = tuple(f"AR{limit}{size}" for limit in (100, 1000) for size in ("", "s", "m", "l"))  # of the proposals
+COSTS = ("parameters", "flops", "ms", "memory_mib")
+COLUMNS = (*BOXES, *RECALLS, *COSTS)
+UNITS = {"parameters": ("M parameters", 1e-6, 2), "flops": ("GFLOPs", 1e-9, 2), "ms": ("ms", 1, 1)}
+UNITS |= {"memory_mib": ("MiB", 1, 0)}  # column: heading, factor, decimals; any other is a percentage
+CAPTION = """
+AP of the detections and AR of the proposals in %, mean ± half the range over the seeds. GFLOPs (two a multiplication with
+its addition) of one image; ms: median of one image from pixels to boxes; MiB: peak of the training.
+"""
+
+
+@dataclass(frozen=True)
+class Number:
+    """The mean over the seeds and half the range; NaN where there is nothing to measure."""
+
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system of a comparison."""
+
+    name: str
+    seeds: int
+    numbers: dict[str, Number]  # by COLUMNS
+
+
+def read_run(folder: Path, *, rpn_alone: bool = False) -> dict[str, float]:
+    """The numbers of one training and its evaluation; NaN for COCO's -1, and for the AP of an RPN, which knows no classes.
+
+    Raises DataError for files that are not those of a finished run.
+    """
+    path = folder / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        numbers = {name: float(metrics["bbox"][name]) for name in BOXES}
+        numbers |= {name: float(metrics["proposals"][name]) for name in RECALLS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: not the metrics of an evaluation ({error!r}); remove the file to make it anew"
+        ) from error
+    nothing = BOXES if rpn_alone else ()
+    numbers = {name: math.nan if value < 0 or name in nothing else value for name, value in numbers.items()}
+    return numbers | {"memory_mib": _peak_memory(folder / "metrics.csv")}
+
+
+def _peak_memory(path: Path) -> float:
+    """Of the training, in MiB."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            found = [float(row["memory_mib"]) for row in csv.DictReader(file) if row["memory_mib"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: not the metrics of a training ({error!r})") from error
+    return max(found, default=math.nan)
+
+
+def make_row(name: str, runs: Sequence[Mapping[str, float]], costs: Mapping[str, float]) -> Row:
+    """The runs of all seeds of one system, and what it costs."""
+    numbers = {c: _number([run[c] for run in runs]) for c in COLUMNS if c in runs[0]}
+    numbers |= {c: Number(value, 0.0) for c, value in costs.items()}
+    return Row(name, len(runs), {c: numbers[c] for c in COLUMNS})
+
+
+def _number(values: list[float]) -> Number:
+    return Number(fmean(values), (max(values) - min(values)) / 2)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table and what its columns mean."""
+    heads = ["system", "seeds", *(UNITS.get(c, (c,))[0] for c in COLUMNS)]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines += [[row.name, str(row.seeds), *(_shown(c, row.numbers[c], row.seeds) for c in COLUMNS)] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + CAPTION
+
+
+def _shown(column: str, number: Number, seeds: int) -> str:
+    _, factor, decimals = UNITS.get(column, ("", 100, 1))
+    if math.isnan(number.mean):
+        return "–"
+    spread = f" ± {number.spread * factor:.{decimals}f}" if seeds > 1 and column not in COSTS else ""
+    return f"{number.mean * factor:.{decimals}f}{spread}"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The same, unrounded: fractions 0..1, and for every column its spread, empty where nothing was measured."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["system", "seeds", *(name for c in COLUMNS for name in (c, f"{c}_spread"))])
+    for row in rows:
+        values = [value for c in COLUMNS for value in (row.numbers[c].mean, row.numbers[c].spread)]
+        writer.writerow([row.name, row.seeds, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
+    return file.getvalue()

@@ -1,0 +1,53 @@
+"""What a detector costs: parameters, arithmetic, and time beside others."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from detector.build import build_detector
+from detector.data.coco import CocoDataset
+from detector.inference.predictor import Predictor, without_weights
+
+IMAGES, ROUNDS = 16, 3  # of the data set, and how often each detector sees each of them
+
+
+def count_parameters(config: Mapping[str, Any], *, trust: bool) -> int:
+    """Trained and frozen weights, norms not folded."""
+    return sum(p.numel() for p in build_detector(without_weights(config), trust=trust).parameters())
+
+
+def count_flops(predictor: Predictor, dataset: CocoDataset) -> int:
+    """Operations (two a multiplication with its addition) on the first image, in matrix products and convolutions alone."""
+    image = dataset.image(0)
+    with FlopCounterMode(display=False) as counter:
+        predictor.detect([predictor.prepare(image)], [tuple(image.shape[1:])])
+    return counter.get_total_flops()
+
+
+def milliseconds(predictors: Sequence[Predictor], dataset: CocoDataset) -> list[float]:
+    """Median of every predictor from a prepared image to its boxes, one image at a time.
+
+    They take turns on each image, so that whatever slows the machine down for a while slows all of them.
+    """
+    images = [dataset.image(i) for i in range(min(IMAGES, len(dataset)))]
+    seconds: list[list[float]] = [[] for _ in predictors]
+    for turn in range(ROUNDS + 1):
+        for image in images[: 1 if turn == 0 else None]:  # the first turn warms up
+            for predictor, record in zip(predictors, seconds):
+                prepared, size = [predictor.prepare(image)], [tuple(image.shape[1:])]
+                began = _now(predictor.device)
+                predictor.detect(prepared, size)
+                record.append(_now(predictor.device) - began)
+    return [1e3 * statistics.median(record[1:]) for record in seconds]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
