@@ -44,14 +44,14 @@ class AffineBatchNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
-def make_norm(norm: Norm, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
+def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """A norm layer over `channels` channels; "group" has 32 groups (Wu & He 2018)."""
     if norm == "group":
         return nn.GroupNorm(32, channels, eps=eps)
-    if norm == "frozen":
-        return FrozenBatchNorm(channels, eps=eps)
-    kinds = {"affine": AffineBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm}
-    return kinds[norm](channels, eps=eps, momentum=momentum)
+    kinds = {
+        "frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm
+    }  # fmt: skip
+    return kinds[norm](channels, eps=eps)
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class ConvNorm(nn.Module):
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, norm: Norm | None = None, bias: bool = False,
-        eps: float = 1e-5, momentum: float = 0.1,
+        eps: float = 1e-5,
     ):  # fmt: skip
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=bias or norm is None)
-        self.norm = nn.Identity() if norm is None else make_norm(norm, c_out, eps, momentum)
+        self.norm = nn.Identity() if norm is None else make_norm(norm, c_out, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return conv_norm(self.conv, self.norm, x)

@@ -48,7 +48,8 @@ class BiFPN(nn.Module):
         needed = [2**level for level in range(first_level, 6)]  # strides of C2..C5 or C3..C5
         if list(strides[-len(needed) :]) != needed:
             raise ValueError(f"from P{first_level} on it needs maps of strides {needed}, not {list(strides)}")
-        conv = partial(ConvNorm, norm=norm, bias=bias, eps=1e-3, momentum=0.01)  # the authors' batch norm
+        # the authors' eps; their slow running statistics (momentum 0.01) would be stale after a training of few hundred steps
+        conv = partial(ConvNorm, norm=norm, bias=bias, eps=1e-3)
         fusion = partial(Fusion, width=width, fuse=fuse, separable=separable, conv=conv)
         c = list(channels[-len(needed) :])
         self.pool = pool_symmetric if pool_padding == "symmetric" else pool_same
