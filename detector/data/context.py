@@ -13,6 +13,7 @@ from detector.data.raster import SAMPLES, Canvas, Drawn, belongs, rasterise
 
 DESCRIPTION = "drawn shapes in context"
 VERSION = 1  # of the drawing: raise it when the pixels change
+COUNTS = {"train": 800, "val": 160}  # images, unless asked for others
 CONTEXTS = ("hoop", "stripes", "bar")
 SHAPES = ("square", "triangle", "cross")
 CLASSES = ("disc in hoop", "disc on stripes", "disc by bar", *SHAPES)
@@ -50,7 +51,7 @@ def _side(rng: RandomState, room: int) -> int:
 def _draw_scene(rng: RandomState, canvas: Canvas) -> None:
     """A disc in its context, where there is room; nothing else comes near it afterwards."""
     label = rng.randint(len(CONTEXTS))
-    context = _context(rng, CONTEXTS[label])
+    context = surroundings(rng, CONTEXTS[label])
     side = rng.randint(DISC[0], DISC[1] + 1)
     disc = rasterise("disc", side, side, 0, 1)
     place = canvas.find_place(belongs(context) | belongs(_centred(disc)))
@@ -63,8 +64,8 @@ def _draw_scene(rng: RandomState, canvas: Canvas) -> None:
     canvas.closed[y : y + SCENE, x : x + SCENE] = True
 
 
-def _context(rng: RandomState, name: str) -> np.ndarray:
-    """The coverage (SCENE, SCENE) of what surrounds a disc, in one of its orientations."""
+def surroundings(rng: RandomState, name: str) -> np.ndarray:
+    """The coverage (SCENE, SCENE) of a context, in one of its orientations; the disc's place in the middle is clear."""
     if name == "hoop":
         hole = SCENE - 2 * BAND
         return _centred(rasterise("disc", SCENE, SCENE, 0, 1)) - _centred(rasterise("disc", hole, hole, 0, 1))
