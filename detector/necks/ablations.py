@@ -1,9 +1,12 @@
-"""What a feature pyramid is without one of its parts (Lin et al. 2017, arXiv 1612.03144, sec. 5, fig. 1c, fig. 2, tables 1, 2).
+"""The FPN without one of its parts (Lin et al. 2017, arXiv 1612.03144, sec. 5.1 and 5.2, tables 1 and 2, rows d-f).
 
-fig. 3 in one line a neck, where l is a 1x1 and o a 3x3 convolution of the level's own, and up doubles the map:
-    fpn         P_k = o(M_k)  with  M_k = l(C_k) + up(M_k+1)        top_down   the same with  M_k = up(M_k+1)
-    bottom_up   P_k = o(l(C_k))                                     finest     P2 of the FPN alone
-    hierarchy   P_k = l(C_k)
+Each level has a 1x1 convolution l and a 3x3 convolution o of its own; up enlarges a map to the next finer one's size:
+    fpn         P_k = o(M_k),  M_k = l(C_k) + up(M_(k+1)),  M_5 = l(C_5)
+    bottom_up   P_k = o(l(C_k))
+    top_down    P_k = o(M_k),  M_k = up(M_(k+1)),  M_5 = l(C_5)
+    finest      P_2 of fpn alone (fig. 2, top)
+    hierarchy   P_k = l(C_k) (fig. 1c)
+P_6, except in finest, is every second row and column of P_5.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ class BottomUp(nn.Module):
 class TopDown(nn.Module):
     """[C2..C5] -> [P2..P6]: an FPN without laterals (table 1e): every level is C5 enlarged.
 
-    The 1x1 convolution of C5 stays, for the width; the paper does not say.
+    The 1x1 convolution of C5 stays, for the width; the paper does not say whether it kept it.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
@@ -64,9 +67,10 @@ class Finest(nn.Module):
 
 
 class Hierarchy(nn.Module):
-    """[C2..C5] -> [P2..P6]: every map of the backbone by itself (fig. 1c, as SSD uses them).
+    """[C2..C5] -> [P2..P6]: every map of the backbone by itself (fig. 1c), as SSD reads its own.
 
     RPN and box head are shared by all levels and need one width: a 1x1 convolution for each level and nothing else.
+    The paper draws it and measures BottomUp in its place (sec. 5.1).
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
@@ -79,7 +83,7 @@ class Hierarchy(nn.Module):
 
 
 def _convs(channels: Sequence[int], width: int, kernel: int) -> nn.ModuleList:
-    """One convolution for each level."""
+    """A convolution to `width` channels for each of `channels`."""
     check_range("model.neck", 1, 1e5, width=width)
     convs = nn.ModuleList(ConvNorm(c, width, kernel) for c in channels)
     for layer in convs:
@@ -88,5 +92,5 @@ def _convs(channels: Sequence[int], width: int, kernel: int) -> nn.ModuleList:
 
 
 def _with_p6(p: list[Tensor]) -> list[Tensor]:
-    """P6, for the RPN alone: every second pixel of P5."""
+    """[P2..P5] -> [P2..P6]; P6 is for the RPN alone."""
     return [*p, F.max_pool2d(p[-1], kernel_size=1, stride=2)]

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from detector.errors import check_range
 from detector.structures import Levels
 
-RATIOS = (0.1, 0.2, 0.3)  # of C5's height and width, to which its context is pooled
+RATIOS = (0.1, 0.2, 0.3)  # of C5's height and width, to which its context is pooled (authors' code)
 
 
 class AugFPN(nn.Module):
-    """[C2..C5] -> [P2..P6]: an FPN whose top lateral M5 gets the context that it lost when C5 became narrow.
+    """[C2..C5] -> [P2..P6]: an FPN whose M5 gets back the context that was lost when a 1x1 convolution narrowed C5.
 
-    In training the laterals as they were before anything was added to them come along: Levels(p, raw).
+    In training it is Levels(p, raw): a list as ever, with `raw`, the laterals before anything was added to them.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
@@ -38,7 +38,7 @@ class AugFPN(nn.Module):
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         raw = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
         m = [*raw[:-1], raw[-1] + self.residual(c[-1])]
-        for i in reversed(range(len(m) - 1)):  # top-down: M4 += up(M5), then M3, then M2
+        for i in reversed(range(len(m) - 1)):  # top-down: M4 = M4 + up(M5), then M3, then M2; raw must stay as it is
             m[i] = m[i] + F.interpolate(m[i + 1], size=m[i].shape[-2:], mode="nearest")
         p = [output(x) for output, x in zip(self.output, m)]
         p.append(F.max_pool2d(p[-1], kernel_size=1, stride=2))  # P6
@@ -46,7 +46,7 @@ class AugFPN(nn.Module):
 
 
 class ResidualFeatureAugmentation(nn.Module):
-    """C5 (N, C, H, W) -> what is added to M5 (N, width, H, W): C5's context at three scales, weighed at every pixel."""
+    """C5 (N, C, H, W) -> what M5 gets, (N, width, H, W): C5's context at three scales, weighed pixel by pixel."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -57,12 +57,13 @@ class ResidualFeatureAugmentation(nn.Module):
         )
 
     def forward(self, c5: Tensor) -> Tensor:
-        contexts = [self._context(c5, *parts) for parts in zip(RATIOS, self.lateral)]
-        weights = self.attention(torch.cat(contexts, dim=1))  # (N, 3, H, W) in 0..1 each; their sum is free
+        contexts = [self._context(c5, ratio, lateral) for ratio, lateral in zip(RATIOS, self.lateral)]
+        # the paper's adaptive spatial fusion
+        weights = self.attention(torch.cat(contexts, dim=1))  # (N, 3, H, W), each in 0..1; they need not sum to 1
         return sum(w * x for w, x in zip(weights.split(1, dim=1), contexts))
 
     def _context(self, c5: Tensor, ratio: float, lateral: nn.Conv2d) -> Tensor:
-        """Ratio-invariant adaptive pooling: to a share of C5's size, whatever that is, and back."""
+        """Ratio-invariant adaptive pooling: to `ratio` of C5's height and width, so in its aspect ratio, and back."""
         size = c5.shape[-2:]
         pooled = F.adaptive_avg_pool2d(c5, [max(1, int(side * ratio)) for side in size])
         return F.interpolate(lateral(pooled), size=size, mode="bilinear", align_corners=True)

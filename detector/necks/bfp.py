@@ -13,7 +13,10 @@ from detector.necks.fpn import FPN
 
 
 class BFP(nn.Module):
-    """[C2..C5] -> [P2..P6]: an FPN, then the same refined mean of all its levels added to each of them."""
+    """[C2..C5] -> [P2..P6]: an FPN, then the same refined mean of all its levels added to each of them.
+
+    P6 is one of them, as in mmdetection; the paper's fig. 4 stops at P5.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class BFP(nn.Module):
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size): a larger map by its nearest pixels, a smaller one by the maximum of each part."""
+    """(N, C, H, W) -> (N, C, *size): a larger size by nearest neighbour, a smaller one by adaptive max pooling."""
     if size[0] > x.shape[-2] or size[1] > x.shape[-1]:
         return F.interpolate(x, size=size, mode="nearest")
     return F.adaptive_max_pool2d(x, size)
@@ -58,9 +61,10 @@ class Conv(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """x + out(softmax(theta(x)^T phi(x)) g(x)): every pixel looks at all others, in the embedded-Gaussian form.
+    """x + out(softmax(theta(x)^T phi(x)) g(x)): every pixel looks at all pixels, in the embedded-Gaussian form.
 
-    Wang et al. 2018, arXiv 1711.07971, sec. 3.2; neither halved channels nor subsampling here. It begins as the identity.
+    Wang et al. 2018, arXiv 1711.07971, sec. 3.2 and 3.3, but without their halved channels and their subsampling. As
+    `out` begins at 0, the block begins as the identity.
     """
 
     def __init__(self, width: int):

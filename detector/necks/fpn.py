@@ -14,11 +14,12 @@ from detector.layers import ConvNorm, Norm, c2_xavier_
 
 
 class FPN(nn.Module):
-    """[C2..C5] -> [P2..P6], finest first; every map has `width` channels.
+    """[C2..C5] -> [P2..P6], or [P2..P7] where convolutions make the `extra` levels; every map has `width` channels.
 
-    `fuse`: "sum", or "average" of the lateral and the upsampled map, as Detectron2's fuse_type "avg". `extra`: P6 as
-    every second pixel of P5 ("pool", FPN footnote 1), or P6 and P7 by strided convolutions of C5 ("c5"), of the lateral
-    map M5 ("m5", mmdetection's on_lateral) or of P5 ("p5"); a ReLU between them (RetinaNet sec. 4) if `extra_relu`.
+    `fuse`: M_k is the "sum" of the lateral and the upsampled map or, as Detectron2's fuse_type "avg", their "average".
+    `extra`: P6 is every second row and column of P5 ("pool", footnote 1); or P6 and P7 come by two strided convolutions
+    from C5 ("c5"), the lateral M5 ("m5", mmdetection's on_lateral) or P5 ("p5"), with a ReLU between the two if
+    `extra_relu` (RetinaNet, Lin et al. 2017, arXiv 1708.02002, sec. 4).
     """
 
     def __init__(
@@ -48,19 +49,20 @@ class FPN(nn.Module):
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
-        for i in reversed(range(len(m) - 1)):  # top-down: M4 += up(M5), then M3, then M2
+        for i in reversed(range(len(m) - 1)):  # top-down: M4 = fuse(M4, up(M5)), then M3, then M2
             m[i] = self.fuse(m[i], F.interpolate(m[i + 1], size=m[i].shape[-2:], mode="nearest"))
         p = [output(x) for output, x in zip(self.output, m)]
-        return p + self.extra({"c5": c, "m5": m}.get(self.extra_input, p)[-1])
+        top = {"c5": c, "m5": m}.get(self.extra_input, p)[-1]  # C5, M5 or P5
+        return p + self.extra(top)
 
 
 def fuse_average(lateral: Tensor, top_down: Tensor) -> Tensor:
-    """The mean of the two maps."""
+    """The mean of the two maps, which goes on down the path as it is."""
     return (lateral + top_down) / 2
 
 
 class PoolP6(nn.Module):
-    """P6 for the RPN alone: every second pixel of P5."""
+    """P6 for the RPN alone: every second row and column of P5."""
 
     levels = 1
 

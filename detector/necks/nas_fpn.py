@@ -15,12 +15,12 @@ STRIDES = [8, 16, 32]  # of C3..C5
 
 
 class NASFPN(nn.Module):
-    """[C3..C5] -> [P3..P7], every map of `width` channels, through `stacks` copies of the seven cells; C2 is left alone.
+    """[C3..C5] -> [P3..P7], every map of `width` channels, through `stacks` stacks of the seven cells; C2 is not read.
 
-    `form`: "authors" or "mmdetection", whose weights do not serve each other: global pooling gates the finer map in the
-    one (`gate_low`) and the coarser in the other (`gate_high`), and mmdetection convolves (1x1) before the poolings that
-    make P6 and P7. Made for images padded to multiples of 128; on others `resize` makes maps fit.
-    Raises ValueError for a backbone whose last maps are not of strides 8, 16 and 32.
+    `form`: "authors" or "mmdetection"; the weights of one do not serve the other. Global pooling scales the finer of
+    two maps in the authors' code (`gate_low`), the coarser in mmdetection's (`gate_high`), which also has a 1x1
+    convolution before each of the poolings that make P6 and P7. Made for images padded to multiples of 128; on others
+    `resize` makes maps fit. Raises ValueError for a backbone whose last maps are not of strides 8, 16 and 32.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class NASFPN(nn.Module):
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         p = [lateral(x) for lateral, x in zip(self.lateral, c[-3:], strict=True)]
-        for extra in self.extra:  # P6, P7
+        for extra in self.extra:  # P6 from P5, P7 from P6
             p.append(self.halve(extra(p[-1])))
         for stack in self.stacks:
             p = stack(p)
@@ -59,7 +59,10 @@ class NASFPN(nn.Module):
 
 
 class Stack(nn.Module):
-    """The seven merging cells that the search found. A cell's name says what it merges: gp_64_4 pools P6 and P4 into a P4."""
+    """The seven merging cells that the search found, in the order in which it built them.
+
+    A cell's name says how, what and where: gp_64_4 merges P6 and P4 by global pooling into a P4, sum_43_3 adds.
+    """
 
     def __init__(self, width: int, norm: Norm | None, gate: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -73,7 +76,10 @@ class Stack(nn.Module):
         self.gp_75_6 = Cell(width, norm)
 
     def forward(self, p: list[Tensor]) -> list[Tensor]:
-        """[P3..P7] -> [P3..P7]. An input that no cell has read at its own level, P5 and P7, is added to the output there."""
+        """[P3..P7] -> [P3..P7]. The inputs P5 and P7, which no cell reads, are added to the outputs of their levels.
+
+        A level's name is its input until a cell makes its output, and that output from there on.
+        """
         p3, p4, p5, p6, p7 = p
         gp = self.gate
         p4_1 = self.gp_64_4(gp(resize(p6, p4), p4))
@@ -87,22 +93,22 @@ class Stack(nn.Module):
 
 
 class Cell(ConvNorm):
-    """norm(conv(relu(x))) of the merged map, which no one else reads. The convolution keeps its bias beside the norm."""
+    """norm(conv(relu(x))) of the merged map x. The convolution keeps its bias although a norm follows."""
 
     def __init__(self, width: int, norm: Norm | None):
         super().__init__(width, width, 3, norm=norm, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.relu_(x))
+        return super().forward(F.relu_(x))  # in place: nobody else reads the merged map
 
 
 def gate_low(high: Tensor, low: Tensor) -> Tensor:
-    """Global pooling of the authors' code: the coarser input's maximum says how much of the finer one is added to it."""
+    """Global pooling, authors' code: the high (coarser) level's maxima say how much of the low level is added to it."""
     return high + low * high.amax(dim=(-2, -1), keepdim=True).sigmoid()
 
 
 def gate_high(high: Tensor, low: Tensor) -> Tensor:
-    """Global pooling of mmdetection: the finer input's mean says how much of the coarser one is added to it."""
+    """Global pooling, mmdetection: the low (finer) level's means say how much of the high level is added to it."""
     return low + high * low.mean(dim=(-2, -1), keepdim=True).sigmoid()
 
 
@@ -112,12 +118,12 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
     Where the blocks do not fit, zeros go around the map, the odd row or column to the right and below (mmdetection).
     """
     size = like.shape[-2:]
-    if x.shape[-2:] < size:
+    if x.shape[-2:] < size:  # by height and, of equal heights, by width: mmdetection's comparison too
         return F.interpolate(x, size=size, mode="nearest")
     block = [-(-side // target) for side, target in zip(x.shape[-2:], size)]
-    h, w = (b * target - side for b, side, target in zip(block, x.shape[-2:], size))
-    if h or w:
-        x = F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
+    rows, columns = (b * target - side for b, side, target in zip(block, x.shape[-2:], size))  # that are missing
+    if rows or columns:
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
     return F.max_pool2d(x, block)
 
 
@@ -127,5 +133,5 @@ def halve_ceil(x: Tensor) -> Tensor:
 
 
 def halve_floor(x: Tensor) -> Tensor:
-    """Half the size, rounded down, but at least 1: the maximum of 2x2 blocks; mmdetection drops the last odd row."""
+    """Half the size, rounded down, but at least 1: the maximum of 2x2 blocks, without the last row of an odd side."""
     return F.max_pool2d(x, [min(2, side) for side in x.shape[-2:]], stride=2)

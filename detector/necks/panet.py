@@ -1,4 +1,7 @@
-"""Path aggregation network (Liu et al. 2018, arXiv 1803.01534, sec. 3.1, fig. 1b)."""
+"""Path aggregation network (Liu et al. 2018, arXiv 1803.01534, sec. 3.1, fig. 1b).
+
+Its adaptive feature pooling is detector/heads/pool.py.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ from detector.necks.fpn import FPN
 
 
 class PANet(nn.Module):
-    """[C2..C5] -> [N2..N6]: an FPN, then a short bottom-up path over its outputs.
+    """[C2..C5] -> [N2..N6]: an FPN, then a bottom-up path: N2 = P2, N_(k+1) = output(P_(k+1) + down(N_k)), N6 from N5.
 
-    `form`: "authors", whose path goes on from N_l, the level's own output, as in the paper; "mmdetection", whose path
-    goes on from the sum before the output's convolution and whose weights need that. `norm`, of the authors' form alone,
-    follows every convolution of FPN and path; on the path, where the convolutions keep their bias beside it, a ReLU
-    comes last. Neither form has a ReLU without a norm; the paper's text has one after every convolution of the path.
+    `form`: "authors" is that; in "mmdetection", whose weights need it, `down` reads the sum before `output`, not N_k.
+    `norm`, for the authors' form alone, follows every convolution; those of the path then keep their bias and get a
+    ReLU after the norm, those of the FPN do not. The paper has a ReLU after every convolution of the path; without a
+    norm there is none here, nor in the authors' or mmdetection's code.
     """
 
     def __init__(
@@ -48,9 +51,9 @@ class PANet(nn.Module):
         self.channels, self.strides = self.fpn.channels, self.fpn.strides
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
-        p2, *above, _ = self.fpn(c)  # P2..P5; the path makes its own top level
-        n, s = [p2], p2
+        p2, *above, _ = self.fpn(c)  # P2, [P3..P5]; P6 gives way to N6
+        n, merged = [p2], p2
         for p, down, output in zip(above, self.down, self.output, strict=True):  # bottom-up: N3, then N4, then N5
-            s = p + self.activation(down(n[-1] if self.from_output else s))
-            n.append(self.activation(output(s)))
+            merged = p + self.activation(down(n[-1] if self.from_output else merged))
+            n.append(self.activation(output(merged)))
         return n + [F.max_pool2d(n[-1], kernel_size=1, stride=2)]  # N6

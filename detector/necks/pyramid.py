@@ -12,7 +12,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.backbone, self.neck = backbone, neck
         self.channels, self.strides = neck.channels, neck.strides
-        self.raw_strides = getattr(neck, "raw_strides", None)  # of the laterals that come along in training, if any do
+        self.raw_strides = getattr(neck, "raw_strides", None)  # of the laterals that AugFPN returns as well in training
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.neck(self.backbone(images))

@@ -13,10 +13,11 @@ from detector.layers import c2_msra_
 
 
 class RecursivePyramid(nn.Module):
-    """(N, 3, H, W) -> [P2..P6]: the backbone looks again, with what the pyramid saw, `steps` - 1 times.
+    """(N, 3, H, W) -> [P2..P6]: backbone and neck run `steps` times, from the second on with the last pyramid fed back.
 
-    Each time by a backbone of its own weights (as in the published models; those of ImageNet at first) and the same neck.
-    At the initial values feedback adds nothing, and the gate takes the mean of the old and the new pyramid.
+    Every step has a backbone with weights of its own (as in the published models; all start from ImageNet's); the neck
+    is one. At initialisation the feedback adds nothing, and the gate takes the mean of the old and the new pyramid.
+    It is a whole pyramid and no neck, for the backbone runs inside its loop.
     """
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, new_backbone: Callable[[], nn.Module], *, steps: int = 2):
@@ -47,21 +48,22 @@ class RecursivePyramid(nn.Module):
         c = self.backbone(images)
         p = self.neck(c)
         for again in self.unrolled:
-            feedback = [None] + [self.aspp(x) for x in p[1 : len(c)]]  # P3 to layer2, which makes C3, ...
+            # nothing to layer1, which makes C2; P3 to layer2, which makes C3; P4 to layer3; P5 to layer4
+            feedback = [None] + [self.aspp(x) for x in p[1 : len(c)]]
             c = again(images, feedback)
             p = [self.fuse(old, new) for old, new in zip(p, self.neck(c), strict=True)]
         return p
 
     def fuse(self, old: Tensor, new: Tensor) -> Tensor:
-        """g * new + (1 - g) * old, where the new map gives the gate g of every pixel (sec. 3.3)."""
+        """g * new + (1 - g) * old, where the new map gives the gate g of every pixel (sec. 3.4, the fusion module)."""
         gate = self.gate(new).sigmoid()  # (N, 1, H, W)
         return gate * new + (1 - gate) * old
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (sec. 3.2): (N, C, H, W) -> (N, C, H, W), four views of C/4 channels each.
+    """Atrous spatial pyramid pooling (sec. 3.3): (N, C, H, W) -> (N, C, H, W), four views of C/4 channels each.
 
-    A pixel, its surroundings by two dilations, and the mean of the whole map; no convolution after their concatenation.
+    The pixel, its surroundings at dilations 3 and 6, and the map's mean; no convolution after their concatenation.
     """
 
     def __init__(self, channels: int):
