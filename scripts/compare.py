@@ -15,9 +15,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import detector
 from detector.build import build_dataset
@@ -33,8 +32,7 @@ SCRIPTS = Path(__file__).parent
 FREE = ("data.workers", "train.device", "train.save_seconds")  # may differ between the parts of an interrupted run
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One training with one seed, and its folder."""
 
     path: Path

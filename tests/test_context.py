@@ -24,7 +24,7 @@ def test_pixels_are_the_same_on_every_machine():
         crc = zlib.crc32(image.tobytes(), crc)
         labels += [d.label for d in drawn]
     assert set(labels) == set(range(len(CLASSES)))
-    assert crc == 0x720A2225  # integers and a frozen stream of random numbers: another value is another set
+    assert crc == 0xABAF7639  # integers and a frozen stream of random numbers: another value is another set
 
 
 @pytest.mark.parametrize("name", CONTEXTS)

@@ -1,0 +1,278 @@
+"""scripts/compare.py: a table that repeats what train.py and evaluate.py measured, however often it was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_training import ROOT, draw_set, script, train, write_config
+from torch import Tensor, nn
+
+import detector
+from detector.build import build_dataset
+from detector.errors import DataError
+from detector.evaluation.chart import AXES, draw_chart, place_names, ticks
+from detector.evaluation.chart import Point as ChartPoint
+from detector.evaluation.comparison import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
+from detector.evaluation.cost import count_flops, milliseconds
+
+METRICS = {  # all different, so that no two columns can be taken for each other
+    "bbox": {name: 0.3 + i / 100 for i, name in enumerate(BOXES)},
+    "proposals": {name: 0.5 + i / 100 for i, name in enumerate(RECALLS)},
+}
+COSTS = {"parameters": 1_500_000, "flops": 2_345_000_000, "ms": 12.34}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def configs(tmp_path: Path, data: Path) -> list[str]:
+    """Two systems, an epoch of three steps each."""
+    paths = [write_config(tmp_path / f"{name}.yaml", data, epochs=1) for name in ("fpn", "panet")]
+    edit(paths[1], "model", neck={"type": "panet", "width": 32})
+    return [str(path) for path in paths]
+
+
+def edit(path: Path, section: str, **values) -> None:
+    config = yaml.safe_load(Path(path).read_text())
+    config[section] |= values
+    Path(path).write_text(yaml.safe_dump(config))
+
+
+class Compare:
+    """scripts/compare.py with its two scripts called in this process, which saves their start; `stop_at` call: a signal."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.script, self.commands, self.stop_at = script("compare"), [], None
+        monkeypatch.setattr(self.script, "call", self.call)
+
+    def __call__(self, *arguments: object) -> int:
+        self.commands = []
+        return self.script.main([*map(str, arguments), "--trust"])
+
+    def call(self, command: list[str], output) -> int:
+        self.commands.append(" ".join([Path(command[1]).stem, *command[2:]]))
+        status = script(Path(command[1]).stem).main(command[2:])
+        if len(self.commands) == self.stop_at:
+            raise KeyboardInterrupt
+        return status
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch) -> Compare:
+    return Compare(monkeypatch)
+
+
+def read_table(folder: Path) -> dict[str, dict[str, str]]:
+    with open(folder / "table.csv", newline="") as file:
+        return {row["system"]: row for row in csv.DictReader(file)}
+
+
+def test_the_table_repeats_what_evaluate_measured(compare: Compare, configs: list[str], tmp_path: Path):
+    out = tmp_path / "out"
+    assert compare(*configs, "--seeds", 0, 1, "--output", out) == 0
+    table = read_table(out)
+    assert list(table) == ["fpn", "panet"]
+    for name, row in table.items():
+        runs = [json.loads((out / f"{name}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
+        for part, columns in (("bbox", BOXES), ("proposals", RECALLS)):
+            for column in columns:
+                a, b = (run[part][column] for run in runs)
+                if a < 0:  # COCO: no object of this size
+                    assert row[column] == row[f"{column}_spread"] == ""
+                    continue
+                assert float(row[column]) == pytest.approx((a + b) / 2, abs=1e-6)
+                assert float(row[f"{column}_spread"]) == pytest.approx(abs(a - b) / 2, abs=1e-6)
+        model = detector.load(out / f"{name}_seed0/best.pth", trust=True).model
+        assert float(row["parameters"]) >= sum(p.numel() for p in model.parameters())  # norms are folded in there
+        assert float(row["flops"]) > 0 and float(row["ms"]) > 0 and float(row["memory_mib"]) > 0
+    assert float(table["panet"]["parameters"]) > float(table["fpn"]["parameters"])
+    assert "| panet | 2 |" in (out / "table.md").read_text()
+    assert Image.open(out / "ap_latency.png").size == (1200, 800)
+    seeds = [yaml.safe_load((out / f"fpn_seed{seed}/config.yaml").read_text())["train"]["seed"] for seed in (0, 1)]
+    assert seeds == [0, 1]
+
+
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_interrupted_it_goes_on_with_what_is_missing(compare, configs, tmp_path, capsys, stop_at: int):
+    out = tmp_path / "out"
+    compare.stop_at = stop_at  # after a training, after its evaluation
+    assert compare(*configs, "--output", out) == 130
+    assert "goes on" in capsys.readouterr().err
+    compare.stop_at = None
+    assert compare(*configs, "--output", out) == 0
+    expected = ["train fpn --resume", "evaluate fpn", "train panet", "evaluate panet"]
+    assert [brief(command) for command in compare.commands] == expected[0 if stop_at == 1 else 2 :]
+    assert list(read_table(out)) == ["fpn", "panet"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*/*")}
+    assert compare(*configs, "--output", out) == 0 and compare.commands == []  # only the table is made anew
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*/*")} == before
+
+
+def brief(command: str) -> str:
+    """train CONFIG ... --output DIR/fpn_seed0 [--resume] -> "train fpn --resume"."""
+    name = "panet" if "panet_seed0" in command else "fpn"
+    return f"{command.split()[0]} {name}" + (" --resume" if command.endswith("--resume") else "")
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(compare, configs, tmp_path, capsys):
+    broken = write_config(tmp_path / "broken.yaml", Path(), epochs=1)
+    broken.write_text(Path(configs[0]).read_text())
+    edit(broken, "model", rpn={"anchors": {"sizes": [[8]]}})  # five levels want five lists
+    assert compare(broken, configs[0], "--output", tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert "[1/2] broken seed 0: train.py left with status 2" in printed.out
+    assert "failed: broken seed 0" in printed.err
+    assert list(read_table(tmp_path / "out")) == ["fpn"]
+
+
+def test_what_cannot_be_compared_is_one_error_before_any_training(compare, configs, data, tmp_path, capsys):
+    other = write_config(tmp_path / "other.yaml", data, epochs=2)
+    (tmp_path / "deeper").mkdir()
+    twin = write_config(tmp_path / "deeper/fpn.yaml", data, epochs=1)
+    lost = write_config(tmp_path / "lost.yaml", tmp_path / "nowhere", epochs=1)
+    out = tmp_path / "out"
+    for arguments, words in {
+        (configs[0], other): "train.epochs is 2",
+        (configs[0], twin): "fpn is given twice",
+        (configs[0], "--seeds", 1, 1): "--seeds: 1 is given twice",
+        (configs[0], "--seeds", -1): "train.seed",
+        (tmp_path / "missing.yaml",): "no such configuration file",
+        ("train.epochs=1",): "no configuration given",
+        (configs[0], "train.epoch=1"): "did you mean",
+        (lost,): "nowhere",
+    }.items():
+        assert compare(*arguments, "--output", out) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and words in error and error.count("\n") == 1, error
+    assert compare.commands == [] and not out.exists()
+
+
+def test_a_folder_of_other_settings_is_refused(compare, configs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(Path(configs[0]), out / "fpn_seed0", ["train.seed=0", "train.lr=0.005"]) == 0
+    capsys.readouterr()
+    assert compare(*configs, "--output", out) == 2
+    assert "train.lr = 0.005, now it is 0.01" in capsys.readouterr().err
+    assert compare(*configs, "--output", out, "train.lr=0.005") == 0  # the same run, finished
+    (out / "fpn_seed0/metrics.json").write_text("{}")
+    assert compare(*configs, "--output", out, "train.lr=0.005") == 2
+    assert "not the metrics of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_midst_of_a_training_loses_nothing(configs, tmp_path):
+    """As a user sees it, in processes of their own."""
+    edit(configs[0], "train", epochs=20, evaluate_every=20)
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "scripts/compare.py"), configs[0], "--output", str(out), "--trust"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    metrics = out / "fpn_seed0/metrics.csv"
+    while not metrics.exists() or metrics.read_text().count("\n") < 6:
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    assert "goes on" in first.communicate(timeout=60)[1] and first.returncode == 128 + signal.SIGTERM
+    done = metrics.read_text().count("\n")
+    assert (out / "fpn_seed0/last.pth").exists() and done < 60
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "resumed from" in (out / "fpn_seed0/train.log").read_text()
+    with open(metrics, newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["loss"]]
+    assert steps == list(range(1, 61))
+    assert list(read_table(out)) == ["fpn"]
+
+
+def write_run(folder: Path, **numbers: float) -> Path:
+    folder.mkdir()
+    content = {part: {k: numbers.get(k, v) for k, v in values.items()} for part, values in METRICS.items()}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    (folder / "metrics.csv").write_text("step,memory_mib\n1,10\n2,30.4\n2,\n")
+    return folder
+
+
+def test_numbers_of_a_table_by_hand(tmp_path: Path):
+    runs = [read_run(write_run(tmp_path / "a", AP=0.4, APl=-1)), read_run(write_run(tmp_path / "b", AP=0.6, APl=-1))]
+    row = make_row("fpn", runs, COSTS)
+    assert list(row.numbers) == list(COLUMNS)
+    assert row.numbers["AP"].mean == 0.5 and row.numbers["AP"].spread == pytest.approx(0.1)
+    cells = to_markdown([row]).splitlines()[2].strip("| ").split(" | ")
+    assert cells[:3] == ["fpn", "2", "50.0 ± 10.0"]
+    assert cells[2 + COLUMNS.index("APl")] == "–"
+    assert cells[2 + COLUMNS.index("APs")] == "33.0 ± 0.0" and cells[2 + COLUMNS.index("AR1000s")] == "55.0 ± 0.0"
+    assert cells[-4:] == ["1.50", "2.35", "12.3", "30"]
+    single = to_markdown([make_row("fpn", runs[:1], COSTS)])
+    assert "| 40.0 |" in single and "±" not in single.splitlines()[2]
+    values = next(csv.DictReader(to_csv([row]).splitlines()))
+    assert float(values["AP_spread"]) == pytest.approx(0.1) and values["APl"] == ""
+
+
+def test_an_rpn_alone_has_no_ap(tmp_path: Path):
+    run = read_run(write_run(tmp_path / "a"), rpn_alone=True)
+    assert all(math.isnan(run[name]) for name in BOXES) and run["AR100"] == 0.5
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"bbox": 1}'])
+def test_a_damaged_metrics_file_is_named(tmp_path: Path, content: str):
+    (write_run(tmp_path / "a") / "metrics.json").write_text(content)
+    with pytest.raises(DataError, match=r"metrics\.json: not the metrics"):
+        read_run(tmp_path / "a")
+
+
+def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tmp_path: Path, data: Path):
+    assert train(Path(configs[0]), tmp_path / "run") == 0
+    predictor = detector.load(tmp_path / "run/best.pth", trust=True)
+    dataset = build_dataset(predictor.config, "val")
+    counted = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        weight = module.weight  # (C_out, C_in, ...): one multiplication and addition each, an output
+        counted.append(2 * out.numel() * weight[0].numel())
+
+    for module in predictor.model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    flops = count_flops(predictor, dataset)
+    assert flops == sum(counted) > 1e6
+    assert all(0 < ms < 1e4 for ms in milliseconds([predictor, predictor], dataset))
+
+
+def test_ticks_are_round_and_enclose_the_values():
+    assert ticks([13.2, 47.9]) == [10, 20, 30, 40, 50]
+    assert ticks([0.31, 0.33]) == pytest.approx([0.31, 0.315, 0.32, 0.325, 0.33])
+    assert ticks([5.0])[0] <= 5 <= ticks([5.0])[-1] and len(ticks([0.0])) > 1
+
+
+def test_names_stay_in_the_plane_and_off_each_other():
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.tensor(AXES[:2]) + 10.0, torch.tensor(AXES[2:]) - 10.0
+    middle = low + torch.rand(20, 2, generator=generator) * (high - low)
+    marks = [(x - 6, y - 6, x + 6, y + 6) for x, y in middle.tolist()]
+    names = torch.tensor(place_names(marks, [(90.0, 20.0)] * 20))
+    assert (names[:, :2] >= torch.tensor(AXES[:2]) - 1e-3).all() and (
+        names[:, 2:] <= torch.tensor(AXES[2:]) + 1e-3
+    ).all()
+    a, b = names[:, None], names[None]
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)
+    assert (overlap - overlap.diagonal().diag()).max() == 0
+
+
+def test_a_chart_of_one_point_is_drawn():
+    picture = draw_chart([ChartPoint("fpn", 20.0, 50.0, 0.0)], "ms per image", "AP")
+    assert len(picture.getcolors(2**16)) > 3
