@@ -114,7 +114,9 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
 
 
 def merge(base: Any, own: Any) -> Any:
-    """`own` over `base`: dictionaries merge key by key unless `own` names another `type`."""
+    """`own` over `base`: dictionaries merge key by key unless `own` names another `type`; a text is short for a type."""
+    if isinstance(base, str) and isinstance(own, dict):
+        base = {"type": base}
     if not (isinstance(base, dict) and isinstance(own, dict)):
         return own
     if "type" in own and own["type"] != base.get("type", own["type"]):

@@ -388,3 +388,8 @@ def test_overriding_raises_nothing_but_config_errors(tmp_path_factory, text):
             read_config(path, [override])
         except ConfigError:
             pass
+
+
+def test_a_key_over_a_type_given_as_text_keeps_the_type():
+    assert merge({"neck": "panet"}, {"neck": {"width": 16}}) == {"neck": {"type": "panet", "width": 16}}
+    assert merge({"neck": "panet"}, {"neck": {"type": "fpn", "width": 16}}) == {"neck": {"type": "fpn", "width": 16}}
