@@ -61,8 +61,7 @@ class DataSettings:
             given = (getattr(self, name) or {}).get("proposals")
             if given is not None and not wanted:
                 raise ConfigError(
-                    f"data.{name}.proposals: this detector makes its own; remove the key, or set model.rpn to "
-                    "{type: precomputed}"
+                    f"data.{name}.proposals: this detector makes its own; remove the key, or set model.rpn=precomputed"
                 )
             if given is None and wanted and name != "test":
                 raise ConfigError(
