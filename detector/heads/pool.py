@@ -58,9 +58,8 @@ class RoIPool(nn.Module):
         out = torch.empty(shape, dtype=p[0].dtype, device=rois.device)
         for k, (x, stride) in enumerate(zip(p, self.strides), start=k_min):
             here = torch.where(level == k)[0]
-            out.index_copy_(
-                0, here, self._align(x, rois[here], stride)
-            )  # a copy of `out` would cost as much as RoIAlign
+            # in place: a copy of `out` would cost as much as RoIAlign
+            out.index_copy_(0, here, self._align(x, rois[here], stride))
         return out
 
     def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:

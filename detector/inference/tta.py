@@ -83,10 +83,8 @@ class Augmented(Predictor):
             return regions[0]
         boxes, scores = torch.cat([r.boxes for r in regions]), torch.cat([r.scores for r in regions])
         order, wanted = scores.argsort(descending=True), rpn.post_nms[1]
-        for count in (
-            4 * wanted,
-            len(order),
-        ):  # what comes later suppresses nothing earlier, so the first are often enough
+        # a later box suppresses no earlier one, so the first are often enough
+        for count in (4 * wanted, len(order)):
             first = order[:count]
             best = first[nms(boxes[first], scores[first], rpn.nms_iou)[:wanted]]
             if len(best) == wanted:
