@@ -168,9 +168,13 @@ def record_errors(found: Tensor, record: Mapping[str, Any]) -> tuple[float, floa
     return float(values) / record["std"], float(max(mean.abs(), std.abs())) / record["std"]
 
 
+GRADIENT = (
+    1e-3  # of a neck alone; between two CPUs gradients jump by up to 1e-4 where a block's maximum is nearly a tie
+)
+
+
 def check_neck(
-    neck: nn.Module, c: Sequence[Tensor], record: Mapping[str, Any], ours: Callable[[str], str], *,
-    gradients: float = 1e-5,
+    neck: nn.Module, c: Sequence[Tensor], record: Mapping[str, Any], ours: Callable[[str], str]
 ) -> None:  # fmt: skip
     """Maps, loss and gradients of a neck with the weights of the entry; `ours` is our name of a tensor of theirs."""
     c = [x.clone().requires_grad_() for x in c]
@@ -182,10 +186,10 @@ def check_neck(
     assert relative_error(float(loss.detach()), record["loss_value"]) < 1e-5
     loss.backward()
     for level, expected in zip(c, record["input_grad_norms"][-len(c) :], strict=True):
-        assert relative_error(grad_norm(level), expected, below=1e-9) < gradients
+        assert relative_error(grad_norm(level), expected, below=1e-9) < GRADIENT
     parameters = dict(neck.named_parameters())
     for key, expected in record["grad_norms"].items():
-        assert relative_error(grad_norm(parameters[ours(key)]), expected, below=0) < gradients
+        assert relative_error(grad_norm(parameters[ours(key)]), expected, below=0) < GRADIENT
 
 
 def grad_norm(tensor: Tensor) -> float:

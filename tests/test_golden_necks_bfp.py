@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_rules import Fill, filled, golden, record_errors, relative_error
+from golden_rules import GRADIENT, Fill, filled, golden, record_errors, relative_error
 
 from detector.interop.mmdetection import BFP as ROWS
 from detector.interop.names import rename
@@ -39,10 +39,10 @@ def test_neck(entry):
     assert relative_error(float(loss.detach()), record["loss_value"]) < 1e-5
     loss.backward()
     for level, expected in zip(p, record["input_grad_norms"], strict=True):
-        assert relative_error(float(level.grad.double().norm()), expected, below=0) < 1e-5
+        assert relative_error(float(level.grad.double().norm()), expected, below=0) < GRADIENT
     grads = {key: float(tensor.grad.double().norm()) for key, tensor in neck.refine.named_parameters()}
     for key, expected in record["grad_norms"].items():
-        assert relative_error(grads[ours(key, refine)], expected, below=0) < 1e-5
+        assert relative_error(grads[ours(key, refine)], expected, below=0) < GRADIENT
 
 
 def test_every_entry_of_the_family_is_compared():

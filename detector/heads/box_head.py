@@ -32,7 +32,7 @@ class ConvFC(nn.Module):
         norm: Norm | None = None,
     ):  # fmt: skip
         super().__init__()
-        check_range("model.roi_head.box_head", 1, 1e5, width=width, conv_width=conv_width)
+        check_range("model.roi_head.box_head", 1, 1e5, convs=convs, width=width, conv_width=conv_width)
         widths = [channels] + [conv_width] * convs
         self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm=norm) for a, b in zip(widths, widths[1:]))
         self.fc1 = nn.Linear(conv_width * size**2, width)
