@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -111,24 +113,33 @@ def fold_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def c2_xavier_(layer: nn.Conv2d | nn.Linear) -> None:
-    """Caffe2's XavierFill: uniform with variance 1 / fan_in, bias 0."""
-    nn.init.kaiming_uniform_(layer.weight, a=1)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def caffe2_xavier_(module: nn.Module) -> None:
+    """Caffe2's XavierFill of every layer in `module`: uniform with variance 1 / fan_in, biases 0."""
+    _fill(module, partial(nn.init.kaiming_uniform_, a=1))
 
 
-def c2_msra_(conv: nn.Conv2d) -> None:
-    """Caffe2's MSRAFill: normal with variance 2 / fan_out, bias 0."""
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+def caffe2_msra_(module: nn.Module) -> None:
+    """Caffe2's MSRAFill of every layer in `module`: normal with variance 2 / fan_out, biases 0."""
+    _fill(module, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
 
 
-def normal_(layer: nn.Conv2d | nn.Linear, std: float) -> None:
-    """Normal weights, bias 0."""
-    nn.init.normal_(layer.weight, std=std)
-    nn.init.zeros_(layer.bias)
+def glorot_(module: nn.Module) -> None:
+    """TensorFlow's default in every layer in `module`: uniform with variance 2 / (fan_in + fan_out), biases 0."""
+    _fill(module, nn.init.xavier_uniform_)
+
+
+def normal_(module: nn.Module, std: float) -> None:
+    """Normal weights in every layer in `module`, biases 0."""
+    _fill(module, partial(nn.init.normal_, std=std))
+
+
+def _fill(module: nn.Module, weight_: Callable[[Tensor], Tensor]) -> None:
+    """`weight_` fills the weights of all convolutions and fully connected layers, in the order of their definition."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            weight_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detector.errors import ConfigError
 from detector.layers import fold_norms
-from detector.necks.bifpn import BiFPN, Layer, fast_normalised, pool_same, pool_symmetric
+from detector.necks.bifpn import BiFPN, BiFPNLayer, fast_normalised, pool_same, pool_symmetric
 
 CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
 NARROW = [8, 16, 24, 32]
@@ -151,7 +151,7 @@ NODES = [
 ]
 
 
-def slow_layer(layer: Layer, p: list[Tensor]) -> list[Tensor]:
+def slow_layer(layer: BiFPNLayer, p: list[Tensor]) -> list[Tensor]:
     """Node by node, with weights as numbers."""
     fusions = [layer.down[i] for i in (3, 2, 1, 0)] + list(layer.up)
     found = [(level, x) for level, x in enumerate(p, start=3)]

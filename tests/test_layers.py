@@ -12,11 +12,12 @@ from detector.layers import (
     ConvNorm,
     FrozenBatchNorm,
     balanced_l1,
-    c2_msra_,
-    c2_xavier_,
+    caffe2_msra_,
+    caffe2_xavier_,
     conv_norm,
     fold_norms,
     folded,
+    glorot_,
     log2_stride,
     make_norm,
     smooth_l1,
@@ -112,14 +113,19 @@ def test_fold_norms_folds_what_is_constant_and_keeps_the_function():
 # --- initialisers and the rest
 
 
-def test_initialisers_have_the_variance_that_they_promise():
-    conv = nn.Conv2d(64, 128, 3)
-    c2_xavier_(conv)
-    assert conv.weight.var().item() == pytest.approx(1 / (64 * 9), rel=0.05)  # 1 / fan_in
-    assert conv.weight.abs().max().item() <= (3 / (64 * 9)) ** 0.5
-    c2_msra_(conv)
-    assert conv.weight.var().item() == pytest.approx(2 / (128 * 9), rel=0.05)  # 2 / fan_out
-    assert conv.bias.abs().sum() == 0
+@pytest.mark.parametrize(
+    ("fill_", "weight", "uniform"),
+    [(caffe2_xavier_, 1 / 576, True), (caffe2_msra_, 2 / 1152, False), (glorot_, 2 / (576 + 1152), True)],
+)
+def test_initialisers_have_the_variance_that_they_promise_in_every_layer(fill_, weight, uniform):
+    """Of 64 * 9 inputs and 128 * 9 outputs; norms keep what they have."""
+    layers = nn.Sequential(nn.Conv2d(64, 128, 3), nn.BatchNorm2d(128), nn.Sequential(nn.Linear(576, 1152)))
+    fill_(layers)
+    for layer in (layers[0], layers[2][0]):
+        assert layer.weight.var().item() == pytest.approx(weight, rel=0.05)
+        assert (layer.weight.abs().max().item() <= (3 * weight) ** 0.5 * 1.001) == uniform
+        assert not layer.bias.any()
+    assert layers[1].weight.unique().tolist() == [1]
 
 
 def test_smooth_l1_by_hand():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detector.errors import ConfigError
 from detector.layers import fold_norms
-from detector.necks.nas_fpn import NASFPN, Stack, gate_high, gate_low, halve_ceil, halve_floor, resize
+from detector.necks.nas_fpn import NASFPN, PyramidNetwork, gate_high, gate_low, halve_ceil, halve_floor, resize
 
 CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
 NARROW = [8, 16, 24, 32]
@@ -146,7 +146,7 @@ def slow_resize(x: Tensor, height: int, width: int) -> Tensor:
     return x.unflatten(-1, (width, w // width)).unflatten(-3, (height, h // height)).amax(dim=(-1, -3))
 
 
-def slow_stack(stack: Stack, p: list[Tensor], form: str) -> list[Tensor]:
+def slow_stack(stack: PyramidNetwork, p: list[Tensor], form: str) -> list[Tensor]:
     """The search's own rule of what is added: an input that no cell has read when an output of its level is made."""
     found, unread = list(zip(range(3, 8), p)), set(range(5))
     for cell, level, inputs in CELLS:

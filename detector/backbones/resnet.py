@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detector.backbones.imagenet import load_imagenet
 from detector.backbones.sac import SAC, AWSConv
 from detector.errors import ConfigError, check_range
-from detector.layers import Norm, c2_msra_, conv_norm, folded, is_foldable, make_norm
+from detector.layers import Norm, caffe2_msra_, conv_norm, folded, is_foldable, make_norm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # every convolution, and the 3x3 one (of a basic block the second) in layer2..layer4
@@ -246,7 +246,6 @@ class ResNet(nn.Module):
 
 def initialise(module: nn.Module) -> None:
     """Random convolutions (He et al. 2015), DetectoRS' with the function of the plain ones."""
-    for conv in (m for m in module.modules() if isinstance(m, nn.Conv2d)):
-        c2_msra_(conv)
+    caffe2_msra_(module)
     for conv in (m for m in module.modules() if isinstance(m, AWSConv)):
         conv.start_plain()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import ConfigError, check_range
-from detector.layers import ConvNorm, Norm, c2_msra_, c2_xavier_
+from detector.layers import ConvNorm, Norm, caffe2_msra_, caffe2_xavier_
 
 FUSE = {"max": torch.maximum, "sum": torch.add}
 
@@ -32,8 +32,7 @@ class AdaptiveTwoFC(nn.Module):
         check_range("model.roi_head.box_head", 1, 1e5, width=width)
         self.fc1 = nn.ModuleList(nn.Linear(channels * size**2, width) for _ in range(branches))
         self.fc2 = nn.Linear(width, width)
-        for layer in [*self.fc1, self.fc2]:
-            c2_xavier_(layer)
+        caffe2_xavier_(self)
         self.fuse, self.width = FUSE[fuse], width
 
     def forward(self, xs: list[Tensor]) -> Tensor:
@@ -57,9 +56,9 @@ class AdaptiveConvFC(nn.Module):
         self.conv1 = nn.ModuleList(ConvNorm(channels, conv_width, 3, norm=norm) for _ in range(branches))
         self.convs = nn.ModuleList(ConvNorm(conv_width, conv_width, 3, norm=norm) for _ in range(convs - 1))
         self.fc1 = nn.Linear(conv_width * size**2, width)
-        for layer in [*self.conv1, *self.convs]:
-            c2_msra_(layer.conv)
-        c2_xavier_(self.fc1)
+        for convs in (self.conv1, self.convs):
+            caffe2_msra_(convs)
+        caffe2_xavier_(self.fc1)
         self.fuse, self.width = FUSE[fuse], width
 
     def forward(self, xs: list[Tensor]) -> Tensor:

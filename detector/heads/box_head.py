@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import check_range
-from detector.layers import ConvNorm, Norm, c2_msra_, c2_xavier_
+from detector.layers import ConvNorm, Norm, caffe2_msra_, caffe2_xavier_
 
 
 class TwoFC(nn.Module):
@@ -16,8 +16,7 @@ class TwoFC(nn.Module):
         super().__init__()
         check_range("model.roi_head.box_head", 1, 1e5, width=width)
         self.fc1, self.fc2 = nn.Linear(channels * size**2, width), nn.Linear(width, width)
-        for layer in (self.fc1, self.fc2):
-            c2_xavier_(layer)
+        caffe2_xavier_(self)
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,9 +35,8 @@ class ConvFC(nn.Module):
         widths = [channels] + [conv_width] * convs
         self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm=norm) for a, b in zip(widths, widths[1:]))
         self.fc1 = nn.Linear(conv_width * size**2, width)
-        for layer in self.convs:
-            c2_msra_(layer.conv)
-        c2_xavier_(self.fc1)
+        caffe2_msra_(self.convs)
+        caffe2_xavier_(self.fc1)
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import check_range
-from detector.layers import ConvNorm, c2_xavier_
+from detector.layers import ConvNorm, caffe2_xavier_
+from detector.necks.fpn import subsample, up
 
 
 class BottomUp(nn.Module):
@@ -30,7 +30,8 @@ class BottomUp(nn.Module):
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
-        return _with_p6([output(x) for output, x in zip(self.output, m)])
+        p = [output(x) for output, x in zip(self.output, m)]
+        return [*p, subsample(p[-1])]
 
 
 class TopDown(nn.Module):
@@ -47,8 +48,9 @@ class TopDown(nn.Module):
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         m = [self.lateral[0](c[-1])]
         for finer in reversed(c[:-1]):  # up to C4, C3, C2, of which only the size is read
-            m.insert(0, F.interpolate(m[0], size=finer.shape[-2:], mode="nearest"))
-        return _with_p6([output(x) for output, x in zip(self.output, m, strict=True)])
+            m.insert(0, up(m[0], like=finer))
+        p = [output(x) for output, x in zip(self.output, m, strict=True)]
+        return [*p, subsample(p[-1])]
 
 
 class Finest(nn.Module):
@@ -62,7 +64,7 @@ class Finest(nn.Module):
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         *finer, m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
         for x in reversed(finer):  # top-down: M4 = l(C4) + up(M5), then M3, then M2
-            m = x + F.interpolate(m, size=x.shape[-2:], mode="nearest")
+            m = x + up(m, like=x)
         return [self.output[0](m)]
 
 
@@ -79,18 +81,13 @@ class Hierarchy(nn.Module):
         self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
-        return _with_p6([lateral(x) for lateral, x in zip(self.lateral, c, strict=True)])
+        p = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        return [*p, subsample(p[-1])]
 
 
 def _convs(channels: Sequence[int], width: int, kernel: int) -> nn.ModuleList:
     """A convolution to `width` channels for each of `channels`."""
     check_range("model.neck", 1, 1e5, width=width)
     convs = nn.ModuleList(ConvNorm(c, width, kernel) for c in channels)
-    for layer in convs:
-        c2_xavier_(layer.conv)
+    caffe2_xavier_(convs)
     return convs
-
-
-def _with_p6(p: list[Tensor]) -> list[Tensor]:
-    """[P2..P5] -> [P2..P6]; P6 is for the RPN alone."""
-    return [*p, F.max_pool2d(p[-1], kernel_size=1, stride=2)]

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import check_range
+from detector.layers import glorot_
+from detector.necks.fpn import subsample, up
 from detector.structures import Levels
 
 RATIOS = (0.1, 0.2, 0.3)  # of C5's height and width, to which its context is pooled (authors' code)
@@ -29,9 +31,7 @@ class AugFPN(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.residual = ResidualFeatureAugmentation(channels[-1], width)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
-        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        glorot_(self)
         self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
         self.raw_strides = list(strides)
 
@@ -39,9 +39,9 @@ class AugFPN(nn.Module):
         raw = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
         m = [*raw[:-1], raw[-1] + self.residual(c[-1])]
         for i in reversed(range(len(m) - 1)):  # top-down: M4 = M4 + up(M5), then M3, then M2; raw must stay as it is
-            m[i] = m[i] + F.interpolate(m[i + 1], size=m[i].shape[-2:], mode="nearest")
+            m[i] = m[i] + up(m[i + 1], like=m[i])
         p = [output(x) for output, x in zip(self.output, m)]
-        p.append(F.max_pool2d(p[-1], kernel_size=1, stride=2))  # P6
+        p.append(subsample(p[-1]))  # P6
         return Levels(p, raw) if self.training else p
 
 
@@ -50,20 +50,30 @@ class ResidualFeatureAugmentation(nn.Module):
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        scales = len(RATIOS)
         self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for _ in RATIOS)
-        self.attention = nn.Sequential(
-            nn.Conv2d(scales * width, width, 1), nn.ReLU(), nn.Conv2d(width, scales, 3, padding=1), nn.Sigmoid()
-        )
+        self.attention = AdaptiveSpatialFusion(len(RATIOS), width)
 
     def forward(self, c5: Tensor) -> Tensor:
-        contexts = [self._context(c5, ratio, lateral) for ratio, lateral in zip(RATIOS, self.lateral)]
-        # the paper's adaptive spatial fusion
-        weights = self.attention(torch.cat(contexts, dim=1))  # (N, 3, H, W), each in 0..1; they need not sum to 1
-        return sum(w * x for w, x in zip(weights.split(1, dim=1), contexts))
+        return self.attention([self._context(c5, ratio, lateral) for ratio, lateral in zip(RATIOS, self.lateral)])
 
     def _context(self, c5: Tensor, ratio: float, lateral: nn.Conv2d) -> Tensor:
         """Ratio-invariant adaptive pooling: to `ratio` of C5's height and width, so in its aspect ratio, and back."""
         size = c5.shape[-2:]
         pooled = F.adaptive_avg_pool2d(c5, [max(1, int(side * ratio)) for side in size])
         return F.interpolate(lateral(pooled), size=size, mode="bilinear", align_corners=True)
+
+
+class AdaptiveSpatialFusion(nn.Sequential):
+    """L maps (N, C, H, W) -> their sum (N, C, H, W), each weighed at every pixel by what all of them say there.
+
+    The weights lie in 0..1 each and need not sum to 1.
+    """
+
+    def __init__(self, maps: int, width: int):
+        super().__init__(
+            nn.Conv2d(maps * width, width, 1), nn.ReLU(), nn.Conv2d(width, maps, 3, padding=1), nn.Sigmoid()
+        )
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        weights = super().forward(torch.cat(xs, dim=1))  # (N, L, H, W)
+        return sum(w * x for w, x in zip(weights.split(1, dim=1), xs))

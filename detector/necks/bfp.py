@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.layers import c2_msra_, normal_
+from detector.layers import caffe2_msra_, normal_
 from detector.necks.fpn import FPN
 
 
@@ -28,7 +28,7 @@ class BFP(nn.Module):
     ):
         super().__init__()
         self.fpn = FPN(channels, strides, width=width)
-        self.refine = {"non_local": NonLocal, "conv": Conv}[refine](width)
+        self.refine = {"non_local": NonLocal, "conv": ConvReLU}[refine](width)
         self.channels, self.strides = self.fpn.channels, self.fpn.strides
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
@@ -48,13 +48,13 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_max_pool2d(x, size)
 
 
-class Conv(nn.Module):
+class ConvReLU(nn.Module):
     """3x3 convolution and ReLU."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
-        c2_msra_(self.conv)
+        caffe2_msra_(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.conv(x))

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import check_range
-from detector.layers import ConvNorm, Norm
+from detector.layers import ConvNorm, Norm, glorot_
+from detector.necks.fpn import up
 
 LEVELS = 5
 
@@ -57,9 +58,8 @@ class BiFPN(nn.Module):
         self.top = conv(c[-1], width, 1)
         self.lateral_down = nn.ModuleList(conv(c_in, width, 1) for c_in in c)
         self.lateral_up = nn.ModuleList(conv(c_in, width, 1) for c_in in c[1:])
-        self.layers = nn.ModuleList(Layer(fusion, self.pool) for _ in range(repeats))
-        for module in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            glorot_(module)
+        self.layers = nn.ModuleList(BiFPNLayer(fusion, self.pool) for _ in range(repeats))
+        glorot_(self)
         self.channels = [width] * LEVELS
         self.strides = [needed[0] * 2**i for i in range(LEVELS)]
 
@@ -77,7 +77,7 @@ class BiFPN(nn.Module):
         return p
 
 
-class Layer(nn.Module):
+class BiFPNLayer(nn.Module):
     """One pass down and one up (fig. 2d); levels are named as in P3..P7. `fusion(n)` makes a node where n maps meet."""
 
     def __init__(self, fusion: Callable[[int], nn.Module], pool: Callable[[Tensor], Tensor]):
@@ -120,11 +120,6 @@ def fast_normalised(weight: Tensor) -> Tensor:
     return positive / (positive.sum() + 1e-4)
 
 
-def up(x: Tensor, *, like: Tensor) -> Tensor:
-    """x at the size of the next finer map, by nearest neighbour."""
-    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
-
-
 def pool_symmetric(x: Tensor) -> Tensor:
     """Half the size, rounded up: the maximum of 3x3 windows centred on the even pixels 0, 2, 4, ..."""
     return F.max_pool2d(x, 3, stride=2, padding=1)
@@ -133,10 +128,3 @@ def pool_symmetric(x: Tensor) -> Tensor:
 def pool_same(x: Tensor) -> Tensor:
     """Half the size, rounded up: TensorFlow's SAME pads an even side at its end alone, an odd one at both ends."""
     return F.max_pool2d(x, 3, stride=2, padding=[side % 2 for side in x.shape[-2:]], ceil_mode=True)
-
-
-def glorot_(conv: nn.Conv2d) -> None:
-    """Uniform weights of variance 2 / (fan_in + fan_out), TensorFlow's default; bias 0."""
-    nn.init.xavier_uniform_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import check_range
-from detector.layers import ConvNorm, Norm, c2_xavier_
+from detector.layers import ConvNorm, Norm, caffe2_xavier_
 
 
 class FPN(nn.Module):
@@ -40,9 +40,8 @@ class FPN(nn.Module):
         self.fuse = fuse_average if fuse == "average" else torch.add
         c_in = channels[-1] if extra == "c5" else width
         self.extra = PoolP6() if extra == "pool" else ConvP6P7(c_in, width, relu=extra_relu)
-        self.extra_input = extra
-        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            c2_xavier_(conv)
+        self.extra_from = "p5" if extra == "pool" else extra
+        caffe2_xavier_(self)
         levels = len(channels) + self.extra.levels
         self.channels = [width] * levels
         self.strides = [*strides, *(strides[-1] * 2**i for i in range(1, self.extra.levels + 1))]
@@ -50,10 +49,19 @@ class FPN(nn.Module):
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
         for i in reversed(range(len(m) - 1)):  # top-down: M4 = fuse(M4, up(M5)), then M3, then M2
-            m[i] = self.fuse(m[i], F.interpolate(m[i + 1], size=m[i].shape[-2:], mode="nearest"))
+            m[i] = self.fuse(m[i], up(m[i + 1], like=m[i]))
         p = [output(x) for output, x in zip(self.output, m)]
-        top = {"c5": c, "m5": m}.get(self.extra_input, p)[-1]  # C5, M5 or P5
-        return p + self.extra(top)
+        return p + self.extra({"c5": c, "m5": m, "p5": p}[self.extra_from][-1])
+
+
+def up(x: Tensor, *, like: Tensor) -> Tensor:
+    """x at the size of the next finer map, by nearest neighbour."""
+    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+def subsample(x: Tensor) -> Tensor:
+    """Every second row and column: P6 of P5 (footnote 1)."""
+    return F.max_pool2d(x, kernel_size=1, stride=2)
 
 
 def fuse_average(lateral: Tensor, top_down: Tensor) -> Tensor:
@@ -62,12 +70,12 @@ def fuse_average(lateral: Tensor, top_down: Tensor) -> Tensor:
 
 
 class PoolP6(nn.Module):
-    """P6 for the RPN alone: every second row and column of P5."""
+    """P6, for the RPN alone, by subsampling P5."""
 
     levels = 1
 
     def forward(self, p5: Tensor) -> list[Tensor]:
-        return [F.max_pool2d(p5, kernel_size=1, stride=2)]
+        return [subsample(p5)]
 
 
 class ConvP6P7(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import check_range
-from detector.layers import ConvNorm, Norm, c2_xavier_
+from detector.layers import ConvNorm, Norm, caffe2_xavier_
 
 STRIDES = [8, 16, 32]  # of C3..C5
 
@@ -40,12 +40,13 @@ class NASFPN(nn.Module):
             raise ValueError(f"NAS-FPN makes P3..P7 of maps of strides {STRIDES}, the backbone's: {list(strides)}")
         mmdetection = form == "mmdetection"
         self.lateral = nn.ModuleList(ConvNorm(c, width, 1, norm=norm) for c in channels[-3:])
-        self.extra = nn.ModuleList(ConvNorm(width, width, 1, norm=norm) if mmdetection else nn.Identity() for _ in "67")
+        self.extra = nn.ModuleList(
+            ConvNorm(width, width, 1, norm=norm) if mmdetection else nn.Identity() for _ in ("P6", "P7")
+        )
         self.halve = halve_floor if mmdetection else halve_ceil
         gate = gate_high if mmdetection else gate_low
-        self.stacks = nn.ModuleList(Stack(width, norm, gate) for _ in range(stacks))
-        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            c2_xavier_(conv)
+        self.stacks = nn.ModuleList(PyramidNetwork(width, norm, gate) for _ in range(stacks))
+        caffe2_xavier_(self)
         self.channels = [width] * 5
         self.strides = [*STRIDES, 64, 128]
 
@@ -58,8 +59,8 @@ class NASFPN(nn.Module):
         return p
 
 
-class Stack(nn.Module):
-    """The seven merging cells that the search found, in the order in which it built them.
+class PyramidNetwork(nn.Module):
+    """One stack: the seven merging cells that the search found, in the order in which it built them.
 
     A cell's name says how, what and where: gp_64_4 merges P6 and P4 by global pooling into a P4, sum_43_3 adds.
     """
@@ -67,13 +68,13 @@ class Stack(nn.Module):
     def __init__(self, width: int, norm: Norm | None, gate: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
         self.gate = gate
-        self.gp_64_4 = Cell(width, norm)
-        self.sum_44_4 = Cell(width, norm)
-        self.sum_43_3 = Cell(width, norm)
-        self.sum_34_4 = Cell(width, norm)
-        self.gp_43_5 = Cell(width, norm)
-        self.gp_54_7 = Cell(width, norm)
-        self.gp_75_6 = Cell(width, norm)
+        self.gp_64_4 = MergingCell(width, norm)
+        self.sum_44_4 = MergingCell(width, norm)
+        self.sum_43_3 = MergingCell(width, norm)
+        self.sum_34_4 = MergingCell(width, norm)
+        self.gp_43_5 = MergingCell(width, norm)
+        self.gp_54_7 = MergingCell(width, norm)
+        self.gp_75_6 = MergingCell(width, norm)
 
     def forward(self, p: list[Tensor]) -> list[Tensor]:
         """[P3..P7] -> [P3..P7]. The inputs P5 and P7, which no cell reads, are added to the outputs of their levels.
@@ -92,8 +93,8 @@ class Stack(nn.Module):
         return [p3, p4, p5, p6, p7]
 
 
-class Cell(ConvNorm):
-    """norm(conv(relu(x))) of the merged map x. The convolution keeps its bias although a norm follows."""
+class MergingCell(ConvNorm):
+    """What a cell does with the merged map x: norm(conv(relu(x))). The convolution keeps its bias before a norm, too."""
 
     def __init__(self, width: int, norm: Norm | None):
         super().__init__(width, width, 3, norm=norm, bias=True)

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.layers import ConvNorm, Norm, c2_xavier_
-from detector.necks.fpn import FPN
+from detector.layers import ConvNorm, Norm, caffe2_xavier_
+from detector.necks.fpn import FPN, subsample
 
 
 class PANet(nn.Module):
@@ -44,8 +43,8 @@ class PANet(nn.Module):
         self.fpn = FPN(channels, strides, width=width, norm=norm)
         self.down = nn.ModuleList(ConvNorm(width, width, 3, stride=2, norm=norm, bias=True) for _ in channels[1:])
         self.output = nn.ModuleList(ConvNorm(width, width, 3, norm=norm, bias=True) for _ in channels[1:])
-        for layer in [*self.down, *self.output]:
-            c2_xavier_(layer.conv)
+        for path in (self.down, self.output):
+            caffe2_xavier_(path)
         self.activation = nn.Identity() if norm is None else nn.ReLU()
         self.from_output = form == "authors"
         self.channels, self.strides = self.fpn.channels, self.fpn.strides
@@ -56,4 +55,4 @@ class PANet(nn.Module):
         for p, down, output in zip(above, self.down, self.output, strict=True):  # bottom-up: N3, then N4, then N5
             merged = p + self.activation(down(n[-1] if self.from_output else merged))
             n.append(self.activation(output(merged)))
-        return n + [F.max_pool2d(n[-1], kernel_size=1, stride=2)]  # N6
+        return [*n, subsample(n[-1])]  # N6

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.errors import check_range
-from detector.layers import c2_msra_
+from detector.layers import caffe2_msra_
 
 
 class RecursivePyramid(nn.Module):
@@ -77,8 +77,7 @@ class ASPP(nn.Module):
                 nn.Conv2d(channels, width, 1),
             ]
         )
-        for conv in self.views:
-            c2_msra_(conv)
+        caffe2_msra_(self.views)
 
     def forward(self, x: Tensor) -> Tensor:
         *local, whole = self.views
