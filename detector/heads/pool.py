@@ -15,11 +15,11 @@ from detector.geometry.levels import fpn_level
 from detector.layers import log2_stride
 
 
-class RoIPool(nn.Module):
-    """Regions -> (R, C, size, size), from the finest `levels` maps of a pyramid.
+class RegionPool(nn.Module):
+    """RoIAlign of regions on the finest `levels` maps of a pyramid; the classes below say which of them a region reads.
 
     `samples` points a bin and axis (0: as many as the bin has cells, which needs torchvision's kernel); `aligned`: the
-    half-pixel shift of Detectron2's ROIAlignV2. A region goes to level k0 if its side is `canonical_size` pixels.
+    half-pixel shift of Detectron2's ROIAlignV2.
     """
 
     branches = 1  # maps that the box head gets of a region
@@ -33,21 +33,37 @@ class RoIPool(nn.Module):
         size: int = 7,
         samples: int = 2,
         aligned: bool = True,
-        k0: int = 4,
-        canonical_size: float = 224,
     ):
         super().__init__()
         if not 1 <= levels <= len(strides):
             raise ConfigError(f"roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}")
-        if any(coarse != 2 * fine for fine, coarse in pairwise(strides[:levels])):
-            raise ConfigError(f"roi_head.pool: a region goes to the level of its size, so the levels' strides must double, "
-                              f"not {list(strides[:levels])}; a dilated C5 works alone: neck {{type: single}}, "
-                              "pool {levels: 1}")  # fmt: skip
         check_range("model.roi_head.pool", 1, 64, size=size)
         check_range("model.roi_head.pool", 0, 16, samples=samples)
-        check_range("model.roi_head.pool", 1, 1e5, canonical_size=canonical_size)
         self.channels, self.strides = channels[0], list(strides[:levels])
         self.size, self.samples, self.aligned = size, samples, aligned
+
+    def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
+        if self.samples > 0 and x.device.type == "cpu":
+            return roi_align(x, rois, self.size, 1 / stride, self.samples, self.aligned)
+        args = (rois, self.size, 1 / stride, self.samples, self.aligned)
+        return torchvision_roi_align(x.float().contiguous(), *args).to(x.dtype)
+
+
+class RoIPool(RegionPool):
+    """Regions -> (R, C, size, size), each from the level of its size: level k0 if its side is `canonical_size` pixels.
+
+    The other options are those of RegionPool.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], *, k0: int = 4, canonical_size: float = 224, **options
+    ):
+        super().__init__(channels, strides, **options)
+        if any(coarse != 2 * fine for fine, coarse in pairwise(self.strides)):
+            raise ConfigError(f"roi_head.pool: a region goes to the level of its size, so the levels' strides must double, "
+                              f"not {self.strides}; a dilated C5 works alone: neck {{type: single}}, "
+                              "pool {levels: 1}")  # fmt: skip
+        check_range("model.roi_head.pool", 1, 1e5, canonical_size=canonical_size)
         self.k0, self.canonical_size = k0, canonical_size
 
     def forward(self, p: list[Tensor], rois: Tensor) -> Tensor:
@@ -62,32 +78,17 @@ class RoIPool(nn.Module):
             out.index_copy_(0, here, self._align(x, rois[here], stride))
         return out
 
-    def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
-        if self.samples > 0 and x.device.type == "cpu":
-            return roi_align(x, rois, self.size, 1 / stride, self.samples, self.aligned)
-        args = (rois, self.size, 1 / stride, self.samples, self.aligned)
-        return torchvision_roi_align(x.float().contiguous(), *args).to(x.dtype)
 
-
-class AllLevelPool(RoIPool):
+class AllLevelPool(RegionPool):
     """Adaptive feature pooling (Liu et al. 2018, PANet, sec. 3.2): every region is read from every level.
 
-    Returns `levels` maps of each region, finest first, for a box head that fuses them.
+    Returns `levels` maps of each region, finest first, for a box head that fuses them. The options are RegionPool's.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        *,
-        levels: int = 4,
-        size: int = 7,
-        samples: int = 2,
-        aligned: bool = True,
-    ):
-        check_range("model.roi_head.pool", 2, 100, levels=levels)
-        super().__init__(channels, strides, levels=levels, size=size, samples=samples, aligned=aligned)
-        self.branches = levels
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], **options):
+        super().__init__(channels, strides, **options)
+        check_range("model.roi_head.pool", 2, 100, levels=len(self.strides))
+        self.branches = len(self.strides)
 
     def forward(self, p: list[Tensor], rois: Tensor) -> list[Tensor]:
         """Levels (N, C, H, W) and (R, 5) rois -> per level (R, C, size, size)."""
