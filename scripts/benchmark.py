@@ -24,7 +24,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import detector
 from detector.errors import CheckpointError
 from detector.inference.predictor import Predictor, pick_device, without_weights
-from detector.interop.torchvision import to_torchvision
+from detector.interop.torchvision import TORCHVISION
 from detector.layers import is_foldable
 from detector.rcnn import GeneralizedRCNN
 from detector.training.recipe import Recipe
@@ -111,7 +111,7 @@ class Torchvision:
         self.device = pick_device(args.device)
         self.model = torchvision_model(model.roi_head.num_classes + 1, args.size)
         try:
-            self.model.load_state_dict(to_torchvision(model.state_dict(), self.model.state_dict()))
+            self.model.load_state_dict(TORCHVISION.give(model.state_dict()))
             self.same_weights = True
         except (CheckpointError, RuntimeError):
             self.same_weights = False

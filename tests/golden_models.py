@@ -3,49 +3,68 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from golden_rules import PROJECT, filled, fixed_proposals, formula_image, golden
+from tiny_training import script
 from torch import Tensor
 
-from detector.build import build_detector, load_config
+from detector.build import build_detector
 from detector.heads.cascade import Cascade
 from detector.heads.roi_head import to_rois
-from detector.interop import detectron2, mmdetection, torchvision
 from detector.interop.names import Row
+from detector.interop.recognise import FRAMEWORKS
 from detector.rcnn import GeneralizedRCNN
 from detector.structures import Batch, Detections, Proposals
+from detector.training.checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True)
-class Framework:
-    """How a reference names its tensors and losses."""
+class Reference:
+    """How a framework names its losses, and the form of its files."""
 
     name: str
-    convert: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
-    rows: Sequence[Row]
     losses: Mapping[str, str]  # ours: theirs
     stage_losses: Mapping[str, str]  # of a cascade's stage, whose number follows ours and stands for # in theirs
+    save: Callable[[Path, dict[str, Tensor]], None]
+    suffix: str = ".pth"
+
+    @property
+    def rows(self) -> list[Row]:
+        """The names of its tensors and ours."""
+        return FRAMEWORKS[self.name].all_rows
 
 
-FRAMEWORKS = {
-    "tv": Framework(
-        "torchvision", torchvision.from_torchvision, torchvision.NAMES,
+def save_pkl(path: Path, state: dict[str, Tensor]) -> None:
+    """As Detectron2's model zoo."""
+    content = {"model": {key: tensor.numpy() for key, tensor in state.items()}, "__author__": "the golden files"}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+REFERENCES = {
+    "tv": Reference(
+        "torchvision",
         {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg",
          "roi_class": "loss_classifier", "roi_box": "loss_box_reg"}, {},
+        lambda path, state: torch.save(state, path),
     ),
-    "d2": Framework(
-        "detectron2", detectron2.from_detectron2, detectron2.NAMES,
+    "d2": Reference(
+        "detectron2",
         {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_loc",
          "roi_class": "loss_cls", "roi_box": "loss_box_reg"},
         {"roi_class_": "loss_cls_stage#", "roi_box_": "loss_box_reg_stage#"},
+        save_pkl, ".pkl",
     ),
-    "mm": Framework(
-        "mmdetection", mmdetection.from_mmdetection, mmdetection.NAMES,
+    "mm": Reference(
+        "mmdetection",
         {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_bbox", "roi_class": "loss_cls", "roi_box": "loss_bbox"},
         {"roi_class_": "s#.loss_cls", "roi_box_": "s#.loss_bbox"},
+        lambda path, state: torch.save({"state_dict": state, "meta": {"epoch": 12}}, path),
     ),
 }  # fmt: skip
 
@@ -94,17 +113,37 @@ GIVEN_PROPOSALS = ("d2_fast_rcnn_R_50_FPN",)  # no RPN
 LIVE_NORMS = ("tv_fasterrcnn_resnet50_fpn_v2", "d2_faster_rcnn_R_50_FPN_gn", "mm_faster_rcnn_r50_nasfpn")
 
 
-def framework(name: str) -> Framework:
-    return FRAMEWORKS[name.split("_")[0]]
+def reference(name: str) -> Reference:
+    return REFERENCES[name.split("_")[0]]
 
 
-@functools.lru_cache(maxsize=1)  # a model has 170 MB
+def config_of(name: str) -> Path:
+    return PROJECT / f"configs/compat/{reference(name).name}_{name.partition('_')[2]}.yaml"
+
+
+@functools.lru_cache(maxsize=1)  # a file has 170 MB and more
+def folder_of(name: str) -> tempfile.TemporaryDirectory:
+    """A folder with a checkpoint, ours.pth, which the command made of a file of the reference's form."""
+    folder = tempfile.TemporaryDirectory()
+    theirs, ours = Path(folder.name, f"theirs{reference(name).suffix}"), Path(folder.name, "ours.pth")
+    record = golden(name)
+    reference(name).save(theirs, filled(record, record["seed_text"]))
+    command = [theirs, "--from", "auto", "--config", config_of(name), "--output", ours, *_overrides(record["profile"])]
+    assert script("convert_weights").main([str(part) for part in command]) == 0
+    theirs.unlink()
+    return folder
+
+
+def checkpoint_of(name: str) -> Path:
+    return Path(folder_of(name).name, "ours.pth")
+
+
+@functools.lru_cache(maxsize=1)
 def build(name: str) -> GeneralizedRCNN:
-    """Our model with the recorded profile and the weights of the fill rule."""
-    record, reference = golden(name), framework(name)
-    path = PROJECT / f"configs/compat/{reference.name}_{name.partition('_')[2]}.yaml"
-    model = build_detector(load_config(path, _overrides(record["profile"])))
-    model.load_state_dict(reference.convert(filled(record, record["seed_text"]), model.state_dict()))
+    """Our model with the recorded profile and the weights of the fill rule, from a file."""
+    checkpoint = read_checkpoint(checkpoint_of(name))
+    model = build_detector(checkpoint["config"])
+    model.load_state_dict(checkpoint["model"])
     return (as_contiguous(model) if name in LIVE_NORMS else model).eval()
 
 

@@ -10,10 +10,10 @@ from golden_models import (
     GIVEN_PROPOSALS,
     MODELS,
     build,
-    framework,
     images_of,
     outputs,
     proposals_of,
+    reference,
     train_as_torchvision,
 )
 from golden_rules import golden, ground_truth, match_sets, record_errors, relative_error, shared
@@ -140,10 +140,10 @@ def check_losses(model: GeneralizedRCNN, name: str, case: str) -> None:
 
 
 def their_loss(name: str, ours: str) -> str:
-    reference = framework(name)
-    if ours in reference.losses:
-        return reference.losses[ours]
-    return reference.stage_losses[ours.rstrip("0123456789")].replace("#", str(int(ours.rpartition("_")[2]) - 1))
+    names = reference(name)
+    if ours in names.losses:
+        return names.losses[ours]
+    return names.stage_losses[ours.rstrip("0123456789")].replace("#", str(int(ours.rpartition("_")[2]) - 1))
 
 
 def check_gradients(model: GeneralizedRCNN, name: str, expected: dict) -> None:
@@ -152,5 +152,5 @@ def check_gradients(model: GeneralizedRCNN, name: str, expected: dict) -> None:
     every = float(torch.stack(list(norms.values())).norm())
     assert relative_error(every, expected["grad_norm_all"]) < MODELS[name].gradient
     for theirs, norm in expected["grad_norms"].items():
-        ours = next(key for key in rename(theirs, framework(name).rows) if key in norms)
+        ours = next(key for key in rename(theirs, reference(name).rows) if key in norms)
         assert relative_error(float(norms[ours]), norm, below=0) < MODELS[name].gradient

@@ -10,7 +10,8 @@ import torch
 from golden_rules import Fill, check_neck, filled, golden
 from torch import Tensor, nn
 
-from detector.interop.mmdetection import NAMES
+from detector.interop.mmdetection import FPN
+from detector.interop.mmdetection import NAS_FPN as NAS_FPN_ROWS
 from detector.interop.names import Row, rename, translate
 from detector.necks.bifpn import BiFPN
 from detector.necks.nas_fpn import NASFPN
@@ -46,7 +47,9 @@ EFFDET: list[Row] = [
 ] + [
     (f"resample.{i}.conv.{bn}.{{}}", f"top.{norm}.{{}}") for i in (3, 4) for bn, norm in (("conv",) * 2, ("bn", "norm"))
 ]
-MMDETECTION = [(theirs.removeprefix("neck."), ours.removeprefix("pyramid.neck.")) for theirs, ours in NAMES]
+MMDETECTION = [
+    (theirs.removeprefix("neck."), ours.removeprefix("pyramid.neck.")) for theirs, ours in NAS_FPN_ROWS + FPN
+]
 
 
 def check(neck: nn.Module, rows: Sequence[Row], framework: str, entry: str) -> None:

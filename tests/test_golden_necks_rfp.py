@@ -11,7 +11,7 @@ from golden_rules import GRADIENT, Fill, filled, formula_image, golden, record_e
 from torch import Tensor, nn
 
 from detector.backbones.resnet import ResNet
-from detector.interop.mmdetection import NAMES, from_mmdetection
+from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename
 from detector.necks.fpn import FPN
 from detector.necks.rfp import RecursivePyramid
@@ -40,7 +40,7 @@ def build(record: Mapping[str, Any], seed_text: str) -> tuple[RecursivePyramid, 
     pyramid = RecursivePyramid(backbone, neck, lambda: ResNet(50, conv="aws", norm="affine", frozen_stages=2))
     theirs = {"neck." + key: tensor for key, tensor in filled(record, seed_text).items()}
     like = {"pyramid." + key: tensor for key, tensor in pyramid.state_dict().items()}
-    state = {key.removeprefix("pyramid."): tensor for key, tensor in from_mmdetection(theirs, like).items()}
+    state = {key.removeprefix("pyramid."): tensor for key, tensor in MMDETECTION.take(theirs, like).items()}
     pyramid.load_state_dict(state)
     return pyramid.double().eval(), c
 
@@ -63,5 +63,5 @@ def test_two_steps():
         assert relative_error(float(level.grad.double().norm()), expected, below=0) < GRADIENT
     grads = {"pyramid." + key: p.grad for key, p in pyramid.named_parameters()}
     for theirs, expected in record["grad_norms"].items():
-        [ours] = [key for key in rename("neck." + theirs, NAMES) if key in grads]
+        [ours] = [key for key in rename("neck." + theirs, MMDETECTION.rows_of(grads)) if key in grads]
         assert relative_error(float(grads[ours].double().norm()), expected, below=0) < GRADIENT

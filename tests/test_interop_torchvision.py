@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +11,16 @@ import pytest
 import torch
 from golden_rules import PROJECT, match_sets
 from tiny import picture
+from tiny_training import script as load_script
 from torch import Tensor
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 
 import detector
-from detector.build import build_detector, load_config
+from detector.build import load_config
 from detector.errors import CheckpointError
-from detector.interop.torchvision import COCO_80, from_torchvision, to_torchvision, torchvision_like
+from detector.interop.classes import COCO_80
+from detector.interop.recognise import blank_state
+from detector.interop.torchvision import TORCHVISION
 from detector.training.checkpoint import read_checkpoint
 
 V1, V2 = "torchvision_fasterrcnn_resnet50_fpn", "torchvision_fasterrcnn_resnet50_fpn_v2"
@@ -31,14 +33,15 @@ State = dict[str, Tensor]
 @functools.cache
 def our_state(version: str, classes: int = 90) -> State:
     """Names and shapes of our model, no data."""
-    with torch.device("meta"):
-        return build_detector(load_config(CONFIGS / f"{version}.yaml", [f"model.num_classes={classes}"])).state_dict()
+    return blank_state(load_config(CONFIGS / f"{version}.yaml", [f"model.num_classes={classes}"]))
 
 
 @functools.cache
 def their_state(version: str) -> State:
     """torchvision's state dict with a different number everywhere in the predictor, ones elsewhere."""
-    like = torchvision_like(our_state(version))
+    make = fasterrcnn_resnet50_fpn if version == V1 else fasterrcnn_resnet50_fpn_v2
+    with torch.device("meta"):
+        like = make(weights=None, weights_backbone=None).state_dict()
     state = {key: torch.ones(tensor.shape, dtype=tensor.dtype) for key, tensor in like.items()}
     for key in state:
         if "box_predictor" in key:
@@ -52,14 +55,14 @@ def read_part(key: str, tensor: Tensor) -> Tensor:
 
 
 def convert(state: State, version: str, classes: int = 90) -> State:
-    return from_torchvision(state, our_state(version, classes))
+    return TORCHVISION.take(state, our_state(version, classes))
 
 
 @both
 def test_there_and_back_is_the_identity(version):
     """But for the deltas of the background, which nothing reads: they come back as zeros."""
     state = their_state(version)
-    back = to_torchvision(convert(state, version), state)
+    back = TORCHVISION.give(convert(state, version))
     for key, tensor in state.items():
         if key in back:
             assert read_part(key, back[key]).equal(read_part(key, tensor))
@@ -119,11 +122,9 @@ def test_the_other_version_does_not_fit():
 
 
 def test_a_model_that_torchvision_lacks_stays_here():
-    config = load_config(CONFIGS / f"{V1}.yaml", ["model.neck.type=panet"])
-    with torch.device("meta"):
-        panet = build_detector(config).state_dict()
-    with pytest.raises(CheckpointError, match=r"not a model that torchvision has; without a place: pyramid\.neck\.fpn"):
-        to_torchvision(panet, torchvision_like(panet))
+    panet = blank_state(load_config(CONFIGS / f"{V1}.yaml", ["model.neck.type=panet"]))
+    with pytest.raises(CheckpointError, match=r"not a model that torchvision has; without a name there: pyramid\.neck"):
+        TORCHVISION.give(panet)
 
 
 # --- scripts/convert_weights.py
@@ -131,10 +132,7 @@ def test_a_model_that_torchvision_lacks_stays_here():
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_weights", PROJECT / "scripts/convert_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("convert_weights")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +218,7 @@ def test_bad_input_is_one_message_and_status_2(script, theirs, tmp_path, capsys)
     assert existing.read_text() == "precious" and not (tmp_path / "new.pth").exists()
 
 
-@pytest.mark.parametrize("wrong", [["--from", "torchvision"], ["--to", "torchvision", "--classes", "coco80"], []])
+@pytest.mark.parametrize("wrong", [["--from", "tensorflow"], ["--to", "torchvision", "--classes", "coco80"], []])
 def test_a_wrong_command_line_has_status_2(script, wrong):
     with pytest.raises(SystemExit, match="2"):
         run(script, "a.pth", "--output", "b.pth", *wrong)

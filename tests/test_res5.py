@@ -13,8 +13,8 @@ from detector.backbones.resnet import ResNet
 from detector.build import build_detector, load_config
 from detector.errors import CheckpointError, ConfigError
 from detector.heads.res5 import Res5
-from detector.interop.detectron2 import NAMES as DETECTRON2
-from detector.interop.mmdetection import NAMES as MMDETECTION
+from detector.interop.detectron2 import DETECTRON2
+from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename
 from detector.layers import FrozenBatchNorm, fold_norms
 
@@ -146,9 +146,11 @@ def test_it_detects():
 
 @pytest.mark.parametrize("theirs", ["roi_heads.res5.0.conv1.weight", "roi_head.shared_head.layer4.0.conv1.weight"])
 def test_the_names_of_other_frameworks(theirs):
-    rows = DETECTRON2 if "roi_heads" in theirs else MMDETECTION
+    framework = DETECTRON2 if "roi_heads" in theirs else MMDETECTION
     state = c4_model().state_dict()
-    assert [name for name in rename(theirs, rows) if name in state] == ["roi_head.box_head.layer4.0.conv1.weight"]
+    assert [name for name in rename(theirs, framework.rows_of(state)) if name in state] == [
+        "roi_head.box_head.layer4.0.conv1.weight"
+    ]
 
 
 def test_the_recipe():

@@ -22,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detector.build import build_detector, load_config
 from detector.data.image import read_image
 from detector.data.transforms import Resize
-from detector.interop.torchvision import from_torchvision
+from detector.interop.torchvision import TORCHVISION
 from detector.layers import fold_norms
 from detector.rcnn import GeneralizedRCNN
 
@@ -61,7 +61,7 @@ def pair(version: str, full: bool, keep: int) -> tuple[nn.Module, GeneralizedRCN
         f"model.roi_head.batch_per_image={EVERY_REGION}",
     ]
     ours = build_detector(load_config(PROJECT / f"configs/compat/torchvision_{version}.yaml", overrides)).eval()
-    ours.load_state_dict(from_torchvision(theirs.state_dict(), ours.state_dict()))
+    ours.load_state_dict(TORCHVISION.take(theirs.state_dict(), ours.state_dict()))
     return theirs, ours
 
 

@@ -1,58 +1,142 @@
-"""Files of weights from other frameworks into checkpoints of this project, and back."""
+"""Weights of other frameworks into checkpoints of this project, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from detector.build import build_detector
+from detector.build import build_detector, load_config
 from detector.errors import CheckpointError
 from detector.inference.predictor import without_weights
-from detector.interop.torchvision import class_names_and_ids, from_torchvision, to_torchvision, torchvision_like
-from detector.training.checkpoint import FORMAT, load_weights, read_checkpoint, save_checkpoint, write_atomically
+from detector.interop.classes import classes_of
+from detector.interop.files import Weights, read_weights, write_weights
+from detector.interop.imagenet import is_imagenet, to_classifier
+from detector.interop.recognise import FRAMEWORKS, Fit, blank_state, fitting, model_settings, which_framework
+from detector.training.checkpoint import load_weights, read_checkpoint, save_checkpoint
+
+UNSEEN = ("model.pixels.order", "model.backbone.stride_in", "model.backbone.norm_eps")  # not to be seen in any tensor
 
 
-def import_torchvision(source: Path, config: Mapping[str, Any], output: Path) -> str:
-    """Write torchvision's state dict as a checkpoint of `config`; returns one line that says what was done.
+def import_weights(
+    source: Path, origin: str, output: Path, config: Path | str = "auto", overrides: Sequence[str] = ()
+) -> list[str]:
+    """Write what another framework trained in this project's form; returns lines that say what was done.
 
-    Raises CheckpointError for an unreadable file, one of another architecture, or an output that exists.
+    A detector becomes a checkpoint, an ImageNet backbone of Detectron's a file for `model.backbone.weights`. `origin`: a key
+    of FRAMEWORKS or "auto"; `config`: a file or "auto", the one of configs/compat/ that fits. Raises CheckpointError for an
+    unreadable file, one of another architecture, or an output that exists.
     """
     make_room(output)
-    state = read_state(source)
-    model = build_detector(without_weights(config))
+    weights = read_weights(source)
     try:
-        converted = from_torchvision(state, model.state_dict())
+        if is_imagenet(weights.state):
+            return [f"{source}: an ImageNet backbone", *_import_backbone(weights, output)]
+        return [
+            f"{source}: {len(weights.state)} tensors",
+            *_import_detector(weights, origin, output, config, overrides),
+        ]
     except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}; is this the right --config?") from error
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _import_backbone(weights: Weights, output: Path) -> list[str]:
+    state, trained = to_classifier(weights.state)
+    write_weights(output, state, {"trained_with": trained}, "state_dict")
+    return [
+        f"{output}: {len(state)} tensors for model.backbone.weights={output}",
+        f"they want model.backbone.stride_in={trained['stride_in']} and model.pixels={trained['pixels']}",
+    ]
+
+
+def _import_detector(
+    weights: Weights, origin: str, output: Path, config: Path | str, overrides: Sequence[str]
+) -> list[str]:
+    framework = which_framework(weights.state) if origin == "auto" else origin
+    if config == "auto":
+        fit, *others = _recognised(framework, weights, overrides)
+        settings, said = fit.config, _chosen(fit, others)
+    else:
+        settings, said = load_config(config, overrides), []
+    converted = _take(framework, weights, settings, config)
+    model = build_detector(without_weights(settings))
     model.load_state_dict(converted)
-    columns = len(state["roi_heads.box_predictor.cls_score.bias"])
-    names, ids = class_names_and_ids(columns, model.roi_head.num_classes)
-    save_checkpoint(output, model=model, config=config, class_names=names, category_ids=ids)
-    return f"{output}: {len(state)} tensors of {source}, {len(names)} classes"
+    names, ids, where_from = classes_of(framework, weights.meta, settings["model"]["num_classes"])
+    save_checkpoint(output, model=model, config=settings, class_names=names, category_ids=ids)
+    return [f"{output}: {FRAMEWORKS[framework].name}'s, {len(names)} classes ({where_from})", *said]
 
 
-def export_torchvision(source: Path, output: Path) -> str:
-    """Write a checkpoint of this project as a state dict for torchvision's model of the same architecture.
+def _recognised(framework: str, weights: Weights, overrides: Sequence[str]) -> list[Fit]:
+    fits = fitting(framework, weights.state, overrides)
+    if not fits:
+        raise CheckpointError(
+            f"no configuration of configs/compat/ has these names and shapes; give the {framework} model's by --config"
+        )
+    return fits
 
-    Raises CheckpointError for an unreadable checkpoint, an architecture that torchvision lacks, or an output that exists.
+
+def _chosen(fit: Fit, others: Sequence[Fit]) -> list[str]:
+    """Which configuration was chosen, and what nobody can know."""
+    same = f"; of the same shapes: {', '.join(other.path.stem for other in others)}" if others else ""
+    settings = model_settings(fit.config)
+    unseen = ", ".join(f"{key}={settings[key]}" for key in UNSEEN)
+    return [f"configuration: {fit.path}{same}", f"no tensor shows these, they are that configuration's: {unseen}"]
+
+
+def _take(framework: str, weights: Weights, settings: Mapping[str, Any], given: Path | str) -> dict[str, Any]:
+    try:
+        return FRAMEWORKS[framework].take(weights.state, blank_state(settings))
+    except CheckpointError as error:
+        fits = fitting(framework, weights.state)
+        hint = f"{fits[0].path} would fit" if fits else "is this the right --config?"
+        raise CheckpointError(f"{error} ({given}); {hint}") from error
+
+
+def export_weights(source: Path, target: str, output: Path) -> list[str]:
+    """Write a checkpoint of this project under the names and in the form of another framework; returns what to know.
+
+    Raises CheckpointError for an unreadable checkpoint, an architecture that the framework lacks, or an output that exists.
     """
     make_room(output)
     checkpoint = read_checkpoint(source)
-    model = build_detector(without_weights(checkpoint["config"]), trust=False)
+    config = checkpoint["config"]
+    model = build_detector(without_weights(config), trust=False)
     load_weights(model, checkpoint["model"], source)
-    state = model.state_dict()
+    framework = FRAMEWORKS[target]
     try:
-        converted = to_torchvision(state, torchvision_like(state))
+        state = framework.give(model.state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    write_atomically(output, converted)
-    same_function = model.rpn.anchors.strides_from_image and not model.roi_head.pool.aligned  # as in configs/compat
-    note = "" if same_function else "; torchvision's anchors and RoIAlign are not this model's: expect other boxes"
-    return f"{output}: {len(converted)} tensors for torchvision, {model.roi_head.num_classes} classes{note}"
+    names = checkpoint["class_names"]
+    around = {
+        "torchvision": {},
+        "detectron2": {"__author__": "detector"},
+        "mmdetection": {"meta": {"CLASSES": tuple(names), "dataset_meta": {"classes": tuple(names)}}},
+    }[target]
+    under = {"torchvision": None, "detectron2": "model", "mmdetection": "state_dict"}[target]
+    write_weights(output, state, around, under)
+    return [
+        f"{output}: {len(state)} tensors for {framework.name}, {len(names)} classes",
+        *_other(target, state, config),
+    ]
+
+
+def _other(target: str, state: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What computes differently from the reference configuration of the same tensors that is nearest."""
+    own = model_settings(config)
+    lists = []
+    for fit in fitting(target, state):
+        theirs = model_settings(fit.config)
+        differing = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
+        lists.append(
+            (len(differing), [f"{key} is {own.get(key)}, there {theirs.get(key)}" for key in differing], fit.path)
+        )
+    if not lists:
+        return ["no configuration of configs/compat/ has this architecture: check that the framework has this model"]
+    number, differing, path = min(lists)
+    if not number:
+        return []
+    return [f"expect other boxes there unless these are set as here ({path.name}): {'; '.join(differing)}"]
 
 
 def make_room(output: Path) -> None:
@@ -63,20 +147,3 @@ def make_room(output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{output.parent}: cannot be made ({error.strerror}); choose another --output") from error
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict in a file, bare or under "model"; nothing in the file is run."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a damaged or foreign file
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path}: damaged, or not a file of tensors that is safe to read ({reason})") from error
-    if isinstance(content, Mapping) and content.get("format") == FORMAT:
-        raise CheckpointError(f"{path}: is a checkpoint of this project already; --to torchvision takes it back")
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path}: holds no state dict; save model.state_dict() alone, or under the key 'model'")
-    return dict(state)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from detector.interop.names import Row, translate
+from detector.interop.names import Framework, Row
 
 STAGES = [(2, "res2", "layer1"), (3, "res3", "layer2"), (4, "res4", "layer3"), (5, "res5", "layer4")]
 
 
-def _stage(theirs: str, ours: str) -> list[Row]:
-    """One stage of a ResNet."""
+def stage(theirs: str, ours: str) -> list[Row]:
+    """The rows of one stage of a ResNet."""
     return [
         (f"{theirs}.#.conv#.weight", f"{ours}.#.conv#.weight"),
         (f"{theirs}.#.conv#.norm.{{}}", f"{ours}.#.bn#.{{}}"),
@@ -26,7 +22,7 @@ def _backbone(theirs: str) -> list[Row]:
         (f"{theirs}.stem.conv1.weight", "pyramid.backbone.conv1.weight"),
         (f"{theirs}.stem.conv1.norm.{{}}", "pyramid.backbone.bn1.{}"),
     ]
-    return stem + [row for _, res, layer in STAGES for row in _stage(f"{theirs}.{res}", f"pyramid.backbone.{layer}")]
+    return stem + [row for _, res, layer in STAGES for row in stage(f"{theirs}.{res}", f"pyramid.backbone.{layer}")]
 
 
 FPN = [
@@ -58,15 +54,16 @@ CASCADE = [
     ("roi_heads.box_predictor.#.cls_score.{}", "roi_head.stages.#.class_score.{}"),
     ("roi_heads.box_predictor.#.bbox_pred.{}", "roi_head.stages.#.box_delta.{}"),
 ]
-RES5 = _stage("roi_heads.res5", "roi_head.box_head.layer4")
-# with an FPN the ResNet is its bottom_up; without one it is the backbone itself
-NAMES = _backbone("backbone.bottom_up") + _backbone("backbone") + FPN + RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE
-IGNORABLE = [r"pixel_(mean|std)", r"proposal_generator\.anchor_generator\..*"]
-
-
-def from_detectron2(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Detectron2 state dict under our names, for a model whose state dict is `like`.
-
-    Raises CheckpointError that lists every key which is left over, missing, or of another shape.
-    """
-    return translate(state, like, NAMES, "not a Detectron2 checkpoint of this model", ignorable=IGNORABLE)
+RES5 = stage("roi_heads.res5", "roi_head.box_head.layer4")
+DETECTRON2 = Framework(
+    name="Detectron2",
+    mark=r"backbone\.bottom_up\.|proposal_generator\.|roi_heads\.(box_head\.(\d+\.)?(fc|conv)1|res5)\.",
+    rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE,
+    either=[
+        {  # with an FPN the ResNet is its bottom_up; without one it is the backbone itself
+            "pyramid.neck.": _backbone("backbone.bottom_up") + FPN,
+            "pyramid.backbone.": _backbone("backbone"),
+        }
+    ],
+    ignorable=[r"pixel_(mean|std)", r"proposal_generator\.anchor_generator\..*"],
+)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from detector.interop.names import Row, translate
+from detector.interop.names import Framework, Row
 
 BACKBONE: list[Row] = [("backbone.{}", "pyramid.backbone.{}")]
 FPN = [
@@ -62,13 +58,16 @@ CASCADE = [
     ("roi_head.bbox_head.#.fc_cls.{}", "roi_head.stages.#.class_score.{}"),
     ("roi_head.bbox_head.#.fc_reg.{}", "roi_head.stages.#.box_delta.{}"),
 ]
-# a row counts only where the model has the name; PAFPN's come first, whose `output` is another than FPN's
-NAMES = BACKBONE + PAFPN + FPN + BFP + NAS_FPN + RFP + RPN + BOX_HEAD + RES5 + CASCADE
-
-
-def from_mmdetection(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An MMDetection state dict under our names, for a model whose state dict is `like`.
-
-    Raises CheckpointError that lists every key which is left over, missing, or of another shape.
-    """
-    return translate(state, like, NAMES, "not an MMDetection checkpoint of this model")
+MMDETECTION = Framework(
+    name="MMDetection",
+    mark=r"neck\.|rpn_head\.|roi_head\.bbox_head\.",
+    rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE,
+    either=[
+        {
+            "pyramid.neck.down.": PAFPN,
+            "pyramid.neck.refine.": BFP,
+            "pyramid.neck.stacks.": NAS_FPN + FPN,
+            "pyramid.neck.": FPN,
+        }
+    ],
+)

@@ -1,18 +1,22 @@
-"""The names of another framework's tensors and ours, as rows of two patterns, and the one piece of code that applies them.
+"""How another framework names and lays out its tensors, as rows of two patterns, and the one piece of code that applies them.
 
 In a pattern # stands for a number and {} for what follows; both patterns of a row have them in the same order.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from detector.errors import CheckpointError
 
 Row = tuple[str, str]  # theirs, ours
+COUNTER = "num_batches_tracked"  # of a batch norm; nothing reads it
 
 
 def rename(key: str, rows: Sequence[Row], *, back: bool = False) -> list[str]:
@@ -20,7 +24,7 @@ def rename(key: str, rows: Sequence[Row], *, back: bool = False) -> list[str]:
     names = []
     for theirs, ours in rows:
         source, target = (ours, theirs) if back else (theirs, ours)
-        found = re.fullmatch(re.escape(source).replace(r"\#", r"(\d+)").replace(r"\{\}", "(.+)"), key)
+        found = _pattern(source).fullmatch(key)
         if found:
             for part in found.groups():
                 target = re.sub(r"#|\{\}", part, target, count=1)
@@ -28,32 +32,92 @@ def rename(key: str, rows: Sequence[Row], *, back: bool = False) -> list[str]:
     return names
 
 
+@functools.cache
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(re.escape(text).replace(r"\#", r"(\d+)").replace(r"\{\}", "(.+)"))
+
+
 def translate(
     state: Mapping[str, Tensor], like: Mapping[str, Tensor], rows: Sequence[Row], what: str, *,
-    back: bool = False, change: Callable[[str, Tensor, Tensor], Tensor] | None = None, ignorable: Sequence[str] = (),
+    change: Callable[[str, Tensor, Tensor], Tensor] | None = None, ignorable: Sequence[str] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
-    """A state dict under the other names, for a model whose state dict is `like`.
+    """A state dict under our names, for a model whose state dict is `like`.
 
     `change(name, tensor, like[name])` turns a layout. Keys that match a regular expression of `ignorable` may be left over.
     Raises CheckpointError, which begins with `what`, and lists every key that is left over, missing, or of another shape.
     """
     out, unknown = {}, []
     for key, tensor in state.items():
-        names = [name for name in rename(key, rows, back=back) if name in like]
-        if names:
-            out[names[0]] = tensor if change is None else change(names[0], tensor, like[names[0]])
-        elif not any(re.fullmatch(pattern, key) for pattern in (r".*num_batches_tracked", *ignorable)):
+        name = next((name for name in rename(key, rows) if name in like), None)
+        if name:
+            out[name] = tensor if change is None else change(name, tensor, like[name])
+        elif not any(re.fullmatch(pattern, key) for pattern in (rf".*{COUNTER}", *ignorable)):
             unknown.append(key)
-    _check(out, like, unknown, what)
+    missing = [k for k in like if k not in out and not k.endswith(COUNTER)]
+    wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
+    _complain(what, {"without a place": unknown, "missing": missing, "of another shape": wrong})
     return out
 
 
-def _check(out: Mapping[str, Tensor], like: Mapping[str, Tensor], unknown: list[str], what: str) -> None:
-    missing = [k for k in like if k not in out and not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
-    troubles = {"without a place": unknown, "missing": missing, "of another shape": wrong}
-    if any(troubles.values()):
-        listed = [
-            f"{kind}: {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" for kind, keys in troubles.items() if keys
-        ]
+def _complain(what: str, troubles: Mapping[str, Sequence[str]]) -> None:
+    listed = [f"{kind}: {_some(keys)}" for kind, keys in troubles.items() if keys]
+    if listed:
         raise CheckpointError(f"{what}; {'; '.join(listed)}")
+
+
+def _some(keys: Sequence[str], most: int = 12) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+@dataclass(frozen=True)
+class Framework:
+    """The names and layouts of a framework, in both directions.
+
+    `either` holds rows of parts that exclude each other: of every group a model has the first variant whose beginning of a
+    name (ours) it has. `mark` is a regular expression of names that only this framework's detectors have.
+    `layout_in(name, tensor, like)` and `layout_out(name, tensor)`, by our names, turn what lies otherwise.
+    """
+
+    name: str
+    mark: str
+    rows: Sequence[Row]
+    either: Sequence[Mapping[str, Sequence[Row]]] = ()
+    ignorable: Sequence[str] = ()
+    layout_in: Callable[[str, Tensor, Tensor], Tensor] | None = None
+    layout_out: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+
+    def rows_of(self, names: Collection[str]) -> list[Row]:
+        """The rows of a model with these names of ours."""
+        rows = list(self.rows)
+        for variants in self.either:
+            mark = next((mark for mark in variants if any(name.startswith(mark) for name in names)), None)
+            rows += variants[mark] if mark is not None else []
+        return rows
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """The rows of all models."""
+        return [*self.rows, *(row for variants in self.either for rows in variants.values() for row in rows)]
+
+    def take(self, state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their state dict under our names, for a model whose state dict is `like` (which may be on the meta device).
+
+        Raises CheckpointError that lists every key which is left over, missing, or of another shape.
+        """
+        what = f"not a {self.name} checkpoint of this model"
+        rows = self.rows_of(like)
+        out = translate(state, like, rows, what, change=self.layout_in, ignorable=self.ignorable)
+        counters = {k: torch.zeros(t.shape, dtype=t.dtype) for k, t in like.items() if k not in out}
+        return out | counters
+
+    def give(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our state dict under their names. Raises CheckpointError that lists the tensors they have no name for."""
+        rows, out, unknown = self.rows_of(state), {}, []
+        for name, tensor in state.items():
+            theirs = rename(name, rows, back=True)
+            if theirs:
+                out[theirs[0]] = self.layout_out(name, tensor)
+            else:
+                unknown.append(name)
+        _complain(f"not a model that {self.name} has", {"without a name there": unknown})
+        return out

@@ -6,9 +6,9 @@ import os
 import platform
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torchvision
@@ -49,11 +49,16 @@ def save_checkpoint(
 
 
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
-    """torch.save to a temporary neighbour, flush to the disk, then take the place of `path`."""
+    """torch.save, whole or not at all."""
+    write_beside(path, lambda file: torch.save(content, file))
+
+
+def write_beside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """`write(file)` to a temporary neighbour, flush to the disk, then take the place of `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -108,7 +113,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path
     """Fill every tensor of the model. Raises CheckpointError that lists what does not fit."""
     troubles = {kind: keys for kind, keys in _differences(model, state).items() if keys}
     if troubles:
-        raise CheckpointError(f"{path}: made for another architecture; {_listed(troubles)}")
+        raise CheckpointError(
+            f"{path}: made for another architecture; {_listed(troubles)}; set {_sections(troubles)} as they were"
+        )
     model.load_state_dict(state)
 
 
@@ -122,7 +129,10 @@ def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
     other_classes = [k for k in troubles["of another shape"] if PREDICTOR.match(k) and before != now]
     troubles["of another shape"] = [k for k in troubles["of another shape"] if k not in other_classes]
     if any(troubles.values()):
-        raise CheckpointError(f"{path}: made for another architecture; {_listed(troubles)}")
+        raise CheckpointError(
+            f"{path}: made for another architecture; {_listed(troubles)}; set {_sections(troubles)} as in the configuration "
+            "that it was trained with, or leave out --init-from"
+        )
     model.load_state_dict({k: v for k, v in state.items() if k not in other_classes}, strict=False)
     total = len(model.state_dict())
     if not other_classes:
@@ -137,6 +147,13 @@ def _classes(state: Mapping[str, Tensor]) -> int | None:
     """The number of classes, None where nothing tells them apart."""
     biases = [len(tensor) for key, tensor in state.items() if key.endswith("class_score.bias")]  # (K + 1,) each
     return biases[0] - 1 if biases else None
+
+
+def _sections(troubles: Mapping[str, list[str]]) -> str:
+    """The sections of a configuration whose parts hold these tensors: "model.neck and model.rpn"."""
+    places = ([*key.split("."), ""][:2] for keys in troubles.values() for key in keys)
+    parts = (below if part == "pyramid" and below in ("backbone", "neck") else part for part, below in places)
+    return " and ".join(f"model.{part}" for part in dict.fromkeys(parts))
 
 
 def _listed(troubles: Mapping[str, list[str]]) -> str:

@@ -1,0 +1,234 @@
+"""Names in both directions, recognition, ImageNet backbones, and the command that converts files."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from golden_rules import PROJECT
+from tiny import CONFIG, tiny_model
+from tiny_training import script
+from torch import Tensor
+
+from detector.backbones.resnet import ResNet
+from detector.build import build_detector, load_config
+from detector.errors import CheckpointError
+from detector.interop.convert import export_weights
+from detector.interop.imagenet import CAFFE2, DETECTRON2, to_classifier
+from detector.interop.names import rename
+from detector.interop.recognise import COMPAT, FRAMEWORKS, blank_state, fitting, model_settings, which_framework
+from detector.training.checkpoint import read_checkpoint, save_checkpoint
+
+CONFIGS = sorted(path.stem for path in COMPAT.glob("[a-z]*.yaml"))
+QUICK = (
+    "detectron2_faster_rcnn_R_50_C4",
+    "mmdetection_faster_rcnn_r50_nasfpn",
+    "torchvision_fasterrcnn_resnet50_fpn_v2",
+)
+TWINS = {  # of the same tensors: what is recognised is the plain one
+    "mmdetection_faster_rcnn_r50_fpn_softnms": "mmdetection_faster_rcnn_r50_fpn",
+    "torchvision_fasterrcnn_resnet50_fpn_coco_v1": "torchvision_fasterrcnn_resnet50_fpn",
+}
+each_config = pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
+
+State = dict[str, Tensor]
+
+
+@functools.cache
+def ours_and_theirs(name: str) -> tuple[State, State]:
+    """Shapes of a reference model under both names."""
+    ours = blank_state(load_config(COMPAT / f"{name}.yaml"))
+    return ours, FRAMEWORKS[name.partition("_")[0]].give(ours)
+
+
+@each_config
+def test_names_go_there_and_back(name):
+    ours, theirs = ours_and_theirs(name)
+    assert len(theirs) == len(ours)
+    back = FRAMEWORKS[name.partition("_")[0]].take(theirs, ours)
+    assert back.keys() == ours.keys() and all(back[key].shape == ours[key].shape for key in ours)
+    if not name.startswith("torchvision"):  # which lays the classes out otherwise
+        assert all(back[key] is ours[key] for key in ours)
+
+
+@each_config
+def test_a_configuration_is_recognised_by_names_and_shapes(name):
+    _, theirs = ours_and_theirs(name)
+    framework = name.partition("_")[0]
+    assert which_framework(theirs) == framework
+    assert fitting(framework, theirs)[0].path.stem == TWINS.get(name, name)
+
+
+def test_other_depths_and_numbers_of_classes_are_read_off():
+    settings = ["model.backbone.depth=152", "model.num_classes=7"]
+    ours = blank_state(load_config(COMPAT / "torchvision_fasterrcnn_resnet50_fpn.yaml", settings))
+    fit = fitting("torchvision", FRAMEWORKS["torchvision"].give(ours))[0]
+    assert fit.config["model"]["backbone"]["depth"] == 152 and fit.config["model"]["num_classes"] == 7
+
+
+def test_torchvisions_published_file_is_recognised_by_its_old_names():
+    _, theirs = ours_and_theirs("torchvision_fasterrcnn_resnet50_fpn")
+    old = {key.replace("rpn.head.conv.0.0.", "rpn.head.conv."): tensor for key, tensor in theirs.items()}
+    for kind in ("inner", "layer"):
+        old = {
+            key.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if f"{kind}_blocks" in key else key: tensor
+            for key, tensor in old.items()
+        }
+    assert fitting("torchvision", old)[0].path.stem == "torchvision_fasterrcnn_resnet50_fpn_coco_v1"
+
+
+def test_a_detector_of_no_known_framework_is_said():
+    with pytest.raises(
+        CheckpointError, match=r"none of torchvision, detectron2, mmdetection \(it begins with model\.0\.w"
+    ):
+        which_framework({"model.0.weight": torch.ones(1)})
+
+
+def test_settings_are_complete_and_know_defaults():
+    settings = model_settings(load_config(COMPAT / "detectron2_faster_rcnn_R_50_FPN.yaml"))
+    assert settings["model.pixels.order"] == "bgr" and settings["model.backbone.stride_in"] == "1x1"
+    assert settings["model.backbone.norm_eps"] == 1e-5 and settings["model.roi_head.pool.aligned"] is True
+    assert "model.rpn.batch_per_image" not in settings  # only training reads it
+
+
+# --- ImageNet backbones
+
+
+def caffe2(state: State) -> dict[str, object]:
+    """MSRA's R-50.pkl: no statistics, a classifier, momenta."""
+    names = {key: rename(key, CAFFE2, back=True) for key in state}
+    blobs = {found[0]: state[key].numpy() for key, found in names.items() if found and "running" not in key}
+    extra = {name: torch.ones(3).numpy() for name in ("fc1000_w", "fc1000_b", "conv1_b", "conv1_w_momentum")}
+    return {"blobs": blobs | extra}
+
+
+def detectron2(state: State) -> dict[str, object]:
+    """What Detectron2's tool makes of torchvision's file."""
+    renamed = {rename(key, DETECTRON2, back=True)[0]: tensor.numpy() for key, tensor in state.items()}
+    return {"model": renamed | {"stem.fc.bias": torch.ones(3).numpy()}, "matching_heuristics": True}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> State:
+    torch.manual_seed(0)
+    return {key: torch.randn_like(tensor) for key, tensor in ResNet(50).state_dict().items()}
+
+
+@pytest.mark.parametrize(("form", "order", "stride"), [(caffe2, "bgr", "1x1"), (detectron2, "rgb", "3x3")])
+def test_a_backbone_becomes_a_file_for_the_backbones_weights(backbone, tmp_path, capsys, form, order, stride):
+    source, output = tmp_path / "R-50.pkl", tmp_path / "r50.pth"
+    source.write_bytes(pickle.dumps(form(backbone), protocol=2))
+    assert convert(source, "--from", "detectron2", "--output", output) == 0
+    assert f"stride_in={stride}" in capsys.readouterr().out
+    loaded = ResNet(50, weights=str(output), stride_in=stride)
+    for key, tensor in loaded.state_dict().items():
+        if form is detectron2 or "running" not in key:
+            assert tensor.equal(backbone[key])
+    content = torch.load(output, weights_only=True)
+    assert content["trained_with"]["pixels"]["order"] == order
+    if form is caffe2:  # the norms are an affine map alone
+        norm = loaded.layer3[2].bn2
+        x = torch.randn(2, 256, 3, 3)
+        assert torch.allclose(norm(x), x * norm.weight[:, None, None] + norm.bias[:, None, None], atol=1e-5)
+
+
+def test_fairs_resnext_wants_a_std_and_its_stride_in_the_3x3():
+    like = {key: t for key, t in ResNet(101, groups=32, width_per_group=8).state_dict().items() if "running" not in key}
+    state, trained = to_classifier({rename(key, CAFFE2, back=True)[0]: tensor for key, tensor in like.items()})
+    assert len(state) > len(like) and trained["stride_in"] == "3x3"
+    assert trained["pixels"] == {"order": "bgr", "mean": [103.53, 116.28, 123.675], "std": [57.375, 57.12, 58.395]}
+
+
+def test_a_backbone_with_a_key_too_many_is_refused(backbone):
+    state = {key: torch.as_tensor(value) for key, value in caffe2(backbone)["blobs"].items()}
+    with pytest.raises(CheckpointError, match="without a place: res6_0_branch2a_w"):
+        to_classifier(state | {"res6_0_branch2a_w": torch.ones(1)})
+    del state["res3_1_branch2b_w"]
+    with pytest.raises(CheckpointError, match=r"missing: layer2\.1\.conv2\.weight"):
+        to_classifier(state)
+
+
+# --- scripts/convert_weights.py
+
+
+def convert(*args: object) -> int:
+    return script("convert_weights").main([str(arg) for arg in args])
+
+
+def checkpoint_of(path: Path, classes: list[str], **sections: object) -> Path:
+    """A small detector in our form."""
+    config = {"model": CONFIG["model"] | sections}
+    model = build_detector(config)
+    model.load_state_dict(tiny_model(**sections).state_dict())
+    save_checkpoint(path, model=model, config=config, class_names=classes, category_ids=[1, 2, 3])
+    return path
+
+
+CASCADE = {
+    "neck": {"type": "fpn", "width": 32},
+    "roi_head": {"type": "cascade", "box_head": {"type": "two_fc", "width": 32}},
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "suffix", "sections"),
+    [
+        ("torchvision", ".pth", {}),
+        ("detectron2", ".pth", {}),
+        ("detectron2", ".pkl", CASCADE),
+        ("mmdetection", ".pth", CASCADE),
+        ("mmdetection", ".safetensors", {"neck": {"type": "panet", "width": 32}}),
+    ],
+)
+def test_a_checkpoint_goes_to_a_framework_and_comes_back(tmp_path, capsys, target, suffix, sections):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    ours = checkpoint_of(tmp_path / "ours.pth", ["cat", "dog", "cow"], **sections)
+    theirs, back, config = tmp_path / f"theirs{suffix}", tmp_path / "back.pth", tmp_path / "config.yaml"
+    assert convert(ours, "--to", target, "--output", theirs) == 0
+    assert "check that the framework has this model" in capsys.readouterr().out  # a ResNet-18
+    config.write_text(str(read_checkpoint(ours)["config"]))
+    assert convert(theirs, "--from", "auto", "--config", config, "--output", back) == 0
+    before, after = read_checkpoint(ours), read_checkpoint(back)
+    assert all(after["model"][key].equal(tensor) for key, tensor in before["model"].items())
+    named = target == "mmdetection" and suffix == ".pth"
+    assert after["class_names"] == (["cat", "dog", "cow"] if named else ["class 1", "class 2", "class 3"])
+
+
+def test_a_model_that_a_framework_lacks_stays_here(tmp_path, capsys):
+    ours = checkpoint_of(tmp_path / "ours.pth", ["a", "b", "c"], neck={"type": "bifpn", "width": 32})
+    for target in FRAMEWORKS:
+        assert convert(ours, "--to", target, "--output", tmp_path / "new.pth") == 2
+        assert "without a name there: pyramid.neck" in capsys.readouterr().err
+    assert not (tmp_path / "new.pth").exists()
+
+
+def test_what_would_compute_otherwise_there_is_said(tmp_path, monkeypatch):
+    """The tensors fit a reference configuration, the settings are this project's own."""
+    path = COMPAT / "detectron2_faster_rcnn_R_50_FPN.yaml"
+    monkeypatch.setattr("detector.interop.convert.read_checkpoint", lambda source: {
+        "config": load_config(path, ["model.roi_head.pool.aligned=false"]), "model": {}, "class_names": ["a"] * 80,
+    })  # fmt: skip
+    monkeypatch.setattr("detector.interop.convert.load_weights", lambda *args: None)
+    monkeypatch.setattr("detector.interop.convert.write_weights", lambda *args: None)
+    _, note = export_weights(Path("ours.pth"), "detectron2", tmp_path / "theirs.pth")
+    assert note.endswith("(detectron2_faster_rcnn_R_50_FPN.yaml): model.roi_head.pool.aligned is False, there True")
+
+
+def test_a_wrong_configuration_is_told_which_would_fit(tmp_path, capsys):
+    _, theirs = ours_and_theirs("detectron2_faster_rcnn_R_50_C4")
+    source = tmp_path / "c4.pth"
+    torch.save({key: torch.zeros(tensor.shape) for key, tensor in theirs.items()}, source)
+    given = COMPAT / "detectron2_faster_rcnn_R_50_FPN.yaml"
+    assert convert(source, "--from", "detectron2", "--config", given, "--output", tmp_path / "new.pth") == 2
+    error = capsys.readouterr().err
+    assert "detectron2_faster_rcnn_R_50_C4.yaml would fit" in error and error.count("\n") == 1
+
+
+def test_the_configurations_lie_where_the_converter_looks():
+    assert COMPAT == PROJECT / "configs/compat" and len(CONFIGS) >= 19

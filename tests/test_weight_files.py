@@ -1,0 +1,196 @@
+"""Files of other frameworks are read in every form they come in, and nothing in them is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detector.errors import CheckpointError
+from detector.interop.classes import COCO_80, COCO_NAMES, classes_of
+from detector.interop.files import read_weights, write_weights
+
+STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.num_batches_tracked": torch.tensor(3)}
+
+
+def arrays(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {key: tensor.numpy() for key, tensor in state.items()}
+
+
+def save(path: Path, content: object, protocol: int = 2) -> Path:
+    """A .pkl by pickle, anything else by torch."""
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bare.pth", STATE),
+        ("detectron2.pth", {"model": STATE, "iteration": 90_000, "optimizer": {"state": {}}}),
+        ("mmdetection.pth", {"state_dict": STATE, "meta": {"epoch": 12, "best": np.float64(0.4)}}),
+        ("parallel.pth", {f"module.{key}": tensor for key, tensor in STATE.items()}),
+        ("zoo.pkl", {"model": arrays(STATE), "__author__": "somebody"}),
+        ("caffe2.pkl", {"blobs": arrays(STATE)}),
+        ("scalars.pkl", {"a.weight": STATE["a.weight"].numpy(), "a.num_batches_tracked": np.int64(3)}),
+    ],
+)
+def test_every_wrapping_is_taken_off(tmp_path, name, content):
+    state = read_weights(save(tmp_path / name, content)).state
+    assert state.keys() == STATE.keys() and all(state[key].equal(STATE[key]) for key in STATE)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_every_protocol_of_pickle_is_read(tmp_path, protocol):
+    state = read_weights(save(tmp_path / "a.pkl", arrays(STATE), protocol)).state
+    assert state["a.weight"].equal(STATE["a.weight"])
+
+
+def test_arrays_that_numpy_1_wrote_are_read(tmp_path):
+    text = pickle.dumps(arrays(STATE), protocol=0).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    (tmp_path / "old.pkl").write_bytes(text)
+    assert read_weights(tmp_path / "old.pkl").state["a.weight"].equal(STATE["a.weight"])
+
+
+def test_torch_files_of_before_2020_are_read(tmp_path):
+    torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_weights(tmp_path / "old.pth").state["a.weight"].equal(STATE["a.weight"])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+@pytest.mark.parametrize("under", [None, "model"])
+def test_what_is_written_is_read_again(tmp_path, suffix, under):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    path = tmp_path / f"out{suffix}"
+    write_weights(path, STATE, {"__author__": "us"} if under else {}, under)
+    state = read_weights(path).state
+    assert state.keys() == STATE.keys() and all(state[key].equal(STATE[key]) for key in STATE)
+
+
+def test_a_training_file_of_mmdetection_is_read_without_its_histories(tmp_path, monkeypatch):
+    """The classes that it names need not be there."""
+
+    class HistoryBuffer:
+        def __init__(self):
+            self._log_history, self._methods = np.arange(3.0), {"min": HistoryBuffer.smallest}
+
+        def smallest(self):
+            pass
+
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    HistoryBuffer.smallest.__module__, HistoryBuffer.smallest.__qualname__ = module.__name__, "HistoryBuffer.smallest"
+    content = {"state_dict": STATE, "meta": {"epoch": 1}, "message_hub": {"log_scalars": {"loss": HistoryBuffer()}}}
+    with monkeypatch.context() as patch:
+        for name in ("mmengine", "mmengine.logging", module.__name__):
+            patch.setitem(sys.modules, name, module)
+        save(tmp_path / "epoch_1.pth", content)
+    assert read_weights(tmp_path / "epoch_1.pth").state["a.weight"].equal(STATE["a.weight"])
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize("name", ["hostile.pth", "hostile.pkl"])
+@pytest.mark.parametrize("where", ["model", "meta", "__author__"])
+def test_a_hostile_file_runs_nothing(tmp_path, name, where):
+    mark = tmp_path / "was_here"
+    path = save(tmp_path / name, {"model": arrays(STATE), where: Hostile(mark)})
+    with pytest.raises(CheckpointError, match=r"safe to read") as caught:
+        read_weights(path)
+    assert not mark.exists() and "weights_only" not in str(caught.value)
+    pickle.loads(pickle.dumps(Hostile(mark)))  # it would have
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.array([{"an": "object"}], dtype=object), np.dtype("O"), print, getattr, np.load, Path("/"), 1 + 2j],
+    ids=str,
+)
+def test_a_pickle_holds_arrays_and_containers_alone(tmp_path, value):
+    with pytest.raises(CheckpointError):
+        read_weights(save(tmp_path / "other.pkl", {"model": {"a": value}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.pth", b"no weights", "safe to read"),
+        ("text.pkl", b"no weights", "safe to read"),
+        ("empty.pkl", b"", "safe to read"),
+        ("list.pkl", pickle.dumps([1, 2]), "holds no state dict but list"),
+        ("words.pkl", pickle.dumps({"a": "b", "c": np.ones(2)}), r"holds no state dict \(a are no tensors\)"),
+        ("nothing.pkl", pickle.dumps({"model": {}}), "nothing is in it"),
+    ],
+)
+def test_what_is_no_state_dict_is_said_in_one_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_cut_short_is_damaged(tmp_path):
+    for path in (save(tmp_path / "a.pth", STATE), save(tmp_path / "a.pkl", arrays(STATE))):
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_weights(path)
+
+
+def test_safetensors_that_are_none_are_said_in_one_line(tmp_path):
+    pytest.importorskip("safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_weights(tmp_path / "a.safetensors")
+
+
+def test_without_the_package_a_safetensors_file_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="pip install safetensors"):
+        read_weights(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("framework", "meta", "number", "names", "ids"),
+    [
+        ("mmdetection", {"meta": {"CLASSES": ("cat", "dog")}}, 2, ["cat", "dog"], [1, 2]),
+        ("mmdetection", {"meta": {"dataset_meta": {"classes": ["cat", "dog"]}}}, 2, ["cat", "dog"], [1, 2]),
+        ("mmdetection", {"meta": {"CLASSES": ("cat", "dog")}}, 3, ["class 1", "class 2", "class 3"], [1, 2, 3]),
+        ("mmdetection", {"meta": {"CLASSES": ("cat", "cat")}}, 2, ["class 1", "class 2"], [1, 2]),
+        ("mmdetection", {"meta": {"CLASSES": tuple(COCO_NAMES)}}, 80, COCO_NAMES, COCO_80),
+        ("mmdetection", {"meta": None}, 80, COCO_NAMES, COCO_80),
+        ("detectron2", {}, 80, COCO_NAMES, COCO_80),
+        ("detectron2", {}, 1, ["class 1"], [1]),
+    ],
+)
+def test_classes_are_the_files_then_cocos_then_numbered(framework, meta, number, names, ids):
+    assert classes_of(framework, meta, number)[:2] == (names, ids)
+
+
+def test_torchvisions_columns_are_cocos_ids():
+    names, ids, _ = classes_of("torchvision", {}, 90)
+    assert ids == list(range(1, 91)) and names[:2] == ["person", "bicycle"] and names[11] == "unused 12"
+    assert [names[i - 1] for i in COCO_80] == COCO_NAMES
