@@ -1,12 +1,14 @@
 """YAML configuration: a section is a call, and the called signature is its only schema.
 
 A file may name `_base_` files (later ones win); dictionaries merge, anything else replaces, and a section whose `type`
-changes starts afresh. Nothing here knows any detector: `check_call` compares a section with a signature.
+changes starts afresh. Nothing here knows any detector: `check_call` compares a section with a signature, `resolve` finds
+what its `type` names; `default_types`, {"model.neck": "fpn", ...}, are those of sections that name none.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import re
 import reprlib
@@ -19,6 +21,9 @@ import yaml
 
 from detector.errors import ConfigError
 
+Call = tuple[Callable, dict[str, Any]]  # a constructor and its keyword arguments
+Types = Mapping[str, str]  # dotted path of a section -> its type where it names none
+NO_TYPES: Types = types.MappingProxyType({})
 MAX_BYTES = 2**20  # of one file: a configuration is a page or two
 MAX_ALIASES = 10  # YAML aliases multiply what they stand for: by forty at most if there are ten
 MAX_DEPTH = 50  # of lists and dictionaries within each other; the parser's time grows with its square
@@ -40,25 +45,27 @@ Loader.add_implicit_resolver(
 )
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(path: str | Path, overrides: Sequence[str] = (), default_types: Types = NO_TYPES) -> dict[str, Any]:
     """A file with its bases, then `key.path=value` overrides; nothing is checked against signatures yet.
 
     Raises ConfigError for a missing or unreadable file, or a cycle of bases.
     """
-    return apply_overrides(_read_with_bases(Path(path), ()), overrides)
+    return apply_overrides(_read_with_bases(Path(path), (), default_types), overrides, default_types)
 
 
-def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(
+    config: dict[str, Any], overrides: Sequence[str], default_types: Types = NO_TYPES
+) -> dict[str, Any]:
     """The configuration with `key.path=value` changes. Raises ConfigError for one without '='."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{override!r}: an override has the form key.path=value")
-        config = merge(config, _nested(key.split("."), _parse(value, f"override {override!r}")))
+        config = merge(config, _nested(key.split("."), _parse(value, f"override {override!r}")), default_types)
     return config
 
 
-def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(path: Path, above: tuple[Path, ...], default_types: Types) -> dict[str, Any]:
     own = _parse(_read_text(path, above), str(path))
     own = {} if own is None else own
     if not isinstance(own, dict):
@@ -69,8 +76,9 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: _base_: expected a file or a list of files, got {_short(bases)}")
     config: dict[str, Any] = {}
     for base in bases:
-        config = merge(config, _read_with_bases(path.parent / base, (*above, path.resolve())))
-    return merge(config, own)
+        of_base = _read_with_bases(path.parent / base, (*above, path.resolve()), default_types)
+        config = merge(config, of_base, default_types)
+    return merge(config, own, default_types)
 
 
 def _read_text(path: Path, above: tuple[Path, ...]) -> str:
@@ -113,15 +121,56 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
     return {keys[0]: _nested(keys[1:], value) if keys[1:] else value}
 
 
-def merge(base: Any, own: Any) -> Any:
-    """`own` over `base`: dictionaries merge key by key unless `own` names another `type`; a text is short for a type."""
+def merge(base: Any, own: Any, default_types: Types = NO_TYPES, where: str = "") -> Any:
+    """`own` over `base`: dictionaries merge key by key unless `own` names another `type`; a text is short for a type.
+
+    `where` is their dotted path: a `base` that names no type has the one that `default_types` says.
+    """
     if isinstance(base, str) and isinstance(own, dict):
         base = {"type": base}
     if not (isinstance(base, dict) and isinstance(own, dict)):
         return own
-    if "type" in own and own["type"] != base.get("type", own["type"]):
+    if "type" in own and own["type"] != base.get("type", default_types.get(where, own["type"])):
         return own
-    return base | {key: merge(base.get(key), value) for key, value in own.items()}
+    below = f"{where}." if where else ""
+    return base | {key: merge(base.get(key), value, default_types, f"{below}{key}") for key, value in own.items()}
+
+
+def as_section(section: Any, where: str) -> dict[str, Any]:
+    """A copy of a section; a text stands for one with that type and nothing else. Raises ConfigError for no section."""
+    section = {"type": section} if isinstance(section, str) else section
+    check_keys(section, list(section) if isinstance(section, Mapping) else (), where)
+    return dict(section)
+
+
+def resolve(section: Any, table: Mapping[str, type], where: str, *, supplied: Sequence[str] = (), trust: bool) -> Call:
+    """The constructor that a section's `type` names (the first of `table` by default) and its checked arguments."""
+    arguments = as_section(section, where)
+    constructor = named(arguments.pop("type", next(iter(table))), table, where, trust=trust)
+    check_call(constructor, arguments, where, supplied)
+    return constructor, arguments
+
+
+def named(name: Any, table: Mapping[str, type], where: str, *, trust: bool) -> Callable:
+    """What a `type` names: an entry of `table`, or with `trust` the dotted path of your own."""
+    if isinstance(name, str) and name in table:
+        return table[name]
+    if isinstance(name, str) and "." in name:
+        return _import(name, where, trust)
+    raise ConfigError(f"{where}.type: {name!r} is none of {', '.join(table)}, nor the dotted path of your own")
+
+
+def _import(path: str, where: str, trust: bool) -> Callable:
+    if not trust:
+        raise ConfigError(f"{where}.type: this checkpoint wants to run code of yours, {path}; say --trust to allow it")
+    module, _, name = path.rpartition(".")
+    try:
+        part = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: a path with an empty part
+        raise ConfigError(f"{where}.type: {path} cannot be imported ({error}); is it on PYTHONPATH?") from error
+    if not callable(part):
+        raise ConfigError(f"{where}.type: {path} is neither a class nor a function")
+    return part
 
 
 def check_keys(section: Any, known: Sequence[str], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -19,6 +20,16 @@ def check_range(section: str, low: float, high: float, **values: Any) -> None:
         numbers = value if isinstance(value, list | tuple) else [value]
         if not numbers or not all(number is None or low <= number <= high for number in numbers):
             raise ConfigError(f"{section}.{name}: must lie in {low:g}..{high:g}, not {value}")
+
+
+def check_attributes(key: str, part: Any, attributes: Mapping[str, str]) -> None:
+    """Raise ConfigError, with the key of a part of the user's own, for the first of the attributes that it lacks.
+
+    The values of `attributes` say what each means.
+    """
+    for name, meaning in attributes.items():
+        if not hasattr(part, name):
+            raise ConfigError(f"{key}: {type(part).__name__} must have the attribute `{name}`: {meaning}")
 
 
 class DataError(DetectorError):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 Norm = Literal["frozen", "affine", "batch", "sync", "group"]
 
@@ -46,12 +46,39 @@ class AffineBatchNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """A batch norm that takes the running statistics, as evaluation does, of a batch of one value per channel.
+
+    That is one image on a map of one cell. Its variance is 0: the batch's statistics would leave the bias alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_running(self, x) if self.training and _is_single(x) else super().forward(x)
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """The same over all processes, which have more than one value together where there are several."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        alone = not (distributed.is_available() and distributed.is_initialized())
+        return _by_running(self, x) if self.training and alone and _is_single(x) else super().forward(x)
+
+
+def _is_single(x: Tensor) -> bool:
+    """Whether a map (N, C, H, W) has one value per channel."""
+    return x.numel() == x.shape[1]
+
+
+def _by_running(norm: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """A norm layer over `channels` channels; "group" has 32 groups (Wu & He 2018)."""
     if norm == "group":
         return nn.GroupNorm(32, channels, eps=eps)
     kinds = {
-        "frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm
+        "frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": BatchNorm, "sync": SyncBatchNorm
     }  # fmt: skip
     return kinds[norm](channels, eps=eps)
 

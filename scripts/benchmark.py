@@ -55,7 +55,7 @@ def build(args: argparse.Namespace) -> tuple[dict, GeneralizedRCNN]:
     config = without_weights(detector.load_config(args.config, args.overrides))
     config["model"].setdefault("num_classes", 80)
     torch.manual_seed(0)
-    model = detector.build_detector(config)
+    model = detector.build_detector(config, source=args.config)
     for name, module in model.named_modules():
         if is_foldable(module) and name.endswith(("bn3", "bn2")):
             nn.init.constant_(module.weight, 0.25)  # residual branches of trained nets are small beside the shortcut

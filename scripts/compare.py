@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import detector
-from detector.build import build_dataset
 from detector.config import read_config
+from detector.data.build import build_dataset
 from detector.errors import ConfigError, DetectorError
 from detector.evaluation.chart import Point, draw_chart
 from detector.evaluation.comparison import Row, make_row, read_run, to_csv, to_markdown

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import detector
-from detector.build import build_dataset, data_settings
 from detector.config import merge
+from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
 from detector.errors import DetectorError
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = detector.load_config(args.config, args.overrides)
         with logging_redirect_tqdm():
-            train(config, output, resume=args.resume, init_from=args.init_from)
+            train(config, output, resume=args.resume, init_from=args.init_from, source=args.config)
     except NonFiniteLoss as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1

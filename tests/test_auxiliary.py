@@ -194,9 +194,21 @@ def test_the_three_parts_of_the_published_recipe_have_the_published_sizes():
 # --- what does not fit
 
 
-def test_a_neck_without_raw_laterals_is_refused_when_the_detector_is_built():
-    with pytest.raises(ConfigError, match="raw laterals, which only neck augfpn gives"):
-        tiny_model(roi_head=SYSTEM["roi_head"])
+@pytest.mark.parametrize("others", [{}, {"neck": {"type": "augfpn", "width": 32}, "pyramid": {"type": "recursive"}}])
+def test_a_pyramid_without_raw_laterals_is_refused_with_what_fits(others):
+    """Another neck than augfpn; or augfpn where its laterals stay within the recursion."""
+    with pytest.raises(ConfigError, match=r"neck augfpn in a plain pyramid; set .* model\.pyramid\.type=plain, or"):
+        tiny_model(roi_head=SYSTEM["roi_head"], **others)
+
+
+def test_the_neck_alone_fits_the_recursive_pyramid():
+    model = tiny_model(neck={"type": "augfpn", "width": 32}, pyramid={"type": "recursive"})
+    assert set(model([picture(64, 96)], [target((8, 8, 40, 50, 0))])) == {
+        "rpn_objectness",
+        "rpn_box",
+        "roi_class",
+        "roi_box",
+    }
 
 
 def test_a_pool_that_gives_many_maps_of_a_region_is_refused():

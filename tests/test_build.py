@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,23 @@ from tiny import CONFIG, picture, target, tiny_model
 from tiny_training import draw_set
 
 import detector
-from detector.build import (
-    build_dataset,
-    build_detector,
-    check_config,
-    data_settings,
-    load_config,
-    training_transform,
-)
+from detector.backbones.resnet import ResNet
+from detector.build import build_detector, check_config, load_config
 from detector.config import merge
+from detector.data.build import build_dataset, data_settings, training_transform
 from detector.data.coco import CocoDataset
 from detector.data.transforms import HorizontalFlip, Resize
 from detector.errors import ConfigError
+from detector.geometry.anchors import AnchorGenerator
+from detector.heads.box_head import TwoFC
+from detector.heads.pool import RoIPool
+from detector.heads.roi_head import RoIHead
+from detector.heads.rpn import RPN
 from detector.necks.fpn import FPN
 from detector.necks.panet import PANet
+from detector.necks.pyramid import Pyramid
+from detector.parts import ATTRIBUTES
+from detector.pixels import Pixels
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml"))
@@ -83,6 +87,39 @@ def test_the_published_recipes_differ_only_in_what_their_names_say():
     fpn, panet = recipe.values()
     assert fpn["model"]["neck"] == {"type": "fpn"} and panet["model"]["neck"] == {"type": "panet"}
     assert fpn["train"] == panet["train"] and fpn["data"] == panet["data"]
+
+
+# --- a type over a base that names none
+
+UNTYPED = """
+model:
+  rpn: {beta: 0.5, anchors: {sizes: [[16], [32], [64], [96], [128]]}}
+  roi_head: {batch_per_image: 64, pool: {samples: 1, canonical_size: 112}, box_head: {conv_width: 64, type: conv_fc}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("section", "kept"),
+    [
+        ("rpn: {type: precomputed}", {"type": "precomputed"}),
+        ("rpn: {type: rpn}", {"type": "rpn", "beta": 0.5, "anchors": {"sizes": [[16], [32], [64], [96], [128]]}}),
+        ("roi_head: {type: none}", {"type": "none"}),
+        ("roi_head: {type: cascade, beta: 0.1}", {"type": "cascade", "beta": 0.1}),
+    ],
+)
+@pytest.mark.parametrize("by_override", [True, False])
+def test_another_type_than_the_default_starts_a_section_afresh(tmp_path, section, kept, by_override):
+    (tmp_path / "base.yaml").write_text(UNTYPED)
+    (tmp_path / "own.yaml").write_text(f"_base_: base.yaml\nmodel: {{{'' if by_override else section}}}")
+    name, own = next(iter(yaml.safe_load(section).items()))
+    overrides = [f"model.{name}.{key}={value}" for key, value in own.items()] if by_override else []
+    assert load_config(tmp_path / "own.yaml", overrides)["model"][name] == kept
+
+
+def test_so_does_a_type_of_a_section_within_another(tmp_path):
+    (tmp_path / "own.yaml").write_text(UNTYPED)
+    roi_head = load_config(tmp_path / "own.yaml", ["model.roi_head.pool.type=soft"])["model"]["roi_head"]
+    assert roi_head["pool"] == {"type": "soft"} and roi_head["batch_per_image"] == 64
 
 
 # --- what is built
@@ -195,16 +232,16 @@ def test_the_number_of_classes_may_be_left_to_the_data_but_not_to_nobody():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("backbone.depth", 51, "depth: no ResNet-51"),
-        ("backbone.frozen_stages", -1, "frozen_stages"),
-        ("backbone", {"dilated_c5": True}, "neck does not fit: .*strides"),
-        ("rpn.anchors.sizes", [[32], [64]], "anchors does not fit: .*2 lists of anchor sizes for 5 pyramid levels"),
-        ("neck", {"width": 33, "norm": "group"}, "neck does not fit: .*divisible by num_groups"),
+        ("backbone.depth", 51, "model.backbone.depth: no ResNet-51"),
+        ("backbone.frozen_stages", -1, "model.backbone.frozen_stages: 0"),
+        ("backbone", {"dilated_c5": True}, "model.neck does not fit: .*strides"),
+        ("rpn.anchors.sizes", [[32], [64]], "model.rpn.anchors does not fit: .*2 lists of anchor sizes for 5 pyramid"),
+        ("neck", {"width": 33, "norm": "group"}, "model.neck does not fit: .*divisible by num_groups"),
         ("neck.width", -1, "model.neck.width: must lie in"),
-        ("roi_head.pool.levels", 6, "levels: 6 levels wanted"),
+        ("roi_head.pool.levels", 6, "model.roi_head.pool.levels: 6 levels wanted"),
         ("roi_head.box_head.width", -3, "model.roi_head.box_head.width: must lie in"),
-        ("pixels.divisor", 0, "pixels does not fit: .*divisor"),
-        ("pixels.std", [1, 0, 1], "pixels does not fit: .*std"),
+        ("pixels.divisor", 0, "model.pixels does not fit: .*divisor"),
+        ("pixels.std", [1, 0, 1], "model.pixels does not fit: .*std"),
     ],
 )
 def test_parts_that_do_not_fit_each_other(path, value, message):
@@ -212,8 +249,10 @@ def test_parts_that_do_not_fit_each_other(path, value, message):
     if path == "backbone":  # PANet halves its maps
         config = merge(config, {"model": {"neck": {"type": "panet"}}})
     check_config(config)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         build_detector(config)
+    with pytest.raises(ConfigError, match=f"^mine.yaml: {message}"):
+        build_detector(config, source="mine.yaml")
 
 
 # --- parts of one's own
@@ -259,6 +298,38 @@ def test_a_part_of_ones_own_is_followed_only_with_trust(my_parts):
     data = DATA | {"transforms": [{"type": "my_parts.MyFlip"}]}
     with pytest.raises(ConfigError, match="--trust"):
         check_config(CONFIG | {"data": data}, trust=False)
+
+
+OWN_PARTS = {
+    "pixels": Pixels, "backbone": ResNet, "neck": FPN, "pyramid": Pyramid, "rpn": RPN, "rpn.anchors": AnchorGenerator,
+    "roi_head": RoIHead, "roi_head.pool": RoIPool, "roi_head.box_head": TwoFC,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key in OWN_PARTS for name in ATTRIBUTES[key]])
+def test_what_a_part_of_ones_own_lacks_is_told_with_its_meaning(monkeypatch, key, name):
+    """One that the other parts read, missing at a time."""
+
+    class Own(OWN_PARTS[key]):
+        def __getattribute__(self, attribute):
+            if attribute == name:
+                raise AttributeError(attribute)
+            return super().__getattribute__(attribute)
+
+    parts = types.ModuleType("own_parts")
+    parts.Own = Own
+    monkeypatch.setitem(sys.modules, "own_parts", parts)
+    with pytest.raises(ConfigError) as error:
+        build_detector(changed(f"model.{key}", {"type": "own_parts.Own"}))
+    assert str(error.value) == f"model.{key}: Own must have the attribute `{name}`: {ATTRIBUTES[key][name]}"
+
+
+def test_a_part_that_holds_weights_is_a_module(monkeypatch):
+    parts = types.ModuleType("own_parts")
+    parts.neck = lambda channels, strides: types.SimpleNamespace(channels=channels, strides=strides)
+    monkeypatch.setitem(sys.modules, "own_parts", parts)
+    with pytest.raises(ConfigError, match=r"^model\.neck: SimpleNamespace must be a torch\.nn\.Module"):
+        build_detector(with_neck(type="own_parts.neck"))
 
 
 @pytest.mark.parametrize(
@@ -377,6 +448,19 @@ def test_a_data_set_of_ones_own_is_named_by_its_dotted_path(tmp_path):
         build_dataset(config, "val", trust=False)
 
 
+class Nameless:
+    """A data set of one's own that lacks what the training reads of it."""
+
+    def __init__(self, images, annotations, **options):
+        self.class_names, self.category_ids = ["square"], [1]
+
+
+def test_a_data_set_of_ones_own_that_lacks_something_is_told_what(tmp_path):
+    config = {"data": DATA | {"type": "test_build.Nameless"}}
+    with pytest.raises(ConfigError, match=r"^data.type: Nameless must have the attribute `image_ids`: the id of every"):
+        build_dataset(config, "val")
+
+
 @pytest.mark.parametrize("name", ["os.system", "os.getcwd", "builtins.int", "collections.OrderedDict"])
 def test_what_is_no_data_set_is_never_called(name):
     assert f"data.type: {name} cannot be called like CocoDataset" in complaint(changed("data.type", name))
@@ -389,6 +473,10 @@ def test_what_is_no_data_set_is_never_called(name):
         ("rpn.anchors.ratios", []),
         ("rpn.nms_iou", -1),
         ("rpn.neg_iou", 0.9),
+        ("rpn.neg_iou", 0),
+        ("rpn.pos_iou", 0),
+        ("roi_head.pos_iou", 0),
+        ("roi_head", {"type": "cascade", "ious": [0.5, 0, 0.7]}),
         ("rpn.pre_nms", [-1, 10]),
         ("rpn.beta", -1),
         ("roi_head.score_threshold", float("nan")),

@@ -248,6 +248,7 @@ def test_another_architecture_lists_the_keys_and_changes_nothing():
         message = str(error.value)
         assert message.startswith("x.pth: made for another architecture; missing: rpn.deltas.bias; ")
         assert "not part of this model: rpn.extra; of another shape: pyramid.neck." in message and " more" in message
+        assert "; set model.rpn and model.neck and model.roi_head as " in message
         assert equal(before, model.state_dict())
 
 

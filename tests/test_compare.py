@@ -20,7 +20,7 @@ from tiny_training import ROOT, draw_set, script, train, write_config
 from torch import Tensor, nn
 
 import detector
-from detector.build import build_dataset
+from detector.data.build import build_dataset
 from detector.errors import DataError
 from detector.evaluation.chart import AXES, draw_chart, place_names, ticks
 from detector.evaluation.chart import Point as ChartPoint

@@ -124,6 +124,15 @@ def test_a_section_whose_type_changes_starts_afresh():
     assert merge(base, {"neck": {"width": 64}})["neck"] == {"type": "fpn", "norm": "group", "width": 64}
 
 
+def test_a_section_that_names_no_type_has_the_default_one():
+    base, types = {"rpn": {"beta": 1.0, "anchors": {"sizes": [[8]]}}}, {"rpn": "rpn", "rpn.anchors": "grid"}
+    assert merge(base, {"rpn": {"type": "precomputed"}}, types) == {"rpn": {"type": "precomputed"}}
+    assert merge(base, {"rpn": {"type": "rpn"}}, types) == {"rpn": base["rpn"] | {"type": "rpn"}}
+    own = {"rpn": {"anchors": {"type": "mine"}}}
+    assert merge(base, own, types) == {"rpn": {"beta": 1.0, "anchors": {"type": "mine"}}}
+    assert merge({"rpn": {"type": "precomputed"}}, {"rpn": {"keep": 1}}, types)["rpn"]["type"] == "precomputed"
+
+
 # --- overrides
 
 

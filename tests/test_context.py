@@ -64,6 +64,16 @@ def test_an_empty_picture_has_no_objects():
     assert draw_image(RandomState(0), *SIZE, empty=True)[1] == []
 
 
+def test_an_image_too_small_for_a_disc_is_refused_with_the_smallest_that_is_not(tmp_path: Path, capsys):
+    arguments = ["--preset", "context", str(tmp_path / "set"), "--train", "12", "--val", "1", "--size"]
+    assert script("make_shapes").main([*arguments, "160", str(SCENE - 1)]) == 2
+    assert f"preset context needs at least {SCENE}x{SCENE} pixels, not 160x{SCENE - 1}" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+    assert script("make_shapes").main([*arguments, str(SCENE), str(SCENE)]) == 0
+    content = json.loads((tmp_path / "set/annotations/train.json").read_text())
+    assert any(annotation["category_id"] <= len(CONTEXTS) for annotation in content["annotations"])
+
+
 def test_the_script_draws_the_preset_and_keeps_the_sets_apart(tmp_path: Path, capsys: pytest.CaptureFixture):
     folder = str(tmp_path / "set")
     counts = ["--train", "3", "--val", "1", "--size", "96", "80"]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from detector.layers import (
@@ -62,6 +63,21 @@ def test_make_norm():
         norm = make_norm(name, 64, eps=1e-3)
         assert isinstance(norm, kind) and norm.eps == 1e-3
     assert make_norm("group", 64).num_groups == 32
+
+
+@pytest.mark.parametrize("kind", ["batch", "sync"])
+def test_of_one_value_per_channel_a_batch_norm_takes_the_running_statistics(kind):
+    norm, x = randomised(make_norm(kind, 6)).train(), torch.randn(1, 6, 1, 1, requires_grad=True)
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    y = norm(x)
+    y.sum().backward()
+    assert close(y, norm.eval()(x)) and (x.grad != 0).all() and (norm.weight.grad != 0).all()
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+    norm.train()
+    two = torch.randn(2, 6, 1, 1)
+    expected = F.batch_norm(two, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    assert close(norm(two), expected)  # all else as ever
+    assert not torch.equal(norm.running_mean, before["running_mean"])
 
 
 # --- convolutions with norms

@@ -218,7 +218,7 @@ def test_numbers_out_of_range_are_refused():
 
 
 def test_a_detector_says_which_part_does_not_fit():
-    with pytest.raises(ConfigError, match="model: neck does not fit: NAS-FPN"):
+    with pytest.raises(ConfigError, match="model.neck does not fit: NAS-FPN"):
         tiny_model(neck={"type": "nas_fpn"}, backbone={"dilated_c5": True})
 
 

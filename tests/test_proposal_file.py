@@ -13,7 +13,7 @@ from tiny_training import draw_set, script, train, write_config
 from torch import Tensor
 
 import detector
-from detector.build import build_dataset
+from detector.data.build import build_dataset
 from detector.data.coco import CocoDataset
 from detector.data.proposals import FORMAT, ProposalFile, pack
 from detector.errors import DataError

@@ -16,8 +16,9 @@ from tiny import CONFIG, picture, target
 from tiny_training import CLASSES, ROOT, draw_set, script, train, write_config
 
 import detector
-from detector.build import build_dataset, build_detector, check_config, load_config
+from detector.build import build_detector, check_config, load_config
 from detector.config import merge
+from detector.data.build import build_dataset
 from detector.errors import ConfigError
 from detector.evaluation.coco import METRICS, evaluate_results
 from detector.evaluation.run import evaluate

@@ -219,6 +219,14 @@ def test_other_recipes_train(tmp_path: Path, config: Path, arguments: list[str])
     assert all(math.isfinite(float(row["loss"])) for row in rows(tmp_path / "run") if row["loss"])
 
 
+@pytest.mark.parametrize("norm", ["batch", "sync"])
+def test_a_batch_of_one_image_trains_where_the_coarsest_map_has_one_cell(tmp_path: Path, config: Path, norm: str):
+    """Six images, five of them in the first batch; P7 of a 96 x 64 image is 1 x 1."""
+    neck = f"model.neck={{type: bifpn, first_level: 3, width: 8, repeats: 1, norm: {norm}}}"
+    assert train(config, tmp_path / "run", [neck, "train.batch_size=5", "train.epochs=1"]) == 0
+    assert all(tensor.isfinite().all() for tensor in read_checkpoint(tmp_path / "run" / "best.pth")["model"].values())
+
+
 def test_a_configuration_without_a_model_means_the_default(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -227,7 +235,7 @@ def test_a_configuration_without_a_model_means_the_default(
     config.write_text(yaml.safe_dump(content))
     built = []
 
-    def build(asked: dict[str, Any]) -> None:
+    def build(asked: dict[str, Any], **options: Any) -> None:
         built.append(asked["model"])
         raise SystemExit
 

@@ -6,6 +6,9 @@ import json
 import math
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 import yaml
 from tiny_training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
 
+from detector.build import build_detector
 from detector.rcnn import GeneralizedRCNN
 from detector.training.checkpoint import read_checkpoint
 
@@ -129,9 +133,60 @@ def test_weights_are_no_training(refusal: Callable, config: Path, run: Path, tmp
     run.mkdir()
     shutil.copy(tmp_path / "first" / "best.pth", run / "last.pth")
     assert "holds weights but no training to resume" in refusal("--resume")
-    assert "made for another architecture" in refusal(
-        "--init-from", tmp_path / "first" / "best.pth", "model.neck.width=16", output=tmp_path / "second"
+    message = refusal("--init-from", tmp_path / "first" / "best.pth", "model.neck.width=16", output=tmp_path / "second")
+    assert "made for another architecture; of another shape: pyramid.neck." in message
+    assert "set model.neck and model.rpn and model.roi_head as in the configuration that it was trained with" in message
+
+
+HOLDER = """
+import fcntl, os, sys, time
+log = open(sys.argv[1], "a")
+fcntl.lockf(log, fcntl.LOCK_EX)
+if os.fork() == 0:  # a process that loads images, which lives on for a while
+    time.sleep(20)
+    os._exit(0)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_trainings_at_once_in_one_folder(refusal: Callable, config: Path, run: Path, tmp_path: Path, resume: bool):
+    """The second is refused, whether a checkpoint is there already or not; once the first is killed it may go on."""
+    assert train(config, tmp_path / "first", ["train.epochs=1"]) == 0
+    (tmp_path / "first" / "best.pth").unlink()
+    (tmp_path / "first").rename(run)
+    if not resume:
+        (run / "last.pth").unlink()
+    arguments = ["train.epochs=1", *(["--resume"] if resume else [])]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, run / "train.log"], stdout=subprocess.PIPE, process_group=0
     )
+    try:
+        holder.stdout.readline()
+        assert (
+            refusal(*arguments) == f"error: {run}: another training writes into this folder; choose another --output\n"
+        )
+        holder.kill()
+        holder.wait()
+        assert train(config, run, arguments) == 0
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def test_a_training_that_ended_while_this_one_began_is_noticed(
+    config: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def build(*arguments: object, **options: object) -> object:
+        run.mkdir()
+        (run / "last.pth").write_bytes(b"of the other training")
+        return build_detector(*arguments, **options)
+
+    monkeypatch.setattr("detector.training.run.build_detector", build)
+    assert train(config, run) == 2
+    assert "another training writes into this folder" in capsys.readouterr().err
+    assert (run / "last.pth").read_bytes() == b"of the other training" and not (run / "config.yaml").exists()
 
 
 # --- configuration
@@ -150,6 +205,8 @@ def test_weights_are_no_training(refusal: Callable, config: Path, run: Path, tmp
         ("model.num_classes=3", "model.num_classes: 3, but {data}/train.json has 2 classes (square, disc)"),
         ("model.neck.type=fnp", "model.neck.type: 'fnp'"),
         ("model.backbone.type=nowhere.Net", "model.backbone.type: nowhere.Net cannot be imported"),
+        ("model.rpn.anchors.sizes=[[16]]", "tiny.yaml: model.rpn.anchors does not fit: sizes: 1 lists"),
+        ("model.neck.width=0", "tiny.yaml: model.neck.width: must lie in 1..100000, not 0"),
         ("data.root={data}/none", "{data}/none/images: no such image folder"),
         ("data.train.annotations=none.json", "{data}/none.json: cannot read the annotations"),
         ("data.val=null", "data.val: expected"),

@@ -154,10 +154,10 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if depth not in BLOCKS:
-            raise ConfigError(f"depth: no ResNet-{depth}; choose one of {', '.join(map(str, BLOCKS))}")
+            raise ConfigError(f"model.backbone.depth: no ResNet-{depth}; choose one of {', '.join(map(str, BLOCKS))}")
         if depth < 50 and (groups, width_per_group, stride_in) != (1, 64, "3x3"):
             raise ConfigError(
-                f"depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})"
+                f"model.backbone.depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})"
             )
         if dilated_c5 and stages < 4:
             raise ConfigError("model.backbone.dilated_c5: there is no C5 to dilate with stages: 3")
@@ -218,7 +218,9 @@ class ResNet(nn.Module):
         """Stop the training of the stem (1), layer1 (2), ... layer4 (5), norms included; 0 frees everything."""
         parts = [[self.conv1, self.bn1], *([layer] for layer in self._layers())]
         if not 0 <= stages <= len(parts):
-            raise ConfigError(f"frozen_stages: 0 (all trains) to {len(parts)} (nothing does), not {stages}")
+            raise ConfigError(
+                f"model.backbone.frozen_stages: 0 (all trains) to {len(parts)} (nothing does), not {stages}"
+            )
         self.frozen = [module for part in parts[:stages] for module in part]
         for module in self.frozen:
             module.requires_grad_(False).eval()

@@ -22,6 +22,7 @@ MOST_SHAPES = 5
 MOST_SCENES = 3
 DISC = (12, 18)  # sides of a disc in pixels
 SCENE = 76  # side of the square that holds a disc in its context
+LEAST_SIZE = SCENE  # of an image: in a smaller one there would be no disc
 CLEAR = 60  # diameter within which nothing but the disc is painted
 BAND = 6  # pixels: thickness of a hoop and a stripe
 

@@ -15,7 +15,6 @@ from detector.errors import DataError
 
 PRESETS = {"plain": shapes, "context": context}
 UNFINISHED = ".make_shapes_unfinished"  # everything is drawn in here, then moved into place
-LEAST_SIZE = 32  # of an image
 EMPTY_EVERY = 20  # every 20th image has no objects
 
 
@@ -27,7 +26,7 @@ def draw_set(
     A folder that already holds this set is left as it is. DataError where it holds anything else.
     """
     folder, counts = Path(folder), {"train": train, "val": val}
-    _check(counts, size, seed)
+    _check(preset, counts, size, seed)
     infos = {split: _info(preset, split, count, size, seed) for split, count in counts.items()}
     if all(_holds(folder, split, info) for split, info in infos.items()):
         return f"{folder} already holds this set"
@@ -43,11 +42,12 @@ def draw_set(
     return f"{folder}: {train} + {val} images of {size[0]}x{size[1]}, {objects} objects of {classes} classes"
 
 
-def _check(counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
+def _check(preset: str, counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
     if min(counts.values()) < 1:
         raise DataError(f"a split needs at least one image: train {counts['train']}, val {counts['val']}")
-    if min(size) < LEAST_SIZE:
-        raise DataError(f"an image needs at least {LEAST_SIZE}x{LEAST_SIZE} pixels, not {size[0]}x{size[1]}")
+    least = PRESETS[preset].LEAST_SIZE
+    if min(size) < least:
+        raise DataError(f"an image of preset {preset} needs at least {least}x{least} pixels, not {size[0]}x{size[1]}")
     if not 0 <= seed < 2**32:
         raise DataError(f"the seed must lie in 0..2^32-1, not {seed}")
 

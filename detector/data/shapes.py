@@ -10,6 +10,7 @@ from detector.data.raster import POLYGONS, Canvas, Drawn, belongs, rasterise
 DESCRIPTION = "drawn shapes"
 VERSION = 1  # of the drawing: raise it when the pixels change
 COUNTS = {"train": 400, "val": 80}  # images, unless asked for others
+LEAST_SIZE = 32  # of an image in pixels
 CLASSES = ("disc", "ring", *POLYGONS)
 SCALES = ((14, 31), (32, 95), (96, 2**31 - 1))  # sides in pixels: small, medium, large as in COCO
 SCALE_ODDS = (0, 0, 0, 1, 1, 1, 2, 2)  # indices of SCALES

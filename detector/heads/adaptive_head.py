@@ -71,4 +71,4 @@ class AdaptiveConvFC(nn.Module):
 def _check_branches(branches: int) -> None:
     if branches < 2:
         raise ConfigError("model.roi_head.box_head: this one fuses several maps of a region, and the pool gives one: "
-                          "choose roi_head.pool {type: all_levels} for it")  # fmt: skip
+                          "choose model.roi_head.pool {type: all_levels} for it")  # fmt: skip

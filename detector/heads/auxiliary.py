@@ -34,7 +34,8 @@ class AuxiliaryRoIHead(RoIHead):
         check_range("model.roi_head", 0, 1e6, auxiliary_weight=auxiliary_weight)
         if raw_strides is None:
             raise ConfigError(
-                "model.roi_head: the auxiliary head learns from raw laterals, which only neck augfpn gives"
+                "model.roi_head: the auxiliary head learns from the raw laterals of neck augfpn in a plain pyramid; set "
+                "model.neck.type=augfpn and model.pyramid.type=plain, or model.roi_head.type=standard"
             )
         if pool.branches > 1:
             raise ConfigError("model.roi_head: the auxiliary head reads one map of a region; pools that give one are "

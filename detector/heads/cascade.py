@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detector.errors import ConfigError, check_range
 from detector.geometry.boxes import clip_boxes, is_larger_than
 from detector.heads.roi_head import RegionHead, Regions, to_rois
+from detector.matching.assign import LEAST_IOU
 from detector.structures import Batch, Detections, Proposals, Target
 
 Sizes = list[tuple[int, int]]  # (h, w) of every image
@@ -54,7 +55,7 @@ class Cascade(nn.Module):
                 f"model.roi_head: {len(ious)} ious, {len(box_weights)} box_weights and {len(stage_weights)} "
                 "stage_weights; a cascade needs one of each for every stage, and a stage at least"
             )
-        check_range("model.roi_head", 0, 1, ious=ious)
+        check_range("model.roi_head", LEAST_IOU, 1, ious=ious)
         check_range("model.roi_head", 0, 1e6, stage_weights=stage_weights)
         shared = dict(
             class_agnostic=True, clamp_both=clamp_both, batch_per_image=batch_per_image,

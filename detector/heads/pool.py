@@ -36,7 +36,9 @@ class RegionPool(nn.Module):
     ):
         super().__init__()
         if not 1 <= levels <= len(strides):
-            raise ConfigError(f"roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}")
+            raise ConfigError(
+                f"model.roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}"
+            )
         check_range("model.roi_head.pool", 1, 64, size=size)
         check_range("model.roi_head.pool", 0, 16, samples=samples)
         self.channels, self.strides = channels[0], list(strides[:levels])
@@ -60,9 +62,10 @@ class RoIPool(RegionPool):
     ):
         super().__init__(channels, strides, **options)
         if any(coarse != 2 * fine for fine, coarse in pairwise(self.strides)):
-            raise ConfigError(f"roi_head.pool: a region goes to the level of its size, so the levels' strides must double, "
-                              f"not {self.strides}; a dilated C5 works alone: neck {{type: single}}, "
-                              "pool {levels: 1}")  # fmt: skip
+            raise ConfigError(
+                "model.roi_head.pool: a region goes to the level of its size, so the levels' strides must double, not "
+                f"{self.strides}; a dilated C5 works alone: neck {{type: single}}, pool {{levels: 1}}"
+            )
         check_range("model.roi_head.pool", 1, 1e5, canonical_size=canonical_size)
         self.k0, self.canonical_size = k0, canonical_size
 

@@ -13,7 +13,7 @@ from detector.errors import ConfigError, check_range
 from detector.geometry.boxes import clip_boxes, decode, encode, is_larger_than
 from detector.heads.nms import suppress
 from detector.layers import balanced_l1, normal_, smooth_l1
-from detector.matching.assign import assign_boxes
+from detector.matching.assign import LEAST_IOU, assign_boxes
 from detector.matching.sample import sample
 from detector.structures import Batch, Detections, Proposals, Target
 
@@ -66,8 +66,9 @@ class RegionHead(nn.Module):
         min_size: float = 0.0,
     ):
         super().__init__()
-        check_range("model.roi_head", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, pos_iou=pos_iou,
+        check_range("model.roi_head", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction,
                     score_threshold=score_threshold)  # fmt: skip
+        check_range("model.roi_head", LEAST_IOU, 1, pos_iou=pos_iou)
         check_range("model.roi_head", 1e-9, 1, soft_min_score=soft_min_score)
         check_range(
             "model.roi_head", 0, 1e6, beta=beta, class_weight=class_weight, box_weight=box_weight, min_size=min_size

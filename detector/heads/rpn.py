@@ -15,7 +15,7 @@ from detector.errors import ConfigError, check_range
 from detector.geometry.anchors import AnchorGenerator, centred_inside, inside
 from detector.geometry.boxes import clip_boxes, decode, encode, is_larger_than
 from detector.layers import normal_, smooth_l1
-from detector.matching.assign import ForceMatch, assign_boxes
+from detector.matching.assign import LEAST_IOU, ForceMatch, assign_boxes
 from detector.matching.sample import sample
 from detector.pixels import round_up
 from detector.structures import Batch, Proposals, Target
@@ -66,10 +66,12 @@ class RPN(nn.Module):
     ):
         super().__init__()
         if len(set(channels)) != 1:
-            raise ConfigError(f"rpn: one head serves all levels, but they have {list(channels)} channels")
-        check_range("model.rpn", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, pos_iou=pos_iou,
-                    min_force_iou=min_force_iou)  # fmt: skip
-        check_range("model.rpn", 0, pos_iou, neg_iou=neg_iou)
+            raise ConfigError(f"model.rpn: one head serves all levels, but they have {list(channels)} channels")
+        check_range(
+            "model.rpn", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, min_force_iou=min_force_iou
+        )
+        check_range("model.rpn", LEAST_IOU, 1, pos_iou=pos_iou)
+        check_range("model.rpn", LEAST_IOU, pos_iou, neg_iou=neg_iou)
         check_range("model.rpn", 0, 1e6, beta=beta, objectness_weight=objectness_weight, box_weight=box_weight)
         check_range("model.rpn", 1, 1e9, batch_per_image=batch_per_image, pre_nms=pre_nms, post_nms=post_nms)
         check_range("model.rpn", 0, 100, convs=convs)

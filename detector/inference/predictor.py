@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detector.build import build_detector, check_config, data_settings
+from detector.build import build_detector, check_config
 from detector.config import apply_overrides
+from detector.data.build import data_settings
 from detector.data.image import MAX_PIXELS, read_image, to_rgb
 from detector.data.proposals import inside
 from detector.data.transforms import Resize
@@ -22,6 +23,7 @@ from detector.geometry.boxes import clip_boxes
 from detector.heads.precomputed import Precomputed
 from detector.heads.proposals_only import ProposalsOnly
 from detector.layers import fold_norms
+from detector.parts import DEFAULT_TYPES
 from detector.rcnn import GeneralizedRCNN
 from detector.structures import Detections, Proposals
 from detector.training.checkpoint import load_weights, read_checkpoint
@@ -45,7 +47,7 @@ def load(
         check_config(checkpoint["config"], trust=trust)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
-    config = apply_overrides(checkpoint["config"], overrides)
+    config = apply_overrides(checkpoint["config"], overrides, DEFAULT_TYPES)
     check_config(config, trust=trust)
     try:
         model = build_detector(without_weights(config), trust=trust)

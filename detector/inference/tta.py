@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from detector.build import data_settings
+from detector.data.build import data_settings
 from detector.data.transforms import ImagePyramid, Resize
 from detector.heads.roi_head import RegionHead
 from detector.heads.rpn import RPN

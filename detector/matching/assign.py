@@ -12,6 +12,7 @@ from detector.geometry.boxes import box_area, box_iou, intersection
 
 NEGATIVE, POSITIVE, IGNORE = 0, 1, -1
 MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, a few such blocks live at once
+LEAST_IOU = 1e-3  # of a threshold: at 0 what touches nothing would be an object, also where there is none
 CROWD_IOF = 0.5  # who lies by half in a crowd region is no background; COCO forgives such a detection too
 
 ForceMatch = Literal["own", "promoter"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import yaml
 
-from detector.build import build_dataset, build_detector, data_settings
+from detector.build import build_detector
+from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
@@ -23,17 +24,25 @@ from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
 from detector.training.recipe import Recipe
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 log = logging.getLogger("detector")
 
 
 def train(
-    config: Mapping[str, Any], output: str | Path, *, resume: bool = False, init_from: str | Path | None = None
-) -> Path:
+    config: Mapping[str, Any], output: str | Path, *, resume: bool = False, init_from: str | Path | None = None,
+    source: str | Path | None = None,
+) -> Path:  # fmt: skip
     """Train, evaluate, and return the folder with config.yaml, metrics.csv, train.log, last.pth and best.pth.
 
-    `resume` goes on from `last.pth`; `init_from` takes the weights of a checkpoint and starts at step 0.
+    `resume` goes on from `last.pth`; `init_from` takes the weights of a checkpoint and starts at step 0. `source` is the
+    file of the configuration, for messages.
     """
     output, recipe = Path(output), Recipe(**config.get("train", {}))
+    written = _written(output)
     last = _check_output(output, resume, init_from)
     train_set = build_dataset(config, "train")
     val_set = build_dataset(config, "val", class_names=train_set.class_names)
@@ -42,9 +51,10 @@ def train(
     device = pick_device(recipe.device)
     torch.manual_seed(recipe.seed)
     filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
-    model = build_detector(without_weights(config) if filled else config)
-    if getattr(model.pyramid.backbone, "missing_weights", None):
-        raise CheckpointError(model.pyramid.backbone.missing_weights)
+    model = build_detector(without_weights(config) if filled else config, source=source)
+    backbone = getattr(model.pyramid, "backbone", None)  # a pyramid of the user's own may have none
+    if getattr(backbone, "missing_weights", None):
+        raise CheckpointError(backbone.missing_weights)
     started = None
     if init_from is not None:
         given = read_checkpoint(init_from)
@@ -58,7 +68,7 @@ def train(
     if last is not None:
         trainer.resume(last["training"])
         started = f"resumed from {output / 'last.pth'} at step {trainer.step} of {trainer.steps}"
-    with _open_folder(output, config):
+    with _open_folder(output, config, written):
         _announce(trainer, started)
         trainer.run()
         log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
@@ -132,26 +142,50 @@ def changes(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
 
 
 @contextmanager
-def _open_folder(output: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """The folder with its config.yaml; as long as it is open, what is logged goes into its train.log too."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for stale in [*output.glob(".last.pth.*.tmp"), *output.glob(".best.pth.*.tmp")]:  # of a run that was killed
-            stale.unlink()
-        handler = logging.FileHandler(output / "train.log", encoding="utf-8")
-        (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
+def _open_folder(output: Path, config: Mapping[str, Any], written: int | None) -> Iterator[None]:
+    """The folder with its config.yaml; as long as it is open, what is logged goes into its train.log too.
+
+    Raises ConfigError if another training has it open, or had since `written`.
+    """
+    with ExitStack() as stack:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(output / "train.log", encoding="utf-8")
+            stack.callback(handler.close)
+            if not _lock(handler.stream) or _written(output) != written:
+                raise ConfigError(f"{output}: another training writes into this folder; choose another --output")
+            for stale in [*output.glob(".last.pth.*.tmp"), *output.glob(".best.pth.*.tmp")]:  # of a run that was killed
+                stale.unlink()
+            (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.INFO)
+        stack.callback(log.removeHandler, handler)
+        log.addHandler(handler)
         yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        handler.close()
+
+
+def _written(output: Path) -> int | None:
+    """When the checkpoint of a folder was written, if there is one."""
+    last = output / "last.pth"
+    return last.stat().st_mtime_ns if last.exists() else None
+
+
+def _lock(file: TextIO) -> bool:
+    """Whether no other process has this lock; the system gives it back when this one ends, however it ends.
+
+    `flock` would pass it on to the processes that load images, which outlive a killed training by seconds.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 def _announce(trainer: Trainer, started: str | None) -> None:
