@@ -13,15 +13,8 @@ from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
 from detector.errors import DetectorError
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
-from detector.evaluation.run import (
-    check_folder,
-    check_new_file,
-    check_own,
-    evaluate,
-    make_folder,
-    write_proposals,
-    write_text,
-)
+from detector.evaluation.files import check_new_file, check_own, make_folder, write_text
+from detector.evaluation.run import evaluate, write_proposals
 from detector.inference.predictor import PRECISIONS, Predictor
 from detector.inference.tta import Augmented
 
@@ -97,10 +90,9 @@ def score_checkpoint(args: argparse.Namespace) -> None:
 
 def write_file_of_proposals(args: argparse.Namespace) -> None:
     """CKPT --proposals FILE: what the first stage finds in the images of a split, for a detector without an RPN."""
-    check_folder(args.proposals.parent)
     check_new_file(args.proposals)
     predictor, dataset, workers = open_checkpoint(args)
-    make_folder(args.proposals.parent)
+    make_folder(args.proposals.parent, "name another file")
     recall = write_proposals(predictor, dataset, args.proposals, workers=workers)
     print(f"{args.proposals}: proposals for {len(dataset)} images\n\n{recall_table(recall)}")
 

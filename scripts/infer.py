@@ -8,7 +8,7 @@ from pathlib import Path
 
 import detector
 from detector.errors import DataError, DetectorError
-from detector.evaluation.run import check_folder, make_folder
+from detector.evaluation.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
 from detector.inference.predictor import PRECISIONS, Predictor
 from detector.inference.tta import Augmented

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from golden_rules import PROJECT, filled, fixed_proposals, formula_image, golden
+from golden_rules import PROJECT, Match, filled, fixed_proposals, formula_image, golden, match_sets
 from tiny_training import script
 from torch import Tensor
 
@@ -124,14 +125,18 @@ def config_of(name: str) -> Path:
 @functools.lru_cache(maxsize=1)  # a file has 170 MB and more
 def folder_of(name: str) -> tempfile.TemporaryDirectory:
     """A folder with a checkpoint, ours.pth, which the command made of a file of the reference's form."""
-    folder = tempfile.TemporaryDirectory()
-    theirs, ours = Path(folder.name, f"theirs{reference(name).suffix}"), Path(folder.name, "ours.pth")
-    record = golden(name)
-    reference(name).save(theirs, filled(record, record["seed_text"]))
-    command = [theirs, "--from", "auto", "--config", config_of(name), "--output", ours, *_overrides(record["profile"])]
+    folder, record = tempfile.TemporaryDirectory(), golden(name)
+    convert(name, filled(record, record["seed_text"]), Path(folder.name, "ours.pth"), _overrides(record["profile"]))
+    return folder
+
+
+def convert(name: str, state: dict[str, Tensor], output: Path, overrides: Sequence[str]) -> None:
+    """Their tensors into a file of their form, and that by the command into a checkpoint."""
+    theirs = output.with_name(f"theirs{reference(name).suffix}")
+    reference(name).save(theirs, state)
+    command = [theirs, "--from", "auto", "--config", config_of(name), "--output", output, *overrides]
     assert script("convert_weights").main([str(part) for part in command]) == 0
     theirs.unlink()
-    return folder
 
 
 def checkpoint_of(name: str) -> Path:
@@ -233,3 +238,27 @@ def as_contiguous(model: GeneralizedRCNN) -> GeneralizedRCNN:
     for part in (model.pyramid, model.roi_head.box_head):
         part.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return model
+
+
+def match_detections(name: str, found: Detections, expected: Mapping[str, list]) -> Match:
+    """Ours beside the recorded ones. mmdetection reports boxes without an area, which ours does not."""
+    boxes, scores, labels = (torch.tensor(expected[key]) for key in ("boxes", "scores", "labels"))
+    real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    ours = found.boxes, found.scores, found.labels + int(name.startswith("tv_"))  # which counts the background as 0
+    limit = MODELS[name]
+    return match_sets(ours, (boxes[real], scores[real], labels[real]), px=limit.px, score=limit.score)
+
+
+def loss_pairs(name: str, losses: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Every term and the total, ours and recorded."""
+    found = {_their_loss(name, ours): float(loss.detach()) for ours, loss in losses.items()}
+    assert found.keys() == expected["terms"].keys()
+    pairs = [(found[key], want) for key, want in expected["terms"].items()]
+    return [*pairs, (float(sum(losses.values()).detach()), expected["total"])]
+
+
+def _their_loss(name: str, ours: str) -> str:
+    names = reference(name)
+    if ours in names.losses:
+        return names.losses[ours]
+    return names.stage_losses[ours.rstrip("0123456789")].replace("#", str(int(ours.rpartition("_")[2]) - 1))

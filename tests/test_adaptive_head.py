@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import picture, target, tiny_model
-from torch import nn
+from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
+from tiny_necks import count
 
 from detector.errors import ConfigError
 from detector.heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
@@ -26,10 +26,6 @@ SECTIONS = {
     "two_fc, sum": {"type": "adaptive_two_fc", "width": 32, "fuse": "sum"},
     "conv_fc": {"type": "adaptive_conv_fc", "convs": 2, "conv_width": 32, "width": 32, "norm": "group"},
 }
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def views(regions: int = 5) -> list[torch.Tensor]:
@@ -182,15 +178,10 @@ def full(box_head: dict, **sections):
 
 
 @pytest.mark.parametrize("box_head", SECTIONS.values(), ids=SECTIONS)
-@pytest.mark.parametrize("objects", [True, False])
-def test_every_trainable_parameter_of_panet_in_full_has_a_gradient(box_head, objects):
+def test_every_trainable_parameter_of_panet_in_full_has_a_gradient(box_head):
     model = full(box_head)
-    rows = [(8, 8, 40, 50, 0), (50, 20, 90, 60, 2), (2, 2, 94, 62, 1)] if objects else []
-    sum(model([picture(64, 96)], [target(*rows)]).values()).backward()
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
-    if objects:
-        assert [name for name, p in trainable.items() if not p.grad.any()] == []
+    assert unmoved(gradients(model, [picture(64, 96)], [OBJECTS])) == []
+    gradients(model, [picture(64, 96)], [target()])
 
 
 @torch.no_grad()
@@ -212,3 +203,8 @@ def test_pool_and_head_must_agree_on_the_number_of_maps():
         tiny_model(roi_head={"pool": {"type": "all_levels"}})
     with pytest.raises(ConfigError, match="type: all_levels"):
         tiny_model(roi_head={"box_head": SECTIONS["two_fc"]})
+
+
+def test_a_pool_of_all_levels_has_no_rule_of_sizes():
+    with pytest.raises(ConfigError, match=r"pool\.k0: unknown key"):
+        tiny_model(roi_head={"pool": {"type": "all_levels", "k0": 3}})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import picture, target, tiny_model
+from tiny import OBJECTS, gradients, picture, target, tiny_model
+from tiny_necks import CHANNELS, NARROW, STRIDES, assert_all_learn, constant, count, half, identity_, maps, values
 from torch import Tensor, nn
 
 from detector.errors import ConfigError
@@ -13,25 +14,13 @@ from detector.necks.augfpn import RATIOS, AugFPN, ResidualFeatureAugmentation
 from detector.necks.fpn import FPN
 from detector.structures import Levels
 
-CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
-NARROW = [8, 16, 24, 32]
 ODD = [(75, 93), (38, 47), (19, 24), (10, 12)]
 TINY = [(7, 5), (4, 3), (2, 2), (1, 1)]
 
 
-def maps(sizes: list[tuple[int, int]]) -> list[Tensor]:
-    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
-
-
-def constant(*numbers: float) -> list[Tensor]:
-    return [torch.full((1, 1, 16 >> i, 16 >> i), float(number)) for i, number in enumerate(numbers)]
-
-
 def identity_neck(*, attention: float) -> AugFPN:
     """One channel; every convolution hands its pixel on, and the attention has this logit everywhere."""
-    neck = AugFPN([1, 1, 1, 1], STRIDES, width=1)
-    for layer in (m for m in neck.modules() if isinstance(m, nn.Conv2d)):
-        nn.init.dirac_(layer.weight), nn.init.zeros_(layer.bias)
+    neck = identity_(AugFPN([1, 1, 1, 1], STRIDES, width=1))
     last = neck.residual.attention[2]
     nn.init.zeros_(last.weight), nn.init.constant_(last.bias, attention)
     return neck
@@ -127,12 +116,12 @@ def test_context_is_pooled_to_a_share_of_the_map_that_is_cut_off_and_at_least_1(
 def test_the_residual_is_added_to_m5_and_passed_down():
     """Each of the three weights is a half of C5 = 1000: M5 = 1000 + 1500."""
     p = identity_neck(attention=0.0).eval()(constant(1, 10, 100, 1000))
-    assert [x.unique().tolist() for x in p] == [[2611], [2610], [2600], [2500], [2500]]
+    assert values(p) == [[2611], [2610], [2600], [2500], [2500]]
 
 
 def test_the_weights_of_the_scales_do_not_sum_to_1():
     p = identity_neck(attention=50.0).eval()(constant(0, 0, 0, 10))
-    assert [x.unique().tolist() for x in p] == [[40]] * 5
+    assert values(p) == [[40]] * 5
 
 
 def test_without_its_residual_it_is_an_fpn():
@@ -179,9 +168,8 @@ def test_at_inference_there_is_a_plain_list_with_the_same_levels():
 def test_parameters():
     with torch.device("meta"):
         neck = AugFPN(CHANNELS, STRIDES)
-    assert sum(p.numel() for p in neck.residual.lateral.parameters()) == 1_573_632
-    assert sum(p.numel() for p in neck.residual.attention.parameters()) == 203_779
-    assert sum(p.numel() for p in neck.parameters()) == 3_344_384 + 1_573_632 + 203_779
+    assert (count(neck.residual.lateral), count(neck.residual.attention)) == (1_573_632, 203_779)
+    assert count(neck) == 3_344_384 + 1_573_632 + 203_779
 
 
 @pytest.mark.parametrize("sizes", [ODD, TINY])
@@ -189,20 +177,16 @@ def test_parameters():
 def test_shapes_strides_and_channels(sizes, precision):
     neck = AugFPN(NARROW, STRIDES, width=8).to(memory_format=torch.channels_last)
     assert neck.strides == [4, 8, 16, 32, 64] and neck.channels == [8] * 5 and neck.raw_strides == STRIDES
-    coarsest = tuple(-(-side // 2) for side in sizes[-1])
     with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
         p = neck(maps(sizes))
-    assert [x.shape for x in p] == [(2, 8, *size) for size in [*sizes, coarsest]]
+    assert [x.shape for x in p] == [(2, 8, *size) for size in [*sizes, half(sizes[-1])]]
     assert [x.shape for x in p.raw] == [(2, 8, *size) for size in sizes]
     assert all(x.isfinite().all() for x in p)
 
 
 @pytest.mark.parametrize("sizes", [ODD, TINY])
 def test_every_parameter_and_every_level_has_a_gradient(sizes):
-    neck, c = AugFPN(NARROW, STRIDES, width=8), maps(sizes)
-    sum((x * torch.randn_like(x)).sum() for x in neck(c)).backward()
-    for tensor in [*c, *neck.parameters()]:
-        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+    assert_all_learn(AugFPN(NARROW, STRIDES, width=8), maps(sizes))
 
 
 def test_every_level_sees_all_that_lies_above_it():
@@ -219,12 +203,10 @@ def test_the_context_of_the_whole_image_reaches_every_pixel():
     assert c5.grad[0, :, 8, 8].any()
 
 
-@pytest.mark.parametrize("objects", [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target()])
+@pytest.mark.parametrize("objects", [OBJECTS, target()])
 def test_in_a_detector_with_the_standard_head(objects):
     """Nobody reads the raw laterals there."""
-    model = tiny_model(neck={"type": "augfpn", "width": 32})
-    sum(model([picture(64, 96)], [objects]).values()).backward()
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    gradients(tiny_model(neck={"type": "augfpn", "width": 32}), [picture(64, 96)], [objects])
 
 
 def test_a_width_below_1_is_refused():

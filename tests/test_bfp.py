@@ -6,29 +6,33 @@ import math
 
 import pytest
 import torch
-from tiny import picture, target, tiny_model
+from tiny import OBJECTS, gradients, picture, target, tiny_model
+from tiny_necks import (
+    CHANNELS,
+    EVEN,
+    NARROW,
+    ODD,
+    ONE_PIXEL,
+    STRIDES,
+    assert_all_learn,
+    assert_all_see_all,
+    constant,
+    count,
+    half,
+    maps,
+    values,
+)
 from torch import Tensor, nn
 
 from detector.necks.bfp import BFP, NonLocal, resize
 from detector.necks.fpn import FPN
 
-STRIDES = [4, 8, 16, 32]
-NARROW = [8, 16, 24, 32]
-ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]
 each_refinement = pytest.mark.parametrize("refine", ["non_local", "conv"])
 
 
 def levels(*numbers: float) -> list[Tensor]:
     """P2..P6 of one channel, each filled with one number."""
-    return [torch.full((1, 1, 32 >> i, 32 >> i), float(number)) for i, number in enumerate(numbers)]
-
-
-def values(p: list[Tensor]) -> list[list[float]]:
-    return [x.unique().tolist() for x in p]
-
-
-def maps(sizes: list[tuple[int, int]]) -> list[Tensor]:
-    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+    return constant(*numbers, finest=32)
 
 
 def one_channel(refine: str = "non_local") -> BFP:
@@ -82,7 +86,7 @@ def test_a_map_keeps_its_pixels_where_the_size_is_the_same():
 
 
 def test_it_reads_an_fpn():
-    neck, fpn, c = BFP(NARROW, STRIDES, width=8), FPN(NARROW, STRIDES, width=8), maps(ODD)
+    neck, fpn, c = BFP(NARROW, STRIDES, width=8), FPN(NARROW, STRIDES, width=8), maps()
     fpn.load_state_dict(neck.fpn.state_dict())
     for found, expected in zip(neck(c), neck.balance(fpn(c)), strict=True):
         torch.testing.assert_close(found, expected)
@@ -123,21 +127,19 @@ def test_the_attention_begins_as_the_identity_and_can_learn():
 @pytest.mark.parametrize(("refine", "parameters"), [("conv", 590_080), ("non_local", 4 * 65_792)])
 def test_parameters(refine, parameters):
     with torch.device("meta"):
-        neck = BFP([256, 512, 1024, 2048], STRIDES, refine=refine)
-    assert sum(p.numel() for p in neck.fpn.parameters()) == 3_344_384
-    assert sum(p.numel() for p in neck.refine.parameters()) == parameters
+        neck = BFP(CHANNELS, STRIDES, refine=refine)
+    assert (count(neck.fpn), count(neck.refine)) == (3_344_384, parameters)
 
 
 @each_refinement
-@pytest.mark.parametrize("sizes", [ODD, [(16, 24), (8, 12), (4, 6), (2, 3)], [(1, 1)] * 4])
+@pytest.mark.parametrize("sizes", [ODD, EVEN, ONE_PIXEL])
 def test_shapes_strides_and_channels(refine, sizes):
     neck = BFP(NARROW, STRIDES, width=8, refine=refine).to(memory_format=torch.channels_last)
     assert neck.strides == [4, 8, 16, 32, 64] and neck.channels == [8] * 5
-    coarsest = tuple(-(-side // 2) for side in sizes[-1])
     for precision in (torch.float32, torch.bfloat16):
         with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
             p = neck(maps(sizes))
-        assert [x.shape for x in p] == [(2, 8, *size) for size in [*sizes, coarsest]]
+        assert [x.shape for x in p] == [(2, 8, *size) for size in [*sizes, half(sizes[-1])]]
         assert all(x.isfinite().all() for x in p)
 
 
@@ -151,25 +153,15 @@ def learning(refine: str) -> BFP:
 
 @each_refinement
 def test_every_parameter_and_every_level_has_a_gradient(refine):
-    neck, c = learning(refine), maps(ODD)
-    sum((x * torch.randn_like(x)).sum() for x in neck(c)).backward()
-    for tensor in [*c, *neck.parameters()]:
-        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+    assert_all_learn(learning(refine), maps())
 
 
 @each_refinement
 def test_every_level_sees_every_other(refine):
-    neck, c = learning(refine), maps(ODD)
-    for i, p in enumerate(neck(c)):
-        reached = torch.autograd.grad(p.sum(), c, retain_graph=True)
-        assert all(g.abs().sum() > 0 for g in reached), f"P{i + 2}"
+    assert_all_see_all(learning(refine), maps())
 
 
 @each_refinement
-@pytest.mark.parametrize("objects", [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target()])
+@pytest.mark.parametrize("objects", [OBJECTS, target()])
 def test_in_a_detector(refine, objects):
-    model = tiny_model(neck={"type": "bfp", "width": 32, "refine": refine})
-    losses = model([picture(64, 96)], [objects])
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values())
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    gradients(tiny_model(neck={"type": "bfp", "width": 32, "refine": refine}), [picture(64, 96)], [objects])

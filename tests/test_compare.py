@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,18 +40,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_set(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture
-def configs(tmp_path: Path, data: Path) -> list[str]:
+def write_configs(folder: Path, data: Path) -> list[str]:
     """Two systems, an epoch of three steps each."""
-    paths = [write_config(tmp_path / f"{name}.yaml", data, epochs=1) for name in ("fpn", "panet")]
+    paths = [write_config(folder / f"{name}.yaml", data, epochs=1) for name in ("fpn", "panet")]
     edit(paths[1], "model", neck={"type": "panet", "width": 32})
     return [str(path) for path in paths]
+
+
+@pytest.fixture
+def configs(tmp_path: Path, data: Path) -> list[str]:
+    return write_configs(tmp_path, data)
 
 
 def edit(path: Path, section: str, **values) -> None:
     config = yaml.safe_load(Path(path).read_text())
     config[section] |= values
     Path(path).write_text(yaml.safe_dump(config))
+
+
+def change(config: str, name: str, **model) -> Path:
+    """A copy of a configuration under another name, with other sections of the model."""
+    copy = Path(shutil.copy(config, Path(config).with_name(f"{name}.yaml")))
+    edit(copy, "model", **model)
+    return copy
 
 
 class Compare:
@@ -77,18 +89,32 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> Compare:
     return Compare(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The folder of a comparison of both systems with two seeds; not to be written into."""
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert Compare(monkeypatch)(*write_configs(folder, data), "--seeds", 0, 1, "--output", folder / "out") == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def out(compared: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(compared, tmp_path / "out")
+
+
 def read_table(folder: Path) -> dict[str, dict[str, str]]:
     with open(folder / "table.csv", newline="") as file:
         return {row["system"]: row for row in csv.DictReader(file)}
 
 
-def test_the_table_repeats_what_evaluate_measured(compare: Compare, configs: list[str], tmp_path: Path):
-    out = tmp_path / "out"
-    assert compare(*configs, "--seeds", 0, 1, "--output", out) == 0
+def test_the_table_repeats_what_evaluate_measured(compared: Path):
+    out = compared
     table = read_table(out)
     assert list(table) == ["fpn", "panet"]
     for name, row in table.items():
-        runs = [json.loads((out / f"{name}_seed{seed}/metrics.json").read_text()) for seed in (0, 1)]
+        runs = [json.loads((out / f"{name}_seed{seed}/score/metrics.json").read_text()) for seed in (0, 1)]
         for part, columns in (("bbox", BOXES), ("proposals", RECALLS)):
             for column in columns:
                 a, b = (run[part][column] for run in runs)
@@ -130,14 +156,35 @@ def brief(command: str) -> str:
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(compare, configs, tmp_path, capsys):
-    broken = write_config(tmp_path / "broken.yaml", Path(), epochs=1)
-    broken.write_text(Path(configs[0]).read_text())
-    edit(broken, "model", rpn={"anchors": {"sizes": [[8]]}})  # five levels want five lists
+    broken = change(configs[0], "broken", pixels={"mean": [math.inf] * 3})  # which no network survives
     assert compare(broken, configs[0], "--output", tmp_path / "out") == 1
     printed = capsys.readouterr()
-    assert "[1/2] broken seed 0: train.py left with status 2" in printed.out
+    assert "[1/2] broken seed 0: train.py left with status 1" in printed.out
     assert "failed: broken seed 0" in printed.err
     assert list(read_table(tmp_path / "out")) == ["fpn"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_others_are_tabulated(compare, configs, out, capsys):
+    (out / "fpn_seed0/best.pth").write_bytes(b"half of a checkpoint")
+    assert compare(*configs, "--seeds", 0, 1, "--output", out) == 1 and compare.commands == []
+    printed = capsys.readouterr()
+    assert f"fpn seed 0: {out / 'fpn_seed0/best.pth'}: damaged" in printed.out
+    assert printed.err.splitlines()[-1] == "failed: fpn seed 0"
+    assert {name: row["seeds"] for name, row in read_table(out).items()} == {"panet": "2", "fpn": "1"}
+
+
+def test_detectors_with_proposals_of_their_own_files_are_compared_with_others(compare, configs, out, data, tmp_path):
+    for split in ("train", "val"):
+        given = [str(out / "fpn_seed0/best.pth"), "--split", split, "--proposals", str(tmp_path / f"{split}.pth")]
+        assert script("evaluate").main([*given, "--trust"]) == 0
+    fast = change(configs[0], "fast", rpn={"type": "precomputed"})
+    for split in ("train", "val"):
+        own = yaml.safe_load(fast.read_text())["data"][split]
+        edit(fast, "data", **{split: own | {"proposals": str(tmp_path / f"{split}.pth")}})
+    assert compare(configs[0], fast, "--output", out) == 0
+    table = read_table(out)
+    assert table["fast"]["AR1000"] == table["fpn"]["AR1000"] and float(table["fast"]["ms"]) > 0
+    assert float(table["fast"]["flops"]) < float(table["fpn"]["flops"])
 
 
 def test_what_cannot_be_compared_is_one_error_before_any_training(compare, configs, data, tmp_path, capsys):
@@ -145,6 +192,8 @@ def test_what_cannot_be_compared_is_one_error_before_any_training(compare, confi
     (tmp_path / "deeper").mkdir()
     twin = write_config(tmp_path / "deeper/fpn.yaml", data, epochs=1)
     lost = write_config(tmp_path / "lost.yaml", tmp_path / "nowhere", epochs=1)
+    one_level = change(configs[0], "one_level", rpn={"anchors": {"sizes": [[8]]}})  # five levels want five lists
+    classes = change(configs[0], "classes", num_classes=5)
     out = tmp_path / "out"
     for arguments, words in {
         (configs[0], other): "train.epochs is 2",
@@ -155,6 +204,9 @@ def test_what_cannot_be_compared_is_one_error_before_any_training(compare, confi
         ("train.epochs=1",): "no configuration given",
         (configs[0], "train.epoch=1"): "did you mean",
         (lost,): "nowhere",
+        (configs[0], one_level): "one_level.yaml: model",
+        (configs[0], classes): "classes.yaml: model.num_classes: 5",
+        (configs[0], "train.seed=3"): "train.seed: is set for every run",
     }.items():
         assert compare(*arguments, "--output", out) == 2
         error = capsys.readouterr().err
@@ -169,9 +221,44 @@ def test_a_folder_of_other_settings_is_refused(compare, configs, tmp_path, capsy
     assert compare(*configs, "--output", out) == 2
     assert "train.lr = 0.005, now it is 0.01" in capsys.readouterr().err
     assert compare(*configs, "--output", out, "train.lr=0.005") == 0  # the same run, finished
-    (out / "fpn_seed0/metrics.json").write_text("{}")
+    (out / "fpn_seed0/score/metrics.json").write_text("{}")
     assert compare(*configs, "--output", out, "train.lr=0.005") == 2
     assert "not the metrics of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["table.md", "table.csv", "ap_latency.png"]
+    + [f"fpn_seed0/{name}" for name in ("output.txt", "last.pth", "best.pth", "metrics.csv", "score/detections.json")],
+)
+def test_what_no_comparison_wrote_is_refused_and_kept(compare, configs, tmp_path, capsys, name: str):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    assert compare(*configs, "--output", tmp_path / "out") == 2 and compare.commands == []
+    named = capsys.readouterr().err.removeprefix("error: ").partition(":")[0]
+    assert Path(named) in (path, path.parent) and named != str(tmp_path / "out") and path.read_text() == "mine"
+    assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [path]
+
+
+def test_a_picture_without_our_table_beside_it_is_refused(compare, configs, out, capsys):
+    (out / "table.csv").unlink()
+    (out / "table.md").unlink()
+    assert compare(*configs, "--output", out) == 2
+    assert "ap_latency.png: not of an earlier run" in capsys.readouterr().err
+
+
+def test_seeds_may_be_followed_by_anything(compare, capsys):
+    parse = compare.script.parse
+    args = parse(["a.yaml", "--output", "out", "--seeds", "0", "1", "train.epochs=1", "b.yaml"])
+    assert (
+        args.seeds == [0, 1]
+        and args.overrides == ["train.epochs=1"]
+        and list(map(str, args.configs)) == ["a.yaml", "b.yaml"]
+    )
+    with pytest.raises(SystemExit):
+        parse(["a.yaml", "--output", "out", "--seeds", "few"])
+    assert "--seeds: few is no whole number" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -200,9 +287,9 @@ def test_a_signal_in_the_midst_of_a_training_loses_nothing(configs, tmp_path):
 
 
 def write_run(folder: Path, **numbers: float) -> Path:
-    folder.mkdir()
+    (folder / "score").mkdir(parents=True)
     content = {part: {k: numbers.get(k, v) for k, v in values.items()} for part, values in METRICS.items()}
-    (folder / "metrics.json").write_text(json.dumps(content))
+    (folder / "score/metrics.json").write_text(json.dumps(content))
     (folder / "metrics.csv").write_text("step,memory_mib\n1,10\n2,30.4\n2,\n")
     return folder
 
@@ -228,9 +315,32 @@ def test_an_rpn_alone_has_no_ap(tmp_path: Path):
     assert all(math.isnan(run[name]) for name in BOXES) and run["AR100"] == 0.5
 
 
+def test_an_evaluation_of_the_users_own_does_not_count(tmp_path: Path):
+    folder = write_run(tmp_path / "a")
+    shutil.copy(write_run(tmp_path / "on_train", AP=0.9) / "score/metrics.json", folder)  # evaluate.py --split train
+    assert read_run(folder)["AP"] == METRICS["bbox"]["AP"]
+
+
+def test_a_bar_in_a_name_does_not_end_its_cell(tmp_path: Path):
+    row = make_row("a|b", [read_run(write_run(tmp_path / "a"))], COSTS)
+    assert to_markdown([row]).splitlines()[2].startswith(r"| a\|b | 1 | 30.0 |")
+
+
+def test_an_earlier_picture_goes_when_there_is_nothing_to_draw(compare, tmp_path: Path):
+    run = write_run(tmp_path / "a")
+    rows = {alone: make_row("a", [read_run(run, rpn_alone=alone)], COSTS) for alone in (False, True)}
+    compare.script.write_table([rows[False]], tmp_path)
+    assert Image.open(tmp_path / "ap_latency.png").format == "PNG"
+    compare.script.write_table([rows[True]], tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["table.csv", "table.md"]
+    (tmp_path / "ap_latency.png").mkdir()
+    with pytest.raises(DataError, match=r"ap_latency\.png: cannot be written"):
+        compare.script.write_table([rows[False]], tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"bbox": 1}'])
 def test_a_damaged_metrics_file_is_named(tmp_path: Path, content: str):
-    (write_run(tmp_path / "a") / "metrics.json").write_text(content)
+    (write_run(tmp_path / "a") / "score/metrics.json").write_text(content)
     with pytest.raises(DataError, match=r"metrics\.json: not the metrics"):
         read_run(tmp_path / "a")
 
@@ -250,7 +360,7 @@ def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tm
             module.register_forward_hook(count)
     flops = count_flops(predictor, dataset)
     assert flops == sum(counted) > 1e6
-    assert all(0 < ms < 1e4 for ms in milliseconds([predictor, predictor], dataset))
+    assert all(0 < ms < 1e4 for ms in milliseconds([predictor, predictor], [dataset, dataset]))
 
 
 def test_ticks_are_round_and_enclose_the_values():

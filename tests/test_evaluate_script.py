@@ -131,7 +131,7 @@ def test_foreign_files_are_not_written_over(
     (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
     faked.clear()
     assert script.main([str(tmp_path / "best.pth")]) == 2
-    assert f"{name}: not of an earlier evaluation" in capsys.readouterr().err and "workers" not in faked
+    assert f"{name}: not of an earlier run" in capsys.readouterr().err and "workers" not in faked
     assert content is None or (tmp_path / name).read_text() == content
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from detector.data.coco import CocoDataset
 from detector.errors import DataError
 from detector.evaluation.coco import METRICS, detections_to_results, evaluate_results, summary_table
-from detector.evaluation.run import evaluate, make_folder, write_text
+from detector.evaluation.files import make_folder, write_text
+from detector.evaluation.run import evaluate
 from detector.structures import Detections, Proposals
 
 COCOAPI = Path(__file__).parents[2] / "shared/data/cocoapi"

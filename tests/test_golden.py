@@ -10,7 +10,10 @@ from golden_models import (
     GIVEN_PROPOSALS,
     MODELS,
     build,
+    checkpoint_of,
     images_of,
+    loss_pairs,
+    match_detections,
     outputs,
     proposals_of,
     reference,
@@ -19,6 +22,7 @@ from golden_models import (
 from golden_rules import golden, ground_truth, match_sets, record_errors, relative_error, shared
 from torch import Tensor
 
+import detector
 from detector.interop.names import rename
 from detector.rcnn import GeneralizedRCNN
 
@@ -98,14 +102,19 @@ def test_logits_and_deltas_of_the_first_regions(name, case):
 @each_case
 def test_detections(name, case):
     """mmdetection reports boxes without an area, one of them here; ours does not."""
-    limit, first_label = MODELS[name], int(name.startswith("tv_"))  # torchvision counts the background as 0
     for found, expected in zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True):
-        boxes, scores, labels = (torch.tensor(expected[key]) for key in ("boxes", "scores", "labels"))
-        real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        boxes, scores, labels = boxes[real], scores[real], labels[real]
-        assert len(found) == len(boxes)
-        ours = found.boxes, found.scores, found.labels + first_label
-        assert match_sets(ours, (boxes, scores, labels), px=limit.px, score=limit.score).unmatched == 0
+        match = match_detections(name, found, expected)
+        assert match.unmatched == 0 and len(found) == match.number
+
+
+@pytest.mark.parametrize("name", marked([name for name in MODELS if name not in GIVEN_PROPOSALS]), scope="module")
+def test_a_loaded_checkpoint_detects_the_same(name):
+    """Through the door that users take, with the norms folded into the convolutions."""
+    [image], [expected] = images_of(name, "single"), recorded(name, "single")["detections"]
+    size = [f"data.resize.short={min(image.shape[1:])}", f"data.resize.long={max(image.shape[1:])}"]
+    found = detector.load(checkpoint_of(name), overrides=size, device="cpu")(image)
+    match = match_detections(name, found, expected)
+    assert match.unmatched == 0 and len(found) == match.number
 
 
 @pytest.mark.slow
@@ -128,22 +137,11 @@ def check_losses(model: GeneralizedRCNN, name: str, case: str) -> None:
     expected, limit = golden(name)["losses"][case], MODELS[name]
     images = images_of(name, "batch")
     losses = model(images, ground_truth(empty_second=case == "empty"), proposals=proposals_of(name, images))
-    found = {their_loss(name, ours): float(loss.detach()) for ours, loss in losses.items()}
-    assert found.keys() == expected["terms"].keys()
-    total = sum(losses.values())
-    pairs = [(found[key], want) for key, want in expected["terms"].items()]
-    for loss, want in [*pairs, (float(total.detach()), expected["total"])]:
+    for loss, want in loss_pairs(name, losses, expected):
         error = abs(loss - want)
         assert error < 1e-6 if want < 0.01 else error < limit.loss * want
-    total.backward()
+    sum(losses.values()).backward()
     check_gradients(model, name, expected)
-
-
-def their_loss(name: str, ours: str) -> str:
-    names = reference(name)
-    if ours in names.losses:
-        return names.losses[ours]
-    return names.stage_losses[ours.rstrip("0123456789")].replace("#", str(int(ours.rpartition("_")[2]) - 1))
 
 
 def check_gradients(model: GeneralizedRCNN, name: str, expected: dict) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import torch
-from golden_rules import Fill, check_neck, filled, golden
+from golden_rules import check_neck, filled, golden, neck_inputs
 from torch import Tensor, nn
 
 from detector.necks.fpn import FPN
@@ -69,11 +68,10 @@ def ours(theirs: str, entry: str) -> str:
 def build(framework: str, entry: str, record: Mapping[str, Any], seed_text: str) -> tuple[nn.Module, list[Tensor]]:
     """Our neck with the prescribed weights, and the maps that it reads."""
     first = 1 if "start_level" in record["note"] else 0  # mmdetection's way of leaving C2 alone
-    make = Fill(seed_text).normal
-    maps = [torch.from_numpy(make(f"c{i}", shape)).float() for i, shape in enumerate(record["inputs"], start=2)][first:]
+    maps = neck_inputs(record, seed_text)[first:]
     channels, strides = [m.shape[1] for m in maps], [4, 8, 16, 32][first:]
     kind = PANet if entry.startswith("pafpn") else FPN
-    neck = kind(channels, strides, **SETTINGS[framework][entry]).eval()
+    neck = kind(channels, strides, **SETTINGS[framework][entry])
     neck.load_state_dict({ours(key, entry): tensor for key, tensor in filled(record, seed_text).items()})
     return neck, maps
 

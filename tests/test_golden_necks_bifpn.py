@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
-import torch
-from golden_rules import Fill, check_neck, filled, golden
-from torch import Tensor, nn
+from golden_rules import check_neck, filled, golden, neck_inputs
+from torch import nn
 
 from detector.interop.mmdetection import FPN
 from detector.interop.mmdetection import NAS_FPN as NAS_FPN_ROWS
@@ -61,14 +59,8 @@ def check(neck: nn.Module, rows: Sequence[Row], framework: str, entry: str) -> N
     def ours(theirs: str) -> str:
         return next(name for name in rename(theirs, rows) if name in like)
 
-    check_neck(neck.eval(), inputs(record, file["seed_text"]), record, ours)
-
-
-def inputs(record: Mapping[str, Any], seed_text: str) -> list[Tensor]:
-    """C2..C5 or C3..C5, as the entry has them."""
-    shapes = record["inputs"]
-    maps = [Fill(seed_text).normal(f"c{5 - i}", shape) for i, shape in enumerate(reversed(shapes))]
-    return [torch.from_numpy(x).float() for x in reversed(maps)]
+    finest = f"c{6 - len(record['inputs'])}"  # C2..C5 or C3..C5, as the entry has them
+    check_neck(neck, neck_inputs(record, file["seed_text"], finest), record, ours)
 
 
 @pytest.mark.parametrize("entry", BIFPN)

@@ -5,14 +5,27 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_necks import (
+    CHANNELS,
+    EVEN,
+    NARROW,
+    ODD,
+    ONE_PIXEL,
+    STRIDES,
+    assert_all_learn,
+    assert_all_see_all,
+    constant,
+    count,
+    half,
+    identity_,
+    maps,
+    values,
+)
 from torch import nn
 
 from detector.necks.fpn import FPN
 from detector.necks.panet import PANet
 
-CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
-NARROW = [8, 16, 24, 32]
-ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]
 FORMS = {
     "mmdetection": {"width": 8},
     "authors, no norm": {"width": 8, "form": "authors"},
@@ -23,28 +36,12 @@ each_form = pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
 
 def identity_panet(*, down: float = 1.0, output: float = 1.0, form: str = "mmdetection") -> PANet:
     """One channel; every convolution hands its pixel on, those of the path times a factor."""
-    panet = PANet([1, 1, 1, 1], STRIDES, width=1, form=form)
-    for module in panet.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.dirac_(module.weight)
-            nn.init.zeros_(module.bias)
+    panet = identity_(PANet([1, 1, 1, 1], STRIDES, width=1, form=form))
     with torch.no_grad():
         for layers, factor in ((panet.down, down), (panet.output, output)):
             for layer in layers:
                 layer.conv.weight *= factor
     return panet
-
-
-def values(levels: list[torch.Tensor]) -> list[list[float]]:
-    return [level.unique().tolist() for level in levels]
-
-
-def constant(*numbers: float) -> list[torch.Tensor]:
-    return [torch.full((1, 1, 16 >> i, 16 >> i), float(number)) for i, number in enumerate(numbers)]
-
-
-def maps(sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
-    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
 
 
 def test_every_level_adds_what_lies_below_it():
@@ -83,7 +80,7 @@ def test_without_its_path_it_is_an_fpn():
         nn.init.zeros_(layer.conv.weight), nn.init.zeros_(layer.conv.bias)
     for layer in panet.output:
         nn.init.dirac_(layer.conv.weight)
-    c = maps(ODD)
+    c = maps()
     for n, p in zip(panet(c), fpn(c), strict=True):
         torch.testing.assert_close(n, p)
 
@@ -100,7 +97,7 @@ def test_the_authors_norms_are_followed_by_a_relu_on_the_path_alone():
         x = F.conv2d(x, conv.weight, conv.bias, stride=stride, padding=1)
         return F.group_norm(x, 32, norm.weight, norm.bias).clamp(min=0)
 
-    c = maps(ODD)
+    c = maps()
     expected = panet.fpn(c)[:4]
     for i in range(3):
         s = expected[i + 1] + layer(expected[i], panet.down[i], 2)
@@ -114,19 +111,16 @@ def test_the_authors_norms_are_followed_by_a_relu_on_the_path_alone():
 def test_parameters():
     with torch.device("meta"):
         panet, authors = PANet(CHANNELS, STRIDES), PANet(CHANNELS, STRIDES, form="authors", norm="group")
-    assert sum(p.numel() for p in panet.fpn.parameters()) == 3_344_384
-    assert sum(p.numel() for p in panet.parameters()) == 3_344_384 + 3_540_480
-    fpn = sum(p.numel() for p in authors.fpn.parameters())
-    assert sum(p.numel() for p in authors.parameters()) == fpn + 3_543_552
+    assert (count(panet.fpn), count(panet)) == (3_344_384, 3_344_384 + 3_540_480)
+    assert count(authors) == count(authors.fpn) + 3_543_552
 
 
 @each_form
-@pytest.mark.parametrize("sizes", [ODD, [(16, 24), (8, 12), (4, 6), (2, 3)], [(1, 1)] * 4])
+@pytest.mark.parametrize("sizes", [ODD, EVEN, ONE_PIXEL])
 def test_shapes_strides_and_channels(settings, sizes):
     panet, width = PANet(NARROW, STRIDES, **settings), settings["width"]
     assert panet.strides == [4, 8, 16, 32, 64] and panet.channels == [width] * 5
-    coarsest = tuple(-(-side // 2) for side in sizes[-1])
-    assert [n.shape for n in panet(maps(sizes))] == [(2, width, *size) for size in [*sizes, coarsest]]
+    assert [n.shape for n in panet(maps(sizes))] == [(2, width, *size) for size in [*sizes, half(sizes[-1])]]
 
 
 def test_the_path_needs_every_level_at_half_the_size_of_the_one_before():
@@ -147,15 +141,9 @@ def test_a_norm_is_the_authors():
 
 @each_form
 def test_every_parameter_and_every_level_has_a_gradient(settings):
-    panet, c = PANet(NARROW, STRIDES, **settings), maps(ODD)
-    sum((n * torch.randn_like(n)).sum() for n in panet(c)).backward()
-    for tensor in [*c, *panet.parameters()]:
-        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+    assert_all_learn(PANet(NARROW, STRIDES, **settings), maps())
 
 
 @each_form
 def test_every_level_sees_every_other(settings):
-    panet, c = PANet(NARROW, STRIDES, **settings), maps(ODD)
-    for i, n in enumerate(panet(c)):
-        reached = torch.autograd.grad((n * torch.randn_like(n)).sum(), c, retain_graph=True)  # a norm's sum is constant
-        assert all(g.abs().sum() > 0 for g in reached), f"N{i + 2}"
+    assert_all_see_all(PANet(NARROW, STRIDES, **settings), maps())

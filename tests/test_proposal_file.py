@@ -148,6 +148,15 @@ def test_a_number_that_is_none_is_named_with_its_image(tmp_path: Path, name: str
         file[7]
 
 
+def test_bytes_that_changed_after_writing_are_noticed(tmp_path: Path):
+    content = save(tmp_path / "p.pth").read_bytes()
+    box = ROWS[0].boxes[0].numpy().tobytes()
+    assert content.count(box) == 1
+    (tmp_path / "p.pth").write_bytes(content.replace(box, box[::-1]))
+    with pytest.raises(DataError, match=r"p\.pth: damaged"):
+        ProposalFile(tmp_path / "p.pth")
+
+
 def test_no_code_is_run(tmp_path: Path):
     for name, data in (("text.pth", b"no file"), ("pickle.pth", pickle.dumps(Path("x"))), ("empty.pth", b"")):
         (tmp_path / name).write_bytes(data)
@@ -211,7 +220,8 @@ def test_a_file_is_never_written_over(checkpoint: Path, tmp_path: Path, capsys):
         assert f"{name}: exists already" in capsys.readouterr().err
     assert (tmp_path / "p.pth").read_text() == "mine"
     assert write(checkpoint, tmp_path / "p.pth/deep/q.pth") == 2
-    assert "p.pth is no folder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "p.pth is no folder" in error and "name another file" in error and "--output" not in error
 
 
 def test_a_stop_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from torch import nn
 
 from detector.backbones.resnet import ResNet
 from detector.errors import CheckpointError, ConfigError
-from detector.layers import AffineBatchNorm, FrozenBatchNorm, fold_norms
+from detector.layers import AffineBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm, fold_norms
 
 DEPTHS = (18, 34, 50, 101, 152)
 
@@ -188,8 +188,8 @@ def test_batch_norms_of_frozen_stages_keep_their_statistics(call_train):
     [
         ("frozen", FrozenBatchNorm),
         ("affine", AffineBatchNorm),
-        ("batch", nn.BatchNorm2d),
-        ("sync", nn.SyncBatchNorm),
+        ("batch", BatchNorm),
+        ("sync", SyncBatchNorm),
         ("group", nn.GroupNorm),
     ],
 )

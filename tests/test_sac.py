@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import picture, target, tiny_model
+from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
+from tiny_necks import count
 from torch import Tensor, nn
 
 from detector.backbones.resnet import ResNet
@@ -16,10 +17,6 @@ from detector.layers import FrozenBatchNorm, fold_norms
 
 KINDS = ["aws", "sac", "deformable_sac"]
 SIZES = [(9, 7), (3, 3), (2, 5), (1, 1)]
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def started(conv: AWSConv) -> AWSConv:
@@ -298,14 +295,11 @@ def test_folding_keeps_the_function(kind, norm):
 
 
 @pytest.mark.parametrize("kind", ["sac", "deformable_sac"])
-@pytest.mark.parametrize("objects", [True, False])
+@pytest.mark.parametrize("objects", [OBJECTS, target()])
 def test_every_trainable_parameter_of_a_detector_has_a_gradient(kind, objects):
     model = tiny_model(backbone={"conv": kind, "norm": "affine", "width": 16})
-    rows = ((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)) if objects else ()
-    sum(model([picture(64, 96)], [target(*rows)]).values()).backward()
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
+    found = gradients(model, [picture(64, 96)], [objects])
     still = {"weight_diff", "offset_l"}  # the large convolution counts for nothing until the switch has moved
-    learns = [name for name, p in trainable.items() if p.grad.any()]
+    learns = found.keys() - set(unmoved(found))
     switchable = {name.split(".conv2.")[1].split(".")[0] for name in learns if ".layer3.0.conv2." in name}
     assert {"weight", "switch", "pre_context", "post_context"} <= switchable and not switchable & still

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import picture, target, tiny_model
+from tiny import OBJECTS, gradients, picture, target, tiny_model
+from tiny_necks import count
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -68,7 +69,7 @@ def test_the_weights_of_the_levels_do_not_sum_to_1():
 def test_parameters():
     with torch.device("meta"):
         pool = SoftRoIPool([256] * 5, STRIDES)
-    assert sum(p.numel() for p in pool.parameters()) == 271_620
+    assert count(pool) == 271_620
     assert (pool.branches, pool.channels, pool.size) == (1, 256, 7)
 
 
@@ -98,9 +99,10 @@ def test_more_levels_than_the_neck_makes_are_refused():
         SoftRoIPool(CHANNELS[:3], STRIDES[:3])
 
 
-@pytest.mark.parametrize("objects", [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target()])
-def test_in_a_detector(objects):
-    model = tiny_model(roi_head={"pool": {"type": "soft"}})
-    sum(model([picture(64, 96)], [objects]).values()).backward()
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+@pytest.mark.parametrize("objects", [OBJECTS, target()])
+@pytest.mark.parametrize("backbone", [{}, {"dilated_c5": True}], ids=["C5", "dilated C5"])
+def test_in_a_detector(backbone, objects):
+    """A dilated C5 is as good a level as any: no rule of sizes has to find it."""
+    model = tiny_model(backbone=backbone, roi_head={"pool": {"type": "soft"}})
+    gradients(model, [picture(64, 96)], [objects])
     assert len(model.eval()([picture(64, 96)])[0]) > 0

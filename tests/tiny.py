@@ -48,3 +48,20 @@ def target(*rows: tuple[float, float, float, float, int]) -> dict[str, Tensor]:
     """Objects (x1, y1, x2, y2, label), perhaps none."""
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
     return {"boxes": table[:, :4], "labels": table[:, 4].long()}
+
+
+OBJECTS = target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2), (2, 2, 94, 62, 1))  # in a picture of 64 x 96
+
+
+def gradients(model: GeneralizedRCNN, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of every trainable parameter, after one step: they are there and finite."""
+    model.zero_grad()
+    sum(model(images, targets).values()).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, grad in found.items() if grad is None or not grad.isfinite().all()] == []
+    return found
+
+
+def unmoved(found: dict[str, Tensor]) -> list[str]:
+    """The names of those gradients that are zero."""
+    return [name for name, grad in found.items() if not grad.any()]

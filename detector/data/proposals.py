@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,9 +49,10 @@ def pack(
 class ProposalFile:
     """Proposals by image id. The boxes stay on the disk, mapped into memory, so that all workers share them."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, intact: bool = False) -> None:
+        """Raises DataError for what is no such file, or damaged; one that is known to be `intact` is not read whole."""
         self.path = Path(path)
-        content = _read(self.path)
+        content = _read(self.path, intact)
         self._boxes, self._scores = content["boxes"], content["scores"]
         ids, names, sizes, ends = (content[name].numpy() for name in ("image_ids", "names", "sizes", "ends"))
         order = np.argsort(ids)  # to search in: a dictionary would be copied into every worker, page by page
@@ -84,7 +87,9 @@ class ProposalFile:
         return inside(Proposals(boxes, scores), h, w)
 
     def __reduce__(self) -> tuple:
-        return ProposalFile, (self.path,)  # a worker that is no fork maps the file itself
+        return functools.partial(ProposalFile, intact=True), (
+            self.path,
+        )  # a worker that is no fork maps the file itself
 
     def _row(self, image_id: int) -> int:
         return int(np.searchsorted(self._ids, image_id))
@@ -101,10 +106,13 @@ def _checksums(names: Sequence[str]) -> np.ndarray:
     return np.array([zlib.crc32(name.encode()) for name in names], dtype=np.int64)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, intact: bool) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of proposals; correct `proposals`, which is relative to data.root")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if not intact and archive.testzip() is not None:  # torch itself would take changed bytes for boxes
+                raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise DataError(f"{path}: damaged, or holds more than plain tensors; it was not read") from error

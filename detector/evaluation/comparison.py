@@ -13,6 +13,7 @@ from statistics import fmean
 
 from detector.errors import DataError
 
+SCORE = "score"  # the folder, within that of a training, of the evaluation that is compared
 BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # of the detections
 RECALLS = tuple(f"AR{limit}{size}" for limit in (100, 1000) for size in ("", "s", "m", "l"))  # of the proposals
 COSTS = ("parameters", "flops", "ms", "memory_mib")
@@ -45,9 +46,10 @@ class Row:
 def read_run(folder: Path, *, rpn_alone: bool = False) -> dict[str, float]:
     """The numbers of one training and its evaluation; NaN for COCO's -1, and for the AP of an RPN, which knows no classes.
 
-    Raises DataError for files that are not those of a finished run.
+    The evaluation lies in SCORE; any other in the folder is the user's, of whatever split and settings. Raises DataError
+    for files that are not those of a finished run.
     """
-    path = folder / "metrics.json"
+    path = folder / SCORE / "metrics.json"
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         numbers = {name: float(metrics["bbox"][name]) for name in BOXES}
@@ -86,7 +88,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """The table and what its columns mean."""
     heads = ["system", "seeds", *(UNITS.get(c, (c,))[0] for c in COLUMNS)]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    lines += [[row.name, str(row.seeds), *(_shown(c, row.numbers[c], row.seeds) for c in COLUMNS)] for row in rows]
+    for row in rows:
+        shown = [_shown(c, row.numbers[c], row.seeds) for c in COLUMNS]
+        lines.append([row.name.replace("|", r"\|"), str(row.seeds), *shown])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + CAPTION
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,11 @@ from detector.data.loader import eval_loader
 from detector.data.proposals import pack
 from detector.errors import DataError
 from detector.evaluation.coco import ONE_CLASS, detections_to_results, evaluate_results
+from detector.evaluation.files import check_new_file
 from detector.evaluation.proposals import proposal_recall
 from detector.inference.predictor import Predictor
 from detector.structures import Detections, Proposals
 from detector.training.checkpoint import write_atomically
-
-BEGINNINGS = {
-    "metrics.json": '{\n  "bbox": {\n    "AP": ',
-    "detections.json": ('[{"image_id": ', "[]"),
-}  # of our own files
 
 
 def evaluate(
@@ -76,55 +71,3 @@ def detect_all(
             for image_id, both in zip(image_ids, predictor.detect_with_proposals(images, sizes, proposals)):
                 yield image_id, *both
             bar.update(len(image_ids))
-
-
-def check_new_file(path: Path) -> None:
-    """DataError where a file, or anything else, has that name already."""
-    if path.exists() or path.is_symlink():
-        raise DataError(f"{path}: exists already and is not written over; name another file, or remove it")
-
-
-def check_own(folder: Path, *names: str) -> None:
-    """DataError where writing these results would replace a file that no evaluation wrote."""
-    for path in (folder / name for name in names):
-        if path.exists() and not (_is_own(path) and _is_own(folder / "metrics.json")):
-            raise DataError(f"{path}: not of an earlier evaluation, and would be written over; choose another --output")
-
-
-def _is_own(path: Path) -> bool:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(30).startswith(BEGINNINGS[path.name])
-    except OSError:
-        return False
-
-
-def check_folder(folder: Path) -> None:
-    """DataError if `make_folder` would fail."""
-    there = next(path for path in [folder, *folder.parents] if path.exists())
-    if not there.is_dir():
-        raise DataError(f"{folder}: cannot be made ({there} is no folder); choose another --output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise DataError(f"{there}: cannot be written to; choose another --output")
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder, made if need be; DataError at once if results could not be written into it at the end."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: cannot be written to; choose another --output")
-    return folder
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none: a reader, or a crash, never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from detector.data.image import read_image
 from detector.errors import DataError
 from detector.evaluation.coco import detections_to_results
-from detector.evaluation.run import write_text
+from detector.evaluation.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 from detector.structures import Detections

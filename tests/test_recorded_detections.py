@@ -1,0 +1,34 @@
+"""A file of each framework, converted and loaded, gives the boxes that the framework itself gave.
+
+The weights follow by formula from the framework's names of them, so that a wrong name gives other boxes. The rules, and many
+more recorded numbers (tests/test_golden.py), are those of golden_rules.py; these few are here for every clone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from golden_models import config_of, convert, match_detections, reference
+from golden_rules import Fill, formula_image
+
+import detector
+from detector.build import load_config
+from detector.interop.recognise import FRAMEWORKS, blank_state
+
+RECORDED = json.loads(Path(__file__).with_name("recorded_detections.json").read_text())
+SIZE = (480, 640)
+FEWER = ["model.rpn.pre_nms=[1000,1000]", "model.rpn.post_nms=[200,200]"]  # proposals than published
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_converted_file_gives_the_frameworks_boxes(name, tmp_path):
+    record, framework = RECORDED[name], FRAMEWORKS[reference(name).name]
+    names = framework.give(blank_state(load_config(config_of(name))))
+    state = Fill(record["seed_text"], **record["fill"]).state({key: t.shape for key, t in names.items()})
+    as_it_is = [f"data.resize.short={SIZE[0]}", f"data.resize.long={SIZE[1]}"]
+    convert(name, state, tmp_path / "ours.pth", FEWER + as_it_is)
+    found = detector.load(tmp_path / "ours.pth", device="cpu")(formula_image(2, *SIZE))
+    match = match_detections(name, found, record["detections"])
+    assert match.unmatched == 0 and len(found) == match.number > 30

@@ -1,0 +1,65 @@
+"""Maps for necks, convolutions that hand a pixel on, and what every neck must pass: gradients to all that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]  # of a ResNet-50's C2..C5
+NARROW = [8, 16, 24, 32]  # channels in most tests
+ODD = [(17, 13), (9, 7), (5, 4), (3, 2)]  # no map is twice the next
+EVEN = [(16, 24), (8, 12), (4, 6), (2, 3)]
+ONE_PIXEL = [(1, 1)] * 4
+
+
+def maps(sizes: Sequence[tuple[int, int]] = ODD) -> list[Tensor]:
+    """Random [C2..C5] of two images that ask for a gradient."""
+    return [torch.randn(2, c, *size, requires_grad=True) for c, size in zip(NARROW, sizes, strict=True)]
+
+
+def constant(*numbers: float, finest: int = 16) -> list[Tensor]:
+    """Maps of one channel, each half as large as the one before and filled with one number."""
+    return [torch.full((1, 1, finest >> i, finest >> i), float(number)) for i, number in enumerate(numbers)]
+
+
+def values(levels: Sequence[Tensor]) -> list[list[float]]:
+    """The different numbers in every level."""
+    return [level.unique().tolist() for level in levels]
+
+
+def identity_(module: nn.Module) -> nn.Module:
+    """Every convolution hands its pixel on, and no norm does a thing."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.dirac_(m.weight, groups=m.groups)
+            nn.init.zeros_(m.bias) if m.bias is not None else None
+        elif hasattr(m, "norm"):
+            m.norm = nn.Identity()
+    return module
+
+
+def count(module: nn.Module) -> int:
+    """The number of its parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def half(size: tuple[int, int]) -> tuple[int, int]:
+    """Of a map, rounded up."""
+    return tuple(-(-side // 2) for side in size)
+
+
+def assert_all_learn(neck: nn.Module, c: Sequence[Tensor], *, unread: int = 0) -> None:
+    """Every parameter has a gradient, and every map but the finest `unread`, which have none."""
+    sum((p * torch.randn_like(p)).sum() for p in neck(c)).backward()
+    assert all(x.grad is None for x in c[:unread])
+    for tensor in [*c[unread:], *neck.parameters()]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
+
+
+def assert_all_see_all(neck: nn.Module, c: Sequence[Tensor], *, unread: int = 0) -> None:
+    """Every level of the output depends on every map but the finest `unread`."""
+    for i, p in enumerate(neck(c)):
+        reached = torch.autograd.grad((p * torch.randn_like(p)).sum(), c[unread:], retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in reached), f"level {i}"  # weighed, for the sum behind a norm is constant
