@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -18,6 +17,8 @@ from tiny_necks import (
     STRIDES,
     assert_all_learn,
     assert_all_see_all,
+    assert_folds,
+    assert_mixes,
     constant,
     count,
     half,
@@ -28,7 +29,6 @@ from tiny_necks import (
 from torch import Tensor, nn
 
 from detector.errors import ConfigError
-from detector.layers import fold_norms
 from detector.necks.bifpn import BiFPN, BiFPNLayer, fast_normalised, pool_same, pool_symmetric
 
 FIRST = [2, 3]
@@ -244,24 +244,12 @@ def test_a_detector_says_which_part_does_not_fit():
 
 @pytest.mark.parametrize("separable", [True, False])
 def test_folded_norms_keep_the_function(separable):
-    neck, c = BiFPN(NARROW, STRIDES, width=8, separable=separable), maps()
-    for _ in range(3):
-        neck(c)  # statistics that are not 0 and 1
-    folded = fold_norms(copy.deepcopy(neck.eval()))
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    for found, expected in zip(folded(c), neck(c), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_folds(BiFPN(NARROW, STRIDES, width=8, separable=separable), maps())
 
 
 @pytest.mark.parametrize("fuse", ["fast", "softmax", "sum"])
 def test_mixed_precision_keeps_the_maps_small_and_in_place(fuse):
-    neck = BiFPN(NARROW, STRIDES, width=8, fuse=fuse).to(memory_format=torch.channels_last).eval()
-    c = [x.contiguous(memory_format=torch.channels_last) for x in maps(EVEN)]
-    with torch.autocast("cpu", torch.bfloat16):
-        p = neck(c)
-    for found, expected in zip(p, neck(c), strict=True):
-        assert found.dtype is torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    assert_mixes(BiFPN(NARROW, STRIDES, width=8, fuse=fuse), maps(EVEN))
 
 
 # --- gradients

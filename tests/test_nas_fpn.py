@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -16,6 +15,8 @@ from tiny_necks import (
     STRIDES,
     assert_all_learn,
     assert_all_see_all,
+    assert_folds,
+    assert_mixes,
     constant,
     count,
     identity_,
@@ -25,7 +26,6 @@ from tiny_necks import (
 from torch import Tensor, nn
 
 from detector.errors import ConfigError
-from detector.layers import fold_norms
 from detector.necks.nas_fpn import NASFPN, PyramidNetwork, gate_high, gate_low, halve_ceil, halve_floor, resize
 
 ODD = [(33, 41), (17, 21), (9, 11), (5, 6)]
@@ -220,13 +220,7 @@ def test_a_detector_says_which_part_does_not_fit():
 
 
 def test_folded_norms_keep_the_function():
-    neck, c = NASFPN(NARROW, STRIDES, width=8, stacks=2, form="mmdetection"), maps(ODD)
-    for _ in range(3):
-        neck(c)  # statistics that are not 0 and 1
-    folded = fold_norms(copy.deepcopy(neck.eval()))
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    for found, expected in zip(folded(c), neck(c), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_folds(NASFPN(NARROW, STRIDES, width=8, stacks=2, form="mmdetection"), maps(ODD))
 
 
 def test_its_inputs_are_left_as_they_were():
@@ -242,13 +236,7 @@ def test_its_inputs_are_left_as_they_were():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mixed_precision_keeps_the_maps_small_and_in_place(form):
-    neck = NASFPN(NARROW, STRIDES, width=8, stacks=1, form=form).to(memory_format=torch.channels_last).eval()
-    c = [x.contiguous(memory_format=torch.channels_last) for x in maps(EVEN)]
-    with torch.autocast("cpu", torch.bfloat16):
-        p = neck(c)
-    for found, expected in zip(p, neck(c), strict=True):
-        assert found.dtype is torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+    assert_mixes(NASFPN(NARROW, STRIDES, width=8, stacks=1, form=form), maps(EVEN))
 
 
 # --- gradients

@@ -1,11 +1,14 @@
-"""Maps for necks, convolutions that hand a pixel on, and what every neck must pass: gradients to all that it reads."""
+"""Maps for necks, convolutions that hand a pixel on, and what every neck must pass."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from detector.layers import fold_norms
 
 CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]  # of a ResNet-50's C2..C5
 NARROW = [8, 16, 24, 32]  # channels in most tests
@@ -63,3 +66,24 @@ def assert_all_see_all(neck: nn.Module, c: Sequence[Tensor], *, unread: int = 0)
     for i, p in enumerate(neck(c)):
         reached = torch.autograd.grad((p * torch.randn_like(p)).sum(), c[unread:], retain_graph=True)
         assert all(g.abs().sum() > 0 for g in reached), f"level {i}"  # weighed, for the sum behind a norm is constant
+
+
+def assert_folds(neck: nn.Module, c: Sequence[Tensor]) -> None:
+    """A copy with its batch norms folded has the same function."""
+    for _ in range(3):
+        neck(c)  # statistics that are not 0 and 1
+    folded = fold_norms(copy.deepcopy(neck.eval()))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    for found, expected in zip(folded(c), neck(c), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def assert_mixes(neck: nn.Module, c: Sequence[Tensor]) -> None:
+    """Under mixed precision all maps stay in bfloat16 and channels-last, and near those of float32."""
+    neck = neck.to(memory_format=torch.channels_last).eval()
+    c = [x.contiguous(memory_format=torch.channels_last) for x in c]
+    with torch.autocast("cpu", torch.bfloat16):
+        p = neck(c)
+    for found, expected in zip(p, neck(c), strict=True):
+        assert found.dtype is torch.bfloat16 and found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
