@@ -25,13 +25,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Raises ConfigError with file and dotted path for whatever does not fit the constructors' signatures.
     """
     config = read_config(path, overrides, DEFAULT_TYPES)
-    with _named(path):
+    with in_file(path):
         check_config(config)
     return config
 
 
 @contextmanager
-def _named(source: str | Path | None) -> Iterator[None]:
+def in_file(source: str | Path | None) -> Iterator[None]:
     """What is wrong with a configuration is said with the name of its file, where that is known."""
     try:
         yield
@@ -58,7 +58,7 @@ def build_detector(
     Raises ConfigError, with the name of the file `source` if it is given, where parts do not fit each other, or where
     `model.num_classes` is not known.
     """
-    with _named(source):
+    with in_file(source):
         return _tree(config.get("model", {}), trust).to(memory_format=torch.channels_last)
 
 

@@ -123,6 +123,15 @@ def test_resume_as_often_as_need_be(tmp_path: Path, config: Path, whole: Path, i
     assert_same_training(tmp_path / "run", whole)
 
 
+def test_a_training_cut_short_on_resume_is_scored(tmp_path: Path, config: Path, interrupt: Callable):
+    run, often = tmp_path / "run", ["train.epochs=9", "train.evaluate_every=9"]
+    interrupt(2 * STEPS + 1)
+    assert train(config, run, often) == 130 and not (run / "best.pth").exists()
+    interrupt(None)
+    assert train(config, run, ["--resume", "train.epochs=2"]) == 0
+    assert (run / "best.pth").exists() and place(run) == (2 * STEPS + 1, 2)
+
+
 def test_sigterm_too(tmp_path: Path, config: Path, interrupt: Callable):
     interrupt(1, signal.SIGTERM)
     assert train(config, tmp_path / "run") == 128 + signal.SIGTERM

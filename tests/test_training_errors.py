@@ -202,7 +202,7 @@ def test_a_training_that_ended_while_this_one_began_is_noticed(
         ("train.momentum=-1", "train.momentum: must be"),
         ("train.device=gpu", "device 'gpu' cannot be used here"),
         ("train.precision=float16", "train.precision: expected one of 'float32', 'bfloat16'"),
-        ("model.num_classes=3", "model.num_classes: 3, but {data}/train.json has 2 classes (square, disc)"),
+        ("model.num_classes=3", "tiny.yaml: model.num_classes: 3, but {data}/train.json has 2 classes (square, disc)"),
         ("model.neck.type=fnp", "model.neck.type: 'fnp'"),
         ("model.backbone.type=nowhere.Net", "model.backbone.type: nowhere.Net cannot be imported"),
         ("model.rpn.anchors.sizes=[[16]]", "tiny.yaml: model.rpn.anchors does not fit: sizes: 1 lists"),

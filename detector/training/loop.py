@@ -106,6 +106,9 @@ class Trainer:
                 while self.epoch < self.recipe.epochs:
                     self._epoch(bar)
                     self._finish_epoch()
+                if self.best == -math.inf:  # resumed with fewer epochs than are done, none of which was scored
+                    self._evaluate(self.epoch)
+                    self._save("last.pth")
         except (RuntimeError, CheckpointError) as error:  # torch raises it anywhere, in the midst of saving too
             self._explain_lost_worker(error)
             raise

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import torch
 import yaml
 
-from detector.build import build_detector
+from detector.build import build_detector, in_file
 from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
 from detector.errors import CheckpointError, ConfigError
@@ -47,7 +47,8 @@ def train(
     train_set = build_dataset(config, "train")
     val_set = build_dataset(config, "val", class_names=train_set.class_names)
     read_ground_truth(val_set.annotation_file)  # what only the evaluation would stumble over, after an epoch
-    config = with_num_classes(config, train_set)
+    with in_file(source):
+        config = with_num_classes(config, train_set)
     device = pick_device(recipe.device)
     torch.manual_seed(recipe.seed)
     filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
