@@ -1,7 +1,8 @@
 """Beside torchvision itself, with the same random weights, on real and made images: its detections and its losses.
 
 The limits are 0.1 px, 1e-3 of score and 1e-4 of a loss, or four times what torchvision differs from itself when it runs
-channels-last, measured here.
+channels-last, measured here. Nothing keeps random weights from near-ties: a decision of suppression that a CPU's rounding
+turns costs a box or two.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from golden_rules import PROJECT, Fill, formula_image, match_sets, shared
+from golden_rules import PROJECT, Fill, Match, formula_image, match_sets, shared
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn_v2
@@ -28,6 +29,7 @@ from detector.rcnn import GeneralizedRCNN
 
 V1, V2 = "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
 PHOTOS = ["000000000009.jpg", "000000000030.jpg"]
+Boxes = tuple[Tensor, Tensor, Tensor]  # (D, 4), scores (D,), labels (D,)
 EVERY_ANCHOR, EVERY_REGION = 10**6, 10**5  # more than there are: sampling takes all
 
 GAINS = [
@@ -104,7 +106,7 @@ def images(full: bool) -> list[Tensor]:
 
 
 @torch.no_grad()
-def detect(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def detect(model: nn.Module, image: Tensor) -> Boxes:
     """Boxes, scores and our labels; alone, because a neighbour in the batch would change torchvision's answer."""
     if isinstance(model, GeneralizedRCNN):
         [found] = model([image])
@@ -115,18 +117,22 @@ def detect(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def check_detections(version: str, full: bool, keep: int) -> None:
     theirs, ours = pair(version, full, keep)
-    other, folded = in_channels_last(theirs), fold_norms(copy.deepcopy(ours))
-    scores = []
-    for image in images(full):
-        expected = detect(theirs, image)
-        scores.append(expected[1])
-        noise = match_sets(detect(other, image), expected, px=5, score=0.1)
-        limits = dict(px=max(0.1, 4 * noise.px), score=max(1e-3, 4 * noise.score))
-        for model in (ours, folded):
-            found = detect(model, image)
-            assert abs(len(found[0]) - len(expected[0])) <= 4 * noise.unmatched
-            assert match_sets(found, expected, **limits).unmatched <= 4 * noise.unmatched
-    assert len(torch.cat(scores)) > 100 and torch.cat(scores).min() < 0.5  # neither empty nor saturated
+    expected = [detect(theirs, image) for image in images(full)]
+    scores = torch.cat([scores for _, scores, _ in expected])
+    assert len(scores) > 100 and scores.min() < 0.5  # neither empty nor saturated
+    noise = differences(in_channels_last(theirs), full, expected, px=5, score=0.1)
+    limits = dict(px=max(0.1, 4 * noise.px), score=max(1e-3, 4 * noise.score))
+    for model in (ours, fold_norms(copy.deepcopy(ours))):
+        assert differences(model, full, expected, **limits).unmatched <= 2 + 4 * noise.unmatched
+
+
+def differences(model: nn.Module, full: bool, expected: Sequence[Boxes], *, px: float, score: float) -> Match:
+    """Over all images; unmatched are the boxes that the model has alone and those that it lacks."""
+    found = [detect(model, image) for image in images(full)]
+    matches = [match_sets(*sets, px=px, score=score) for sets in zip(found, expected, strict=True)]
+    number, lacks = sum(m.number for m in matches), sum(m.unmatched for m in matches)
+    alone = sum(len(boxes) for boxes, _, _ in found) - (number - lacks)
+    return Match(number, lacks + alone, max(m.px for m in matches), max(m.score for m in matches))
 
 
 @pytest.mark.parametrize("version", [V1, V2])

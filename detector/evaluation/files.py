@@ -31,9 +31,14 @@ def check_own(folder: Path, *names: str) -> None:
 
 
 def _is_own(path: Path) -> bool:
+    return begins(path, BEGINNINGS[path.name])
+
+
+def begins(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    """Whether there is a file at `path` that begins with one of these, of 30 bytes at most."""
     try:
         with open(path, "rb") as file:
-            return file.read(30).startswith(BEGINNINGS[path.name])
+            return file.read(30).startswith(beginnings)
     except OSError:
         return False
 
