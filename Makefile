@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := PYTHONPATH=. .venv/bin/python
 RESUME = $(if $(wildcard runs/demo/last.pth),--resume)
 
-.PHONY: install demo test test-all lint
+.PHONY: install demo test test-all torture lint
 
 install: .venv/installed  # the environment, in .venv
 
@@ -19,10 +19,13 @@ demo: install  # draw a data set, train a small detector on it, score it, draw w
 	$(RUN) scripts/infer.py runs/demo/best.pth data/shapes/images/val --output runs/demo/pictures
 
 test: install lint  # the quick tests, a few minutes on two cores
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -m 'not slow and not torture'
 
 test-all: install lint  # these and the slow proofs
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m 'not torture'
+
+torture: install  # kill, starve and poison it, many times over (docs/reliability.md); under 25 minutes on two cores
+	$(RUN) -m pytest -m torture
 
 lint: install
 	.venv/bin/ruff check .
