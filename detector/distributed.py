@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from detector.errors import DetectorError
+from detector.errors import DetectorError, Interrupted
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -82,3 +84,38 @@ def mean(x: Tensor) -> Tensor:
     x = x.detach().clone()
     dist.all_reduce(x)
     return x / world()
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` gives on this process. What it raises on one of them is raised on all; see `speaks`.
+
+    So none waits for another that has left. All must call it.
+    """
+    if world() == 1:
+        return work()
+    result, error = None, None
+    try:
+        result = work()
+    except (DetectorError, Interrupted) as known:
+        error = known
+    except Exception as unknown:  # which may not travel; its own process tells it in full
+        gather(DetectorError(f"process {rank()}: {type(unknown).__name__}: {unknown}"))
+        raise
+    for error in filter(None, gather(error)):
+        error.is_shared = True
+        raise error
+    return result
+
+
+def largest(*values: int) -> list[int]:
+    """The largest of each over all processes. All must call it."""
+    if world() == 1:
+        return list(values)
+    numbers = torch.tensor(values)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers.tolist()
+
+
+def speaks(error: Exception) -> bool:
+    """Whether this process tells the user of an error: what all have in common, the first one says."""
+    return not getattr(error, "is_shared", False) or os.environ.get("RANK", "0") == "0"

@@ -38,3 +38,14 @@ class DataError(DetectorError):
 
 class CheckpointError(DetectorError):
     """A file of weights."""
+
+
+class Interrupted(Exception):
+    """Asked to stop by a signal or a time limit; what had to be saved is saved."""
+
+    def __init__(self, by: str, exit_status: int):
+        super().__init__(by, exit_status)  # both, so that it can travel between processes
+        self.by, self.exit_status = by, exit_status
+
+    def __str__(self) -> str:
+        return self.by

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import detector
-from detector.training.loop import Interrupted, NonFiniteLoss
+from detector.errors import Interrupted
+from detector.training.loop import NonFiniteLoss
 from detector.training.run import train
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
 from detector.data.settings import DataSettings
-from detector.errors import CheckpointError, DataError, DetectorError
+from detector.errors import CheckpointError, DataError, DetectorError, Interrupted
 from detector.evaluation.run import evaluate
 from detector.heads.proposals_only import ProposalsOnly
 from detector.inference.predictor import Predictor
@@ -39,14 +39,6 @@ log = logging.getLogger("detector")
 
 class NonFiniteLoss(DetectorError):
     """The loss is no number any more; going on would ruin the weights."""
-
-
-class Interrupted(Exception):
-    """A signal asked the training to stop; everything is saved."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_status = 128 + number
 
 
 class Trainer:
@@ -123,7 +115,7 @@ class Trainer:
             return
         time.sleep(0.2)  # a signal to all processes may reach the worker first
         if self.signal is not None:  # sent to all processes at once, and the worker could not wait
-            raise Interrupted(self.signal) from None
+            raise Interrupted(signal.Signals(self.signal).name, 128 + self.signal) from None
         raise DataError(
             f"a process that loads images died ({error}). If memory ran out, lower data.workers or train.batch_size; "
             f"then continue from {self.output / 'last.pth'} with --resume"
@@ -208,7 +200,7 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         if self.signal is not None:
-            raise Interrupted(self.signal)
+            raise Interrupted(signal.Signals(self.signal).name, 128 + self.signal)
 
     def _finish_epoch(self) -> None:
         """Score the epoch if it is due; its steps are saved before, because scoring may take long."""
