@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
 
 from detector.errors import DetectorError, Interrupted
 
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
+ROUND = 8  # batches that a process does between two gatherings
 
 
 @contextmanager
@@ -68,12 +72,35 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def launcher() -> str:
+    """Who started this process: the torchrun of this machine."""
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()}" if is_launched() else ""
+
+
+def is_restarted() -> bool:
+    """Whether torchrun started this process in the place of one that fell."""
+    return is_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Whether torch raised this because another process no longer answers."""
+    words = ("connection", "gloo", "nccl", "socket", "timed out")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
 def gather(thing: Any) -> list[Any]:
-    """What every process gives, in the order of their ranks, on each of them. All must call it."""
+    """What every process gives, in the order of their ranks, on each of them. All must call it.
+
+    An exception that one gives instead is raised on all.
+    """
     if world() == 1:
         return [thing]
     things: list[Any] = [None] * world()
     dist.all_gather_object(things, thing)
+    for error in things:
+        if isinstance(error, Exception):
+            error.is_shared = True
+            raise error
     return things
 
 
@@ -89,22 +116,63 @@ def mean(x: Tensor) -> Tensor:
 def together(work: Callable[[], T]) -> T:
     """What `work` gives on this process. What it raises on one of them is raised on all; see `speaks`.
 
-    So none waits for another that has left. All must call it.
+    The others meet the error here, or wherever within `work` they gather next: none waits for one that has left. All must
+    call it.
     """
     if world() == 1:
         return work()
-    result, error = None, None
     try:
         result = work()
-    except (DetectorError, Interrupted) as known:
-        error = known
-    except Exception as unknown:  # which may not travel; its own process tells it in full
-        gather(DetectorError(f"process {rank()}: {type(unknown).__name__}: {unknown}"))
-        raise
-    for error in filter(None, gather(error)):
+    except Exception as error:
+        if getattr(error, "is_shared", False):
+            raise
+        if isinstance(error, DetectorError | Interrupted):
+            gather(error)
+        with suppress(Exception):  # the others get what can travel; the process itself tells the error in full
+            gather(DetectorError(f"process {rank()}: {type(error).__name__}: {error}"))
         error.is_shared = True
-        raise error
+        raise
+    gather(None)
     return result
+
+
+def first(work: Callable[[], T]) -> T:
+    """What `work` gives on the first process, where alone it is done, on all. All must call it."""
+    return gather(together(lambda: work() if is_first() else None))[0]
+
+
+def share(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batch: int = 1) -> Iterator[R]:
+    """The results of `work`, one an item, in the order of the items and on all processes, each of which does a part.
+
+    `work` takes the items of a process, whole batches of them. Every now and then the processes gather what they have, so
+    that an error on one soon ends all, and none waits long for another. All must take all results.
+    """
+    if world() == 1:
+        yield from work(list(items))
+        return
+    fair = -(-len(items) // (batch * world()))  # batches for each process
+    length = batch * max(1, min(ROUND, fair))
+    parts = [items[i : i + length] for i in range(0, len(items), length)]
+    results = iter(work([item for part in parts[rank() :: world()] for item in part]))
+    for _ in range(0, len(parts), world()):
+        yield from chain(*gather(together(lambda: list(islice(results, length)))))
+
+
+def total_with_gradient(x: Tensor) -> Tensor:
+    """The sum over all processes, on each of them. All must call it, and its backward pass."""
+    return dist_functional.all_reduce(x)
+
+
+def share_of_all(count: int) -> float:
+    """What a process divides a sum of its own by, so that the mean over the processes is the mean over all that they count.
+
+    1 where nothing is counted. All must call it.
+    """
+    if world() == 1:
+        return max(count, 1)
+    total = torch.tensor(count)
+    dist.all_reduce(total)
+    return max(total.item(), 1) / world()
 
 
 def largest(*values: int) -> list[int]:
