@@ -104,7 +104,7 @@ def _parse(text: str, source: str) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # the constructors of YAML's own tags raise anything: "!!int ''" is an IndexError
-        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _check_size(text: str, source: str) -> None:

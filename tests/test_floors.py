@@ -16,7 +16,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 FLOORS = [  # ground first; the scripts are the roof
     {"errors", "structures", "config", "layers", "pixels", "geometry", "distributed"},
-    {"matching", "data"},
+    {"matching", "data", "formats"},
     {"backbones", "necks"},
     {"heads", "rcnn"},
     {"parts", "build", "training", "evaluation", "inference", "interop"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.data.image import MAX_PIXELS, read_image
+from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.proposals import ProposalFile
 from detector.errors import DataError
 from detector.structures import Target
 
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, ends of lines, halves of characters
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 
@@ -99,7 +101,7 @@ class CocoDataset(Dataset):
         image = read_image(path, self.max_pixels)
         if tuple(image.shape[1:]) != tuple(self.sizes[i]):  # its boxes would be somewhere else
             (_, h, w), (height, width) = image.shape, self.sizes[i]
-            raise DataError(
+            raise ImageError(
                 f"{path}: the image (upright by its EXIF orientation) is {w} x {h}, but {self.annotation_file} says "
                 f"{width} x {height} for image id {self.image_ids[i]}; correct its width, height and boxes"
             )
@@ -155,10 +157,15 @@ def join_within(folder: Path, name: str) -> Path:
 
 def _stays_inside(name: Any) -> bool:
     """Whether this is a relative path without a step up, on any system (a Windows path knows both kinds of slash)."""
-    if not isinstance(name, str) or not name or "\0" in name or name.encode(errors="ignore").decode() != name:
+    if not is_name(name):
         return False
     path = PureWindowsPath(name)
     return not path.anchor and ".." not in path.parts
+
+
+def is_name(value: Any) -> bool:
+    """Whether this is a text that can be printed on one line and stored: no control characters, no halves of any."""
+    return isinstance(value, str) and value != "" and UNPRINTABLE.search(value) is None
 
 
 class _Section:
@@ -214,7 +221,7 @@ def _classes(
 ) -> tuple[list[str], list[int]]:
     """The names of the classes in label order, and the ids that this file gives them."""
     ids = categories.integers("id").tolist()
-    names = categories.column("name", lambda x: isinstance(x, str) and x != "", "it must be a name")
+    names = categories.column("name", is_name, "it must be a name, without control characters")
     categories.reject(_repeated(ids), "id", "two categories share it: give each its own")
     categories.reject(_repeated(names), "name", "two categories share it: merge them or rename one")
     ordered = sorted(names, key=dict(zip(names, ids)).get)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,9 @@ from torch import Tensor
 from detector.errors import DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
+# Others are programs (EPS would run Ghostscript), stubs without a decoder, or hardly ever photographs.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what a folder is searched for
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -22,29 +29,50 @@ UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # of these, what exchanges height and width
+
+
+class ImageError(DataError):
+    """One image that cannot be used: missing, broken, too large, or not of the size that its annotations say."""
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decode a file to uint8 RGB (3, H, W), upright; a `DataError` names a missing, broken or oversized file.
+    """Decode a file to uint8 RGB (3, H, W), upright; an `ImageError` names a missing, broken or oversized file.
 
     The size is read from the header, so that an image over `max_pixels` is refused before it takes memory.
     """
+    with _opened(path, max_pixels) as image:
+        return to_rgb(image)
+
+
+def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of the image that `read_image` would give, from its header. Raises ImageError as that does."""
+    with _opened(path, max_pixels) as image:
+        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS  # a TIFF is upright already
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """An image file of which the header is read; whatever goes wrong with it in here names the file."""
     # Pillow's limit holds for the whole process: ours may raise it, never lower it.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise OSError("it is no file")
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            return to_rgb(image)
+            yield image
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such image; check the image folder and the file names") from error
+        raise ImageError(f"{path}: no such image; check the image folder and the file names") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"the limit is {max_pixels}: raise data.max_pixels or shrink the image"
-        raise DataError(f"{path}: too large ({error}); {limit}") from error
+        raise ImageError(f"{path}: too large ({error}); {limit}") from error
     except Exception as error:  # a decoder that is fed garbage may raise anything
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error
+        raise ImageError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error
 
 
 def to_rgb(image: Image.Image) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from detector.data.image import read_image
+from detector.data.image import SUFFIXES, read_image
 from detector.errors import DataError
 from detector.evaluation.coco import detections_to_results
 from detector.evaluation.files import write_text
@@ -24,7 +24,6 @@ from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 from detector.structures import Detections
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what folders and patterns are searched for
 MAGIC = "*?["  # what makes a path a pattern
 
 
