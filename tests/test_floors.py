@@ -19,7 +19,7 @@ FLOORS = [  # ground first; the scripts are the roof
     {"matching", "data", "formats"},
     {"backbones", "necks"},
     {"heads", "rcnn"},
-    {"parts", "build", "training", "evaluation", "inference", "interop"},
+    {"parts", "build", "training", "evaluation", "inference", "interop", "health"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others

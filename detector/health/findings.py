@@ -1,0 +1,125 @@
+"""What can be wrong with a data set, what training makes of it, and where it was found."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+PLACES = 20  # of a finding that are kept; of many thousands nobody reads more
+STOPS = "training stops: "
+KINDS = {  # kind -> what training makes of it, and what to do
+    "not an entry": STOPS + "make it an object with the keys that COCO's format names, or remove it",
+    "invalid value": STOPS + "correct the value, or remove the entry",
+    "invalid box": STOPS + "correct or remove the box: [x, y, width, height], finite and not negative in size",
+    "repeated id": STOPS + "give each entry an id of its own",
+    "repeated name": STOPS + "merge the two categories or rename one",
+    "unknown image": STOPS + "add the image or remove the annotation",
+    "unknown category": STOPS + "add the category or remove the annotation",
+    "unknown class": STOPS + "data.classes may only name categories of the file",
+    "other categories": STOPS + "give all splits the same category names, or choose common ones by data.classes",
+    "other spelling": STOPS + "write the category in all splits alike; only case or blanks differ",
+    "no images": STOPS + "there is nothing to learn from; check `images`, `annotations` and data.classes",
+    "outside folder": STOPS + "put the file into the image folder and name it relative to that",
+    "missing file": STOPS + "restore the file, correct file_name, or remove the entry",
+    "corrupt file": STOPS + "replace the file or remove its entry",
+    "oversized file": STOPS + "raise data.max_pixels or shrink the image with its boxes",
+    "other size": STOPS + "correct width, height and boxes to the upright image",
+    "box without area": "dropped: correct or remove the box",
+    "box outside image": "clipped to the image: check whether the box is meant so",
+    "duplicate box": "both are trained on: remove one of two boxes of a class that are all but equal",
+    "box of two classes": "both are trained on: decide which class the object has",
+    "repeated annotation id": "harmless here: other COCO tools would lose one of the two",
+    "alike categories": "two classes: merge them if only case or blanks tell them apart by mistake",
+    "unused category": "a class without objects: remove it, or leave it out by data.classes",
+    "rotated file": "turned upright: boxes must be those of the upright image",
+    "file listed twice": "trained on twice: merge the two images and their boxes",
+    "equal files": "trained on twice: remove one of the two and merge their boxes",
+    "image in two splits": "scores come out too good: keep the image in one of the splits",
+    "equal files in two splits": "scores come out too good: keep the image in one of the splits",
+    "equal names in two splits": "perhaps the same image: check without --no-images, which compares the content",
+    "image without objects": "left out of training unless data.keep_empty is true: check that none was forgotten",
+    "unlisted file": "never read: list it, or take it out of the folder",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is wrong; `note` says what is special about this one."""
+
+    file: str | None = None
+    image_id: int | str | None = None
+    annotation_id: int | str | None = None
+    key: str | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        ids = [f"{what} {value}" for what, value in (("image", self.image_id), ("annotation", self.annotation_id))
+               if value is not None]  # fmt: skip
+        where = ", ".join(part for part in (self.file, *ids, self.key) if part)
+        return printable(": ".join(part for part in (where, self.note) if part))
+
+
+@dataclass
+class Finding:
+    """One kind of fault in one split."""
+
+    kind: str
+    split: str
+    count: int = 0
+    places: list[Place] = field(default_factory=list)  # the first few
+
+    @property
+    def severity(self) -> str:
+        """Whether training would stop."""
+        return "error" if self.effect.startswith(STOPS) else "warning"
+
+    @property
+    def effect(self) -> str:
+        """What training makes of it, and what to do."""
+        return KINDS[self.kind]
+
+
+class Findings:
+    """Everything that is wrong, by kind and split."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], Finding] = {}
+
+    def add(self, kind: str, split: str, rows: Sequence[Any] | np.ndarray, place: Callable[[Any], Place]) -> None:
+        """One finding for each of the rows; `place` is asked about the first few only."""
+        if len(rows):
+            found = self._found.setdefault((kind, split), Finding(kind, split))
+            found.count += len(rows)
+            found.places += [place(row) for row in rows[: PLACES - len(found.places)]]
+
+    def all(self) -> list[Finding]:
+        """Errors first, in the order of KINDS."""
+        order = list(KINDS)
+        return sorted(self._found.values(), key=lambda f: (f.severity, order.index(f.kind)))
+
+    def count(self, severity: str) -> int:
+        """How many errors, or warnings, there are."""
+        return sum(found.count for found in self._found.values() if found.severity == severity)
+
+
+def identity(value: Any) -> int | str | None:
+    """An id for a place: anything but a number or a name is shown in short."""
+    return value if value is None or type(value) is int else short(value)
+
+
+def short(value: Any) -> str:
+    """Any JSON value on a line."""
+    if isinstance(value, str) and len(value) <= 100:
+        return value
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlong = 80
+    return shown.repr(value)
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey or no encoding knows."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
