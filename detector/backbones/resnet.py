@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.backbones.imagenet import load_imagenet
+from detector.backbones.imagenet import Loaded, load_imagenet
 from detector.backbones.sac import SAC, AWSConv
 from detector.errors import ConfigError, check_range
 from detector.layers import Norm, caffe2_msra_, conv_norm, folded, is_foldable, make_norm
@@ -176,7 +176,7 @@ class ResNet(nn.Module):
         self.channels = [width * 2**i * self.block.expansion for i in range(stages)]
         self.strides = [4, 8, 16, 16 if dilated_c5 else 32][:stages]
         initialise(self)
-        self.missing_weights = self._load(self)
+        self.missing_weights, self.trained_with = self._load(self)
         self.freeze(frozen_stages)
 
     def _stage(self, number: int) -> Stage:
@@ -200,9 +200,9 @@ class ResNet(nn.Module):
             self._load(stage, prefix="layer4.")
         return stage
 
-    def _load(self, part: nn.Module, prefix: str = "") -> str | None:
+    def _load(self, part: nn.Module, prefix: str = "") -> Loaded:
         if self.weights is None:
-            return None
+            return Loaded()
         elsewhere = [f"layer{number}." for number in range(self.stages + 1, 5)] if not prefix else []
         return load_imagenet(part, self.weights, self.network, prefix=prefix, elsewhere=elsewhere)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detector.backbones.imagenet import input_settings
 from detector.build import build_detector, load_config
 from detector.errors import CheckpointError
 from detector.inference.predictor import without_weights
@@ -45,7 +46,7 @@ def _import_backbone(weights: Weights, output: Path) -> list[str]:
     write_weights(output, state, {"trained_with": trained}, "state_dict")
     return [
         f"{output}: {len(state)} tensors for model.backbone.weights={output}",
-        f"they want model.backbone.stride_in={trained['stride_in']} and model.pixels={trained['pixels']}",
+        f"they want {' '.join(f'{key}={value}' for key, value in input_settings(trained).items())}",
     ]
 
 
