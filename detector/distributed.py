@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ def own_device(device: torch.device) -> torch.device:
     if index >= torch.cuda.device_count():
         raise DetectorError(
             f"process {index + 1} of this machine has no GPU of its own: start torchrun with --nproc-per-node "
-            f"{torch.cuda.device_count()}, or train with train.device=cpu"
+            f"{torch.cuda.device_count()}, or choose the device cpu"
         )
     return torch.device("cuda", index)
 
@@ -155,7 +156,19 @@ def share(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batch: int
     parts = [items[i : i + length] for i in range(0, len(items), length)]
     results = iter(work([item for part in parts[rank() :: world()] for item in part]))
     for _ in range(0, len(parts), world()):
-        yield from chain(*gather(together(lambda: list(islice(results, length)))))
+        done: list[R] = []
+        caught = None
+        try:
+            done.extend(islice(results, length))
+        except (Exception, KeyboardInterrupt) as error:  # what is done is given all the same
+            caught = error
+        yield from chain(*gather(done))
+        together(partial(_raise, caught))
+
+
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
 
 
 def total_with_gradient(x: Tensor) -> Tensor:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import detector
 from detector.config import merge
 from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
+from detector.distributed import first, is_first, processes, speaks, together
 from detector.errors import DetectorError
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
 from detector.evaluation.files import check_new_file, check_own, make_folder, write_text
@@ -54,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def score_file(args: argparse.Namespace) -> None:
-    """--detections FILE --annotations FILE: no model, no images."""
+    """--detections FILE --annotations FILE: no model, no images, no work for several processes."""
     metrics = evaluate_results(args.annotations, read_json(args.detections))
     if args.output:
         check_own(args.output, "metrics.json")
@@ -68,16 +73,23 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, CocoDataset, i
     predictor = detector.load(args.checkpoint, args.trust, kind=Augmented if args.tta else Predictor, **how)
     config = merge(predictor.config, {"data": {"keep_empty": True}}) if "data" in predictor.config else predictor.config
     dataset = build_dataset(config, args.split, class_names=predictor.class_names, trust=args.trust)
-    print(f"{args.split}: {dataset.report}", file=sys.stderr)
+    if is_first():
+        print(f"{args.split}: {dataset.report}", file=sys.stderr)
     return predictor, dataset, data_settings(config["data"], trust=args.trust).workers
 
 
 def score_checkpoint(args: argparse.Namespace) -> None:
     """CKPT: the detector over the images of a split."""
     predictor, dataset, workers = open_checkpoint(args)
-    folder = make_folder(args.output or args.checkpoint.parent)
-    check_own(folder, "metrics.json", "detections.json")
+    folder = first(lambda: make_folder(args.output or args.checkpoint.parent))
+    first(lambda: check_own(folder, "metrics.json", "detections.json"))
     metrics, results = evaluate(predictor, dataset, workers=workers)
+    if is_first():
+        report(predictor, folder, metrics, results)
+
+
+def report(predictor: Predictor, folder: Path, metrics: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """The files and the tables."""
     try:
         write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         if not predictor.is_rpn_alone:  # whose boxes have no category
@@ -90,24 +102,38 @@ def score_checkpoint(args: argparse.Namespace) -> None:
 
 def write_file_of_proposals(args: argparse.Namespace) -> None:
     """CKPT --proposals FILE: what the first stage finds in the images of a split, for a detector without an RPN."""
-    check_new_file(args.proposals)
+    first(lambda: check_new_file(args.proposals))
     predictor, dataset, workers = open_checkpoint(args)
-    make_folder(args.proposals.parent, "name another file")
+    first(lambda: make_folder(args.proposals.parent, "name another file"))
     recall = write_proposals(predictor, dataset, args.proposals, workers=workers)
-    print(f"{args.proposals}: proposals for {len(dataset)} images\n\n{recall_table(recall)}")
+    if is_first():
+        print(f"{args.proposals}: proposals for {len(dataset)} images\n\n{recall_table(recall)}")
+
+
+def evaluate_as_asked(args: argparse.Namespace) -> None:
+    """One of the three uses."""
+    if args.detections:
+        first(lambda: score_file(args))
+    elif args.proposals:
+        write_file_of_proposals(args)
+    else:
+        score_checkpoint(args)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    task = score_file if args.detections else write_file_of_proposals if args.proposals else score_checkpoint
-    try:
-        task(args)
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    with processes(torch.device("cpu")):  # what travels are results
+        with redirect_stderr(sys.stderr if is_first() else None):
+            args = parse(argv)
+        try:
+            together(lambda: evaluate_as_asked(args))
+        except DetectorError as error:
+            if speaks(error):
+                print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            if is_first():
+                print("stopped", file=sys.stderr)
+            return 130
     return 0
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
+import torch
+
 import detector
+from detector.distributed import first, is_first, processes, speaks, together
 from detector.errors import DataError, DetectorError
 from detector.evaluation.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
@@ -35,28 +39,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def infer(args: argparse.Namespace) -> None:
-    jobs = find_images(args.paths, args.output)  # first: a wrong path is known before anything heavy
-    check_folder(args.output)
+    jobs = first(lambda: find_images(args.paths, args.output))  # a wrong path is known before anything heavy
+    first(lambda: check_folder(args.output))
     kind = Augmented if args.tta else Predictor
     predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision, kind=kind)
     predictor.check_pictures()
-    folder = make_folder(args.output)
+    folder = first(lambda: make_folder(args.output))
     results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
-    print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
+    if is_first():
+        print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be read, see above")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        infer(args)
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    with processes(torch.device("cpu")):  # what travels are results
+        with redirect_stderr(sys.stderr if is_first() else None):
+            args = parse(argv)
+        try:
+            together(lambda: infer(args))
+        except DetectorError as error:
+            if speaks(error):
+                print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            if is_first():
+                print("stopped", file=sys.stderr)
+            return 130
     return 0
 
 

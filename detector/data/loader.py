@@ -6,7 +6,7 @@ the number of workers or processes or on what was loaded before. So a resumed ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,9 +84,12 @@ def train_loader(
     return Loader(_Seeded(dataset, seed), batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
 
 
-def eval_loader(dataset: CocoDataset, prepare: Callable[[Tensor], Tensor], workers: int, batch_size: int = 1) -> Loader:
-    """Batches of lists (prepared images, original sizes (h, w), image ids) in the order of the data set."""
-    return Loader(_Prepared(dataset, prepare), batch_size=batch_size, num_workers=workers)
+def eval_loader(
+    dataset: CocoDataset, prepare: Callable[[Tensor], Tensor], workers: int, batch_size: int = 1,
+    indices: Sequence[int] | None = None,
+) -> Loader:  # fmt: skip
+    """Batches of lists (prepared images, original sizes (h, w), image ids) in the order of `indices` or the data set."""
+    return Loader(_Prepared(dataset, prepare), batch_size=batch_size, num_workers=workers, sampler=indices)
 
 
 def mix(*numbers: int) -> int:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from detector.data.coco import CocoDataset
 from detector.data.loader import eval_loader
 from detector.data.proposals import pack
+from detector.distributed import first, is_first, share
 from detector.errors import DataError
 from detector.evaluation.coco import ONE_CLASS, detections_to_results, evaluate_results
 from detector.evaluation.files import check_new_file
@@ -24,7 +25,7 @@ from detector.training.checkpoint import write_atomically
 def evaluate(
     predictor: Predictor, dataset: CocoDataset, *, batch_size: int = 1, workers: int = 2, progress: bool = True
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Detect on every image of the data set and score it: (metrics, results in COCO form).
+    """Detect on every image of the data set and score it: (metrics, results in COCO form), on all processes the same.
 
     Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`; ids are the annotation file's,
     except that an RPN alone is scored, and its results are given, as ONE_CLASS.
@@ -35,11 +36,13 @@ def evaluate(
     for image_id, found, regions in detect_all(predictor, dataset, batch_size, workers, progress):
         results += detections_to_results(found, image_id, category_ids)
         proposals[image_id] = regions.boxes
-    metrics = evaluate_results(
-        dataset.annotation_file, results, list(proposals), dataset.category_ids, as_one_class=predictor.is_rpn_alone
-    )
-    metrics["proposals"] = proposal_recall(dataset.annotation_file, proposals, dataset.category_ids)
-    return metrics, results
+
+    def score() -> dict[str, dict[str, Any]]:
+        truth, classes = dataset.annotation_file, dataset.category_ids
+        metrics = evaluate_results(truth, results, list(proposals), classes, as_one_class=predictor.is_rpn_alone)
+        return metrics | {"proposals": proposal_recall(truth, proposals, classes)}
+
+    return first(score), results
 
 
 def write_proposals(
@@ -50,24 +53,33 @@ def write_proposals(
     See detector/data/proposals.py for the file. Raises DataError for a path that exists or cannot be written.
     """
     proposals = {image_id: regions for image_id, _, regions in detect_all(predictor, dataset, 1, workers, progress)}
-    check_new_file(path)  # though the script looked, that took a while
-    write_atomically(
-        path, pack(list(proposals), dataset.full_names(), dataset.sizes.tolist(), list(proposals.values()))
-    )
-    boxes = {image_id: regions.boxes for image_id, regions in proposals.items()}
-    return proposal_recall(dataset.annotation_file, boxes, dataset.category_ids)
+
+    def write() -> dict[str, float]:
+        check_new_file(path)  # though the script looked, that took a while
+        content = pack(list(proposals), dataset.full_names(), dataset.sizes.tolist(), list(proposals.values()))
+        write_atomically(path, content)
+        boxes = {image_id: regions.boxes for image_id, regions in proposals.items()}
+        return proposal_recall(dataset.annotation_file, boxes, dataset.category_ids)
+
+    return first(write)
 
 
 def detect_all(
     predictor: Predictor, dataset: CocoDataset, batch_size: int, workers: int, progress: bool
 ) -> Iterator[tuple[int, Detections, Proposals]]:
-    """Image id and both stages' boxes of every image, in the order of the data set."""
+    """Image id and both stages' boxes of every image, in the order of the data set; several processes share the work."""
     given = getattr(dataset, "proposals", None)  # a data set of the user's own may know of none
-    if predictor.needs_proposals and given is None:
-        raise DataError(f"{dataset.annotation_file}: this detector has no RPN; name its split's file of `proposals`")
-    with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not progress) as bar:
-        for images, sizes, image_ids in eval_loader(dataset, predictor.prepare, workers, batch_size):
+
+    def detect(indices: list[int]) -> Iterator[tuple[int, Detections, Proposals]]:
+        if predictor.needs_proposals and given is None:
+            file = dataset.annotation_file
+            raise DataError(f"{file}: this detector has no RPN; name its split's file of `proposals`")
+        for images, sizes, image_ids in eval_loader(dataset, predictor.prepare, workers, batch_size, indices):
             proposals = [given[image_id] for image_id in image_ids] if predictor.needs_proposals else None
             for image_id, both in zip(image_ids, predictor.detect_with_proposals(images, sizes, proposals)):
                 yield image_id, *both
-            bar.update(len(image_ids))
+
+    with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not (progress and is_first())) as bar:
+        for found in share(range(len(dataset)), detect, batch_size):
+            yield found
+            bar.update()

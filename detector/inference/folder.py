@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detector.data.image import SUFFIXES, read_image
+from detector.distributed import is_first, share
 from detector.errors import DataError
 from detector.evaluation.coco import detections_to_results
 from detector.evaluation.files import write_text
@@ -57,22 +58,34 @@ def infer_images(
     """Write every picture and `output`/detections.json; returns its results and the jobs whose image cannot be read.
 
     A result is COCO's (image_id, category_id, bbox xywh in original pixels, score) with `file_name`; the image id is
-    the place of the job, from 1. An unreadable image is reported at once and skipped.
+    the place of the job, from 1. An unreadable image is reported and skipped. Of several processes each writes the
+    pictures of its share, and the first the results.
     """
     results, failed = [], []
-    numbered = list(enumerate(jobs, start=1))
-    with tqdm(total=len(jobs), desc="infer", unit="img") as bar, _written_at_the_end(output, results):
-        for start in range(0, len(jobs), batch_size):
-            batch = [(id_, job, _read(job, predictor.max_pixels)) for id_, job in numbered[start : start + batch_size]]
-            failed += [job for _, job, image in batch if image is None]
-            readable = [item for item in batch if item[2] is not None]
-            detections = predictor([image for *_, image in readable])
-            for (image_id, job, image), found in zip(readable, detections):
-                kept = _at_least(score, found)
+
+    def look(numbered: list[tuple[int, Job]]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
+        for start in range(0, len(numbered), batch_size):
+            batch = numbered[start : start + batch_size]
+            images = [_read(job, predictor.max_pixels) for _, job in batch]
+            detections = iter(predictor([image for image in images if isinstance(image, Tensor)]))
+            for (image_id, job), image in zip(batch, images):
+                if isinstance(image, DataError):
+                    yield job, [], str(image)
+                    continue
+                kept = _at_least(score, next(detections))
                 _save(draw_detections(image, kept), job.picture)
                 rows = detections_to_results(kept, image_id, predictor.label_ids)
-                results += [{"file_name": job.name} | row for row in rows]
-            bar.update(len(batch))
+                yield job, [{"file_name": job.name} | row for row in rows], ""
+
+    bar = tqdm(total=len(jobs), desc="infer", unit="img", disable=not is_first())
+    with bar, _written_at_the_end(output, results):
+        for job, rows, error in share(list(enumerate(jobs, start=1)), look, batch_size):
+            results += rows
+            if error:
+                failed.append(job)
+            if error and is_first():
+                bar.write(f"skipped: {error}", file=sys.stderr)
+            bar.update()
     return results, failed
 
 
@@ -82,7 +95,8 @@ def _written_at_the_end(output: Path, results: list[dict[str, Any]]) -> Iterator
     try:
         yield
     finally:
-        write_text(output / "detections.json", json.dumps(results) + "\n")
+        if is_first():
+            write_text(output / "detections.json", json.dumps(results) + "\n")
 
 
 def _absolute(path: str | Path) -> Path:
@@ -144,13 +158,12 @@ def _holds_results(output: Path) -> bool:
     return isinstance(rows, list) and all(isinstance(row, dict) and "file_name" in row for row in rows[:1])
 
 
-def _read(job: Job, max_pixels: int) -> Tensor | None:
-    """The image; None, with a message, where it cannot be read."""
+def _read(job: Job, max_pixels: int) -> Tensor | DataError:
+    """The image, or why it cannot be read."""
     try:
         return read_image(job.path, max_pixels)
     except DataError as error:
-        tqdm.write(f"skipped: {error}", file=sys.stderr)
-        return None
+        return error
 
 
 def _at_least(score: float, found: Detections) -> Detections:

@@ -17,6 +17,7 @@ from detector.data.build import data_settings
 from detector.data.image import MAX_PIXELS, read_image, to_rgb
 from detector.data.proposals import inside
 from detector.data.transforms import Resize
+from detector.distributed import own_device
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.evaluation.coco import ONE_CLASS
 from detector.geometry.boxes import clip_boxes
@@ -91,7 +92,7 @@ class Predictor:
     ):  # fmt: skip
         if precision not in PRECISIONS:
             raise ConfigError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-        self.device = pick_device(device) if isinstance(device, str) else device
+        self.device = own_device(pick_device(device)) if isinstance(device, str) else device
         self.model = fold_norms(model).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
         self.config, self.class_names, self.category_ids = dict(config), list(class_names), list(category_ids)
