@@ -10,11 +10,13 @@ import pytest
 import torch
 from golden_rules import PROJECT
 from tiny import CONFIG, tiny_model
-from tiny_training import script
+from tiny_training import draw_set, script, train, write_config
 from torch import Tensor
+from yaml import safe_dump, safe_load
 
 from detector.backbones.resnet import ResNet
 from detector.build import build_detector, load_config
+from detector.config import merge
 from detector.errors import CheckpointError
 from detector.interop.convert import export_weights
 from detector.interop.imagenet import CAFFE2, DETECTRON2, to_classifier
@@ -162,10 +164,12 @@ def convert(*args: object) -> int:
 
 def checkpoint_of(path: Path, classes: list[str], **sections: object) -> Path:
     """A small detector in our form."""
-    config = {"model": CONFIG["model"] | sections}
+    config = {"model": merge(CONFIG["model"], sections)}
     model = build_detector(config)
     model.load_state_dict(tiny_model(**sections).state_dict())
-    save_checkpoint(path, model=model, config=config, class_names=classes, category_ids=[1, 2, 3])
+    save_checkpoint(
+        path, model=model, config=config, class_names=classes, category_ids=list(range(1, len(classes) + 1))
+    )
     return path
 
 
@@ -198,6 +202,47 @@ def test_a_checkpoint_goes_to_a_framework_and_comes_back(tmp_path, capsys, targe
     assert all(after["model"][key].equal(tensor) for key, tensor in before["model"].items())
     named = target == "mmdetection" and suffix == ".pth"
     assert after["class_names"] == (["cat", "dog", "cow"] if named else ["class 1", "class 2", "class 3"])
+
+
+@pytest.mark.parametrize(
+    ("target", "sections", "classes", "afresh"),
+    [
+        ("torchvision", {}, 3, 4),
+        pytest.param(
+            "detectron2", CASCADE | {"num_classes": 5}, 5, 6, marks=pytest.mark.slow
+        ),  # deltas are of no class
+        pytest.param("mmdetection", {"num_classes": 2}, 2, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_converted_checkpoint_is_trained_on_other_classes(tmp_path, caplog, target, sections, classes, afresh):
+    """Where their number differs the predictor alone starts afresh; where only the names do, it is kept, and that is said."""
+    theirs, start = tmp_path / "theirs.pth", tmp_path / "start.pth"
+    ours = checkpoint_of(tmp_path / "ours.pth", [f"c{i}" for i in range(classes)], **sections)
+    given, config = (
+        tmp_path / "given.yaml",
+        write_config(tmp_path / "config.yaml", draw_set(tmp_path / "set"), epochs=1),
+    )
+    model = read_checkpoint(ours)["config"]["model"]
+    given.write_text(safe_dump({"model": model}))
+    assert convert(ours, "--to", target, "--output", theirs) == 0
+    assert convert(theirs, "--from", "auto", "--config", given, "--output", start) == 0
+    recipe = safe_load(config.read_text()) | {
+        "model": {key: value for key, value in model.items() if key != "num_classes"}
+    }
+    config.write_text(safe_dump(recipe))
+    assert train(config, tmp_path / "run", ["--init-from", start, "train.lr=1e-12"]) == 0
+    lines = [line for line in caplog.messages if str(start) in line]
+    before, after = read_checkpoint(start)["model"], read_checkpoint(tmp_path / "run/last.pth")["model"]
+    moved = {
+        key for key, tensor in after.items() if tensor.shape != before[key].shape or not tensor.allclose(before[key])
+    }
+    assert len(moved) == afresh
+    if not afresh:
+        assert lines[0].endswith("its predictor is kept, but its classes were ['c0', 'c1']")
+    else:
+        [line] = lines
+        assert f"the number of classes differs ({classes} -> 2): " in line
+        assert moved == set(line.rpartition(": ")[2].split(", "))
 
 
 def test_a_model_that_a_framework_lacks_stays_here(tmp_path, capsys):
