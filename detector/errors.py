@@ -9,6 +9,8 @@ from typing import Any
 class DetectorError(Exception):
     """Wrong input; the message names the file, key or id and says what to do."""
 
+    exit_status = 2  # of a script
+
 
 class ConfigError(DetectorError):
     """A configuration file, section or key."""

@@ -9,7 +9,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from detector import distributed
 
 Norm = Literal["frozen", "affine", "batch", "sync", "group"]
 
@@ -57,11 +59,24 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """The same over all processes, which have more than one value together where there are several."""
+    """The same over all processes, which have more than one value together where there are several.
+
+    Torch's own is for GPUs alone; on CPUs this one does its sums.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        alone = not (distributed.is_available() and distributed.is_initialized())
-        return _by_running(self, x) if self.training and alone and _is_single(x) else super().forward(x)
+        if not self.training or distributed.world() == 1 or x.is_cuda:
+            alone = self.training and distributed.world() == 1
+            return _by_running(self, x) if alone and _is_single(x) else super().forward(x)
+        count = distributed.total_with_gradient(x.new_tensor(x.numel() / x.shape[1]))
+        mean = distributed.total_with_gradient(x.sum(dim=(0, 2, 3))) / count  # (C,)
+        centred = x - mean[:, None, None]
+        var = distributed.total_with_gradient(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        return centred * ((var + self.eps).rsqrt() * self.weight)[:, None, None] + self.bias[:, None, None]
 
 
 def _is_single(x: Tensor) -> bool:

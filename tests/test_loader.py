@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.data.loader import GroupedBatchSampler, eval_loader, mix, train_loader
+from detector.data.loader import eval_loader, train_loader
+from detector.data.sampler import GroupedBatchSampler, Place, mix, repeat_factors
 from detector.errors import DataError
 from detector.structures import Target
 
@@ -95,7 +96,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_batches_name_their_epoch_and_begin_where_told() -> None:
     it = sampler(10, 5, 2)
     it.set_epoch(3, start=2)
-    assert list(it) == [[(3, index) for index in batch] for batch in it.batches()[2:]]
+    assert list(it) == [[Place(3, index) for index in batch] for batch in it.batches()[2:]]
     assert len(it) == 8  # of the whole epoch
     it.set_epoch(4)
     assert len(list(it)) == 8
@@ -104,14 +105,57 @@ def test_batches_name_their_epoch_and_begin_where_told() -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
-def test_processes_share_every_batch(world: int) -> None:
+def test_processes_share_every_batch_and_have_equally_many(world: int) -> None:
     ranks = [list(sampler(9, 0, 4, rank=rank, world=world)) for rank in range(world)]
     whole = list(sampler(9, 0, 4))
     assert [len(batch) for batch in whole] == [4, 4, 1]
     for batch, *shares in zip(whole, *ranks, strict=True):
-        assert all(shares) and set(chain(*shares)) == set(batch)
-    if world <= 4:
-        assert sorted(chain(*(share[0] for share in ranks))) == sorted(whole[0])  # nothing twice in a full batch
+        assert {len(share) for share in shares} == {-(-len(batch) // world)}
+        learnt = [place for place in chain(*shares) if not place.filler]
+        assert sorted(learnt) == sorted(batch)
+        assert {place.index for place in chain(*shares)} == {place.index for place in batch}
+
+
+def test_a_filler_has_nothing_to_learn_from() -> None:
+    [[images, targets, ids]], [[twins, others, _]] = (
+        epoch(train_loader(Noise(), 11, 0, seed=0, rank=rank, world=22)) for rank in (0, 21)
+    )
+    assert torch.equal(images[0], twins[0]) and len(targets[0].boxes) == (ids[0] - 100) % 3
+    assert len(others[0].boxes) == len(others[0].labels) == 0 and others[0].crowd.shape == (1, 4)
+
+
+# Repetition
+
+
+@given(st.lists(st.floats(1, 4), min_size=1, max_size=40), st.integers(0, 40), st.integers(1, 5))
+def test_an_image_comes_as_often_as_it_should(repeats: list[float], n_wide: int, batch_size: int) -> None:
+    n_wide = min(n_wide, len(repeats))
+    it = sampler(n_wide, len(repeats) - n_wide, batch_size, repeats=np.array(repeats))
+    for number in range(3):
+        it.set_epoch(number)
+        batches = it.batches()
+        counts = np.bincount(list(chain(*batches)), minlength=len(repeats))
+        assert len(it) == len(batches)
+        assert (counts >= np.floor(repeats)).all() and (counts <= np.ceil(repeats) + 1).all()
+
+
+def test_chance_settles_a_fraction() -> None:
+    it, counts = sampler(3, 3, 2, repeats=np.array([1, 1.5, 2.25, 1, 1.25, 1.5])), np.zeros(6)
+    for number in range(400):
+        it.set_epoch(number)
+        counts += np.bincount(list(chain(*it.batches())), minlength=6)
+    # wide: 4.75 asked of 5 drawn, tall: 3.75 of 4
+    assert np.allclose(
+        counts / 400, np.array([1, 1.5, 2.25, 1, 1.25, 1.5]) * [*[5 / 4.75] * 3, *[4 / 3.75] * 3], atol=0.1
+    )
+
+
+def test_repeat_factors_by_hand() -> None:
+    """Class 0 is in all 4 images, class 1 in one (twice), class 2 in none."""
+    owner, labels = np.array([0, 1, 1, 1, 2, 3]), np.array([0, 0, 1, 1, 0, 0])
+    assert repeat_factors(owner, labels, 4, threshold=1.0).tolist() == [1, 2, 1, 1]
+    assert repeat_factors(owner, labels, 4, threshold=0.25).tolist() == [1] * 4
+    assert repeat_factors(owner[:0], labels[:0], 2, threshold=1.0).tolist() == [1, 1]
 
 
 def test_seeds_do_not_meet() -> None:
@@ -194,4 +238,4 @@ def test_what_goes_to_the_workers_can_be_pickled() -> None:
     for loader in (train_loader(Noise(), 4, 0, seed=0), eval_loader(Noise(), halve, 0)):
         pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.batch_sampler)))
     dataset = pickle.loads(pickle.dumps(train_loader(Noise(), 4, 0, seed=3).dataset))
-    assert torch.equal(dataset[2, 5][0], train_loader(Noise(), 4, 0, seed=3).dataset[2, 5][0])
+    assert torch.equal(dataset[Place(2, 5)][0], train_loader(Noise(), 4, 0, seed=3).dataset[Place(2, 5)][0])

@@ -19,7 +19,7 @@ from tiny_training import CLASSES, ROOT, STEPS, draw_set, train, write_config
 
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
-from detector.training import loop
+from detector.training import score
 from detector.training.checkpoint import read_checkpoint
 from detector.training.loop import Trainer
 
@@ -197,7 +197,7 @@ def test_an_accident_while_scoring_costs_no_step(
     def fail(*args: Any, **options: Any) -> None:
         raise DataError("val0.png: gone")
 
-    monkeypatch.setattr(loop, "evaluate", fail)
+    monkeypatch.setattr(score, "evaluate", fail)
     assert train(config, tmp_path / "run") == 2
     assert place(tmp_path / "run") == (STEPS, 0)
     monkeypatch.undo()

@@ -187,7 +187,7 @@ def test_best_is_kept_from_the_epoch_of_most_recall(tmp_path: Path, data: Path, 
         ap, ar = next(scores)
         return {"bbox": dict.fromkeys(METRICS, ap), "proposals": {"AR1000": ar}}, []
 
-    monkeypatch.setattr("detector.training.loop.evaluate", score)
+    monkeypatch.setattr("detector.training.score.evaluate", score)
     config = write_config(tmp_path / "tiny.yaml", data)
     assert train(config, tmp_path / "run", ["model.roi_head=none", "train.epochs=3"]) == 0
     assert read_checkpoint(tmp_path / "run/best.pth")["training"] == {"step": 6, "best": 0.6}

@@ -23,7 +23,7 @@ from detector.training.checkpoint import read_checkpoint
 from detector.training.loop import Trainer, memory_mib
 from detector.training.metrics import SCORES
 
-FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "train.log"]
+FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "previous.pth", "train.log"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 # --- what is written
 
 
-def test_the_folder_holds_five_files(finished: Path):
+def test_the_folder_holds_six_files(finished: Path):
     assert sorted(path.name for path in finished.iterdir()) == FILES
 
 
@@ -172,7 +172,7 @@ def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypa
     def score(*args: Any, **options: Any) -> tuple[dict, list]:
         return {"bbox": dict.fromkeys(SCORES[:-1], next(scores)), "proposals": {"AR1000": 1.0}}, []
 
-    monkeypatch.setattr("detector.training.loop.evaluate", score)
+    monkeypatch.setattr("detector.training.score.evaluate", score)
     assert train(config, tmp_path / "run", ["train.epochs=4"]) == 0
     assert read_checkpoint(tmp_path / "run" / "best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}
 

@@ -158,6 +158,7 @@ def test_two_trainings_at_once_in_one_folder(refusal: Callable, config: Path, ru
     (tmp_path / "first").rename(run)
     if not resume:
         (run / "last.pth").unlink()
+        (run / "previous.pth").unlink()
     arguments = ["train.epochs=1", *(["--resume"] if resume else [])]
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, run / "train.log"], stdout=subprocess.PIPE, process_group=0
@@ -201,7 +202,7 @@ def test_a_training_that_ended_while_this_one_began_is_noticed(
         ("train.seed=-1", "train.seed: must lie in"),
         ("train.momentum=-1", "train.momentum: must be"),
         ("train.device=gpu", "device 'gpu' cannot be used here"),
-        ("train.precision=float16", "train.precision: expected one of 'float32', 'bfloat16'"),
+        ("train.precision=float8", "train.precision: expected one of 'float32', 'bfloat16', 'float16'"),
         ("model.num_classes=3", "tiny.yaml: model.num_classes: 3, but {data}/train.json has 2 classes (square, disc)"),
         ("model.neck.type=fnp", "model.neck.type: 'fnp'"),
         ("model.backbone.type=nowhere.Net", "model.backbone.type: nowhere.Net cannot be imported"),

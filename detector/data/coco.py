@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detector.data.flat_strings import FlatStrings
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.proposals import ProposalFile
 from detector.errors import DataError
@@ -115,6 +116,11 @@ class CocoDataset(Dataset):
         proposals = None if self.proposals is None else self.proposals[self.image_ids[i]]
         return Target(*(torch.from_numpy(x) for x in (boxes[~crowd], labels[~crowd], boxes[crowd])), proposals)
 
+    def objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """The index of the image (B,) and the label (B,) of every object."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self._start))
+        return owner[~self._crowd], self._labels[~self._crowd]
+
     def full_names(self) -> list[str]:
         """Folder and file name of every image, which tell the images of two splits apart."""
         return [f"{self.folder.name}/{name}" for name in self.file_names]
@@ -125,22 +131,6 @@ class CocoDataset(Dataset):
         rows = zip(self.category_ids, counts, self.class_names)
         lines = [f"{label:5} {number:5} {count:8}  {name}" for label, (number, count, name) in enumerate(rows)]
         return "\n".join(["label    id  objects  name", *lines])
-
-
-class FlatStrings(Sequence[str]):
-    """Strings in one blob: touching a list of strings copies its pages, one by one, into every worker's memory."""
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [string.encode() for string in strings]
-        self._blob = b"".join(encoded)
-        self._end = np.cumsum([0, *map(len, encoded)])  # (n + 1,), led by a zero
-
-    def __len__(self) -> int:
-        return len(self._end) - 1
-
-    def __getitem__(self, i: int) -> str:
-        i = range(len(self))[i]
-        return self._blob[self._end[i] : self._end[i + 1]].decode()
 
 
 def join_within(folder: Path, name: str) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from detector.data.image import MAX_PIXELS
 from detector.data.transforms import ImagePyramid, Resize
-from detector.errors import ConfigError
+from detector.errors import ConfigError, check_range
 
 MAX_WORKERS = 256  # each is a process
 
@@ -30,7 +31,9 @@ class DataSettings:
 
     `type`: "coco", or the dotted path of your own data set. `classes`: train on these alone. `keep_empty`: train on images
     without objects too. `resize` comes before `transforms`, a list of sections; evaluation and inference use its largest
-    short side and no transforms. `tta`: the scales and flips of `--tta`.
+    short side and no transforms. `repeat_threshold`: show images with a class that is in less than this fraction of them
+    more often (detector/data/sampler.py). `tta`: the scales and flips of `--tta`. `skip_bad`: a training does without so many images
+    that are missing, broken, too large or of another size, and stops at the next one; evaluation stops at the first.
     """
 
     root: str
@@ -40,8 +43,10 @@ class DataSettings:
     type: str = "coco"
     classes: list[str] | None = None
     keep_empty: bool = False
+    repeat_threshold: float | None = None
     workers: int = 2
     max_pixels: int = MAX_PIXELS
+    skip_bad: int = 0
     resize: Resize = field(default_factory=lambda: {"short": 800, "long": 1333})
     tta: ImagePyramid = field(default_factory=dict)
     transforms: list[dict[str, Any]] = field(default_factory=lambda: [{"type": "horizontal_flip"}])
@@ -49,6 +54,9 @@ class DataSettings:
     def __post_init__(self):
         if not 0 <= self.workers <= MAX_WORKERS:
             raise ConfigError(f"data.workers: 0 (the program itself) to {MAX_WORKERS} processes, not {self.workers}")
+        check_range("data", 0, math.inf, skip_bad=self.skip_bad)
+        if self.repeat_threshold is not None and not 0 < self.repeat_threshold <= 1:
+            raise ConfigError(f"data.repeat_threshold: must lie in 0..1, or be null, not {self.repeat_threshold}")
         ImagePyramid(**self.tta)  # raises ConfigError by itself
         try:
             Resize(**self.resize)

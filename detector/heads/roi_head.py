@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector import distributed
 from detector.errors import ConfigError, check_range
 from detector.geometry.boxes import clip_boxes, decode, encode, is_larger_than
 from detector.heads.nms import suppress
@@ -107,7 +108,8 @@ class RegionHead(nn.Module):
 
     def region_losses(self, logits: Tensor, deltas: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
         """Class and box loss of the head's output on sampled regions, both divided by their number."""
-        label, count = regions.labels, max(len(regions.labels), 1)
+        label = regions.labels
+        count = distributed.share_of_all(len(label)) if self.training else max(len(label), 1)
         positive = torch.where(label < self.num_classes)[0]
         own = label[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
         target_deltas = encode(torch.cat(regions.boxes)[positive], regions.goals[positive], self.box_weights)

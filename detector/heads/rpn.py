@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from detector import distributed
 from detector.errors import ConfigError, check_range
 from detector.geometry.anchors import AnchorGenerator, centred_inside, inside
 from detector.geometry.boxes import clip_boxes, decode, encode, is_larger_than
@@ -157,13 +158,12 @@ class RPN(nn.Module):
             "rpn_box": box * (self.box_weight / count),
         }
 
-    def _count(self, sampled: list[int]) -> int:
+    def _count(self, sampled: list[int]) -> float:
         """What the losses are divided by; `sampled`: positives and negatives of every image."""
         if self.normaliser == "wanted":
             return len(sampled) // 2 * self.sampling["num"]
-        if self.normaliser == "at_least_one":
-            return sum(max(count, 1) for count in sampled)
-        return max(sum(sampled), 1)
+        count = sum(max(c, 1) for c in sampled) if self.normaliser == "at_least_one" else sum(sampled)
+        return distributed.share_of_all(count) if self.training else max(count, 1)
 
     @torch.no_grad()
     def _sample(self, anchors: Tensor, size: tuple[int, int], target: Target) -> tuple[Tensor, Tensor, Tensor]:

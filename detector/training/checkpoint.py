@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,17 +18,23 @@ from torch import Tensor, nn
 from detector import __version__
 from detector.errors import CheckpointError
 
+
+class NotWritten(CheckpointError):
+    """A file that the disk would not have."""
+
+
 FORMAT = "detector checkpoint 1"
 PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")  # of any stage: depends on the number of classes
 
 
 def save_checkpoint(
     path: str | Path, *, model: nn.Module, config: Mapping[str, Any], class_names: list[str], category_ids: list[int],
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None, previous: Path | None = None,
 ) -> None:  # fmt: skip
     """Write a checkpoint that describes itself; `training` is the state that `--resume` continues from.
 
-    It is written beside its place, flushed and renamed: a crash at any moment leaves the old file or the new one.
+    It is written beside its place, flushed and renamed: a crash at any moment leaves the old file or the new one. An older
+    file of that name is kept as `previous`, if given. Raises NotWritten if the disk will not have it.
     """
     pixels = model.pixels
     content = {
@@ -45,30 +52,54 @@ def save_checkpoint(
         },
         "training": dict(training or {}),
     }
-    write_atomically(Path(path), content)
+    write_atomically(Path(path), content, previous)
 
 
-def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
-    """torch.save, whole or not at all."""
-    write_beside(path, lambda file: torch.save(content, file))
+def write_atomically(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
+    """torch.save, whole or not at all; see `write_beside`."""
+    write_beside(path, lambda file: torch.save(content, file), previous)
 
 
-def write_beside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """`write(file)` to a temporary neighbour, flush to the disk, then take the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_beside(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
+    """`write(file)` to a temporary neighbour, flush to the disk, then take the place of `path`, which becomes `previous`.
+
+    Raises NotWritten, and leaves everything as it was, if the system refuses.
+    """
+    temporary, link = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "link.tmp"))
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _link(path, link)
+            os.replace(link, previous)
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # on a full disk torch.save hides the first behind the second
         reason = error if isinstance(error, OSError) else error.__context__ or error
-        raise CheckpointError(
-            f"{path}: could not be written ({reason}); the older file, if any, is untouched"
-        ) from error
+        raise NotWritten(f"{path}: could not be written ({reason}); the older file, if any, is untouched") from error
     finally:
         temporary.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
+
+
+def _link(path: Path, other: Path) -> None:
+    """A second name for a file, so that there is no moment without the first; where there are no links, a copy."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename is on the disk once its folder is; Windows does not open folders."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 import yaml
 
+from detector import distributed
+from detector.backbones.imagenet import check_input
 from detector.build import build_detector, in_file
 from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
+from detector.data.sampler import mix
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
 from detector.inference.predictor import pick_device, without_weights
+from detector.rcnn import GeneralizedRCNN
 from detector.training.checkpoint import init_from as take_weights
 from detector.training.checkpoint import load_weights, read_checkpoint
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
 from detector.training.recipe import Recipe
+from detector.training.stop import Stop
 
 try:
     import fcntl
@@ -39,41 +45,80 @@ def train(
     """Train, evaluate, and return the folder with config.yaml, metrics.csv, train.log, last.pth and best.pth.
 
     `resume` goes on from `last.pth`; `init_from` takes the weights of a checkpoint and starts at step 0. `source` is the
-    file of the configuration, for messages.
+    file of the configuration, for messages. Under torchrun all processes call it; the first one writes and logs.
     """
-    output, recipe = Path(output), Recipe(**config.get("train", {}))
-    written = _written(output)
-    last = _check_output(output, resume, init_from)
+    output = Path(output)
+    with distributed.processes(pick_device("auto")), _one_voice():
+        written = _written(output)
+        trainer, started = distributed.together(lambda: _prepare(config, output, resume, init_from, source))
+        with _open_folder(output, trainer.config, written):
+            _announce(trainer, started)
+            trainer.run()
+            log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
+    return output
+
+
+def _prepare(
+    config: Mapping[str, Any], output: Path, resume: bool, init_from: str | Path | None, source: str | Path | None
+) -> tuple[Trainer, str | None]:
+    """A trainer at its place, and a line about what was loaded into it; nothing is written yet."""
+    recipe = Recipe(**config.get("train", {}))
+    stop = Stop(recipe.time_limit)
+    last, path = _check_output(output, resume, init_from)
     train_set = build_dataset(config, "train")
     val_set = build_dataset(config, "val", class_names=train_set.class_names)
     read_ground_truth(val_set.annotation_file)  # what only the evaluation would stumble over, after an epoch
     with in_file(source):
         config = with_num_classes(config, train_set)
-    device = pick_device(recipe.device)
+    device = distributed.own_device(pick_device(recipe.device))
+    _make_deterministic(recipe.deterministic)
     torch.manual_seed(recipe.seed)
     filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
     model = build_detector(without_weights(config) if filled else config, source=source)
     backbone = getattr(model.pyramid, "backbone", None)  # a pyramid of the user's own may have none
     if getattr(backbone, "missing_weights", None):
         raise CheckpointError(backbone.missing_weights)
-    started = None
-    if init_from is not None:
-        given = read_checkpoint(init_from)
-        started = take_weights(model, given["model"], init_from)
-        if len(given["class_names"]) == len(train_set.class_names) and given["class_names"] != train_set.class_names:
-            log.warning("%s: its predictor is kept, but its classes were %s", init_from, given["class_names"])
+    with in_file(source):
+        check_input(backbone, model.pixels)
+    started = _start_from(init_from, model, train_set) if last is None and init_from is not None else None
     if last is not None:
-        _check_same_run(last, config, train_set, output / "last.pth")
-        load_weights(model, last["model"], output / "last.pth")
-    trainer = Trainer(model, config, recipe, data_settings(config["data"]), train_set, val_set, output, device)
+        _check_same_run(last, config, train_set, path)
+        load_weights(model, last["model"], path)
+    trainer = Trainer(model, config, recipe, data_settings(config["data"]), train_set, val_set, output, device, stop)
+    if distributed.rank() > 0:  # all have the same weights, and each its own samples
+        torch.manual_seed(mix(recipe.seed, distributed.rank()))
     if last is not None:
-        trainer.resume(last["training"])
-        started = f"resumed from {output / 'last.pth'} at step {trainer.step} of {trainer.steps}"
-    with _open_folder(output, config, written):
-        _announce(trainer, started)
-        trainer.run()
-        log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
-    return output
+        trainer.resume(last, path)
+        started = f"resumed from {path} at step {trainer.step} of {trainer.steps}"
+    return trainer, started
+
+
+def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: CocoDataset) -> str:
+    """Load the weights of another training, and say which."""
+    given = read_checkpoint(init_from)
+    started = take_weights(model, given["model"], init_from)
+    if len(given["class_names"]) == len(train_set.class_names) and given["class_names"] != train_set.class_names:
+        log.warning("%s: its predictor is kept, but its classes were %s", init_from, given["class_names"])
+    return started
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """All processes know the same; of the others only errors are heard."""
+    level = log.level
+    if not distributed.is_first():
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _make_deterministic(wanted: bool) -> None:
+    """The same bits in every run. Where CUDA has no such kernel torch says so and takes another."""
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
 
 
 def with_num_classes(config: Mapping[str, Any], train_set: CocoDataset) -> dict[str, Any]:
@@ -90,27 +135,44 @@ def with_num_classes(config: Mapping[str, Any], train_set: CocoDataset) -> dict[
     return config
 
 
-def _check_output(output: Path, resume: bool, init_from: str | Path | None) -> dict[str, Any] | None:
-    """The checkpoint to resume from, if any; a folder that holds a training is never written into by accident."""
+def _check_output(
+    output: Path, resume: bool, init_from: str | Path | None
+) -> tuple[dict[str, Any], Path] | tuple[None, None]:
+    """The checkpoint to resume from, if any, and its path; a training is never written over by accident."""
     if resume and init_from is not None:
         raise ConfigError("--resume continues a training, --init-from starts one from given weights: choose one")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: a file, not a folder; choose another --output")
-    last = output / "last.pth"
+    taken = [path for path in (output / "last.pth", output / "previous.pth", output / "best.pth") if path.exists()]
     if resume:
-        if not last.exists():
+        if not taken or taken[0].name == "best.pth":
             raise CheckpointError(_nothing_to_resume(output))
-        content = read_checkpoint(last)
-        if "optimizer" not in content["training"]:
-            raise CheckpointError(f"{last}: holds weights but no training to resume; start one with --init-from {last}")
-        return content
-    taken = [p for p in (last, output / "best.pth") if p.exists()]
+        return _newest(output)
+    if taken and distributed.is_restarted():  # the same command again, in the place of processes that fell
+        content, path = _newest(output)
+        if {*content["training"]["launchers"]} & {*distributed.gather(distributed.launcher())}:
+            return content, path
     if taken:
         raise ConfigError(f"{taken[0]}: this folder holds a training already; add --resume, or choose another --output")
     foreign = [output / name for name in ("config.yaml", "metrics.csv", "train.log") if (output / name).exists()]
     if foreign and not is_metrics_file(output / "metrics.csv"):
         raise ConfigError(f"{foreign[0]}: not of a training, and would be written over; choose another --output")
-    return None
+    return None, None
+
+
+def _newest(output: Path) -> tuple[dict[str, Any], Path]:
+    """The newest checkpoint of a training that can be read: `last.pth`, or the one before it."""
+    path, previous = output / "last.pth", output / "previous.pth"
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        log.warning("%s; going back to %s, which was saved before it", error, previous)
+        path, content = previous, read_checkpoint(previous)
+    if "optimizer" not in content["training"]:
+        raise CheckpointError(f"{path}: holds weights but no training to resume; start one with --init-from {path}")
+    return content, path
 
 
 def _nothing_to_resume(output: Path) -> str:
@@ -146,26 +208,43 @@ def changes(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
 def _open_folder(output: Path, config: Mapping[str, Any], written: int | None) -> Iterator[None]:
     """The folder with its config.yaml; as long as it is open, what is logged goes into its train.log too.
 
-    Raises ConfigError if another training has it open, or had since `written`.
+    Only the first process opens it. Raises ConfigError if another training has it open, or had since `written`.
     """
     with ExitStack() as stack:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(output / "train.log", encoding="utf-8")
-            stack.callback(handler.close)
-            if not _lock(handler.stream) or _written(output) != written:
-                raise ConfigError(f"{output}: another training writes into this folder; choose another --output")
-            for stale in [*output.glob(".last.pth.*.tmp"), *output.glob(".best.pth.*.tmp")]:  # of a run that was killed
-                stale.unlink()
-            (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        stack.callback(log.setLevel, log.level)
-        log.setLevel(logging.INFO)
-        stack.callback(log.removeHandler, handler)
-        log.addHandler(handler)
+        distributed.first(lambda: _enter_folder(stack, output, config, written))
         yield
+
+
+def _enter_folder(stack: ExitStack, output: Path, config: Mapping[str, Any], written: int | None) -> None:
+    """`stack` will undo what has to be undone."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(output / "train.log", encoding="utf-8")
+        stack.callback(handler.close)
+        if not _lock(handler.stream) or _written(output) != written:
+            raise ConfigError(f"{output}: another training writes into this folder; choose another --output")
+        for stale in output.glob(".*.tmp"):  # of a run that was killed
+            if stale.name.startswith((".last.pth.", ".best.pth.", ".metrics.csv.")):
+                stale.unlink()
+        (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    stack.callback(log.setLevel, log.level)
+    log.setLevel(logging.INFO)
+    stack.callback(log.removeHandler, handler)
+    log.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk does not stop: the screen has every line, too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def _written(output: Path) -> int | None:
@@ -191,7 +270,7 @@ def _lock(file: TextIO) -> bool:
 
 def _announce(trainer: Trainer, started: str | None) -> None:
     """What is about to happen, said once."""
-    recipe, model = trainer.recipe, trainer.model
+    recipe, model = trainer.recipe, trainer.update.model
     log.info("train %s", trainer.train_set.report)
     log.info("val   %s", trainer.val_set.report)
     log.info("%s", trainer.train_set.class_table())

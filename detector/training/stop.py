@@ -1,0 +1,53 @@
+"""When a training leaves before its end: at a signal, or when its time is up; always between two steps."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType, TracebackType
+
+from detector import distributed
+from detector.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TIME_UP = 124  # the exit status, that of timeout(1)
+
+
+class Stop:
+    """As long as it is open, the first signal waits for the end of a step; the second leaves at once.
+
+    `minutes` from its making on, the time is up; None: never.
+    """
+
+    def __init__(self, minutes: float | None = None):
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.signal = 0
+
+    def __enter__(self) -> Stop:
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            sys.exit(128 + number)
+        self.signal = number
+
+    def agree(self, also: bool) -> tuple[bool, bool]:
+        """Whether to stop, and whether the first process wants `also`: all processes hear the same. All must call it."""
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        self.signal, late, also = distributed.largest(self.signal, late, also and distributed.is_first())
+        if late:
+            self.deadline = -1.0
+        return bool(self.signal or late), bool(also)
+
+    def check(self) -> None:
+        """Raise Interrupted if this process was asked to stop."""
+        if self.signal:
+            raise Interrupted(signal.Signals(self.signal).name, 128 + self.signal)
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise Interrupted("the time limit", TIME_UP)
