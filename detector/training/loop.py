@@ -58,7 +58,8 @@ class Trainer:
         self.train_set, self.val_set, self.output, self.device = train, val, output, device
         self.update = Updater(model, recipe, device)
         self.loader = train_loader(train, recipe.batch_size, data.workers, recipe.seed, rank=distributed.rank(),
-                                   world=distributed.world(), repeats=_repeats(train, data.repeat_threshold))  # fmt: skip
+                                   world=distributed.world(), repeats=_repeats(train, data.repeat_threshold),
+                                   skip_bad=data.skip_bad)  # fmt: skip
         self.steps_per_epoch = len(self.loader.batch_sampler)
         self.criterion = "AR1000" if isinstance(model.roi_head, ProposalsOnly) else "AP"  # of best.pth
         self.step, self.epoch, self.best = 0, 0, -math.inf  # where val has no object it is -1, and best.pth is kept
