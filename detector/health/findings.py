@@ -11,6 +11,7 @@ import numpy as np
 
 PLACES = 20  # of a finding that are kept; of many thousands nobody reads more
 STOPS = "training stops: "
+STOPS_AT_FILE = "training stops, or skips it by data.skip_bad: "
 KINDS = {  # kind -> what training makes of it, and what to do
     "not an entry": STOPS + "make it an object with the keys that COCO's format names, or remove it",
     "invalid value": STOPS + "correct the value, or remove the entry",
@@ -24,10 +25,10 @@ KINDS = {  # kind -> what training makes of it, and what to do
     "other spelling": STOPS + "write the category in all splits alike; only case or blanks differ",
     "no images": STOPS + "there is nothing to learn from; check `images`, `annotations` and data.classes",
     "outside folder": STOPS + "put the file into the image folder and name it relative to that",
-    "missing file": STOPS + "restore the file, correct file_name, or remove the entry",
-    "corrupt file": STOPS + "replace the file or remove its entry",
-    "oversized file": STOPS + "raise data.max_pixels or shrink the image with its boxes",
-    "other size": STOPS + "correct width, height and boxes to the upright image",
+    "missing file": STOPS_AT_FILE + "restore the file, correct file_name, or remove the entry",
+    "corrupt file": STOPS_AT_FILE + "replace the file or remove its entry",
+    "oversized file": STOPS_AT_FILE + "raise data.max_pixels or shrink the image with its boxes",
+    "other size": STOPS_AT_FILE + "correct width, height and boxes to the upright image",
     "box without area": "dropped: correct or remove the box",
     "box outside image": "clipped to the image: check whether the box is meant so",
     "duplicate box": "both are trained on: remove one of two boxes of a class that are all but equal",
@@ -75,7 +76,7 @@ class Finding:
     @property
     def severity(self) -> str:
         """Whether training would stop."""
-        return "error" if self.effect.startswith(STOPS) else "warning"
+        return "error" if self.effect.startswith((STOPS, STOPS_AT_FILE)) else "warning"
 
     @property
     def effect(self) -> str:

@@ -14,7 +14,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from detector.data.coco import FlatStrings, join_within
+from detector.data.coco import join_within
+from detector.data.flat_strings import FlatStrings
 from detector.data.image import ORIENTATION, SUFFIXES, read_image
 from detector.errors import DataError
 from detector.health.findings import Findings, Place

@@ -1,0 +1,290 @@
+"""scripts/check_data.py: every fault is found once, at its place; nothing but the report is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_health import (
+    CATEGORIES,
+    DirtySet,
+    box,
+    check,
+    clean_set,
+    clean_split,
+    configure,
+    entry,
+    noise,
+    run,
+    tree,
+)
+
+from detector.build import load_config
+from detector.data.build import build_dataset
+from detector.errors import DataError
+from detector.health.findings import KINDS
+
+SMALL = ["model.backbone.depth=18", "model.neck.width=8", "model.roi_head.box_head.width=8", "data.workers=0"]
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory: pytest.TempPathFactory) -> DirtySet:
+    made = DirtySet(tmp_path_factory.mktemp("dirty"))
+    made.configure()
+    return made
+
+
+def found(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(f["kind"], f["split"]): f for f in report["findings"]}
+
+
+def test_every_fault_of_a_dirty_set_is_found_once_and_at_its_place(dirty: DirtySet, tmp_path: Path) -> None:
+    status, out, err = check(dirty.folder, "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert status == 1 and "Traceback" not in err
+    faults = found(report)
+    assert faults.keys() == dirty.expected.keys()
+    for kind, place in dirty.expected.items():
+        (only,) = faults[kind]["places"]
+        assert faults[kind]["count"] == 1
+        assert place == {key: only.get(key) for key in place}, kind
+        assert faults[kind]["effect"] in out
+
+
+def test_the_dirty_set_has_all_kinds_of_faults(dirty: DirtySet) -> None:
+    of_their_own = {"unknown class", "no images", "equal names in two splits"}  # below: they exclude others
+    assert {kind for kind, _ in dirty.expected} == KINDS.keys() - of_their_own
+
+
+def test_without_images_their_content_is_left_alone(dirty: DirtySet, tmp_path: Path) -> None:
+    status, _, _ = check(dirty.folder, "--no-images", "--json", tmp_path / "report.json")
+    content = {"corrupt file", "oversized file", "rotated file", "other size", "equal files"}
+    seen = {kind for kind, _ in found(json.loads((tmp_path / "report.json").read_text()))}
+    assert status == 1
+    assert seen == {kind for kind, _ in dirty.expected} - content - {"equal files in two splits"}
+
+
+def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
+    configure(tmp_path, clean_set(tmp_path))
+    status, out, err = check(tmp_path)
+    assert status == 0 and "nothing is wrong" in out and "error" not in err
+    squares = next(line for line in out.splitlines() if line.startswith("square"))
+    assert squares.split() == ["square", *("3", "50.0", "%", "3") * 2] and str(tmp_path / "train.json") in out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_is_written_but_the_report(dirty: DirtySet, tmp_path: Path, workers: int) -> None:
+    before = tree(dirty.folder)
+    check(dirty.folder, f"data.workers={workers}", "--json", tmp_path / "a.json", "--picture", tmp_path / "new/a.png")
+    assert tree(dirty.folder) == before
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a.json", "a.png"}
+    with Image.open(tmp_path / "new/a.png") as picture:
+        assert picture.size == (1600, 900)
+
+
+def test_the_number_of_processes_changes_nothing(dirty: DirtySet) -> None:
+    assert check(dirty.folder, "data.workers=0")[1] == check(dirty.folder, "data.workers=2")[1]
+
+
+def test_reports_of_earlier_runs_alone_are_written_over(tmp_path: Path) -> None:
+    configure(tmp_path, clean_set(tmp_path))
+    report, picture = tmp_path / "report.json", tmp_path / "picture.png"
+    for _ in range(2):
+        assert check(tmp_path, "--no-images", "--json", report, "--picture", picture)[0] == 0
+    for option, foreign in (("--json", tmp_path / "train.json"), ("--picture", tmp_path / "train" / "1.png")):
+        content = foreign.read_bytes()
+        status, out, err = check(tmp_path, option, foreign)
+        assert (status, out) == (2, "") and "would be written over" in err and foreign.read_bytes() == content
+
+
+def test_what_is_called_an_error_stops_a_training_and_what_is_called_a_warning_does_not(tmp_path: Path) -> None:
+    documents = clean_set(tmp_path)
+    train = documents["train"]
+    for spoilt, status in ((box(90, 1, [5, 5, 0, 9]), 0), (box(90, 1, [5, 5, -1, 9]), 1)):
+        config = configure(tmp_path, {**documents, "train": {**train, "annotations": [*train["annotations"], spoilt]}})
+        assert check(tmp_path)[0] == status
+        data = load_config(config, (tmp_path / "overrides").read_text().splitlines())
+        if status:
+            with pytest.raises(DataError, match="must not be negative"):
+                build_dataset(data, "train")
+        else:
+            assert len(build_dataset(data, "train")) == 3
+
+
+def test_a_class_that_the_file_lacks_is_an_error(tmp_path: Path) -> None:
+    configure(tmp_path, clean_set(tmp_path))
+    status, out, _ = check(tmp_path, "data.classes=[square, ring]")
+    assert status == 1 and out.count("unknown class") == 2 and "data.classes: ring" in out
+    assert "disc" not in out.split("class ")[1].split("box sizes")[0]
+
+
+def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
+    documents = clean_set(tmp_path)
+    documents["train"]["annotations"] = []
+    configure(tmp_path, documents)
+    assert "no images" in check(tmp_path)[1]
+    assert "no images" not in check(tmp_path, "data.keep_empty=true")[1]
+
+
+def test_equal_names_are_suspicious_only_where_the_content_is_not_known(tmp_path: Path) -> None:
+    documents = clean_set(tmp_path)
+    noise(tmp_path / "val" / "1.png", (96, 64), seed=70)
+    documents["val"]["images"].append(entry(30, "1.png"))
+    documents["val"]["annotations"].append(box(90, 30, [4, 4, 20, 20]))
+    configure(tmp_path, documents)
+    assert "nothing is wrong" in check(tmp_path)[1]
+    status, out, _ = check(tmp_path, "--no-images")
+    assert status == 0 and "equal names in two splits  val  1" in out and "like 1.png, image 1 of train" in out
+
+
+def test_an_annotation_file_alone_is_checked_with_or_without_its_images(tmp_path: Path) -> None:
+    configure(tmp_path, clean_set(tmp_path))
+    (tmp_path / "val" / "22.png").unlink()
+    status, out, _ = run(tmp_path / "val.json", *SMALL)
+    assert status == 0 and "nothing is wrong" in out and "best possible recall (IoU >= 0.7)" in out
+    status, out, _ = run(tmp_path / "val.json", "--images", tmp_path / "val", "model.rpn.pos_iou=0.6", *SMALL)
+    assert status == 1 and "22.png, image 22" in out and "best possible recall (IoU >= 0.6)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.yaml"], "no such configuration file"),
+        (["missing.json"], "cannot read the annotations"),
+        (["list.json"], "`images` is missing or is not a list"),
+        (["text.json"], "not a JSON file"),
+        (["train.json", "--images", "nowhere"], "no such image folder"),
+        (["train.json", "data.worker=1"], "did you mean 'workers'?"),
+        (["train.json", "--json", "train.json/x.json"], "is no folder"),
+        (["none.yaml"], "no `data` section"),
+        (["config.yaml", "data.test={images: train, annotations: missing.json}"], "cannot read the annotations"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configure(tmp_path, clean_set(tmp_path))
+    for name, content in (("list.json", "[]"), ("text.json", "{"), ("none.yaml", "train: {epochs: 1}")):
+        Path(name).write_text(content)
+    overrides = (tmp_path / "overrides").read_text().splitlines() if arguments[0] == "config.yaml" else SMALL
+    status, out, err = run(*arguments, *overrides)
+    assert (status, out) == (2, "") and message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["config.yaml", "--images", "train"], ["a.json", "--json", "b", "--picture", "b"]]
+)
+def test_options_that_do_not_go_together_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(*arguments)
+    assert left.value.code == 2
+
+
+def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
+    documents = clean_set(tmp_path)
+    for document in documents.values():
+        document["categories"][1]["name"] = "disc\x1b[2J\n\ud800"
+        document["images"][0]["file_name"] += "\x1b[2J"
+    configure(tmp_path, documents)
+    status, out, err = check(tmp_path, "--picture", tmp_path / "a.png")
+    assert status == 1 and "\x1b" not in out + err and r"disc\x1b[2J\n\ud800" in out and r"1.png\x1b[2J" in out
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ("id", "file_name", "width", "height", "image_id", "category_id", "bbox", "iscrowd", "name")
+MANGLED = st.lists(
+    st.tuples(
+        st.sampled_from(["images", "annotations", "categories"]), st.integers(0, 5), st.sampled_from(("", *KEYS)), JSON
+    ),
+    max_size=4,
+)
+SAME_FILE: dict[str, Any] = {
+    "images": [entry(1, "1.png"), entry(2, "2.png")],
+    "annotations": [box(1, 1, [4, 4, 20, 20]), box(2, 2, [4, 4, 30, 10], 7), box(3, 2, [1, 1, 9, 9])],
+    "categories": CATEGORIES,
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    configure(
+        folder, {"train": clean_split(folder, "train", 1, count=2), "val": clean_split(folder, "val", 21, count=1)}
+    )
+    return folder
+
+
+def agrees_with_training(faults: list[tuple[str, int, str, Any]], folder: Path) -> None:
+    """Change entries of the training split: the check ends without a traceback, and finds errors where training stops."""
+    document = json.loads(json.dumps(SAME_FILE))
+    for section, index, key, value in faults:
+        entries = document[section]
+        row = index % len(entries)
+        if key and isinstance(entries[row], dict):
+            entries[row][key] = value
+        else:
+            entries[row] = value
+    (folder / "train.json").write_text(json.dumps(document))
+    report, picture = folder / "report.json", folder / "picture.png"
+    status, out, err = check(folder, "--json", report, "--picture", picture, "data.keep_empty=true")
+    assert status in (0, 1) and out and "Traceback" not in err
+    assert status == trainable(folder), out
+
+
+def trainable(folder: Path) -> int:
+    """0 if training can read every image of both splits."""
+    overrides = [*(folder / "overrides").read_text().splitlines(), "data.keep_empty=true"]
+    config = load_config(folder / "config.yaml", overrides)
+    try:
+        train = build_dataset(config, "train")
+        for split in (train, build_dataset(config, "val", class_names=train.class_names)):
+            for i in range(len(split)):
+                split.image(i)
+    except DataError:
+        return 1
+    return 0
+
+
+@given(faults=MANGLED)
+@settings(max_examples=20)
+def test_what_is_wrong_with_a_mangled_file_is_an_error_just_where_training_stops(
+    faults: list[tuple[str, int, str, Any]], pictures: Path
+) -> None:
+    agrees_with_training(faults, pictures)
+
+
+@pytest.mark.torture
+@given(faults=MANGLED)
+@settings(max_examples=600)
+def test_hundreds_of_mangled_files_are_judged_as_training_does(
+    faults: list[tuple[str, int, str, Any]], pictures: Path
+) -> None:
+    agrees_with_training(faults, pictures)
+
+
+def test_a_document_of_another_kind_is_one_line_and_status_2(tmp_path: Path) -> None:
+    configure(tmp_path, clean_set(tmp_path))
+    for content in ("null", "3", '{"images": {}}', "[" * 100_000, "\xff", '{"images": NaN}', "", "9" * 5000):
+        (tmp_path / "val.json").write_bytes(content.encode("latin-1"))
+        status, out, err = check(tmp_path)
+        assert (status, out) == (2, "") and err.startswith(f"error: {tmp_path / 'val.json'}") and err.count("\n") == 1
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    documents = clean_set(tmp_path)
+    (tmp_path / "train" / "1.png").unlink()
+    os.mkfifo(tmp_path / "train" / "1.png")
+    configure(tmp_path, documents)
+    status, out, _ = check(tmp_path)
+    assert status == 1 and "1.png, image 1: it is no file" in out

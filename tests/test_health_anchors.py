@@ -1,0 +1,160 @@
+"""What anchors can reach, computed by hand and by making every anchor; k-means finds better ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_health import CATEGORIES, box, entry, run
+
+from detector.build import load_config
+from detector.config import merge
+from detector.data.build import data_settings
+from detector.geometry.anchors import inside
+from detector.geometry.boxes import box_iou
+from detector.health.anchors import fit, kmeans, propose
+from detector.health.findings import Findings
+from detector.health.records import Split, read_split
+from detector.health.scale import Geometry, Scaled, best_iou, geometry, level_counts
+
+SPLIT = {"images": ".", "annotations": "a.json"}
+CONFIG: dict[str, Any] = {
+    "model": {
+        "backbone": {"type": "tiny_training.TinyBackbone"},
+        "neck": {"type": "fpn", "width": 8},
+        "rpn": {"anchors": {"sizes": [[16], [32], [64], [128], [256]], "ratios": [1.0]}},
+        "roi_head": {"box_head": {"width": 8}},
+    },
+    "data": {"root": ".", "train": SPLIT, "val": SPLIT, "resize": {"short": [100, 200], "long": 500}},
+}
+
+
+def shape_of(**model: Any) -> Geometry:
+    config = merge(CONFIG, {"model": model})
+    return geometry(config, data_settings(config["data"]), "config.yaml")
+
+
+def split_of(folder: Path, boxes: list[list[float]], size: tuple[int, int] = (100, 100)) -> Split:
+    """A split of one image, of (width, height), and these xywh boxes."""
+    annotations = [box(number, 1, bbox) for number, bbox in enumerate(boxes)]
+    document = {"images": [entry(1, "1.png", size)], "annotations": annotations, "categories": CATEGORIES[:1]}
+    (folder / "a.json").write_text(json.dumps(document))
+    return read_split("train", folder / "a.json", None, None, Findings())
+
+
+def scaled(
+    boxes: list[list[float]], size: tuple[int, int] = (200, 200), padded: tuple[int, int] = (224, 224)
+) -> Scaled:
+    count = len(boxes)
+    corners, labels = np.array(boxes, dtype=np.float64).reshape(-1, 4), np.zeros(count, dtype=np.int64)
+    return Scaled(corners, labels, np.tile(size, (count, 1)), np.tile(padded, (count, 1)))
+
+
+def test_recall_and_mean_by_hand(tmp_path: Path) -> None:
+    # Twice as large on the network's side: [80, 80, 112, 112] lies on the P3 grid of stride 8, where an anchor of 32 is
+    # centred on 96; [1, 1, 9, 9] in one of 16 centred on 4 (P2): 64 / 256; [60, 96, 140, 128] of 80 x 32: with the 64 of
+    # P4 centred on (96 or 112, 112) it shares 64 x 32 = 2048 of 80 * 32 + 64 * 64 - 2048 = 4608.
+    split = split_of(tmp_path, [[40, 40, 16, 16], [0.5, 0.5, 4, 4], [30, 48, 40, 16]])
+    shape = shape_of()
+    objects = shape.scaled(split)
+    assert objects.boxes.tolist() == [[80, 80, 112, 112], [1, 1, 9, 9], [60, 96, 140, 128]]
+    assert objects.padded.tolist() == [[224, 224]] * 3
+    best = best_iou(shape, shape.make_anchors(), objects)
+    assert best == pytest.approx([1, 64 / 256, 2048 / 4608])
+    now = fit(shape, objects, [[16], [32], [64], [128], [256]], [1.0])
+    assert now.recall == pytest.approx(1 / 3) and now.mean_iou == pytest.approx((1 + 0.25 + 4 / 9) / 3)
+
+
+def test_levels_by_hand(tmp_path: Path) -> None:
+    # Sides after doubling: 100 -> 4 + log2(100 / 224) = 2.8; 112 -> 3; 111.9 -> 2; 180 -> 3; 20 -> 0.5, held at P2.
+    boxes = [[0, 0, 50, 50], [0, 0, 56, 56], [0, 0, 55.95, 55.95], [0, 0, 90, 90], [0, 0, 10, 10]]
+    shape = shape_of()
+    assert level_counts(shape, shape.scaled(split_of(tmp_path, boxes))) == {2: 3, 3: 2, 4: 0, 5: 0}
+    small = shape_of(roi_head={"pool": {"canonical_size": 56}})  # all two levels higher
+    assert level_counts(small, small.scaled(split_of(tmp_path, boxes))) == {2: 1, 3: 0, 4: 2, 5: 2}
+
+
+@pytest.mark.parametrize(
+    "rpn",
+    [
+        {"anchors": {"ratios": [0.5, 1.0, 2.0]}},
+        {"anchors": {"sizes": [[15, 20], [33, 40], [64, 90], [128, 200], [256, 300]], "rounded": True}, "border": 0.0},
+        {"anchors": {"strides_from_image": True}, "border": 20.0},
+    ],
+)
+@given(data=st.data())
+def test_the_best_anchor_is_that_of_the_whole_grid(rpn: dict[str, Any], data: st.DataObject) -> None:
+    shape = shape_of(rpn=rpn)
+    edge = st.floats(0, 200, allow_subnormal=False)
+    x1, y1, x2, y2 = (data.draw(edge) for _ in range(4))
+    low, high = (min(x1, x2), min(y1, y2)), (max(x1, x2) + 1, max(y1, y2) + 1)
+    objects = scaled([[*low, *high]], size=(201, 190), padded=(224, 192))
+    anchors = shape.make_anchors()
+    maps = [torch.empty(1, 0, -(-224 // stride), -(-192 // stride)) for stride in anchors.strides]
+    grid = torch.cat(anchors(maps, (224, 192)))
+    if shape.border is not None:
+        grid = grid[inside(grid, (201, 190), shape.border)]
+    expected = box_iou(torch.from_numpy(objects.boxes).float(), grid).max()
+    assert best_iou(shape, anchors, objects)[0] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_kmeans_finds_the_clusters_of_shapes() -> None:
+    rng = np.random.default_rng(0)
+    centres = np.array([[10.0, 30.0], [40.0, 40.0], [100.0, 30.0]])
+    shapes = (centres[:, None] * rng.uniform(0.95, 1.05, (3, 200, 2))).reshape(-1, 2)
+    for order in (np.arange(600), rng.permutation(600)):
+        found = kmeans(shapes[order], 3)
+        assert found[np.argsort(found[:, 0])] == pytest.approx(centres, rel=0.02)
+    assert kmeans(shapes[:5], 9).shape == (9, 2)  # more centres than shapes
+
+
+def crowd_of(side: float, ratio: float, count: int = 100) -> Scaled:
+    """Objects about one size and shape, all over the image."""
+    rng = np.random.default_rng(1)
+    h, w = side * ratio**0.5 * rng.uniform(0.9, 1.1, count), side / ratio**0.5 * rng.uniform(0.9, 1.1, count)
+    x, y = rng.uniform(0, 200 - w), rng.uniform(0, 200 - h)
+    return scaled(np.stack([x, y, x + w, y + h], axis=1).tolist())
+
+
+def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> None:
+    shape, objects = shape_of(), crowd_of(46, 2.0)
+    now = fit(shape, objects, shape.anchors["sizes"], shape.anchors["ratios"])
+    better = propose(shape, objects, now)
+    assert now.recall == 0 and better.recall > 0.9 and better.mean_iou > now.mean_iou
+    assert [len(level) for level in better.sizes] == [1] * 5 and len(better.ratios) == 1
+    pasted = tmp_path / "pasted.yaml"
+    pasted.write_text(better.config_line())
+    given = load_config(pasted)["model"]["rpn"]["anchors"]
+    assert given == {"sizes": better.sizes, "ratios": better.ratios}
+    assert load_config("configs/bccd_r18_fpn.yaml", [better.override().strip("'")])["model"]["rpn"]["anchors"] == given
+    assert propose(shape_of(rpn={"anchors": given}), objects, better) is None
+
+
+def test_a_proposal_that_forsakes_a_class_is_none() -> None:
+    shape, many, few = shape_of(), crowd_of(44, 1.0, count=1000), crowd_of(128, 1.0, count=60)
+    objects = Scaled(*(np.concatenate(pair) for pair in zip(vars(many).values(), vars(few).values())))
+    objects.labels[1000:] = 1
+    now = fit(shape, objects, shape.anchors["sizes"], shape.anchors["ratios"])
+    better = propose(shape, objects, now)
+    assert better.recall > now.recall + 0.3 and (better.classes >= now.classes - 0.02).all()
+
+
+def test_few_objects_and_fitting_anchors_get_no_proposal() -> None:
+    shape = shape_of()
+    for objects in (crowd_of(46, 2.0, count=49), crowd_of(16, 1.0)):
+        assert propose(shape, objects, fit(shape, objects, shape.anchors["sizes"], [1.0])) is None
+
+
+def test_a_detector_without_anchors_of_ours_has_no_recall(tmp_path: Path) -> None:
+    split_of(tmp_path, [[40, 40, 16, 16]])
+    proposals = "{images: ., annotations: a.json, proposals: none.pth}"
+    arguments = ["model.rpn=precomputed", f"data.train={proposals}", f"data.val={proposals}"]
+    arguments += ["model.backbone.depth=18", "model.roi_head.box_head.width=8"]
+    status, out, _ = run(tmp_path / "a.json", *arguments, f"data.train.annotations={tmp_path / 'a.json'}")
+    assert status == 0 and "anchors: none of ours" in out and "recall" not in out
