@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def evaluate_as_asked(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     with processes(torch.device("cpu")):  # what travels are results
-        with redirect_stderr(sys.stderr if is_first() else None):
+        with redirect_stderr(sys.stderr if is_first() else StringIO()):
             args = parse(argv)
         try:
             together(lambda: evaluate_as_asked(args))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def infer(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     with processes(torch.device("cpu")):  # what travels are results
-        with redirect_stderr(sys.stderr if is_first() else None):
+        with redirect_stderr(sys.stderr if is_first() else StringIO()):
             args = parse(argv)
         try:
             together(lambda: infer(args))
