@@ -173,7 +173,8 @@ def test_what_cannot_be_checked_is_one_line_and_status_2(
     configure(tmp_path, clean_set(tmp_path))
     for name, content in (("list.json", "[]"), ("text.json", "{"), ("none.yaml", "train: {epochs: 1}")):
         Path(name).write_text(content)
-    overrides = (tmp_path / "overrides").read_text().splitlines() if arguments[0] == "config.yaml" else SMALL
+    own = {"config.yaml": (tmp_path / "overrides").read_text().splitlines(), "train.json": SMALL}
+    overrides = own.get(arguments[0], [])
     status, out, err = run(*arguments, *overrides)
     assert (status, out) == (2, "") and message in err and err.startswith("error: ") and err.count("\n") == 1
 

@@ -11,13 +11,14 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from detector.evaluation.chart import ticks
 from detector.health.check import Health
+from detector.health.findings import printable
 
 MAKER = "detector: the health of a data set"  # in the picture's own text, by which we know it again
 SIZE = (1600, 900)
 PAPER, INK, QUIET, GRID = (255, 255, 255), (32, 36, 44), (112, 118, 130), (228, 231, 236)
 COLOURS = ((35, 105, 189), (240, 140, 46), (66, 160, 98))  # of the splits
 CLASSES = 24  # the most frequent; the rest are one bar
-EDGES = 2.0 ** np.linspace(-3, 3, 25)  # of height / width; what lies beyond counts with the outermost
+STEPS = np.arange(-12, 13)  # quarters of an octave of height / width; what lies beyond counts with the outermost
 TITLE, LABEL, SMALL = (ImageFont.load_default(size=size) for size in (24, 17, 14))
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2
@@ -55,7 +56,7 @@ def draw(health: Health) -> Image.Image:
         x -= 50
     _lying(pen, (40, 80, 780, 870), _class_panel(health))
     _standing(pen, (850, 80, 1570, 430), _level_panel(health))
-    _standing(pen, (850, 500, 1570, 850), _ratio_panel(health), every=4)
+    _standing(pen, (850, 500, 1570, 850), _ratio_panel(health))
     return picture
 
 
@@ -87,9 +88,11 @@ def _level_panel(health: Health) -> Panel:
 def _ratio_panel(health: Health) -> Panel:
     shares = []
     for s in health.splits.values():
-        counts, _ = np.histogram(np.clip(s.ratios, EDGES[0], EDGES[-1]), EDGES)
+        steps = np.rint(4 * np.log2(s.ratios)).clip(STEPS[0], STEPS[-1]).astype(np.int64)
+        counts = np.bincount(steps - STEPS[0], minlength=len(STEPS))
         shares.append((counts / max(len(s.ratios), 1)).tolist())
-    names = [f"1:{round(1 / edge)}" if edge < 1 else f"{round(edge)}:1" for edge in EDGES]
+    octaves = {step: f"1:{2 ** (-step // 4)}" if step < 0 else f"{2 ** (step // 4)}:1" for step in STEPS[::4].tolist()}
+    names = [octaves.get(step, "") for step in STEPS.tolist()]
     return Panel("Box shapes, height : width as resized", names, shares)
 
 
@@ -100,9 +103,9 @@ def _lying(pen: ImageDraw.ImageDraw, box: Box, panel: Panel) -> None:
     if not panel.bins:
         return
     start, top = left + 170, top + 40
-    row = min((bottom - top) / len(panel.bins), 260)
+    row = min((bottom - top) / len(panel.bins), 190)
     most = max(max(share) for share in panel.shares) or 1
-    thick = min(row * 0.76 / len(panel.shares), 70)
+    thick = min(row * 0.76 / len(panel.shares), 48)
     for i, name in enumerate(panel.bins):
         middle = top + (i + 0.5) * row
         pen.text((start - 12, middle), _shorten(name, SMALL, 158), fill=INK, font=SMALL, anchor="rm")
@@ -115,8 +118,8 @@ def _lying(pen: ImageDraw.ImageDraw, box: Box, panel: Panel) -> None:
     pen.line((start, top, start, top + row * len(panel.bins)), fill=INK)
 
 
-def _standing(pen: ImageDraw.ImageDraw, box: Box, panel: Panel, every: int = 0) -> None:
-    """Bars from the ground up on a scale; a name below each, or with `every` one at every so many edges of the bins."""
+def _standing(pen: ImageDraw.ImageDraw, box: Box, panel: Panel) -> None:
+    """Bars from the ground up on a scale, their names below."""
     left, top, right, bottom = box
     pen.text((left, top), panel.title, fill=INK, font=LABEL)
     start, top = left + 60, top + 44
@@ -126,20 +129,16 @@ def _standing(pen: ImageDraw.ImageDraw, box: Box, panel: Panel, every: int = 0) 
         y = round(bottom - (bottom - top) * value / scale[-1])
         pen.line((start, y, right, y), fill=GRID)
         pen.text((start - 8, y), f"{value:g} %", fill=QUIET, font=SMALL, anchor="rm")
-    count = len(panel.shares[0])
-    column = (right - start) / count
-    thick = min(column * (0.9 if every else 0.6) / len(panel.shares), 60)
-    for i in range(count):
+    column = (right - start) / len(panel.bins)
+    thick = min(column * 0.9 / len(panel.shares), 60)
+    for i, name in enumerate(panel.bins):
         middle = start + (i + 0.5) * column
+        pen.text((middle, bottom + 8), name, fill=INK, font=SMALL, anchor="ma")
         for j, (share, colour) in enumerate(zip(panel.shares, COLOURS)):
             x = middle + (j - len(panel.shares) / 2) * thick
             y = bottom - (bottom - top) * 100 * share[i] / scale[-1]
             pen.rectangle((round(x), round(y), max(round(x + thick) - 2, round(x)), bottom), fill=colour)
     pen.line((start, bottom, right, bottom), fill=INK)
-    for i, name in enumerate(panel.bins):
-        if not every or i % every == 0:
-            x = start + (i if every else i + 0.5) * column
-            pen.text((x, bottom + 8), name, fill=INK, font=SMALL, anchor="ma")
 
 
 def _percent(share: float) -> str:
@@ -147,7 +146,8 @@ def _percent(share: float) -> str:
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """The text, cut where it is wider than `room` pixels."""
+    """The text on a line, cut where it is wider than `room` pixels."""
+    text = printable(text)
     if font.getlength(text) <= room:
         return text
     while len(text) > 1 and font.getlength(text + "...") > room:
