@@ -1,0 +1,152 @@
+"""What processes share: a list of work with the results in order, and errors that all meet alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_processes import run_processes, start_processes
+
+from detector.distributed import ROUND, first, processes, rank, share, speaks, together
+from detector.errors import DataError, Interrupted
+
+LONG = 5 * ROUND + 1  # more than one round of three processes
+
+
+def doubled(error: Exception | None = None, at: int = -1) -> Callable[[list[int]], Iterator[int]]:
+    """Work that gives twice each item, or in place of one raises the error."""
+
+    def work(items: list[int]) -> Iterator[int]:
+        for item in items:
+            if item == at:
+                raise error
+            yield 2 * item
+
+    return work
+
+
+def in_order(count: int, batch: int = 1) -> bool:
+    return list(share(range(count), doubled(), batch)) == [2 * i for i in range(count)]
+
+
+def only(number: int, error: Exception) -> None:
+    """Raise it on one process."""
+    if rank() == number:
+        raise error
+
+
+def fail_before_sharing() -> None:
+    only(1, DataError("early"))
+    in_order(4)
+
+
+def until_the_error() -> list[int]:
+    """What is given although one process fails in the first round."""
+    found: list[int] = []
+    try:
+        for result in share(range(LONG), doubled(DataError("bad"), at=ROUND + 2)):
+            found.append(result)
+    except DataError:
+        return found
+    raise AssertionError("no error")
+
+
+CASES: dict[str, tuple[Callable[[], Any], Any]] = {  # what to do, and what every process has from it
+    "items": (lambda: [in_order(n, k) for n in (0, 1, 2, 3, 7, LONG) for k in (1, 3)], 12 * [True]),
+    "first": (lambda: first(lambda: rank() + 5), 5),
+    "data": (lambda: list(share(range(LONG), doubled(DataError("bad"), at=LONG - 1))), "DataError bad"),
+    "signal": (lambda: list(share(range(LONG), doubled(Interrupted("SIGTERM", 143), at=0))), "Interrupted SIGTERM"),
+    "nested": (lambda: together(lambda: together(fail_before_sharing)), "DataError early"),
+    "of the first": (lambda: first(lambda: only(0, DataError("full"))), "DataError full"),
+    "of each": (lambda: together(lambda: only(rank(), DataError(f"of {rank()}"))), "DataError of 0"),
+    "unknown": (lambda: together(lambda: only(1, KeyError("x"))), "DetectorError process 1: KeyError: 'x'"),
+    "partly": (until_the_error, [2 * i for i in [*range(ROUND + 2), *range(2 * ROUND, 3 * ROUND)]]),
+    "in the end": (lambda: in_order(5), True),
+}
+
+
+def met(work: Callable[[], Any]) -> tuple[Any, bool]:
+    """The result, or the kind and text of the error; and whether this process tells the user."""
+    try:
+        return work(), False
+    except Exception as error:
+        return f"{type(error).__name__} {error}", speaks(error)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_all_processes_have_the_results_in_order_or_the_same_error(tmp_path: Path, count: int):
+    run = run_processes(Path(__file__), "cases", tmp_path, count=count)
+    assert run.returncode == 0, run.stderr
+    for number in range(count):
+        said = json.loads((tmp_path / f"{number}.json").read_text())
+        for name, (_, expected) in CASES.items():
+            result, tells = said[name]
+            if name == "partly" and count == 2:
+                expected = expected[: ROUND + 2]
+            if name == "unknown" and number == 1:
+                expected = "KeyError 'x'"
+            assert result == expected, name
+            assert tells == (number == 0 and isinstance(expected, str)), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_all(tmp_path: Path, victim: int):
+    began = time.monotonic()
+    run = run_processes(Path(__file__), "killed", victim, count=3)
+    assert run.returncode != 0 and "Signal 9 (SIGKILL)" in run.stderr and time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_what_is_done_survives_ctrl_c(tmp_path: Path):
+    process = start_processes(Path(__file__), "stopped", tmp_path)
+    while not all((tmp_path / f"at_{number}").exists() for number in (6, ROUND + 6)):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found == [2 * i for i in [*range(7), *range(ROUND, ROUND + 7)]]
+
+
+def slow(folder: Path) -> Callable[[list[int]], Iterator[int]]:
+    """Work that for ever stays at the eighth item of a process."""
+
+    def work(items: list[int]) -> Iterator[int]:
+        for i, item in enumerate(items):
+            if i == 7:
+                (folder / f"at_{items[6]}").touch()
+                time.sleep(1000)
+            yield 2 * item
+
+    return work
+
+
+def main(part: str, argument: str) -> None:
+    """One of several processes."""
+    if part == "cases":
+        said = {name: met(work) for name, (work, _) in CASES.items()}
+        Path(argument, f"{rank()}.json").write_text(json.dumps(said))
+    elif part == "killed":
+        together(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank() == int(argument) else in_order(LONG))
+    else:
+        found: list[int] = []
+        try:
+            for result in share(range(4 * ROUND), slow(Path(argument))):
+                found.append(result)
+        finally:
+            if rank() == 0:
+                Path(argument, "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    with processes(torch.device("cpu")):
+        main(*sys.argv[1:])
