@@ -193,6 +193,8 @@ class _Section:
 
 def _read_json(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise DataError(f"{path}: is no file; correct the path of the annotations")
         return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_outlines)
     except OSError as error:
         raise DataError(f"{path}: cannot read the annotations ({error.strerror}); correct the path") from error

@@ -88,8 +88,11 @@ def to_xywh(boxes: Tensor) -> Tensor:
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; DataError names the file that is missing, unreadable or not JSON."""
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if path.exists() and not (path.is_file() or path.is_fifo()):  # a device may have no end
+            raise DataError(f"{path}: is no file; check the path")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:  # bad syntax, bad encoding, absurd nesting
