@@ -136,13 +136,24 @@ def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> Non
     assert propose(shape_of(rpn={"anchors": given}), objects, better) is None
 
 
-def test_a_proposal_that_forsakes_a_class_is_none() -> None:
-    shape, many, few = shape_of(), crowd_of(44, 1.0, count=1000), crowd_of(128, 1.0, count=60)
-    objects = Scaled(*(np.concatenate(pair) for pair in zip(vars(many).values(), vars(few).values())))
-    objects.labels[1000:] = 1
-    now = fit(shape, objects, shape.anchors["sizes"], shape.anchors["ratios"])
-    better = propose(shape, objects, now)
-    assert better.recall > now.recall + 0.3 and (better.classes >= now.classes - 0.02).all()
+def together(*crowds: Scaled) -> Scaled:
+    return Scaled(*(np.concatenate(columns) for columns in zip(*(vars(crowd).values() for crowd in crowds))))
+
+
+def test_a_proposal_leaves_no_class_behind() -> None:
+    shape = shape_of()
+    many = {
+        "alike": crowd_of(44, 1.0, count=1000),
+        "spread": together(*(crowd_of(side, 1.0, count=250) for side in np.geomspace(28, 120, 8))),
+    }
+    for crowd, side, found in (("alike", 128, True), ("spread", 16, False)):  # k-means forsakes the few of 16
+        objects = together(many[crowd], crowd_of(side, 1.0, count=60))
+        objects.labels[-60:] = 1
+        now = fit(shape, objects, shape.anchors["sizes"], shape.anchors["ratios"])
+        better = propose(shape, objects, now)
+        assert (better is not None) == found
+        if found:
+            assert better.recall > now.recall + 0.3 and (better.classes >= now.classes - 0.02).all()
 
 
 def test_few_objects_and_fitting_anchors_get_no_proposal() -> None:
