@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.archive import check_archive
 from detector.errors import DataError
 from detector.structures import Proposals
 
@@ -110,9 +110,7 @@ def _read(path: Path, intact: bool) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of proposals; correct `proposals`, which is relative to data.root")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if not intact and archive.testzip() is not None:  # torch itself would take changed bytes for boxes
-                raise zipfile.BadZipFile
+        check_archive(path, intact=intact)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise DataError(f"{path}: damaged, or holds more than plain tensors; it was not read") from error

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from detector import __version__
+from detector.archive import check_archive
 from detector.errors import CheckpointError
 
 
@@ -108,9 +108,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch itself would take changed bytes for weights
-                raise zipfile.BadZipFile
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise CheckpointError(

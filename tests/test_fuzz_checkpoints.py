@@ -1,0 +1,193 @@
+"""Hostile, damaged and foreign files of weights, through every door: nothing in them is run, and one line says no."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import io
+import os
+import pickle
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_checkpoint import equal, save
+from tiny_fuzz import damaged, fuzz, grown, outcome, tries, watchdog  # noqa: F401
+from tiny_training import draw_set, script, write_config
+from torch import nn
+
+from detector.backbones.imagenet import load_imagenet
+from detector.data.proposals import ProposalFile, pack
+from detector.interop.files import read_weights, write_weights
+from detector.structures import Proposals
+from detector.training.checkpoint import read_checkpoint
+
+
+class Call:
+    """Unpickled without care, it calls a function."""
+
+    def __init__(self, function: Callable, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+class State(dict):
+    """A dictionary that is filled by a call."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+    def __reduce__(self) -> tuple:
+        return dict, (), None, None, iter([("a", self.call)])
+
+
+def hostile(mark: Path) -> dict[str, Any]:
+    """Contents that would make the file `mark`."""
+    calls = {
+        "system": Call(os.system, f"touch {mark}"),
+        "exec": Call(builtins.exec, f"open({str(mark)!r}, 'w')"),
+        "eval": Call(builtins.eval, f"open({str(mark)!r}, 'w')"),
+        "open": Call(builtins.open, str(mark), "w"),
+        "popen": Call(subprocess.Popen, ["touch", str(mark)]),
+        "write": Call(torch.save, 1, str(mark)),
+        "import": Call(builtins.__import__, "antigravity"),
+        "path": Call(Path.touch, mark),
+    }
+    return {**calls, "within a state": State(calls["open"]), "within a list": [[calls["open"]]]}
+
+
+def files(content: Any) -> dict[str, bytes]:
+    """The content in every form that a file of weights may have."""
+    whole = {"format": "detector checkpoint 1", "model": content, "config": {}, "class_names": [], "training": content}
+    forms = {}
+    for name, value in (("bare", content), ("model", {"model": content}), ("ours", whole)):
+        for protocol in (0, 2, 4):
+            forms[f"{name}, pickle {protocol}"] = pickle.dumps(value, protocol)
+        for new in (True, False):
+            memory = io.BytesIO()
+            torch.save(value, memory, _use_new_zipfile_serialization=new)
+            forms[f"{name}, torch {'zip' if new else 'of before 2020'}"] = memory.getvalue()
+    return forms
+
+
+READERS = {
+    "checkpoint": (read_checkpoint, ".pth"),
+    "proposals": (ProposalFile, ".pth"),
+    "backbone": (lambda path: load_imagenet(nn.Linear(1, 1), str(path), "resnet18"), ".pt"),
+    "weights": (read_weights, ".pth"),
+    "weights, pickled": (read_weights, ".pkl"),
+    "weights, safetensors": (read_weights, ".safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.filterwarnings("ignore")
+def test_no_reader_runs_what_a_file_holds(tmp_path: Path, name: str):
+    (reader, suffix), mark = READERS[name], tmp_path / "was_here"
+    for attack in hostile(mark).values():
+        for content in files(attack).values():
+            path = tmp_path / f"a{suffix}"
+            path.write_bytes(content)
+            assert outcome(functools.partial(reader, path)) is None and not mark.exists()
+    pickle.loads(pickle.dumps(hostile(mark)["open"])).close()  # it would have
+    assert mark.exists()
+
+
+DOORS = {  # arguments of a script, FILE being the hostile one, RUN a folder with it as last.pth
+    "--resume": ("train", "CONFIG", "--output", "RUN", "--resume"),
+    "--init-from": ("train", "CONFIG", "--output", "OUT", "--init-from", "FILE"),
+    "backbone": ("train", "CONFIG", "--output", "OUT", "model.backbone={type: resnet, depth: 18, weights: FILE}"),
+    "proposals": ("train", "CONFIG", "--output", "OUT", "model.rpn={type: precomputed}",
+                  "data.train.proposals=FILE", "data.val.proposals=FILE"),
+    "annotations": ("train", "CONFIG", "--output", "OUT", "data.train.annotations=FILE"),
+    "configuration": ("train", "FILE", "--output", "OUT"),
+    "evaluate": ("evaluate", "FILE", "--output", "OUT"),
+    "evaluate --trust": ("evaluate", "FILE", "--output", "OUT", "--trust"),
+    "detections": ("evaluate", "--detections", "FILE", "--annotations", "TRUTH"),
+    "infer": ("infer", "FILE", "IMAGES", "--output", "OUT"),
+    "convert in": ("convert_weights", "FILE", "--from", "auto", "--output", "OUT"),
+    "convert out": ("convert_weights", "FILE", "--to", "torchvision", "--output", "OUT"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_no_door_lets_a_hostile_file_in(tmp_path: Path, capsys: pytest.CaptureFixture, door: str):
+    mark, file, run, out = (tmp_path / name for name in ("was_here", "hostile.pth", "run", "out"))
+    config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"))
+    run.mkdir()
+    words = {"CONFIG": config, "RUN": run, "OUT": out, "FILE": file, "TRUTH": tmp_path / "data/val.json",
+             "IMAGES": tmp_path / "data/images"}  # fmt: skip
+    name, *arguments = DOORS[door]
+    for word, value in words.items():
+        arguments = [argument.replace(word, str(value)) for argument in arguments]
+    main, contents = script(name).main, files(hostile(mark)["open"])
+    for form in ("ours, torch zip", "ours, torch of before 2020", "bare, pickle 2"):
+        file.write_bytes(contents[form])
+        shutil.copy(file, run / "last.pth")
+        before = sorted(tmp_path.rglob("*"))
+        capsys.readouterr()
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        assert not mark.exists() and sorted(tmp_path.rglob("*")) == before
+
+
+@tries(3000)
+def test_a_damaged_checkpoint_is_refused_or_whole(tmp_path: Path, tries: int):
+    good, path = save(tmp_path / "good.pth").read_bytes(), tmp_path / "bad.pth"
+    state = read_checkpoint(tmp_path / "good.pth")["model"]
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        found = outcome(lambda: read_checkpoint(path))
+        assert found is None or equal(found["model"], state)  # the damage is in what says nothing: a date, a padding
+
+    fuzz(tries, read, content=damaged(good))
+
+
+@tries(3000)
+def test_damaged_proposals_are_refused_or_whole(tmp_path: Path, tries: int):
+    boxes = Proposals(torch.tensor([[1.0, 2, 3, 4], [0, 0, 9, 9]]), torch.tensor([2.0, 1]))
+    torch.save(pack([7, 5], ["x/a", "x/b"], [(10, 10), (12, 12)], [boxes, boxes]), tmp_path / "good.pth")
+    good, path = (tmp_path / "good.pth").read_bytes(), tmp_path / "bad.pth"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        found = outcome(lambda: ProposalFile(path))
+        assert found is None or found[5].boxes.tolist() == boxes.boxes.tolist()
+        path.unlink()  # which is mapped into memory
+
+    fuzz(tries, read, content=damaged(good))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+@tries(2000)
+def test_damaged_weights_of_others_are_refused_or_tensors(tmp_path: Path, suffix: str, tries: int):
+    state = {"a.weight": torch.arange(60.0).view(20, 3), "b": torch.tensor(3)}
+    write_weights(tmp_path / f"good{suffix}", state, {}, None)
+    good, path = (tmp_path / f"good{suffix}").read_bytes(), tmp_path / f"bad{suffix}"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        found = outcome(lambda: read_weights(path))
+        assert found is None or sum(float(x.double().abs().sum()) for x in found.state.values()) is not None
+
+    fuzz(tries, read, content=damaged(good))
+
+
+@pytest.mark.parametrize("reader", [read_checkpoint, ProposalFile])
+def test_an_archive_that_unpacks_to_a_giant_is_refused_by_its_list(tmp_path: Path, reader: Callable):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("archive/data/0", "w") as entry:
+            for _ in range(400):
+                entry.write(b"\0" * 2**20)
+    assert grown(lambda: outcome(lambda: reader(tmp_path / "a.pth"))) < 64
+    assert outcome(lambda: reader(tmp_path / "a.pth")) is None
