@@ -86,7 +86,7 @@ def test_torchvisions_published_file_is_recognised_by_its_old_names():
 
 def test_a_detector_of_no_known_framework_is_said():
     with pytest.raises(
-        CheckpointError, match=r"none of torchvision, detectron2, mmdetection \(it begins with model\.0\.w"
+        CheckpointError, match=r"none of torchvision, detectron2, mmdetection \(its tensors are model\.0\.w"
     ):
         which_framework({"model.0.weight": torch.ones(1)})
 
@@ -245,12 +245,79 @@ def test_a_converted_checkpoint_is_trained_on_other_classes(tmp_path, caplog, ta
         assert moved == set(line.rpartition(": ")[2].split(", "))
 
 
-def test_a_model_that_a_framework_lacks_stays_here(tmp_path, capsys):
-    ours = checkpoint_of(tmp_path / "ours.pth", ["a", "b", "c"], neck={"type": "bifpn", "width": 32})
-    for target in FRAMEWORKS:
-        assert convert(ours, "--to", target, "--output", tmp_path / "new.pth") == 2
-        assert "without a name there: pyramid.neck" in capsys.readouterr().err
-    assert not (tmp_path / "new.pth").exists()
+PANET_HEAD = {"pool": {"type": "all_levels"}, "box_head": {"type": "adaptive_two_fc", "width": 32}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "targets", "message"),
+    [
+        ({"neck": {"type": "bifpn", "width": 32}}, FRAMEWORKS, "without a name there: pyramid.neck"),
+        ({"roi_head": PANET_HEAD}, FRAMEWORKS, "without a name there: roi_head.box_head.fc1.0.weight"),
+        ({"roi_head": {"class_agnostic": True}}, ["torchvision"], "its deltas are those of every class"),
+    ],
+)
+def test_a_model_that_a_framework_lacks_stays_here(tmp_path, capsys, sections, targets, message):
+    ours = checkpoint_of(tmp_path / "ours.pth", ["a", "b", "c"], **sections)
+    for target in targets:
+        assert convert(ours, "--to", target, "--output", tmp_path / "new/new.pth") == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, Path]:
+    """The tensors of a small detector in torchvision's form, and its configuration."""
+    folder = tmp_path_factory.mktemp("small")
+    ours = checkpoint_of(folder / "ours.pth", ["a", "b", "c"])
+    (folder / "config.yaml").write_text(str(read_checkpoint(ours)["config"]))
+    assert convert(ours, "--to", "torchvision", "--output", folder / "theirs.pth") == 0
+    return torch.load(folder / "theirs.pth"), folder / "config.yaml"
+
+
+BIAS, SCORES = "rpn.head.cls_logits.bias", "roi_heads.box_predictor.cls_score."
+BROKEN = {
+    "not finite: rpn.objectness.bias": lambda state: {BIAS: torch.full((3,), float("nan"))},
+    "not finite: rpn.objectness.weight": lambda state: {BIAS.replace("bias", "weight"): state[
+        BIAS.replace("bias", "weight")].double() + 1e300},
+    "whole numbers, not weights: rpn.objectness.bias": lambda state: {BIAS: torch.ones(3, dtype=torch.int8)},
+    "there under two names: rpn.head.conv.bias": lambda state: {"rpn.head.conv.bias": torch.zeros(32)},
+    "of another shape: roi_head.class_score.bias () for (4,)": lambda state: {SCORES + "bias": torch.tensor(1.0)},
+    "of another shape: roi_head.class_score.bias (0,) for (4,)": lambda state: {SCORES + "bias": torch.ones(0)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_tensors_that_are_no_weights_are_named(theirs, tmp_path, capsys, message):
+    state, config = theirs
+    torch.save(state | BROKEN[message](state), tmp_path / "broken.pth")
+    output = tmp_path / "new/new.pth"
+    for recognise in (["--config", config], []):
+        assert convert(tmp_path / "broken.pth", "--from", "auto", *recognise, "--output", output) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and (message in error or not recognise)
+    assert not output.parent.exists()
+
+
+def test_another_frameworks_name_is_corrected(theirs, tmp_path, capsys):
+    torch.save(theirs[0], tmp_path / "theirs.pth")
+    assert convert(tmp_path / "theirs.pth", "--from", "mmdetection", "--output", tmp_path / "new.pth") == 2
+    assert capsys.readouterr().err == (
+        "error: --from mmdetection: the names in the file are torchvision's; give --from torchvision\n"
+    )
+
+
+def test_a_link_is_no_free_place(tmp_path, capsys):
+    (tmp_path / "link.pth").symlink_to(tmp_path / "elsewhere.pth")
+    for name, message in [("link.pth", "exists already"), ("long" * 99, "cannot be a file (File name too long)")]:
+        assert convert(tmp_path / "any.pth", "--from", "auto", "--output", tmp_path / name) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_configuration_builds_nothing_stays_here(tmp_path, capsys):
+    model = tiny_model()
+    save_checkpoint(tmp_path / "a.pth", model=model, config={"model": 3}, class_names=["a"], category_ids=[1])
+    assert convert(tmp_path / "a.pth", "--to", "torchvision", "--output", tmp_path / "b.pth") == 2
+    assert "a.pth: its configuration does not build a model: " in capsys.readouterr().err
 
 
 def test_what_would_compute_otherwise_there_is_said(tmp_path, monkeypatch):

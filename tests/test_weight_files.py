@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import sys
@@ -40,6 +41,9 @@ def save(path: Path, content: object, protocol: int = 2) -> Path:
         ("detectron2.pth", {"model": STATE, "iteration": 90_000, "optimizer": {"state": {}}}),
         ("mmdetection.pth", {"state_dict": STATE, "meta": {"epoch": 12, "best": np.float64(0.4)}}),
         ("parallel.pth", {f"module.{key}": tensor for key, tensor in STATE.items()}),
+        ("compiled.pth", {"model": {f"module._orig_mod.{key}": tensor for key, tensor in STATE.items()}}),
+        ("average.pth", {"n_averaged": torch.tensor(9)} | {f"module.{key}": tensor for key, tensor in STATE.items()}),
+        ("torchvision.pth", {"model": STATE, "args": argparse.Namespace(lr=0.02, output=None)}),
         ("zoo.pkl", {"model": arrays(STATE), "__author__": "somebody"}),
         ("caffe2.pkl", {"blobs": arrays(STATE)}),
         ("scalars.pkl", {"a.weight": STATE["a.weight"].numpy(), "a.num_batches_tracked": np.int64(3)}),
@@ -124,7 +128,18 @@ def test_a_hostile_file_runs_nothing(tmp_path, name, where):
 
 @pytest.mark.parametrize(
     "value",
-    [np.array([{"an": "object"}], dtype=object), np.dtype("O"), print, getattr, np.load, Path("/"), 1 + 2j],
+    [
+        np.array([{"an": "object"}], dtype=object),
+        np.dtype("O"),
+        print,
+        getattr,
+        np.load,
+        Path("/"),
+        1 + 2j,
+        np.zeros(2, np.longdouble),
+        np.zeros(2, complex),
+        np.array(["text"]),
+    ],
     ids=str,
 )
 def test_a_pickle_holds_arrays_and_containers_alone(tmp_path, value):
@@ -139,7 +154,8 @@ def test_a_pickle_holds_arrays_and_containers_alone(tmp_path, value):
         ("text.pkl", b"no weights", "safe to read"),
         ("empty.pkl", b"", "safe to read"),
         ("list.pkl", pickle.dumps([1, 2]), "holds no state dict but list"),
-        ("words.pkl", pickle.dumps({"a": "b", "c": np.ones(2)}), r"holds no state dict \(a are no tensors\)"),
+        ("words.pkl", pickle.dumps({"a": "b", "c": np.ones(2)}), r"holds no state dict \(a: no plain tensors\)"),
+        ("names.pkl", pickle.dumps({"a\nb" + 999 * "c": 0, 3: np.ones(2)}), r"\(a\?bc{117}…, 3: no plain tensors\)"),
         ("nothing.pkl", pickle.dumps({"model": {}}), "nothing is in it"),
     ],
 )
@@ -156,6 +172,40 @@ def test_a_file_cut_short_is_damaged(tmp_path):
         path.write_bytes(path.read_bytes()[:-40])
         with pytest.raises(CheckpointError, match="damaged"):
             read_weights(path)
+
+
+def test_a_byte_that_changed_on_the_way_is_noticed(tmp_path):
+    """Where the form has check sums: torch itself reads such a file."""
+    path = save(tmp_path / "a.pth", {"a": torch.ones(1000)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(9).numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path)["a"][0] != 1
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.eye(2).to_sparse(),
+        torch.ones(2, device="meta"),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(1).expand(2_000_000_000),  # eight gigabytes, of which the file holds four bytes
+    ],
+    ids=["sparse", "without data", "complex", "larger than its data"],
+)
+def test_what_is_no_dense_tensor_is_refused(tmp_path, value):
+    with pytest.raises(CheckpointError, match=r"\(b: no plain tensors\)"):
+        read_weights(save(tmp_path / "a.pth", STATE | {"b": value}))
+
+
+def test_an_array_that_is_not_in_the_file_is_refused(tmp_path):
+    """NumPy would give whatever the memory holds."""
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x03tU\x01ftR"
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02}U\x01a" + array + b"s.")
+    with pytest.raises(CheckpointError, match=r"of shape \(3,\) is no empty array"):
+        read_weights(tmp_path / "a.pkl")
 
 
 def test_safetensors_that_are_none_are_said_in_one_line(tmp_path):

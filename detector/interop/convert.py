@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from detector.backbones.imagenet import input_settings
-from detector.build import build_detector, load_config
-from detector.errors import CheckpointError
+from detector.build import build_detector, check_config, load_config
+from detector.errors import CheckpointError, ConfigError
 from detector.inference.predictor import without_weights
 from detector.interop.classes import classes_of
 from detector.interop.files import Weights, read_weights, write_weights
 from detector.interop.imagenet import is_imagenet, to_classifier
+from detector.interop.names import some
 from detector.interop.recognise import FRAMEWORKS, Fit, blank_state, fitting, model_settings, which_framework
 from detector.training.checkpoint import load_weights, read_checkpoint, save_checkpoint
 
+Write = Callable[[], None]
 UNSEEN = ("model.pixels.order", "model.backbone.stride_in", "model.backbone.norm_eps")  # not to be seen in any tensor
 
 
@@ -28,32 +34,33 @@ def import_weights(
     of FRAMEWORKS or "auto"; `config`: a file or "auto", the one of configs/compat/ that fits. Raises CheckpointError for an
     unreadable file, one of another architecture, or an output that exists.
     """
-    make_room(output)
+    refuse_existing(output)
     weights = read_weights(source)
     try:
         if is_imagenet(weights.state):
-            return [f"{source}: an ImageNet backbone", *_import_backbone(weights, output)]
-        return [
-            f"{source}: {len(weights.state)} tensors",
-            *_import_detector(weights, origin, output, config, overrides),
-        ]
+            write, lines = _backbone(weights, output)
+        else:
+            write, lines = _detector(weights, origin, output, config, overrides)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    _make_folder(output)
+    write()
+    return [f"{source}: {len(weights.state)} tensors", *lines]
 
 
-def _import_backbone(weights: Weights, output: Path) -> list[str]:
+def _backbone(weights: Weights, output: Path) -> tuple[Write, list[str]]:
     state, trained = to_classifier(weights.state)
-    write_weights(output, state, {"trained_with": trained}, "state_dict")
-    return [
-        f"{output}: {len(state)} tensors for model.backbone.weights={output}",
-        f"they want {' '.join(f'{key}={value}' for key, value in input_settings(trained).items())}",
+    _check_finite(state)
+    return partial(write_weights, output, state, {"trained_with": trained}, "state_dict"), [
+        f"{output}: an ImageNet backbone for model.backbone.weights={output}",
+        f"it wants {' '.join(f'{key}={value}' for key, value in input_settings(trained).items())}",
     ]
 
 
-def _import_detector(
+def _detector(
     weights: Weights, origin: str, output: Path, config: Path | str, overrides: Sequence[str]
-) -> list[str]:
-    framework = which_framework(weights.state) if origin == "auto" else origin
+) -> tuple[Write, list[str]]:
+    framework = _whose(weights, origin)
     if config == "auto":
         fit, *others = _recognised(framework, weights, overrides)
         settings, said = fit.config, _chosen(fit, others)
@@ -62,9 +69,32 @@ def _import_detector(
     converted = _take(framework, weights, settings, config)
     model = build_detector(without_weights(settings))
     model.load_state_dict(converted)
+    _check_finite(model.state_dict())
     names, ids, where_from = classes_of(framework, weights.meta, settings["model"]["num_classes"])
-    save_checkpoint(output, model=model, config=settings, class_names=names, category_ids=ids)
-    return [f"{output}: {FRAMEWORKS[framework].name}'s, {len(names)} classes ({where_from})", *said]
+    write = partial(save_checkpoint, output, model=model, config=settings, class_names=names, category_ids=ids)
+    return write, [f"{output}: {FRAMEWORKS[framework].name}'s, {len(names)} classes ({where_from})", *said]
+
+
+def _whose(weights: Weights, origin: str) -> str:
+    """The framework that was named, unless the names are plainly another's."""
+    if origin == "auto":
+        return which_framework(weights.state)
+    with suppress(CheckpointError):
+        found = which_framework(weights.state)
+        if found != origin:
+            raise ConfigError(
+                f"--from {origin}: the names in the file are {FRAMEWORKS[found].name}'s; give --from {found}"
+            )
+    return origin
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    """In float32, in which they will be used."""
+    broken = [name for name, tensor in state.items() if not tensor.float().isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"holds numbers that are not finite: {some(broken)}; take an earlier file of that training"
+        )
 
 
 def _recognised(framework: str, weights: Weights, overrides: Sequence[str]) -> list[Fit]:
@@ -98,10 +128,14 @@ def export_weights(source: Path, target: str, output: Path) -> list[str]:
 
     Raises CheckpointError for an unreadable checkpoint, an architecture that the framework lacks, or an output that exists.
     """
-    make_room(output)
+    refuse_existing(output)
     checkpoint = read_checkpoint(source)
     config = checkpoint["config"]
-    model = build_detector(without_weights(config), trust=False)
+    try:
+        check_config(config, trust=False)
+        model = build_detector(without_weights(config), trust=False)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: its configuration does not build a model: {error}") from error
     load_weights(model, checkpoint["model"], source)
     framework = FRAMEWORKS[target]
     try:
@@ -115,6 +149,7 @@ def export_weights(source: Path, target: str, output: Path) -> list[str]:
         "mmdetection": {"meta": {"CLASSES": tuple(names), "dataset_meta": {"classes": tuple(names)}}},
     }[target]
     under = {"torchvision": None, "detectron2": "model", "mmdetection": "state_dict"}[target]
+    _make_folder(output)
     write_weights(output, state, around, under)
     return [
         f"{output}: {len(state)} tensors for {framework.name}, {len(names)} classes",
@@ -140,10 +175,18 @@ def _other(target: str, state: Mapping[str, Any], config: Mapping[str, Any]) -> 
     return [f"expect other boxes there unless these are set as here ({path.name}): {'; '.join(differing)}"]
 
 
-def make_room(output: Path) -> None:
-    """Raise CheckpointError rather than overwrite a file or lose the result of the work."""
-    if output.exists():
-        raise CheckpointError(f"{output}: exists already; choose another --output or remove it first")
+def refuse_existing(output: Path) -> None:
+    """Raise CheckpointError rather than overwrite a file."""
+    try:
+        output.lstat()  # a link to nowhere exists, too
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise CheckpointError(f"{output}: cannot be a file ({error.strerror}); choose another --output") from error
+    raise CheckpointError(f"{output}: exists already; choose another --output or remove it first")
+
+
+def _make_folder(output: Path) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

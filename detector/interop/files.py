@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import CheckpointError
+from detector.interop.names import some
 from detector.training.checkpoint import FORMAT, write_atomically, write_beside
 
 TENSORS_UNDER = ("state_dict", "model", "blobs")  # MMDetection's, Detectron2's and Caffe2's files
@@ -32,14 +35,15 @@ def read_weights(path: Path) -> Weights:
     or is a checkpoint of this project.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
         content = _reader(path)(path)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged or foreign file raises any of a dozen kinds
-        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged, or not a file of tensors that is safe to read ({reason})") from error
+        raise CheckpointError(
+            f"{path}: damaged, or not a file of tensors that is safe to read ({_reason(error)})"
+        ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds no state dict but {type(content).__name__}")
     if content.get("format") == FORMAT:
@@ -50,21 +54,38 @@ def read_weights(path: Path) -> Weights:
         ((content[k], content) for k in TENSORS_UNDER if isinstance(content.get(k), Mapping)), (content, {})
     )
     state = {key: _tensor(value) for key, value in state.items()}
-    other = [str(key) for key, value in state.items() if not isinstance(key, str) or value is None]
+    other = [key for key, value in state.items() if not isinstance(key, str) or value is None]
     if other or not state:
-        what = f"{', '.join(other[:4])} are no tensors" if other else "nothing is in it"
+        what = f"{some(other)}: no plain tensors" if other else "nothing is in it"
         raise CheckpointError(
             f"{path}: holds no state dict ({what}); save model.state_dict(), bare or under the key 'model'"
         )
-    if all(key.startswith("module.") for key in state):  # saved from within DistributedDataParallel
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return Weights(state, meta)
+    return Weights(_unwrapped(state), meta)
+
+
+def _reason(error: Exception) -> str:
+    """One short line: what it names that is no tensor, if that is the trouble."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f"it names {named[1]}" if named else some([str(error).split(". ")[0].split("\n")[0] or type(error).__name__])
 
 
 def _tensor(value: object) -> Tensor | None:
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
-        return torch.from_numpy(np.array(value))
-    return value if isinstance(value, Tensor) else None
+    """A dense tensor of real numbers that the file really holds; None for anything else."""
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_complex():
+        return None
+    held = 0 if value.is_meta else value.untyped_storage().nbytes()
+    return value.detach() if value.numel() * value.element_size() <= held else None
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what DistributedDataParallel, torch.compile or an average of models put before every name."""
+    for wrapper in ("module.", "_orig_mod.", "module."):
+        names = state.keys() - {"n_averaged"}
+        if names and all(name.startswith(wrapper) for name in names):
+            state = {name.removeprefix(wrapper): state[name] for name in state if name in names}
+    return state
 
 
 def _reader(path: Path) -> Callable[[Path], Any]:
@@ -86,11 +107,18 @@ def _safetensors() -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    """A training's own file of MMDetection's also holds histories of its numbers: they are made to nothing."""
-    nothing = [(_Nothing, name) for name in ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr")]
+    """Histories of numbers in a training's own file of MMDetection's, and torchvision's arguments, are made to nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch itself would take changed bytes for weights
+                raise CheckpointError(
+                    f"{path}: damaged: what it holds is not what was written; copy or download it anew"
+                )
+    names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "argparse.Namespace")
+    nothing = [(_Nothing, name) for name in names]
     arrays = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in _ARRAYS.items()]
     kinds = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQfd"}]
-    with torch.serialization.safe_globals([*nothing, *arrays, *kinds]):
+    with torch.serialization.safe_globals([*nothing, *arrays, *kinds]), warnings.catch_warnings(action="ignore"):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -105,9 +133,9 @@ class _Nothing:
 
 
 def _array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """An empty array, which a pickle then fills."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"{kind} is no array")
+    """An empty array, which a pickle then fills; of any other there would be whatever the memory holds."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError(f"{kind} of shape {shape} is no empty array")
     return np.ndarray.__new__(np.ndarray, shape, code)
 
 

@@ -52,7 +52,7 @@ def to_classifier(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     shape = backbone_shape(ours, "")
     with torch.device("meta"):
         like = ResNet(**shape).state_dict()
-    found = translate(ours, like, [("{}", "{}")], "no ImageNet backbone that is known", ignorable=IGNORABLE)
+    found = translate(ours, like, [("{...}", "{...}")], "no ImageNet backbone that is known", ignorable=IGNORABLE)
     return found, trained_with(state, resnext=shape.get("groups", 1) > 1)
 
 

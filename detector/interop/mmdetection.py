@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detector.interop.names import Framework, Row
 
-BACKBONE: list[Row] = [("backbone.{}", "pyramid.backbone.{}")]
+BACKBONE: list[Row] = [("backbone.{...}", "pyramid.backbone.{...}")]
 FPN = [
     ("neck.lateral_convs.#.conv.{}", "pyramid.neck.lateral.#.conv.{}"),
     ("neck.lateral_convs.#.bn.{}", "pyramid.neck.lateral.#.norm.{}"),
@@ -36,7 +36,7 @@ NAS_FPN = [
     for bn, norm in (("conv", "conv"), ("bn", "norm"))
 ]
 RFP = [
-    ("neck.rfp_modules.#.{}", "pyramid.unrolled.#.{}"),
+    ("neck.rfp_modules.#.{...}", "pyramid.unrolled.#.{...}"),
     ("neck.rfp_aspp.aspp.#.{}", "pyramid.aspp.views.#.{}"),
     ("neck.rfp_weight.{}", "pyramid.gate.{}"),
 ]
@@ -51,7 +51,7 @@ BOX_HEAD = [
     ("roi_head.bbox_head.fc_cls.{}", "roi_head.class_score.{}"),
     ("roi_head.bbox_head.fc_reg.{}", "roi_head.box_delta.{}"),
 ]
-RES5: list[Row] = [("roi_head.shared_head.layer4.{}", "roi_head.box_head.layer4.{}")]
+RES5: list[Row] = [("roi_head.shared_head.layer4.{...}", "roi_head.box_head.layer4.{...}")]
 CASCADE = [
     ("roi_head.bbox_head.#.shared_fcs.0.{}", "roi_head.stages.#.box_head.fc1.{}"),
     ("roi_head.bbox_head.#.shared_fcs.1.{}", "roi_head.stages.#.box_head.fc2.{}"),

@@ -18,7 +18,7 @@ from detector.errors import CheckpointError
 from detector.inference.predictor import without_weights
 from detector.interop.detectron2 import DETECTRON2
 from detector.interop.mmdetection import MMDETECTION
-from detector.interop.names import rename
+from detector.interop.names import rename, some
 from detector.interop.torchvision import ROWS_2019, TORCHVISION
 from detector.parts import model_calls
 
@@ -45,9 +45,8 @@ def which_framework(names: Collection[str]) -> str:
     found = [key for key, framework in FRAMEWORKS.items() if any(re.match(framework.mark, name) for name in names)]
     if len(found) == 1:
         return found[0]
-    first = ", ".join(list(names)[:3])
     raise CheckpointError(
-        f"a detector of none of {', '.join(FRAMEWORKS)} (it begins with {first}); say which by --from"
+        f"a detector of none of {', '.join(FRAMEWORKS)} (its tensors are {some(list(names), 3)}); say which by --from"
     )
 
 
@@ -90,7 +89,7 @@ def _fits(framework: str, state: Mapping[str, Tensor], config: Mapping[str, Any]
 
 
 def _classes(framework: str, names: Mapping[str, Tensor]) -> list[str]:
-    columns = [len(tensor) for name, tensor in names.items() if name.endswith("class_score.bias")]
+    columns = [len(tensor) for name, tensor in names.items() if name.endswith("class_score.bias") and tensor.ndim]
     return [f"model.num_classes={columns[0] - 1}"] if columns and columns[0] > 1 else []
 
 

@@ -5,14 +5,17 @@ torchvision puts the background first and gives it four deltas that nothing read
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from detector.errors import CheckpointError
 from detector.interop.classes import COCO_80
 from detector.interop.names import Framework, Row
 
 ROWS: list[Row] = [
-    ("backbone.body.{}", "pyramid.backbone.{}"),
+    ("backbone.body.{...}", "pyramid.backbone.{...}"),
     ("backbone.fpn.inner_blocks.#.0.{}", "pyramid.neck.lateral.#.conv.{}"),
     ("backbone.fpn.inner_blocks.#.1.{}", "pyramid.neck.lateral.#.norm.{}"),
     ("backbone.fpn.layer_blocks.#.0.{}", "pyramid.neck.output.#.conv.{}"),
@@ -46,23 +49,27 @@ CONV_FC: list[Row] = [  # v2: four convolutions, a flatten, a linear layer
 
 def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """Background from first to last; its deltas go; 91 columns shrink to 81 where the model has 80 classes."""
+    if not tensor.ndim or not len(tensor):
+        return tensor  # of another shape than any model's
     if name.startswith("roi_head.class_score"):
         columns = COCO_80 if len(tensor) == 91 and len(like) == 81 else range(1, len(tensor))
         return tensor[[*columns, 0]]
     if name.startswith("roi_head.box_delta"):
         if len(tensor) % 4:
-            return tensor  # of another shape than any model's
+            return tensor
         boxes = tensor.unflatten(0, (-1, 4))
         columns = COCO_80 if len(boxes) == 91 and len(like) == 320 else range(1, len(boxes))
         return boxes[list(columns)].flatten(0, 1)
     return tensor
 
 
-def _background_first(name: str, tensor: Tensor) -> Tensor:
+def _background_first(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """The way back; the background's deltas, which nothing reads, are 0."""
     if name.startswith("roi_head.class_score"):
         return tensor.roll(1, dims=0)
     if name.startswith("roi_head.box_delta"):
+        if len(tensor) != 4 * (len(state["roi_head.class_score.bias"]) - 1):
+            raise CheckpointError("not a model that torchvision has: its deltas are those of every class")
         return torch.cat([torch.zeros_like(tensor[:4]), tensor])
     return tensor
 
