@@ -258,7 +258,7 @@ def trainable(folder: Path) -> int:
 
 
 @given(faults=MANGLED)
-@settings(max_examples=20)
+@settings(max_examples=15)
 def test_what_is_wrong_with_a_mangled_file_is_an_error_just_where_training_stops(
     faults: list[tuple[str, int, str, Any]], pictures: Path
 ) -> None:
@@ -289,3 +289,13 @@ def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
     configure(tmp_path, documents)
     status, out, _ = check(tmp_path)
     assert status == 1 and "1.png, image 1: it is no file" in out
+
+
+def test_splits_that_share_a_folder_list_its_images_together(tmp_path: Path) -> None:
+    documents = clean_set(tmp_path)
+    for path in (tmp_path / "val").iterdir():
+        path.rename(tmp_path / "train" / path.name)
+    (tmp_path / "val").rmdir()
+    (tmp_path / "val").symlink_to(tmp_path / "train")  # one folder under two names
+    configure(tmp_path, documents)
+    assert "nothing is wrong" in check(tmp_path)[1]

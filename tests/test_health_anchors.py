@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_health import CATEGORIES, box, entry, run
 
@@ -89,6 +89,7 @@ def test_levels_by_hand(tmp_path: Path) -> None:
     ],
 )
 @given(data=st.data())
+@settings(max_examples=20)
 def test_the_best_anchor_is_that_of_the_whole_grid(rpn: dict[str, Any], data: st.DataObject) -> None:
     shape = shape_of(rpn=rpn)
     edge = st.floats(0, 200, allow_subnormal=False)

@@ -49,7 +49,7 @@ class CocoDataset(Dataset):
         self.max_pixels, self.transform = max_pixels, transform
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
-        document = _read_json(self.annotation_file)
+        document = read_document(self.annotation_file)
         sections = (_Section(self.annotation_file, document, name) for name in ("images", "annotations", "categories"))
         pictures, objects, categories = sections
         self.class_names, self.category_ids = _classes(categories, classes, class_names)
@@ -137,7 +137,7 @@ def join_within(folder: Path, name: str) -> Path:
     """The path of `name` in `folder`; a `DataError` if it leads out of it, by its own steps or by a symbolic link."""
     path = folder / name
     try:
-        inside = _stays_inside(name) and path.resolve().is_relative_to(folder.resolve())
+        inside = stays_inside(name) and path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # links that lead in a circle
         inside = False
     if not inside:
@@ -145,7 +145,7 @@ def join_within(folder: Path, name: str) -> Path:
     return path
 
 
-def _stays_inside(name: Any) -> bool:
+def stays_inside(name: Any) -> bool:
     """Whether this is a relative path without a step up, on any system (a Windows path knows both kinds of slash)."""
     if not is_name(name):
         return False
@@ -191,7 +191,8 @@ class _Section:
             raise DataError(f"{where}: `{key}` {value}; {rule}{more}")
 
 
-def _read_json(path: Path) -> Any:
+def read_document(path: Path) -> Any:
+    """A JSON file without its outlines. Raises DataError where it cannot be read."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise DataError(f"{path}: is no file; correct the path of the annotations")
@@ -245,7 +246,7 @@ def _pictures(images: _Section) -> tuple[list[str], np.ndarray, np.ndarray]:
     """File names, ids (n,) and sizes (n, 2) h, w of the images."""
     ids = images.integers("id")
     images.reject(_repeated(ids.tolist()), "id", "two images share it: give each its own")
-    names = images.column("file_name", _stays_inside, "it must be a path inside of the image folder, relative to it")
+    names = images.column("file_name", stays_inside, "it must be a path inside of the image folder, relative to it")
     return names, ids, np.stack([images.integers("height", 1), images.integers("width", 1)], axis=1)
 
 
@@ -266,12 +267,12 @@ def _membership(
 def _xyxy(objects: _Section) -> np.ndarray:
     """The boxes (B, 4) float64 as corners, not clipped yet."""
     rule = "it must be four finite numbers [x, y, width, height]"
-    xywh = np.array(objects.column("bbox", _is_box, rule), dtype=np.float64).reshape(-1, 4)
+    xywh = np.array(objects.column("bbox", is_box, rule), dtype=np.float64).reshape(-1, 4)
     objects.reject((xywh[:, 2:] < 0).any(axis=1), "bbox", "width and height [x, y, width, height] must not be negative")
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
-def _is_box(value: Any) -> bool:
+def is_box(value: Any) -> bool:
     """Four numbers that no image exceeds; NaN and infinity fail the comparison."""
     return (
         isinstance(value, list) and len(value) == 4 and all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in value)

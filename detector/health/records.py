@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.coco import _is_box, _read_json, _stays_inside
+from detector.data.coco import is_box, read_document, stays_inside
 from detector.errors import DataError
 from detector.health.findings import Findings, Place, identity, short
 
@@ -56,7 +56,7 @@ def read_split(
     name: str, annotations: Path, folder: Path | None, classes: list[str] | None, findings: Findings
 ) -> Split:
     """Raises DataError where the file is no COCO file at all; whatever is wrong with its entries goes to `findings`."""
-    document = _read_json(annotations)
+    document = read_document(annotations)
     images, objects, categories = (
         Table(name, annotations, document, section, findings) for section in ("images", "annotations", "categories")
     )
@@ -159,7 +159,7 @@ def _images(table: Table) -> tuple[np.ndarray, dict[str, Any]]:
     """All ids of the file, and the columns of the sound images."""
     ids = table.integers("id")
     names = table.column("file_name", lambda x: isinstance(x, str) and x != "", "must be a path")
-    outside = np.array([isinstance(x, str) and x != "" and not _stays_inside(x) for x in names], dtype=bool)
+    outside = np.array([isinstance(x, str) and x != "" and not stays_inside(x) for x in names], dtype=bool)
     table.reject(outside, "file_name", "outside folder")
     sizes = np.stack([table.integers("height", least=1), table.integers("width", least=1)], axis=1)
     every = ids[table.valid["id"]]
@@ -175,8 +175,8 @@ def _annotations(
     ids, image_of, category_of = table.integers("id"), table.integers("image_id"), table.integers("category_id")
     crowd = table.integers("iscrowd", default=0) != 0
     rule = "must be four finite numbers [x, y, width, height]"
-    listed = table.column("bbox", _is_box, rule, kind="invalid box")
-    xywh = np.array([box if _is_box(box) else (0, 0, 0, 0) for box in listed], dtype=np.float64).reshape(-1, 4)
+    listed = table.column("bbox", is_box, rule, kind="invalid box")
+    xywh = np.array([box if is_box(box) else (0, 0, 0, 0) for box in listed], dtype=np.float64).reshape(-1, 4)
     table.reject((xywh[:, 2:] < 0).any(axis=1), "bbox", "invalid box", "width and height must not be negative")
     table.reject(table.valid["image_id"] & ~np.isin(image_of, every_image), "image_id", "unknown image")
     table.reject(table.valid["category_id"] & ~np.isin(category_of, known), "category_id", "unknown category")
