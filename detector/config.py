@@ -24,8 +24,10 @@ from detector.errors import ConfigError
 Call = tuple[Callable, dict[str, Any]]  # a constructor and its keyword arguments
 Types = Mapping[str, str]  # dotted path of a section -> its type where it names none
 NO_TYPES: Types = types.MappingProxyType({})
-MAX_BYTES = 2**20  # of one file: a configuration is a page or two
+MAX_BYTES = 2**18  # of one file: a configuration is a page or two
 MAX_ALIASES = 10  # YAML aliases multiply what they stand for: by forty at most if there are ten
+MAX_NODES = 20_000  # values and keys of one file
+MAX_LENGTH = 10_000  # of one of them: YAML's numbers to the base of 60 take the square of it
 MAX_DEPTH = 50  # of lists and dictionaries within each other; the parser's time grows with its square
 
 
@@ -33,10 +35,11 @@ class Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key.value in (k.value for k in keys[:i]):
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
                 raise ConfigError(f"{self.name}, line {key.start_mark.line + 1}: the key {key.value!r} is given twice")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -50,7 +53,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), default_types: 
 
     Raises ConfigError for a missing or unreadable file, or a cycle of bases.
     """
-    return apply_overrides(_read_with_bases(Path(path), (), default_types), overrides, default_types)
+    return apply_overrides(_read_with_bases(Path(path), (), default_types, {}), overrides, default_types)
 
 
 def apply_overrides(
@@ -65,7 +68,12 @@ def apply_overrides(
     return config
 
 
-def _read_with_bases(path: Path, above: tuple[Path, ...], default_types: Types) -> dict[str, Any]:
+def _read_with_bases(
+    path: Path, above: tuple[Path, ...], default_types: Types, known: dict[Path, dict[str, Any]]
+) -> dict[str, Any]:
+    """A file over its bases. Each is read once (`known`): bases that share theirs would else be read 2, 4, 8 ... times."""
+    if path in known:
+        return known[path]
     own = _parse(_read_text(path, above), str(path))
     own = {} if own is None else own
     if not isinstance(own, dict):
@@ -76,9 +84,10 @@ def _read_with_bases(path: Path, above: tuple[Path, ...], default_types: Types) 
         raise ConfigError(f"{path}: _base_: expected a file or a list of files, got {_short(bases)}")
     config: dict[str, Any] = {}
     for base in bases:
-        of_base = _read_with_bases(path.parent / base, (*above, path.resolve()), default_types)
+        of_base = _read_with_bases(path.parent / base, (*above, path.resolve()), default_types, known)
         config = merge(config, of_base, default_types)
-    return merge(config, own, default_types)
+    known[path] = merge(config, own, default_types)
+    return known[path]
 
 
 def _read_text(path: Path, above: tuple[Path, ...]) -> str:
@@ -86,6 +95,8 @@ def _read_text(path: Path, above: tuple[Path, ...]) -> str:
     try:
         if path.resolve() in above:
             raise ConfigError(f"{path}: _base_ files go in a circle")
+        if len(above) > MAX_DEPTH:
+            raise ConfigError(f"{path}: more than {MAX_DEPTH} _base_ files above each other")
         if not path.is_file():
             raise ConfigError(f"{path}: no such configuration file{named}")
         if path.stat().st_size > MAX_BYTES:
@@ -110,11 +121,13 @@ def _parse(text: str, source: str) -> Any:
 def _check_size(text: str, source: str) -> None:
     """Refuse a text that would cost far more time or memory than its length."""
     aliases = depth = 0
-    for event in yaml.parse(text, Loader):
+    for nodes, event in enumerate(yaml.parse(text, Loader)):
         aliases += isinstance(event, yaml.AliasEvent)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if aliases > MAX_ALIASES or depth > MAX_DEPTH:
-            raise ConfigError(f"{source}: more than {MAX_ALIASES} YAML aliases, or than {MAX_DEPTH} levels of nesting")
+        length = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
+        if aliases > MAX_ALIASES or depth > MAX_DEPTH or nodes > MAX_NODES or length > MAX_LENGTH:
+            most = f"{MAX_ALIASES} YAML aliases, {MAX_DEPTH} levels of nesting, {MAX_NODES} values, {MAX_LENGTH} characters"
+            raise ConfigError(f"{source}: more than {most}: not a configuration")
 
 
 def _nested(keys: list[str], value: Any) -> dict[str, Any]:
