@@ -196,6 +196,6 @@ def write_weights(path: Path, state: Mapping[str, Tensor], around: Mapping[str, 
         write_beside(path, lambda file: file.write(save(state)))
     elif path.suffix == ".pkl":
         content = {"model": {key: tensor.numpy() for key, tensor in state.items()}, **around}
-        write_beside(path, lambda file: pickle.dump(content, file, protocol=2))
+        write_beside(path, lambda file: pickle.dump(content, file, protocol=4))
     else:
         write_atomically(path, {under: state, **around} if under else state)
