@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from detector.errors import DetectorError, Interrupted
 
@@ -33,7 +34,11 @@ def processes(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store, number, count = next(rendezvous("env://"))
+        # processes started anew would find the addresses of those that fell: each try has a name of its own
+        store = dist.PrefixStore(f"try {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count)
         yield
     finally:
         if dist.is_initialized():

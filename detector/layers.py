@@ -58,25 +58,23 @@ class BatchNorm(nn.BatchNorm2d):
         return _by_running(self, x) if self.training and _is_single(x) else super().forward(x)
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """The same over all processes, which have more than one value together where there are several.
-
-    Torch's own is for GPUs alone; on CPUs this one does its sums.
-    """
+class SyncBatchNorm(BatchNorm):
+    """A batch norm over the batch of all processes together. Torch's own is for GPUs alone, this one for CPUs too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or distributed.world() == 1 or x.is_cuda:
-            alone = self.training and distributed.world() == 1
-            return _by_running(self, x) if alone and _is_single(x) else super().forward(x)
-        count = distributed.total_with_gradient(x.new_tensor(x.numel() / x.shape[1]))
-        mean = distributed.total_with_gradient(x.sum(dim=(0, 2, 3))) / count  # (C,)
-        centred = x - mean[:, None, None]
+        if not self.training or distributed.world() == 1:
+            return super().forward(x)
+        count = distributed.total_with_gradient(x.new_tensor(x.numel() / x.shape[1], dtype=torch.float32))
+        centred = x.float()  # sums in float32 under mixed precision too
+        mean = distributed.total_with_gradient(centred.sum(dim=(0, 2, 3))) / count  # (C,)
+        centred = centred - mean[:, None, None]
         var = distributed.total_with_gradient(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        return centred * ((var + self.eps).rsqrt() * self.weight)[:, None, None] + self.bias[:, None, None]
+            self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
+        scale = (var + self.eps).rsqrt() * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def _is_single(x: Tensor) -> bool:
@@ -84,7 +82,7 @@ def _is_single(x: Tensor) -> bool:
     return x.numel() == x.shape[1]
 
 
-def _by_running(norm: nn.BatchNorm2d | nn.SyncBatchNorm, x: Tensor) -> Tensor:
+def _by_running(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 

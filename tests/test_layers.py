@@ -12,6 +12,7 @@ from torch import nn
 from detector.layers import (
     ConvNorm,
     FrozenBatchNorm,
+    SyncBatchNorm,
     balanced_l1,
     caffe2_msra_,
     caffe2_xavier_,
@@ -58,7 +59,7 @@ def test_a_frozen_norm_has_no_parameters_and_does_not_learn_in_training():
 
 
 def test_make_norm():
-    kinds = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "sync": nn.SyncBatchNorm, "group": nn.GroupNorm}
+    kinds = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "sync": SyncBatchNorm, "group": nn.GroupNorm}
     for name, kind in kinds.items():
         norm = make_norm(name, 64, eps=1e-3)
         assert isinstance(norm, kind) and norm.eps == 1e-3

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import CLASSES, ROOT, STEPS, draw_set, train, write_config
+from tiny_training import CLASSES, ROOT, STEPS, draw_set, leaves, train, write_config
 
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
@@ -65,16 +65,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def table(folder: Path) -> list[list[str]]:
     with open(folder / "metrics.csv", newline="") as file:
         return [[row[name] for name in STABLE] for row in csv.DictReader(file)]
-
-
-def leaves(content: Any, path: str = "") -> dict[str, Any]:
-    """Everything in nested containers, by its path."""
-    items = content.items() if isinstance(content, dict) else enumerate(content)
-    found = {}
-    for key, value in items:
-        nested = isinstance(value, dict | list | tuple)
-        found |= leaves(value, f"{path}/{key}") if nested else {f"{path}/{key}": value}
-    return found
 
 
 def assert_same_training(a: Path, b: Path) -> None:

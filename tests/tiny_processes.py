@@ -10,10 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def start_processes(script: Path, *arguments: object, count: int = 2, cwd: Path = ROOT) -> subprocess.Popen[str]:
+def start_processes(
+    script: Path, *arguments: object, count: int = 2, restarts: int = 0, cwd: Path = ROOT
+) -> subprocess.Popen[str]:
     """torchrun on a free port with a Python file and its arguments; signals sent to it reach all processes."""
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    command = [*run, "--nproc-per-node", str(count), str(script), *map(str, arguments)]
+    command = [*run, "--nproc-per-node", str(count), "--max-restarts", str(restarts), str(script), *map(str, arguments)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths.rstrip(os.pathsep)}
     return subprocess.Popen(
@@ -22,10 +24,10 @@ def start_processes(script: Path, *arguments: object, count: int = 2, cwd: Path 
 
 
 def run_processes(
-    script: Path, *arguments: object, count: int = 2, cwd: Path = ROOT, timeout: float = 120
+    script: Path, *arguments: object, count: int = 2, restarts: int = 0, cwd: Path = ROOT, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """What `start_processes` comes to; what hangs ends in an AssertionError that shows what was said."""
-    process = start_processes(script, *arguments, count=count, cwd=cwd)
+    process = start_processes(script, *arguments, count=count, restarts=restarts, cwd=cwd)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

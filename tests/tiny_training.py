@@ -14,6 +14,8 @@ import yaml
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from detector.layers import make_norm
+
 ROOT = Path(__file__).parents[1]
 CLASSES = {"square": 3, "disc": 7}  # name -> category id
 COLOURS = {"square": "red", "disc": "blue", "ring": "green"}
@@ -29,11 +31,11 @@ MODEL = {
 class TinyBackbone(nn.Module):
     """A convolution with a batch norm per level: a user's own part, named by its dotted path."""
 
-    def __init__(self, width: int = 16):
+    def __init__(self, width: int = 16, norm: str = "batch"):
         super().__init__()
         self.channels, self.strides = [width] * 4, [4, 8, 16, 32]
         convs = [nn.Conv2d(3, width, 7, 4, 3), *(nn.Conv2d(width, width, 3, 2, 1) for _ in range(3))]
-        self.levels = nn.ModuleList(nn.Sequential(conv, nn.BatchNorm2d(width)) for conv in convs)
+        self.levels = nn.ModuleList(nn.Sequential(conv, make_norm(norm, width)) for conv in convs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         c = []
@@ -99,3 +101,13 @@ def script(name: str) -> ModuleType:
 def train(config: Path, output: Path, arguments: Sequence[str] = ()) -> int:
     """scripts/train.py CONFIG --output DIR ...; its exit status."""
     return script("train").main([str(config), "--output", str(output), *map(str, arguments)])
+
+
+def leaves(content: Any, path: str = "") -> dict[str, Any]:
+    """Everything in nested containers, by its path."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    found = {}
+    for key, value in items:
+        nested = isinstance(value, dict | list | tuple)
+        found |= leaves(value, f"{path}/{key}") if nested else {f"{path}/{key}": value}
+    return found

@@ -98,15 +98,25 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last epoch. Raises Interrupted after a signal, NonFiniteLoss, and what the data raise."""
+        with self.stop:
+            try:
+                self._run()
+            except (RuntimeError, CheckpointError) as error:  # torch raises it anywhere, in the midst of saving too
+                explained = explain_lost_process(error, self.output / "last.pth")
+                if explained is None:
+                    raise
+                time.sleep(0.2)  # a signal sent to all processes at once may reach another first, which could not wait
+                self.stop.check()
+                raise explained from None
+
+    def _run(self) -> None:
         self.update.connect()
         first = distributed.is_first()
         self.metrics = MetricsFile(self.output, step=self.step, history=self.history) if first else None
-        bar = tqdm(
-            total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05, disable=not first
-        )
+        bar = dict(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05)
         try:
-            with self.stop, bar:
-                self._save_or_stop(due=False)  # a signal may have come while the model was built
+            with tqdm(**bar, disable=not first) as bar:
+                self._save_or_stop(due=False)
                 while self.epoch < self.recipe.epochs and not self._is_stale():
                     self._epoch(bar)
                     self._finish_epoch()
@@ -114,13 +124,6 @@ class Trainer:
                     self._evaluate(self.epoch)
                     self._save("last.pth")
                 self._check_saved()
-        except (RuntimeError, CheckpointError) as error:  # torch raises it anywhere, in the midst of saving too
-            explained = explain_lost_process(error, self.output / "last.pth")
-            if explained is None:
-                raise
-            time.sleep(0.2)  # a signal sent to all processes at once may reach another first, which could not wait
-            self.stop.check()
-            raise explained from None
         finally:
             if first:
                 self.metrics.close()

@@ -9,6 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from detector.data.sampler import mix
+
+
+def seed(*numbers: int) -> None:
+    """Begin all of them anew, as a function of these numbers."""
+    torch.manual_seed(numbers[0] if len(numbers) == 1 else mix(*numbers))
+    random.seed(mix(*numbers))
+    np.random.seed(mix(*numbers) % 2**32)
+
 
 def random_state() -> dict[str, Any]:
     """Of Python, NumPy, torch and the GPUs, in what a checkpoint may hold."""

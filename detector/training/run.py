@@ -18,7 +18,6 @@ from detector.backbones.imagenet import check_input
 from detector.build import build_detector, in_file
 from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
-from detector.data.sampler import mix
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
 from detector.inference.predictor import pick_device, without_weights
@@ -27,6 +26,7 @@ from detector.training.checkpoint import init_from as take_weights
 from detector.training.checkpoint import load_weights, read_checkpoint
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
+from detector.training.random_state import seed
 from detector.training.recipe import Recipe
 from detector.training.stop import Stop
 
@@ -72,7 +72,7 @@ def _prepare(
         config = with_num_classes(config, train_set)
     device = distributed.own_device(pick_device(recipe.device))
     _make_deterministic(recipe.deterministic)
-    torch.manual_seed(recipe.seed)
+    seed(recipe.seed)
     filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
     model = build_detector(without_weights(config) if filled else config, source=source)
     backbone = getattr(model.pyramid, "backbone", None)  # a pyramid of the user's own may have none
@@ -86,7 +86,7 @@ def _prepare(
         load_weights(model, last["model"], path)
     trainer = Trainer(model, config, recipe, data_settings(config["data"]), train_set, val_set, output, device, stop)
     if distributed.rank() > 0:  # all have the same weights, and each its own samples
-        torch.manual_seed(mix(recipe.seed, distributed.rank()))
+        seed(recipe.seed, distributed.rank())
     if last is not None:
         trainer.resume(last, path)
         started = f"resumed from {path} at step {trainer.step} of {trainer.steps}"
@@ -275,7 +275,8 @@ def _announce(trainer: Trainer, started: str | None) -> None:
     log.info("val   %s", trainer.val_set.report)
     log.info("%s", trainer.train_set.class_table())
     count = sum(p.numel() for p in model.parameters())
-    log.info("model: %.1f M parameters on %s, %s", count / 1e6, trainer.device, recipe.precision)
+    device = trainer.device if distributed.world() == 1 else f"{distributed.world()} processes, {trainer.device.type}"
+    log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, recipe.precision)
     rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
     log.info(
         "%s, %d images a step, learning rate %.4g (%s), %d steps in %d epochs",

@@ -22,7 +22,7 @@ class Stop:
 
     def __init__(self, minutes: float | None = None):
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.signal = 0
+        self.signal, self.agreed = 0, None
 
     def __enter__(self) -> Stop:
         self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
@@ -39,15 +39,21 @@ class Stop:
 
     def agree(self, also: bool) -> tuple[bool, bool]:
         """Whether to stop, and whether the first process wants `also`: all processes hear the same. All must call it."""
-        late = self.deadline is not None and time.monotonic() > self.deadline
-        self.signal, late, also = distributed.largest(self.signal, late, also and distributed.is_first())
-        if late:
-            self.deadline = -1.0
-        return bool(self.signal or late), bool(also)
+        number, late, also = distributed.largest(self.signal, self._is_late(), also and distributed.is_first())
+        self.agreed = self._interrupted(number, late)
+        return self.agreed is not None, bool(also)
 
     def check(self) -> None:
-        """Raise Interrupted if this process was asked to stop."""
-        if self.signal:
-            raise Interrupted(signal.Signals(self.signal).name, 128 + self.signal)
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise Interrupted("the time limit", TIME_UP)
+        """Raise Interrupted if all have agreed to stop, or this process was asked to."""
+        reason = self.agreed or self._interrupted(self.signal, self._is_late())
+        if reason is not None:
+            reason.is_shared = reason is self.agreed
+            raise reason
+
+    def _is_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    def _interrupted(self, number: int, late: bool) -> Interrupted | None:
+        if number:
+            return Interrupted(signal.Signals(number).name, 128 + number)
+        return Interrupted("the time limit", TIME_UP) if late else None
