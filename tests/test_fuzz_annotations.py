@@ -45,7 +45,7 @@ def read(folder: Path, annotations: Path) -> None:
             outcome(functools.partial(dataset.__getitem__, i))
 
 
-@tries(10_000)
+@tries(4000)
 def test_a_value_of_any_kind_at_any_key(data: Path, tries: int):
     document = json.loads((data / "train.json").read_text())
     path = data / "mangled.json"
@@ -65,7 +65,7 @@ def test_a_value_of_any_kind_at_any_key(data: Path, tries: int):
     fuzz(tries, mangle, changes=changes)
 
 
-@tries(5000)
+@tries(3000)
 def test_a_file_of_any_shape(data: Path, tries: int):
     content, path = (data / "train.json").read_bytes(), data / "mangled.json"
 
@@ -99,7 +99,7 @@ PIECES = [
 ]
 
 
-@tries(10_000)
+@tries(4000)
 def test_no_file_name_leads_out_of_the_folder(tmp_path: Path, tries: int):
     """The image outside, to which every step up, absolute path and link leads, is white; those inside are black."""
     folder = tmp_path / "x" / "images"
@@ -198,7 +198,7 @@ def test_any_line_of_a_yolo_file(tmp_path: Path, tries: int):
     fuzz(tries, write, lines=lines, names=st.just(["a", "b"]) | json_values | st.lists(st.text(max_size=3), max_size=3))
 
 
-@tries(5000)
+@tries(3000)
 def test_results_of_any_kind(data: Path, tries: int):
     good = {"image_id": 10, "category_id": 3, "bbox": [1.0, 2.0, 20.0, 20.0], "score": 0.9}
 

@@ -187,7 +187,8 @@ class _Section:
             entry = self.entries[wrong[0]]
             value = f"is {entry[key]!r:.80}" if key in entry else "is missing"
             more = f" ({len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-            where = f"{self.path}: {self.section}[{wrong[0]}], id {entry.get('id', 'missing')}"
+            number = f"{entry['id']!r:.40}" if "id" in entry else "missing"
+            where = f"{self.path}: {self.section}[{wrong[0]}], id {number}"
             raise DataError(f"{where}: `{key}` {value}; {rule}{more}")
 
 

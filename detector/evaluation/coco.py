@@ -114,7 +114,7 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
     truth = GroundTruth(Path(path), list(images), categories, [])
     truth.objects = _entries(annotations, f"{path}: annotation", truth)
     for entry, item in zip(truth.objects, annotations):
-        entry["area"] = _number(item.get("area", entry["area"]), f"{path}: area of annotation {item.get('id')}")
+        entry["area"] = _number(item.get("area", entry["area"]), f"{path}: area of annotation {item.get('id')!r:.40}")
         entry["iscrowd"] = int(bool(item.get("iscrowd")))
     return truth
 
@@ -187,7 +187,7 @@ def _entries(items: list[Any], what: str, truth: GroundTruth) -> list[dict[str, 
         unknown = sorted({entry[key] for entry in entries} - known, key=lambda i: (isinstance(i, str), i))
         if unknown:
             more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
-            listed = ", ".join(repr(i) for i in unknown[:20]) + more
+            listed = ", ".join(f"{i!r:.80}" for i in unknown[:20]) + more
             raise DataError(f"{what}s name {key} {listed}, which {truth.path} lacks; do they belong together?")
     return entries
 
@@ -197,10 +197,10 @@ def _entry(item: Any, number: int, what: str) -> dict[str, Any]:
         item.get(k) if isinstance(item, dict) else None for k in ("image_id", "category_id", "bbox")
     )
     if not isinstance(image, (int, str)) or not isinstance(category, (int, str)):
-        raise DataError(f"{what} {number} must be an object with image_id, category_id and bbox, not {str(item)[:80]}")
-    where = f"{what} {number} (image {image}): bbox"
+        raise DataError(f"{what} {number} must be an object with image_id, category_id and bbox, not {item!r:.80}")
+    where = f"{what} {number} (image {image!r:.80}): bbox"
     if not isinstance(box, list) or len(box) != 4:
-        raise DataError(f"{where} must be [x, y, width, height], not {str(box)[:80]}")
+        raise DataError(f"{where} must be [x, y, width, height], not {box!r:.80}")
     box = [_number(value, where) for value in box]
     if min(box[2:]) < 0:
         raise DataError(f"{where} {box} has a negative width or height; it must be [x, y, width, height]")
@@ -209,6 +209,10 @@ def _entry(item: Any, number: int, what: str) -> dict[str, Any]:
 
 
 def _number(value: Any, what: str) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{what} must be a finite number, not {value!r}")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise DataError(f"{what} must be a finite number, not {value!r:.80}")
+    return number
