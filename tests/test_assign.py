@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from golden_rules import golden
@@ -200,6 +205,32 @@ def test_no_block_of_the_matrix_is_larger_than_the_limit(monkeypatch):
     boxes = torch.rand(300, 4).sort(dim=1).values
     assign_boxes(boxes, boxes[:90], **RPN, force_match="own")
     assert max(shapes) <= 1000 and sum(shapes) == 2 * 300 * 90  # seen twice: for the best, then for the forced ones
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize(("objects", "candidates", "phase"), [(300, 250_000, "RPN"), (10_000, 12_000, "ROI")])
+def test_thousands_of_objects_take_half_a_gigabyte_at_most(objects, candidates, phase):
+    """The whole matrix with what is made on the way takes 1.2 and 2 GB, more with every object."""
+    program = f"""
+import torch
+from test_assign import ROI, RPN
+from detector.matching.assign import assign_boxes
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+
+rule = RPN | {{"force_match": "own"}} if "{phase}" == "RPN" else ROI
+boxes = torch.rand({candidates}, 4).sort(dim=1).values
+assign_boxes(boxes[:9], boxes[:9], **rule)
+before = peak()
+assign_boxes(boxes[:{objects}], boxes, **rule)
+print(peak() - before)
+"""
+    paths = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert 64 < float(run.stdout) < 512  # MiB
 
 
 # --- the references

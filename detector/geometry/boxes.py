@@ -20,15 +20,16 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Area shared by every pair: (G, 4), (P, 4) -> (G, P)."""
-    low = torch.maximum(a[:, None, :2], b[None, :, :2])
-    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    return (high - low).clamp_(min=0).prod(dim=-1)
+    # a side at a time, and in place: half the memory of both together, and several times as fast on a CPU
+    w = torch.minimum(a[:, None, 2], b[:, 2]).sub_(torch.maximum(a[:, None, 0], b[:, 0])).clamp_(min=0)
+    h = torch.minimum(a[:, None, 3], b[:, 3]).sub_(torch.maximum(a[:, None, 1], b[:, 1])).clamp_(min=0)
+    return w * h
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every pair: (G, 4), (P, 4) -> (G, P); 0 where the boxes do not touch."""
     shared = intersection(a, b)
-    union = box_area(a)[:, None] + box_area(b)[None, :] - shared
+    union = (box_area(a)[:, None] + box_area(b)).sub_(shared)
     return torch.where(shared > 0, shared / union, 0.0)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from detector.geometry.boxes import box_area, box_iou, intersection
 
 NEGATIVE, POSITIVE, IGNORE = 0, 1, -1
-MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, a few such blocks live at once
+MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, of which seven live at once at most
 LEAST_IOU = 1e-3  # of a threshold: at 0 what touches nothing would be an object, also where there is none
 CROWD_IOF = 0.5  # who lies by half in a crowd region is no background; COCO forgives such a detection too
 
@@ -43,8 +43,8 @@ def assign_boxes(
 ) -> tuple[Tensor, Tensor]:
     """`assign` for (G, 4) objects and (P, 4) candidates: label (P,), gt_index (P,).
 
-    NEGATIVEs that lie by half in a `crowd` region (I, 4) become IGNORE. The IoU matrix is made in blocks of objects, so that
-    memory stays bounded for any G.
+    NEGATIVEs that lie by half in a `crowd` region (I, 4) become IGNORE. The IoU matrix is made in blocks of objects: it takes
+    half a gigabyte at most for any number of objects, and 16 million candidates.
     """
     blocks = _IoUBlocks(gt_boxes, candidates)
     device = candidates.device
