@@ -16,7 +16,7 @@ import detector
 from detector.config import merge
 from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
-from detector.distributed import first, is_first, processes, speaks, together
+from detector.distributed import first, is_first, is_lost_peer, processes, speaks, together
 from detector.errors import DetectorError
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
 from detector.evaluation.files import check_new_file, check_own, make_folder, write_text
@@ -130,6 +130,11 @@ def main(argv: list[str] | None = None) -> int:
         except DetectorError as error:
             if speaks(error):
                 print(f"error: {error}", file=sys.stderr)
+            return 2
+        except RuntimeError as error:
+            if not (is_lost_peer(error) or "DataLoader worker" in str(error)):
+                raise
+            print(f"error: another process died ({error}); if memory ran out, lower data.workers", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             if is_first():

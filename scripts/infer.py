@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import detector
-from detector.distributed import first, is_first, processes, speaks, together
+from detector.distributed import first, is_first, is_lost_peer, processes, speaks, together
 from detector.errors import DataError, DetectorError
 from detector.evaluation.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
@@ -62,6 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         except DetectorError as error:
             if speaks(error):
                 print(f"error: {error}", file=sys.stderr)
+            return 2
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise
+            print(f"error: another process died ({error}); its own message says why", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             if is_first():
