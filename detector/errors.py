@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+UNPRINTABLE = re.compile(
+    "[\\0-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]"
+)  # controls, ends of lines, halves of characters
 
 
 class DetectorError(Exception):
     """Wrong input; the message names the file, key or id and says what to do."""
+
+    def __str__(self) -> str:
+        """On one line that can be printed, whatever the texts of a file hold that it quotes."""
+        return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], super().__str__())
 
     exit_status = 2  # of a script
 

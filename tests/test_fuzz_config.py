@@ -15,6 +15,7 @@ from tiny_fuzz import fuzz, grown, json_values, outcome, tries, watchdog  # noqa
 from tiny_training import MODEL, ROOT
 
 from detector.build import build_detector, load_config
+from detector.errors import ConfigError
 
 CONFIGS = [ROOT / "configs" / name for name in (
     "faster_rcnn_r50_fpn_1x_coco.yaml", "detectors_r50_1x_coco.yaml", "libra_r50_1x_coco.yaml", "shapes_r18_fpn.yaml",
@@ -54,7 +55,7 @@ def as_text(value: Any) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
 
 
-@tries(3000)
+@tries(1500)
 def test_random_overrides_of_real_configurations(tries: int):
     def override(config: Path, changes: list[tuple[str, Any]]) -> None:
         outcome(lambda: load_config(config, [f"{key}={as_text(value)}" for key, value in changes]))
@@ -134,3 +135,7 @@ def test_bases_cannot_lead_in_circles_or_for_ever(tmp_path: Path):
         (tmp_path / f"{i}.yaml").write_text(yaml.safe_dump({"_base_": [f"{i + 1}.yaml"] * 2}))
     (tmp_path / "60.yaml").write_text("model: {}")
     assert outcome(lambda: load_config(tmp_path / "0.yaml")) is None
+
+
+def test_messages_keep_to_one_line_that_can_be_printed():
+    assert str(ConfigError("a.\n\ud800\x1b[2Jé: no\u2028")) == r"a.\n\ud800\x1b[2Jé: no\u2028"

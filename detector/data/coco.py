@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -17,10 +16,9 @@ from torch.utils.data import Dataset
 from detector.data.flat_strings import FlatStrings
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.proposals import ProposalFile
-from detector.errors import DataError
+from detector.errors import UNPRINTABLE, DataError
 from detector.structures import Target
 
-UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, ends of lines, halves of characters
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 
