@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import CLASSES, ROOT, STEPS, draw_set, leaves, train, write_config
+from tiny_training import CLASSES, ROOT, STEPS, assert_same_training, draw_set, place, table, train, write_config
 
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
@@ -23,7 +22,6 @@ from detector.training import score
 from detector.training.checkpoint import read_checkpoint
 from detector.training.loop import Trainer
 
-STABLE = ["step", "epoch", "lr", "loss", "grad_norm", "val_loss", "AP", "AP50", "AR100"]  # no times, no memory
 HEAD = ("roi_head.class_score.", "roi_head.box_delta.")
 
 
@@ -60,27 +58,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(Trainer, "_step", step)
 
     return arrange
-
-
-def table(folder: Path) -> list[list[str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return [[row[name] for name in STABLE] for row in csv.DictReader(file)]
-
-
-def assert_same_training(a: Path, b: Path) -> None:
-    """Bit for bit: weights, statistics, optimiser, random numbers, place, best, and what the table says."""
-    for name in ("last.pth", "best.pth"):
-        one, other = (leaves(read_checkpoint(folder / name)) for folder in (a, b))
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
-    assert table(a) == table(b)
-
-
-def place(folder: Path) -> tuple[int, int]:
-    """Steps done and epochs finished, of last.pth."""
-    state = read_checkpoint(folder / "last.pth")["training"]
-    return state["step"], state["epoch"]
 
 
 # --- signals

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,16 @@ def test_two_images_are_learnt_by_heart(tmp_path: Path):
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
     assert losses[0] > 1.5 and sum(losses[-5:]) / 5 < 0.5
     assert float(rows(tmp_path / "run")[-1]["AP50"]) == pytest.approx(1)
+
+
+@pytest.mark.torture  # two minutes of compiling
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_pyramid_learns_the_same(tmp_path: Path, data: Path):
+    for run, options in (("plain", []), ("compiled", ["train.compile=true"])):
+        config = write_config(tmp_path / "tiny.yaml", data, epochs=1, clip_norm=None)
+        assert train(config, tmp_path / run, options) == 0
+    plain, compiled = (
+        [float(row["loss"]) for row in rows(tmp_path / run) if row["loss"]] for run in ("plain", "compiled")
+    )
+    assert compiled == pytest.approx(plain, rel=1e-3)
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -226,3 +227,23 @@ def test_ctrl_c_for_all(tmp_path: Path, data: Path):
         running.kill()
     assert errors.count("is saved, continue with --resume") == 1, errors
     assert read_checkpoint(tmp_path / "run/last.pth")["training"]["step"] >= 1
+
+
+@pytest.mark.slow
+def test_two_machines_are_as_good_as_one(tmp_path: Path, whole: tuple[Path, Path]):
+    """A torchrun each, which meet at an address; both see the same folder."""
+    config, run = whole
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    machines = [
+        start_processes(
+            SCRIPT, config, "--output", tmp_path / "run", count=1, options=[*options, "--node-rank", str(i)]
+        )
+        for i in range(2)
+    ]
+    for machine in machines:
+        _, errors = machine.communicate(timeout=120)
+        assert machine.returncode == 0, errors
+    assert_same_training(tmp_path / "run", run)

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+ALONE = ("--standalone", "--local-addr", "127.0.0.1")
 
 
 def start_processes(
-    script: Path, *arguments: object, count: int = 2, restarts: int = 0, cwd: Path = ROOT
+    script: Path,
+    *arguments: object,
+    count: int = 2,
+    restarts: int = 0,
+    cwd: Path = ROOT,
+    options: Sequence[str] = ALONE,
 ) -> subprocess.Popen[str]:
     """torchrun on a free port with a Python file and its arguments; signals sent to it reach all processes."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    run = [sys.executable, "-m", "torch.distributed.run", *options]
     command = [*run, "--nproc-per-node", str(count), "--max-restarts", str(restarts), str(script), *map(str, arguments)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths.rstrip(os.pathsep)}

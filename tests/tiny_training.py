@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -9,17 +10,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from detector.layers import make_norm
+from detector.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"square": 3, "disc": 7}  # name -> category id
 COLOURS = {"square": "red", "disc": "blue", "ring": "green"}
 STEPS = 3  # an epoch: six images in batches of two
+STABLE = ["step", "epoch", "lr", "loss", "grad_norm", "val_loss", "AP", "AP50", "AR100"]  # no times, no memory
 MODEL = {
     "backbone": {"type": "tiny_training.TinyBackbone"},
     "neck": {"type": "fpn", "width": 32},
@@ -111,3 +115,24 @@ def leaves(content: Any, path: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict | list | tuple)
         found |= leaves(value, f"{path}/{key}") if nested else {f"{path}/{key}": value}
     return found
+
+
+def table(folder: Path) -> list[list[str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return [[row[name] for name in STABLE] for row in csv.DictReader(file)]
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """Bit for bit: weights, statistics, optimiser, random numbers, place, scores, and what the table says."""
+    for name in ("last.pth", "best.pth"):
+        one, other = (leaves(read_checkpoint(folder / name)) for folder in (a, b))
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
+    assert table(a) == table(b)
+
+
+def place(folder: Path) -> tuple[int, int]:
+    """Steps done and epochs finished, of last.pth."""
+    state = read_checkpoint(folder / "last.pth")["training"]
+    return state["step"], state["epoch"]

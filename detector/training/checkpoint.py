@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,8 +81,9 @@ def write_beside(path: Path, write: Callable[[IO[bytes]], object], previous: Pat
         reason = error if isinstance(error, OSError) else error.__context__ or error
         raise NotWritten(f"{path}: could not be written ({reason}); the older file, if any, is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
-        link.unlink(missing_ok=True)
+        for leftover in (temporary, link):
+            with suppress(OSError):  # a name too long to be written is too long to be removed
+                leftover.unlink(missing_ok=True)
 
 
 def _link(path: Path, other: Path) -> None:

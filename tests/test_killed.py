@@ -1,0 +1,134 @@
+"""kill -9 at random moments: what is on the disk can always be read, and a training goes on from it as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import ROOT, assert_same_training, draw_set, train, write_config
+
+from detector.training.checkpoint import read_checkpoint, save_checkpoint
+
+times = pytest.mark.parametrize(
+    "times", [pytest.param(4, id="few"), pytest.param(100, id="many", marks=pytest.mark.torture)]
+)
+
+
+class Model(torch.nn.Linear):
+    """A tiny model with what `save_checkpoint` reads beside the weights."""
+
+    class pixels:
+        order, mean, std = "rgb", torch.zeros(3), torch.ones(3)
+
+
+def save_for_ever(path: Path, first: int) -> None:
+    """At every step, as a training does."""
+    for step in range(first, 10**9):
+        save(path, step)
+
+
+def save(path: Path, step: int) -> None:
+    """Every tensor holds the number of the step."""
+    model = Model(50, 50)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, step)
+    save_checkpoint(path, model=model, config={}, class_names=[], category_ids=[], training={"step": step},
+                    previous=path.with_name("previous.pth"))  # fmt: skip
+
+
+def start_saving(path: Path, first: int) -> int:
+    """A process of its own; a fork, because Python alone takes seconds to start."""
+    number = os.fork()
+    if number == 0:
+        try:
+            save_for_ever(path, first)
+        finally:
+            os._exit(1)
+    return number
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@times
+def test_a_killed_process_leaves_a_checkpoint_that_can_be_read(tmp_path: Path, times: int):
+    path, chance, seen = tmp_path / "last.pth", random.Random(0), 0
+    save(path, 0)
+    save(path, 0)
+    for _ in range(times):
+        process = start_saving(path, seen + 1)
+        time.sleep(0.05 + chance.random() * 0.15)
+        os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL  # it had not fallen before
+        for name in ("last.pth", "previous.pth"):
+            content = read_checkpoint(tmp_path / name)
+            assert all((tensor == content["training"]["step"]).all() for tensor in content["model"].values())
+        before, seen = seen, read_checkpoint(path)["training"]["step"]
+        assert seen > before, "too short a time to save anything"
+
+
+@pytest.mark.parametrize(
+    "times", [pytest.param(2, id="few", marks=pytest.mark.slow), pytest.param(25, id="many", marks=pytest.mark.torture)]
+)
+def test_a_training_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path: Path, times: int):
+    """At any moment: while it starts, loads, learns, saves or scores. It saves after every step."""
+    config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), save_seconds=0.0, epochs=3 * times)
+    assert train(config, tmp_path / "whole", ["data.workers=1"]) == 0
+    command = [sys.executable, ROOT / "scripts/train.py", config, "--output", tmp_path / "run", "data.workers=1"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    chance, kills, status = random.Random(0), 0, None
+    while status != 0:
+        last = tmp_path / "run/last.pth"
+        resume = ["--resume"] if last.exists() else []
+        running = subprocess.Popen([*command, *resume], stderr=subprocess.PIPE, text=True, env=environment)
+        began = last.stat().st_mtime_ns if last.exists() else 0
+        try:
+            while running.poll() is None and kills < times and not (last.exists() and last.stat().st_mtime_ns > began):
+                time.sleep(0.01)
+            if kills < times:
+                time.sleep(chance.random() * 1.5)
+                running.kill()
+                kills += 1
+            _, errors = running.communicate(timeout=300)
+        finally:
+            running.kill()
+        status = running.returncode
+        assert status in (0, -signal.SIGKILL), errors
+        assert status == 0 or read_checkpoint(last)["training"]["step"] >= 1
+    assert kills == times
+    assert_same_training(tmp_path / "run", tmp_path / "whole")
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "times", [pytest.param(3, id="few", marks=pytest.mark.slow), pytest.param(20, id="many", marks=pytest.mark.torture)]
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_any_moment_of_the_start_ends_it_in_order(tmp_path: Path, times: int, number: signal.Signals):
+    """While Python loads torch, while data are read, while the model is built: one line, a status of its own."""
+    config, chance = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), epochs=10**4), random.Random(0)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    for i in range(times):
+        run = tmp_path / f"run{i}"
+        command = [sys.executable, ROOT / "scripts/train.py", config, "--output", run]
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            time.sleep(0.3 + 5 * chance.random())
+            running.send_signal(number)
+            _, errors = running.communicate(timeout=60)
+        finally:
+            running.kill()
+        assert running.returncode == 128 + number, errors
+        assert "Traceback" not in errors
+        last = errors.splitlines()[-1]
+        if (run / "last.pth").exists():
+            assert last == f"stopped by {number.name}; {run / 'last.pth'} is saved, continue with --resume"
+            read_checkpoint(run / "last.pth")
+        else:
+            assert last == f"stopped by {number.name} before the first step; nothing to save yet"
