@@ -44,8 +44,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def leave(number: int, frame: object) -> None:
-    """Before the first step there is nothing to save."""
-    raise Interrupted(f"{signal.Signals(number).name} before the first step", 128 + number)
+    """Before the first step there is nothing to save, and half-loaded modules would have a lot to say about it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"stopped by {signal.Signals(number).name} before the first step; nothing to save",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(128 + number)
 
 
 def say(error: Exception, text: str) -> None:
@@ -65,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_status
     except Interrupted as error:
         last = args.output / "last.pth"
-        saved = f"{last} is saved, continue with --resume" if last.exists() else "nothing to save yet"
-        say(error, f"stopped by {error}; {saved}")
+        say(error, f"stopped by {error}; {last} is saved, continue with --resume")
         return error.exit_status
     finally:
         for number, handler in handlers.items():

@@ -131,4 +131,4 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_in_order(tmp_path: Path, ti
             assert last == f"stopped by {number.name}; {run / 'last.pth'} is saved, continue with --resume"
             read_checkpoint(run / "last.pth")
         else:
-            assert last == f"stopped by {number.name} before the first step; nothing to save yet"
+            assert last == f"stopped by {number.name} before the first step; nothing to save"
