@@ -1,4 +1,4 @@
-"""kill -9 at random moments: what is on the disk can always be read, and a training goes on from it as if nothing had been."""
+"""A training as a program, against kill -9, signals and a disk that fills up, at random moments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from detector.training.checkpoint import read_checkpoint, save_checkpoint
 times = pytest.mark.parametrize(
     "times", [pytest.param(4, id="few"), pytest.param(100, id="many", marks=pytest.mark.torture)]
 )
+
+
+REFUSED = "last.pth: could not be written"
 
 
 class Model(torch.nn.Linear):
@@ -132,3 +136,68 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_in_order(tmp_path: Path, ti
             read_checkpoint(run / "last.pth")
         else:
             assert last == f"stopped by {number.name} before the first step; nothing to save"
+
+
+@pytest.mark.torture
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_fills_up_and_empties_again(tmp_path: Path):
+    """Ten times: the old checkpoint stays whole, nothing half-written is left, and the next one is written."""
+    config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), save_seconds=0.0, epochs=10**4)
+    disk, environment = (
+        tmp_path / "disk",
+        os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+    )
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
+    command = [sys.executable, ROOT / "scripts/train.py", config, "--output", disk / "run", "train.evaluate_every=100"]
+    log = open(tmp_path / "errors", "w+")
+    running = subprocess.Popen(command, stderr=log, env=environment)
+    try:
+        for _ in range(10):
+            fill_and_empty(disk, tmp_path / "errors", running)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=60) == 128 + signal.SIGTERM
+        assert not list((disk / "run").glob(".*"))
+        with open(disk / "run/metrics.csv") as file:
+            steps = [int(line.partition(",")[0]) for line in file.readlines()[1:]]
+        assert steps == sorted(steps) and set(range(1, saved_step(disk))) <= set(steps)  # the table has no gap
+    finally:
+        running.kill()
+        running.wait()
+        log.close()
+        subprocess.run(["umount", disk], check=True)
+
+
+def fill_and_empty(disk: Path, errors: Path, running: subprocess.Popen) -> None:
+    begun, refused = saved_step(disk), errors.read_text().count(REFUSED)
+    wait_for(lambda: saved_step(disk) > begun, running)
+    fill(disk / "junk")
+    wait_for(lambda: errors.read_text().count(REFUSED) >= refused + 3, running)
+    before = saved_step(disk)
+    assert before > 0 and sum(path.name.startswith(".") for path in (disk / "run").iterdir()) <= 1  # being written
+    (disk / "junk").unlink()
+    wait_for(lambda: saved_step(disk) > before, running)
+
+
+def saved_step(disk: Path) -> int:
+    last = disk / "run/last.pth"
+    return read_checkpoint(last)["training"]["step"] if last.exists() else -1
+
+
+def wait_for(condition: Callable[[], bool], running: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        assert running.poll() is None, "it has fallen"
+        time.sleep(0.05)
+    raise AssertionError("nothing came of it in a minute")
+
+
+def fill(path: Path) -> None:
+    """Until the disk is full."""
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+    except OSError:
+        pass
