@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from itertools import chain
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detector.data.loader import eval_loader, train_loader
-from detector.data.sampler import GroupedBatchSampler, Place, mix, repeat_factors
+from detector.data.sampler import GroupedBatchSampler, Place, repeat_factors
 from detector.errors import DataError
+from detector.random_state import mix
 from detector.structures import Target
 
 
@@ -61,6 +63,27 @@ def flat(batches: list[Any]) -> list[Any]:
         ([x.tolist() for x in images], [(t.boxes.tolist(), t.labels.tolist()) for t in targets], image_ids)
         for images, targets, image_ids in batches
     ]
+
+
+def test_what_chance_does_is_a_function_of_seed_epoch_and_index_whoever_draws() -> None:
+    """Python's and NumPy's generators too, for transforms of the user's own; the training's are left alone."""
+
+    class Drawing(Noise):
+        def __getitem__(self, i: int) -> tuple[Tensor, Target, int]:
+            draws = [random.random(), np.random.rand(), torch.rand(1).item()]
+            return torch.tensor(draws), Target(torch.zeros(0, 4), torch.zeros(0)), i
+
+    def drawn() -> list:
+        return [
+            tuple(image.tolist()) for images, _, _ in epoch(train_loader(Drawing(), 4, 0, seed=0)) for image in images
+        ]
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    first = drawn()
+    after = random.random(), np.random.rand(), torch.rand(1).item()
+    assert drawn() == first and len(set(first)) == len(first)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == after
 
 
 # The order

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from detector.data.bad_images import BadImages, Replaced, usable
 from detector.data.coco import CocoDataset
 from detector.data.image import ImageError
-from detector.data.sampler import GroupedBatchSampler, Place, mix
+from detector.data.sampler import GroupedBatchSampler, Place
 from detector.errors import DataError
+from detector.random_state import seeded
 from detector.structures import Target
 
 EVERYWHERE = [[-1e6, -1e6, 1e6, 1e6]]  # a region as large as any image with all its anchors
@@ -85,9 +86,7 @@ class _Seeded(Dataset):
 
     def __getitem__(self, place: Place) -> Any:
         bad: dict[int, str] = {}
-        with torch.random.fork_rng(devices=[]):  # without workers this is the generator of the training itself
-            # torch.manual_seed would reset the GPU's too
-            torch.default_generator.manual_seed(mix(self.seed, place.epoch, place.index))
+        with seeded(self.seed, place.epoch, place.index):
             sample = _guarded(self.dataset.__getitem__, place.index)
             if self.skip_bad and isinstance(sample, ImageError):
                 sample, bad = usable(self.dataset, place.index, sample, self.skip_bad)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from detector.random_state import mix
+
 
 class Place(NamedTuple):
     """An image in an epoch; a filler is looked at but not learnt from."""
@@ -100,8 +102,3 @@ def repeat_factors(owner: np.ndarray, labels: np.ndarray, images: int, threshold
 def _total(repeats: np.ndarray) -> int:
     """How many images of a group an epoch takes: always the same."""
     return int(np.ceil(repeats.sum() - 1e-6))
-
-
-def mix(*numbers: int) -> int:
-    """One seed from several: unlike their sum, no two of a run's are alike."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

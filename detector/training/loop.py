@@ -22,12 +22,12 @@ from detector.data.sampler import repeat_factors
 from detector.data.settings import DataSettings
 from detector.errors import CheckpointError, check_attributes
 from detector.heads.proposals_only import ProposalsOnly
+from detector.random_state import random_state, set_random_state
 from detector.rcnn import GeneralizedRCNN
 from detector.structures import Target
 from detector.training.accidents import explain_lost_process, explain_non_finite
 from detector.training.checkpoint import NotWritten, save_checkpoint
 from detector.training.metrics import SCORES, MetricsFile
-from detector.training.random_state import random_state, set_random_state
 from detector.training.recipe import Recipe
 from detector.training.schedule import learning_rate
 from detector.training.score import score

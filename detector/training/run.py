@@ -21,12 +21,12 @@ from detector.data.coco import CocoDataset
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
 from detector.inference.predictor import pick_device, without_weights
+from detector.random_state import seed
 from detector.rcnn import GeneralizedRCNN
 from detector.training.checkpoint import init_from as take_weights
 from detector.training.checkpoint import load_weights, read_checkpoint
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
-from detector.training.random_state import seed
 from detector.training.recipe import Recipe
 from detector.training.stop import Stop
 

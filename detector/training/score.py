@@ -10,9 +10,9 @@ import torch
 
 from detector import distributed
 from detector.data.coco import CocoDataset
-from detector.data.sampler import mix
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import Predictor
+from detector.random_state import mix
 from detector.rcnn import GeneralizedRCNN
 from detector.training.metrics import SCORES
 
