@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detector.data.document import read_document
 from detector.data.flat_strings import FlatStrings
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.proposals import ProposalFile
@@ -188,24 +188,6 @@ class _Section:
             number = f"{entry['id']!r:.40}" if "id" in entry else "missing"
             where = f"{self.path}: {self.section}[{wrong[0]}], id {number}"
             raise DataError(f"{where}: `{key}` {value}; {rule}{more}")
-
-
-def read_document(path: Path) -> Any:
-    """A JSON file without its outlines. Raises DataError where it cannot be read."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise DataError(f"{path}: is no file; correct the path of the annotations")
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_outlines)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the annotations ({error.strerror}); correct the path") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON file ({error}); export the annotations again") from error
-
-
-def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
-    """Outlines are most of COCO's file and nothing here reads them: dropped one by one, they never fill the memory."""
-    entry.pop("segmentation", None)
-    return entry
 
 
 def _classes(

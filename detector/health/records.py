@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.coco import is_box, read_document, stays_inside
+from detector.data.coco import is_box, stays_inside
+from detector.data.document import read_document
 from detector.errors import DataError
 from detector.health.findings import Findings, Place, identity, short
 
