@@ -32,8 +32,9 @@ class DataSettings:
     `type`: "coco", or the dotted path of your own data set. `classes`: train on these alone. `keep_empty`: train on images
     without objects too. `resize` comes before `transforms`, a list of sections; evaluation and inference use its largest
     short side and no transforms. `repeat_threshold`: show images with a class that is in less than this fraction of them
-    more often (detector/data/sampler.py). `tta`: the scales and flips of `--tta`. `skip_bad`: a training does without so many images
-    that are missing, broken, too large or of another size, and stops at the next one; evaluation stops at the first.
+    more often (detector/data/sampler.py). `tta`: the scales and flips of `--tta`. `skip_bad`: a training does without so
+    many images that are missing, broken, too large or of another size, and stops at the next one; evaluation stops at the
+    first.
     """
 
     root: str
