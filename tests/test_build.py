@@ -359,7 +359,7 @@ def test_a_path_that_leads_nowhere(my_parts, name):
         ("data.transforms", [{"p": "x"}], "data.transforms[0].p: expected a number"),
         ("train.epoch", 3, "train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.lr", "fast", "train.lr: expected a number, got 'fast'"),
-        ("train.precision", "fp16", "train.precision: expected one of 'float32', 'bfloat16', got 'fp16'"),
+        ("train.precision", "fp16", "train.precision: expected one of 'float32', 'bfloat16', 'float16', got 'fp16'"),
     ],
 )
 def test_data_and_train_sections_are_checked_too(path, value, message):

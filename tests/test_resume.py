@@ -18,7 +18,7 @@ from tiny_training import CLASSES, ROOT, STEPS, assert_same_training, draw_set, 
 
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
-from detector.training import score
+from detector.training import loop, score
 from detector.training.checkpoint import read_checkpoint
 from detector.training.loop import Trainer
 
@@ -156,6 +156,34 @@ def test_as_a_program(tmp_path: Path, data: Path, number: signal.Signals):
 
 
 # --- accidents
+
+
+def test_a_worker_that_falls_while_saving_does_not_spoil_the_checkpoint(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """Torch raises it between any two operations; a signal to all processes kills the workers first."""
+    save, torch_save = loop.save_checkpoint, torch.save
+
+    def fall(*event: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    def disturbed(*content: Any) -> None:
+        os.kill(os.getpid(), signal.SIGCHLD)
+        torch_save(*content)
+
+    def signalled(*args: Any, **options: Any) -> None:
+        if options["training"]["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+            monkeypatch.setattr(torch, "save", disturbed)
+        save(*args, **options)
+
+    monkeypatch.setattr(loop, "save_checkpoint", signalled)
+    before = signal.signal(signal.SIGCHLD, fall)
+    try:
+        assert train(config, tmp_path / "run", ["train.save_seconds=0"]) == 143
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert "is saved, continue with --resume" in capsys.readouterr().err and place(tmp_path / "run") == (2, 0)
 
 
 def test_an_accident_while_scoring_costs_no_step(

@@ -31,7 +31,7 @@ from detector.training.metrics import SCORES, MetricsFile
 from detector.training.recipe import Recipe
 from detector.training.schedule import learning_rate
 from detector.training.score import score
-from detector.training.stop import Stop
+from detector.training.stop import Stop, undisturbed
 from detector.training.update import NonFiniteLoss, Updater
 
 try:
@@ -80,9 +80,11 @@ class Trainer:
         try:
             if state["steps_per_epoch"] != self.steps_per_epoch:
                 raise ValueError(f"{state['steps_per_epoch']} steps an epoch then, {self.steps_per_epoch} now")
+            self._check_place(state["step"], state["epoch"])
             self.update.load_state(state, checkpoint["model"])
-            self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
-            self.history = list(state["history"])
+            self.step, self.epoch, self.best = state["step"], state["epoch"], float(state["best"])
+            scores = ("step", int), (self.criterion, float)  # what will be reckoned with
+            self.history = [{**row, **{key: kind(row[key]) for key, kind in scores}} for row in state["history"]]
             if len(state["random"]) == distributed.world():
                 set_random_state(state["random"][distributed.rank()])
             else:
@@ -95,6 +97,12 @@ class Trainer:
                 f"({error}); undo the change, or start anew with --init-from {path}"
             ) from error
         self.saved_step = self.step
+
+    def _check_place(self, step: int, epoch: int) -> None:
+        """Raise ValueError for steps that are none of the epoch after so many."""
+        whole = isinstance(step, int) and isinstance(epoch, int) and epoch >= 0
+        if not (whole and 0 <= step - epoch * self.steps_per_epoch <= self.steps_per_epoch):
+            raise ValueError(f"step {step} does not follow on epoch {epoch}")
 
     def run(self) -> None:
         """Train to the last epoch. Raises Interrupted after a signal, NonFiniteLoss, and what the data raise."""
@@ -237,10 +245,11 @@ class Trainer:
                 **self.update.state(),
             }  # fmt: skip
             self.saved_at = time.monotonic()
-        written = not distributed.is_first() or self._write(self.output / name, training, with_state)
-        [failed] = distributed.largest(not written)
-        if with_state and not failed:
-            self.saved_step = self.step
+        with undisturbed():
+            written = not distributed.is_first() or self._write(self.output / name, training, with_state)
+            [failed] = distributed.largest(not written)
+            if with_state and not failed:
+                self.saved_step = self.step
         return not failed
 
     def _write(self, path: Path, training: Mapping[str, Any], with_state: bool) -> bool:

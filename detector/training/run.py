@@ -24,7 +24,7 @@ from detector.inference.predictor import pick_device, without_weights
 from detector.random_state import seed
 from detector.rcnn import GeneralizedRCNN
 from detector.training.checkpoint import init_from as take_weights
-from detector.training.checkpoint import load_weights, read_checkpoint
+from detector.training.checkpoint import load_weights, read_checkpoint, write_beside
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
 from detector.training.recipe import Recipe
@@ -34,6 +34,9 @@ try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None
+
+CHECKPOINTS = ["last.pth", "previous.pth", "best.pth"]
+TEXTS = ["config.yaml", "metrics.csv", "train.log"]
 
 log = logging.getLogger("detector")
 
@@ -143,7 +146,10 @@ def _check_output(
         raise ConfigError("--resume continues a training, --init-from starts one from given weights: choose one")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: a file, not a folder; choose another --output")
-    taken = [path for path in (output / "last.pth", output / "previous.pth", output / "best.pth") if path.exists()]
+    for path in map(output.joinpath, CHECKPOINTS + TEXTS):
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: not a file; move it away, or choose another --output")
+    taken = [path for path in map(output.joinpath, CHECKPOINTS) if path.exists()]
     if resume:
         if not taken or taken[0].name == "best.pth":
             raise CheckpointError(_nothing_to_resume(output))
@@ -154,7 +160,7 @@ def _check_output(
             return content, path
     if taken:
         raise ConfigError(f"{taken[0]}: this folder holds a training already; add --resume, or choose another --output")
-    foreign = [output / name for name in ("config.yaml", "metrics.csv", "train.log") if (output / name).exists()]
+    foreign = [path for path in map(output.joinpath, TEXTS) if path.exists()]
     if foreign and not is_metrics_file(output / "metrics.csv"):
         raise ConfigError(f"{foreign[0]}: not of a training, and would be written over; choose another --output")
     return None, None
@@ -224,9 +230,10 @@ def _enter_folder(stack: ExitStack, output: Path, config: Mapping[str, Any], wri
         if not _lock(handler.stream) or _written(output) != written:
             raise ConfigError(f"{output}: another training writes into this folder; choose another --output")
         for stale in output.glob(".*.tmp"):  # of a run that was killed
-            if stale.name.startswith((".last.pth.", ".best.pth.", ".metrics.csv.")):
+            if stale.name.startswith((".last.pth.", ".best.pth.", ".metrics.csv.", ".config.yaml.")):
                 stale.unlink()
-        (output / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        text = yaml.safe_dump(dict(config), sort_keys=False).encode()
+        write_beside(output / "config.yaml", lambda file: file.write(text))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from detector import distributed
@@ -12,6 +14,22 @@ from detector.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TIME_UP = 124  # the exit status, that of timeout(1)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Torch raises the fall of a loading process in whatever the program does; what is inside is finished before."""
+    if not hasattr(signal, "SIGCHLD"):  # on Windows
+        yield
+        return
+    noted: list[tuple] = []
+    handler = signal.signal(signal.SIGCHLD, lambda *event: noted.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+        if noted and callable(handler):
+            handler(*noted[0])
 
 
 class Stop:

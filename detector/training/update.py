@@ -117,10 +117,17 @@ class Updater:
         return own | {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Continue from `state`; `weights` are those that were evaluated."""
+        """Continue from `state`, by what the recipe says now; `weights` are those that were evaluated."""
         self.model.load_state_dict(state.get("weights", weights))
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, own in zip(self.optimizer.param_groups, options):  # else a changed weight decay would be no change
+            group.update(own)
+        for parameter, kept in self.optimizer.state.items():
+            if any(value.dim() and value.shape != parameter.shape for value in kept.values() if value is not None):
+                raise ValueError("an optimiser's state of another shape")
+        if state["scaler"]:  # empty unless float16 was the precision
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.model.load_state_dict(weights)
             self.average.steps = state.get("averaged", 0)
