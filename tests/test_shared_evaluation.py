@@ -59,7 +59,7 @@ ERRORS = {
     "no place": "row.png: cannot be written",
     "wrong option": "the following arguments are required: --output",
 }
-QUICK = ["whole", "broken image"]
+SOME = ["whole", "broken image"]
 
 
 @dataclass
@@ -133,9 +133,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("count", "names"), [(2, QUICK), pytest.param(3, list(COMMANDS), marks=pytest.mark.slow)], ids=["two", "three"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "names"), [(2, SOME), (3, list(COMMANDS))], ids=["two", "three"])
 def test_several_processes_do_what_one_does(data: Path, tmp_path: Path, one_thread: None, count: int, names: list[str]):
     alone = [run_command(COMMANDS[name], data, tmp_path / "alone") for name in names]
     run = run_processes(Path(__file__), data, tmp_path, *names, count=count)
