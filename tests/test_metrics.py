@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from detector.errors import DetectorError
 from detector.training.metrics import SCORES, MetricsFile
 
 LOSSES = ["rpn_objectness", "roi_box"]
@@ -90,6 +93,40 @@ def test_resume_survives_a_row_that_a_crash_cut_short(tmp_path: Path):
     path.write_text(path.read_text()[:-25] + "\nnonsense\n")
     write(tmp_path, range(3, 5), resumed=2)
     assert steps(tmp_path) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "damage", ["\u00b2".encode(), b"9" * 5000, b"\xe9", b'"'], ids=["²", "huge", "Latin-1", "quote"]
+)
+def test_resume_leaves_out_rows_that_are_none(tmp_path: Path, damage: bytes):
+    write(tmp_path, range(1, 3))
+    with open(tmp_path / "metrics.csv", "ab") as file:
+        file.write(damage + b",1,1,1")
+    MetricsFile(tmp_path, step=2).close()
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_a_table_that_cannot_be_read_is_left_alone(tmp_path: Path):
+    write(tmp_path, range(1, 3))
+    (tmp_path / "metrics.csv").write_bytes(before := b"step,epoch,lr,loss\n1," + b"x" * 200_000)
+    with pytest.raises(DetectorError, match=r"metrics.csv: cannot be continued .* move it away"):
+        MetricsFile(tmp_path, step=2)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_rows_wait_for_room_with_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    metrics = MetricsFile(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        metrics.write(1, {"loss": 0.5, "roi_box": 0.25})
+        metrics.write(2, {"loss": 0.5, "roi_box": 0.125})
+    metrics.write(3, {"loss": 0.5})
+    metrics.close()
+    assert [row["roi_box"] for row in rows(tmp_path)] == ["0.25", "0.125", ""]
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_resume_keeps_the_columns_of_old_rows_and_adds_new_ones(tmp_path: Path):

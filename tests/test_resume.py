@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -218,6 +219,54 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, config: Path
     shutil.copytree(whole, tmp_path / "run")
     assert train(config, tmp_path / "run", ["--resume"]) == 0
     assert_same_training(tmp_path / "run", whole)
+
+
+def test_a_link_to_a_configuration_is_not_written_through(tmp_path: Path, config: Path, whole: Path):
+    run, text = shutil.copytree(whole, tmp_path / "run"), config.read_text()
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to(config)
+    assert train(config, run, ["--resume"]) == 0
+    assert config.read_text() == text != (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("changed", ["momentum=0", "weight_decay=0.5", "norm_weight_decay=0.5", "precision=bfloat16"])
+def test_a_changed_recipe_is_what_it_goes_on_by(tmp_path: Path, config: Path, whole: Path, changed: str):
+    for name, override in (("same", "clip_norm=10.0"), ("other", changed)):
+        shutil.copytree(whole, tmp_path / name)
+        assert train(config, tmp_path / name, ["--resume", "train.epochs=3", f"train.{override}"]) == 0
+    same, other = (read_checkpoint(tmp_path / name / "last.pth")["model"] for name in ("same", "other"))
+    assert not all(torch.equal(tensor, other[key]) for key, tensor in same.items())
+
+
+def test_float16_may_begin_in_the_middle(tmp_path: Path, config: Path, whole: Path):
+    shutil.copytree(whole, tmp_path / "run")
+    assert train(config, tmp_path / "run", ["--resume", "train.epochs=3", "train.precision=float16"]) == 0
+    assert read_checkpoint(tmp_path / "run/last.pth")["training"]["scaler"]["scale"] > 0
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("step", math.nan), ("step", "6"), ("step", 10**9), ("epoch", -1), ("epoch", "2"), ("best", "high"),
+     ("history", [1]), ("history", [{"AP": 0.5}]), ("optimizer", None), ("random", [{}])],
+)  # fmt: skip
+def test_a_place_that_is_none_is_refused(
+    tmp_path: Path, config: Path, whole: Path, key: str, value: object, capsys: pytest.CaptureFixture
+):
+    run = shutil.copytree(whole, tmp_path / "run")
+    content = read_checkpoint(run / "last.pth")
+    content["training"][key] = value
+    torch.save(content, run / "last.pth")
+    assert train(config, run, ["--resume", "train.epochs=3"]) == 2
+    assert f"error: {run / 'last.pth'}: this training cannot go on" in capsys.readouterr().err
+
+
+def test_momenta_of_another_shape_are_refused(tmp_path: Path, config: Path, whole: Path, capsys: pytest.CaptureFixture):
+    run = shutil.copytree(whole, tmp_path / "run")
+    content = read_checkpoint(run / "last.pth")
+    content["training"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
+    torch.save(content, run / "last.pth")
+    assert train(config, run, ["--resume", "train.epochs=3"]) == 2
+    assert "an optimiser's state of another shape" in capsys.readouterr().err
 
 
 def test_a_finished_training_can_be_made_longer(tmp_path: Path, config: Path, whole: Path):

@@ -83,6 +83,14 @@ def test_files_that_no_training_wrote_are_left_alone(refusal: Callable, run: Pat
     assert f"{run / name}: " in refusal()
 
 
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["new", "resumed"])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "train.log", "last.pth", "previous.pth", "best.pth"])
+def test_what_is_no_file_is_left_alone(refusal: Callable, run: Path, name: str, resume: list[str]):
+    run.mkdir()
+    os.mkfifo(run / name)  # whoever opens it waits for ever
+    assert f"{run / name}: not a file; move it away" in refusal(*resume)
+
+
 def test_a_configuration_beside_its_output_is_left_alone(config: Path, capsys: pytest.CaptureFixture):
     """DIR/config.yaml --output DIR would be written over by what it means."""
     own = config.rename(config.with_name("config.yaml"))

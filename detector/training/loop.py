@@ -91,7 +91,7 @@ class Trainer:
                 log.warning(
                     "resume: %d processes then, %d now: other random samples", len(state["random"]), distributed.world()
                 )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: this training cannot go on with another batch size, data set or set of trained parameters "
                 f"({error}); undo the change, or start anew with --init-from {path}"
