@@ -14,6 +14,7 @@ import torch
 from benchmark_candidates import STAGES, Clock, build, make, make_input, torchvision_twin
 from torch import Tensor
 
+from detector.command import run
 from detector.errors import DataError, DetectorError
 from detector.evaluation.files import begins, check_folder, make_folder, write_text
 from detector.inference.predictor import pick_device
@@ -152,15 +153,7 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        print_peak(args) if args.peak_of else benchmark(args)
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: print_peak(args) if args.peak_of else benchmark(args))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from detector.build import check_config, in_file, load_config
+from detector.command import run
 from detector.config import apply_overrides
-from detector.errors import ConfigError, DetectorError
+from detector.errors import ConfigError
 from detector.evaluation.files import make_folder, write_bytes, write_text
 from detector.health.check import check_data
 from detector.health.files import check_own_json, check_own_picture
@@ -85,14 +86,7 @@ def show(report: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        return check(args)
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return run(lambda: check(args))
 
 
 if __name__ == "__main__":

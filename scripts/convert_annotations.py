@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from detector.command import run
 from detector.data.image import MAX_PIXELS
-from detector.errors import DetectorError
 from detector.evaluation.files import check_new_file, make_folder, write_text
 from detector.formats.document import report
 from detector.formats.voc import DIFFICULT, convert_voc
@@ -40,22 +40,18 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
     return convert_voc(args.folder, zero_based=args.zero_based, difficult=args.difficult, **common)
 
 
+def write(args: argparse.Namespace) -> None:
+    check_new_file(args.output)
+    document = convert(args)
+    make_folder(args.output.parent, "name another file")
+    write_text(args.output, json.dumps(document) + "\n")
+    print("\n".join(report(document)))
+    print(f"{args.output}: read it with data.root={args.folder}, images: . and this file as annotations")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        check_new_file(args.output)
-        document = convert(args)
-        make_folder(args.output.parent, "name another file")
-        write_text(args.output, json.dumps(document) + "\n")
-        print("\n".join(report(document)))
-        print(f"{args.output}: read it with data.root={args.folder}, images: . and this file as annotations")
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: write(args))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detector.errors import DetectorError
+from detector.command import run
 from detector.interop.convert import export_weights, import_weights
 from detector.interop.recognise import FRAMEWORKS
 
@@ -46,15 +46,7 @@ def convert(args: argparse.Namespace) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        print("\n".join(convert(args)))
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: print("\n".join(convert(args))))
 
 
 if __name__ == "__main__":

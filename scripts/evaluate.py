@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 import detector
+from detector.command import run
 from detector.config import merge
 from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
-from detector.distributed import first, is_first, is_lost_peer, processes, speaks, together
-from detector.errors import DetectorError
+from detector.distributed import first, is_first, processes, together
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
 from detector.evaluation.files import check_new_file, check_own, make_folder, write_text
 from detector.evaluation.run import evaluate, write_proposals
@@ -125,22 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     with processes(torch.device("cpu")):  # what travels are results
         with redirect_stderr(sys.stderr if is_first() else StringIO()):
             args = parse(argv)
-        try:
-            together(lambda: evaluate_as_asked(args))
-        except DetectorError as error:
-            if speaks(error):
-                print(f"error: {error}", file=sys.stderr)
-            return 2
-        except RuntimeError as error:
-            if not (is_lost_peer(error) or "DataLoader worker" in str(error)):
-                raise
-            print(f"error: another process died ({error}); if memory ran out, lower data.workers", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            if is_first():
-                print("stopped", file=sys.stderr)
-            return 130
-    return 0
+        return run(lambda: together(lambda: evaluate_as_asked(args)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 import detector
-from detector.distributed import first, is_first, is_lost_peer, processes, speaks, together
-from detector.errors import DataError, DetectorError
+from detector.command import run
+from detector.distributed import first, is_first, processes, together
+from detector.errors import DataError
 from detector.evaluation.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
 from detector.inference.predictor import PRECISIONS, Predictor
@@ -57,22 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     with processes(torch.device("cpu")):  # what travels are results
         with redirect_stderr(sys.stderr if is_first() else StringIO()):
             args = parse(argv)
-        try:
-            together(lambda: infer(args))
-        except DetectorError as error:
-            if speaks(error):
-                print(f"error: {error}", file=sys.stderr)
-            return 2
-        except RuntimeError as error:
-            if not is_lost_peer(error):
-                raise
-            print(f"error: another process died ({error}); its own message says why", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            if is_first():
-                print("stopped", file=sys.stderr)
-            return 130
-    return 0
+        return run(lambda: together(lambda: infer(args)))
 
 
 if __name__ == "__main__":

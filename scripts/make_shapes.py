@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from detector.command import run
 from detector.data.drawn_set import PRESETS, draw_set
-from detector.errors import DetectorError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -26,19 +26,15 @@ def in_words(split: str) -> str:
     return ", ".join(f"{drawing.COUNTS[split]} in {name}" for name, drawing in PRESETS.items())
 
 
+def draw(args: argparse.Namespace) -> None:
+    given = {"train": args.train, "val": args.val}
+    counts = PRESETS[args.preset].COUNTS | {split: count for split, count in given.items() if count is not None}
+    print(draw_set(args.folder, **counts, size=tuple(args.size), seed=args.seed, preset=args.preset))
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        given = {"train": args.train, "val": args.val}
-        counts = PRESETS[args.preset].COUNTS | {split: count for split, count in given.items() if count is not None}
-        print(draw_set(args.folder, **counts, size=tuple(args.size), seed=args.seed, preset=args.preset))
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: draw(args))
 
 
 if __name__ == "__main__":

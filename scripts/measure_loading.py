@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from detector.command import run
 from detector.data.coco import CocoDataset
 from detector.errors import DetectorError
 
@@ -112,22 +113,21 @@ def measure(path: Path) -> None:
         print(f"{workers:7}{first:12.1f}{last:12.1f}")
 
 
+def measure_as_asked(args: argparse.Namespace) -> int | None:
+    """A process that holds nothing else does it."""
+    if not os.path.exists("/proc/self/smaps_rollup"):
+        raise DetectorError("this system does not say what processes share: no /proc/self/smaps_rollup")
+    if args.annotations is not None:
+        return measure(args.annotations)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "annotations.json"
+        write_annotations(path)
+        return subprocess.run([sys.executable, __file__, path]).returncode
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    if not os.path.exists("/proc/self/smaps_rollup"):
-        print("error: this system does not say what processes share: no /proc/self/smaps_rollup", file=sys.stderr)
-        return 2
-    try:
-        if args.annotations is not None:
-            measure(args.annotations)
-            return 0
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "annotations.json"
-            write_annotations(path)
-            return subprocess.run([sys.executable, __file__, path]).returncode  # a process that holds nothing else
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(lambda: measure_as_asked(args))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     except DetectorError as error:
         say(error, f"{'error' if error.exit_status == 2 else 'stopped'}: {error}")
         return error.exit_status
+    except PermissionError as error:  # of whatever folder of the user's
+        say(error, f"error: {error.filename}: {error.strerror}; ask for the right to it, or choose another")
+        return 2
     except Interrupted as error:
         last = args.output / "last.pth"
         say(error, f"stopped by {error}; {last} is saved, continue with --resume")
