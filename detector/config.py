@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import re
 import reprlib
 import types
@@ -84,16 +85,21 @@ def _read_with_bases(
         raise ConfigError(f"{path}: _base_: expected a file or a list of files, got {_short(bases)}")
     config: dict[str, Any] = {}
     for base in bases:
-        of_base = _read_with_bases(path.parent / base, (*above, path.resolve()), default_types, known)
+        of_base = _read_with_bases(path.parent / base, (*above, _real(path)), default_types, known)
         config = merge(config, of_base, default_types)
     known[path] = merge(config, own, default_types)
     return known[path]
 
 
+def _real(path: Path) -> Path:
+    """Without links; unlike `Path.resolve`, one that leads in a circle is no error here."""
+    return Path(os.path.realpath(path))
+
+
 def _read_text(path: Path, above: tuple[Path, ...]) -> str:
     named = f" (named by _base_ in {above[-1]})" if above else ""
     try:
-        if path.resolve() in above:
+        if _real(path) in above:
             raise ConfigError(f"{path}: _base_ files go in a circle")
         if len(above) > MAX_DEPTH:
             raise ConfigError(f"{path}: more than {MAX_DEPTH} _base_ files above each other")

@@ -91,6 +91,12 @@ def test_a_circle_of_bases(write, refused):
     assert "circle" in refused("_base_: config.yaml")
 
 
+def test_a_circle_of_links_is_no_file(tmp_path: Path):
+    (tmp_path / "config.yaml").symlink_to("config.yaml")
+    with pytest.raises(ConfigError, match=r"config.yaml: no such configuration file"):
+        read_config(tmp_path / "config.yaml")
+
+
 def test_a_missing_base_is_named_with_the_file_that_wants_it(refused, tmp_path):
     message = refused("_base_: none.yaml")
     assert f"{tmp_path}/none.yaml: no such configuration file" in message and f"{tmp_path}/config.yaml" in message

@@ -99,10 +99,13 @@ def test_a_configuration_beside_its_output_is_left_alone(config: Path, capsys: p
     assert str(own) in capsys.readouterr().err
 
 
-def test_a_file_is_no_folder(refusal: Callable, config: Path):
-    assert f"{config}: a file, not a folder" in refusal(output=config)
-    assert f"{config / 'below'}: cannot be written to" in refusal(output=config / "below")
-    assert f"{config}: a file, not a folder" in refusal("--resume", output=config)
+@pytest.mark.parametrize("name", ["tiny.yaml", "tiny.yaml/below", "n" * 300, "a\0b", "circle", "circle/below"])
+def test_what_cannot_be_a_folder_is_named(refusal: Callable, config: Path, name: str):
+    (config.parent / "circle").symlink_to("circle")
+    output = config.parent / name
+    message = ascii(str(output))[1:-1]
+    assert f"{message}: cannot be written to" in refusal(output=output)
+    assert f"{message}: cannot be written to" in refusal("--resume", output=output)
 
 
 def test_a_training_that_failed_before_its_first_step_can_be_started_again(config: Path, run: Path, data: Path):

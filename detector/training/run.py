@@ -52,7 +52,7 @@ def train(
     """
     output = Path(output)
     with distributed.processes(pick_device("auto")), _one_voice():
-        written = _written(output)
+        written = distributed.together(lambda: _written(output))
         trainer, started = distributed.together(lambda: _prepare(config, output, resume, init_from, source))
         with _open_folder(output, trainer.config, written):
             _announce(trainer, started)
@@ -144,8 +144,6 @@ def _check_output(
     """The checkpoint to resume from, if any, and its path; a training is never written over by accident."""
     if resume and init_from is not None:
         raise ConfigError("--resume continues a training, --init-from starts one from given weights: choose one")
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: a file, not a folder; choose another --output")
     for path in map(output.joinpath, CHECKPOINTS + TEXTS):
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path}: not a file; move it away, or choose another --output")
@@ -255,9 +253,13 @@ class _LogFile(logging.FileHandler):
 
 
 def _written(output: Path) -> int | None:
-    """When the checkpoint of a folder was written, if there is one."""
-    last = output / "last.pth"
-    return last.stat().st_mtime_ns if last.exists() else None
+    """When the checkpoint of a folder was written, if there is one. Raises ConfigError for what can be no folder of ours."""
+    try:
+        return (output / "last.pth").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{output}: cannot be written to ({error}); choose another --output") from error
 
 
 def _lock(file: TextIO) -> bool:
