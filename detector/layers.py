@@ -77,6 +77,13 @@ class SyncBatchNorm(BatchNorm):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Torch's; but over channels-last maps on CPUs that one subtracts two large sums, and loses digits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.is_cuda else x.contiguous())
+
+
 def _is_single(x: Tensor) -> bool:
     """Whether a map (N, C, H, W) has one value per channel."""
     return x.numel() == x.shape[1]
@@ -89,7 +96,7 @@ def _by_running(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """A norm layer over `channels` channels; "group" has 32 groups (Wu & He 2018)."""
     if norm == "group":
-        return nn.GroupNorm(32, channels, eps=eps)
+        return GroupNorm(32, channels, eps=eps)
     kinds = {
         "frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": BatchNorm, "sync": SyncBatchNorm
     }  # fmt: skip
