@@ -12,6 +12,7 @@ from torch import nn
 from detector.layers import (
     ConvNorm,
     FrozenBatchNorm,
+    GroupNorm,
     SyncBatchNorm,
     balanced_l1,
     caffe2_msra_,
@@ -123,8 +124,15 @@ def test_fold_norms_folds_what_is_constant_and_keeps_the_function():
     x = torch.randn(2, 32, 6, 6)
     expected = layers(x)
     assert close(fold_norms(layers)(x), expected)
-    assert [type(layer.norm) for layer in layers] == [nn.Identity] * 3 + [nn.GroupNorm, nn.Identity]
+    assert [type(layer.norm) for layer in layers] == [nn.Identity] * 3 + [GroupNorm, nn.Identity]
     assert close(fold_norms(layers)(x), expected)  # twice is once
+
+
+def test_a_group_norm_keeps_its_digits_in_channels_last():
+    """Where the mean is large beside the spread."""
+    x = (torch.randn(1, 64, 20, 30) + 300).to(memory_format=torch.channels_last)
+    expected = F.group_norm(x.double(), 32)
+    assert (GroupNorm(32, 64)(x) - expected).abs().max() < 1e-3
 
 
 # --- initialisers and the rest

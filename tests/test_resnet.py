@@ -11,7 +11,7 @@ from torch import nn
 
 from detector.backbones.resnet import ResNet
 from detector.errors import CheckpointError, ConfigError
-from detector.layers import AffineBatchNorm, BatchNorm, FrozenBatchNorm, SyncBatchNorm, fold_norms
+from detector.layers import AffineBatchNorm, BatchNorm, FrozenBatchNorm, GroupNorm, SyncBatchNorm, fold_norms
 
 DEPTHS = (18, 34, 50, 101, 152)
 
@@ -190,7 +190,7 @@ def test_batch_norms_of_frozen_stages_keep_their_statistics(call_train):
         ("affine", AffineBatchNorm),
         ("batch", BatchNorm),
         ("sync", SyncBatchNorm),
-        ("group", nn.GroupNorm),
+        ("group", GroupNorm),
     ],
 )
 def test_every_norm_is_of_the_kind_that_is_asked_for(norm, kind):
