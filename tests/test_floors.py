@@ -15,7 +15,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 FLOORS = [  # ground first; the scripts are the roof
-    {"errors", "archive", "random_state", "structures", "config", "layers", "pixels", "geometry", "distributed", "command"},
+    {
+        "errors",
+        "archive",
+        "random_state",
+        "structures",
+        "config",
+        "layers",
+        "pixels",
+        "geometry",
+        "distributed",
+        "command",
+    },
     {"matching", "data", "formats"},
     {"backbones", "necks"},
     {"heads", "rcnn"},
