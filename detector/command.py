@@ -18,11 +18,11 @@ def run(task: Callable[[], int | None]) -> int:
         if speaks(error):
             print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    except PermissionError as error:  # pathlib raises it wherever it looks into a folder that is closed to us
+    except OSError as error:  # pathlib raises it wherever it asks for a closed folder, or a name too long
+        if error.filename is None:
+            raise
         if speaks(error):
-            print(
-                f"error: {error.filename}: {error.strerror}; ask for the right to it, or name another", file=sys.stderr
-            )
+            print(f"error: {error.filename}: {error.strerror}; correct the path or its permissions", file=sys.stderr)
         return 2
     except RuntimeError as error:  # torch's, of a process that has left
         if not (is_lost_peer(error) or "DataLoader worker" in str(error)):

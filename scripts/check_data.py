@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.alone = args.data.suffix.lower() == ".json"
     if args.images and not args.alone:
         parser.error("--images goes with an annotation file; a configuration names its own folders")
-    if args.json and args.picture and args.json.resolve() == args.picture.resolve():
+    if args.json and args.picture and os.path.realpath(args.json) == os.path.realpath(args.picture):
         parser.error("--json and --picture name the same file")
     return args
 

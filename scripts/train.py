@@ -69,8 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     except DetectorError as error:
         say(error, f"{'error' if error.exit_status == 2 else 'stopped'}: {error}")
         return error.exit_status
-    except PermissionError as error:  # of whatever folder of the user's
-        say(error, f"error: {error.filename}: {error.strerror}; ask for the right to it, or choose another")
+    except OSError as error:  # of whatever file or folder of the user's
+        if error.filename is None:
+            raise
+        say(error, f"error: {error.filename}: {error.strerror}; correct the path or its permissions")
         return 2
     except Interrupted as error:
         last = args.output / "last.pth"
