@@ -13,12 +13,19 @@ import detector
 from detector.errors import DetectorError, Interrupted
 
 
+def folder(text: str) -> Path:
+    """Not the current one, which an unset variable of a shell would name."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a folder")
+    return Path(text)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG", help="a YAML file, for instance from configs/")
     add("overrides", metavar="key=value", nargs="*", help="changes to it, for instance train.epochs=3")
-    add("--output", type=Path, metavar="DIR", help="where to write (default: runs/ and the name of CONFIG)")
+    add("--output", type=folder, metavar="DIR", help="where to write (default: runs/ and the name of CONFIG)")
     add("--resume", action="store_true", help="continue the training in DIR exactly where it stopped")
     add("--init-from", type=Path, metavar="CKPT", help="begin with the weights of another training")
     add("--deterministic", action="store_true", help="the same bits in every run (short for train.deterministic=true)")

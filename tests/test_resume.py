@@ -100,14 +100,18 @@ def test_a_training_cut_short_on_resume_is_scored(tmp_path: Path, config: Path, 
     assert (run / "best.pth").exists() and place(run) == (2 * STEPS + 1, 2)
 
 
-def test_sigterm_too(tmp_path: Path, config: Path, interrupt: Callable):
-    interrupt(1, signal.SIGTERM)
-    assert train(config, tmp_path / "run") == 128 + signal.SIGTERM
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_and_a_lost_terminal_too(tmp_path: Path, config: Path, interrupt: Callable, number: signal.Signals):
+    interrupt(1, number)
+    assert train(config, tmp_path / "run") == 128 + number
     assert place(tmp_path / "run") == (1, 0)
 
 
-def test_the_second_signal_does_not_wait(tmp_path: Path, config: Path, interrupt: Callable):
+def test_the_second_signal_does_not_wait(
+    tmp_path: Path, config: Path, interrupt: Callable, monkeypatch: pytest.MonkeyPatch
+):
     before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # which this process survives
     interrupt(3, signal.SIGINT, signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
         train(config, tmp_path / "run")

@@ -93,8 +93,8 @@ class Trainer:
                 )
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: this training cannot go on with another batch size, data set or set of trained parameters "
-                f"({error}); undo the change, or start anew with --init-from {path}"
+                f"{path}: this training cannot go on with another batch size, data set or set of trained parameters, nor from "
+                f"a file that is of an older version or damaged ({error}); undo the change, or start anew with --init-from {path}"
             ) from error
         self.saved_step = self.step
 
@@ -196,9 +196,10 @@ class Trainer:
     def _check_saved(self) -> None:
         """Raise NotWritten if leaving now would lose steps."""
         if self.saved_step != self.step:
+            last = self.output / "last.pth"
+            held = f"step {self.saved_step}" if self.saved_step is not None and last.exists() else "nothing"
             raise NotWritten(
-                f"{self.output / 'last.pth'}: step {self.step} could not be written, it holds "
-                f"{'nothing' if self.saved_step is None else f'step {self.saved_step}'}; make room and continue with --resume"
+                f"{last}: step {self.step} could not be written, it holds {held}; make room and continue with --resume"
             )
 
     def _finish_epoch(self) -> None:

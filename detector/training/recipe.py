@@ -63,7 +63,7 @@ class Recipe:
             raise ConfigError(f"train.clip_norm: must be above 0, or null for no clipping, not {self.clip_norm}")
         if self.accumulate > self.batch_size:
             raise ConfigError(
-                f"train.accumulate: {self.accumulate} parts of train.batch_size, {self.batch_size} images"
+                f"train.accumulate: {self.accumulate} parts of the {self.batch_size} images of train.batch_size; lower it"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"train.ema: must lie between 0 and 1, or be null for no average, not {self.ema}")

@@ -197,7 +197,7 @@ def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_se
             f"{path}: train.optimizer was {before}, now it is {now}; undo it, or use --init-from {path}"
         )
     for key, before, now in changes(last["config"], config):
-        log.warning("resume: %s was %s, now it is %s", key, before, now)
+        log.warning("resume: %s was %s, now it is %s", key, *("not set" if v is None else v for v in (before, now)))
 
 
 def changes(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ from types import FrameType, TracebackType
 from detector import distributed
 from detector.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 TIME_UP = 124  # the exit status, that of timeout(1)
 
 
@@ -43,7 +44,8 @@ class Stop:
         self.signal, self.agreed = 0, None
 
     def __enter__(self) -> Stop:
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        wanted = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup leaves SIGHUP
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in wanted}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -52,7 +54,8 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            sys.exit(128 + number)
+            print("\nstopped at once", file=sys.stderr, flush=True)
+            os._exit(128 + number)  # a loading process that hangs would be waited for
         self.signal = number
 
     def agree(self, also: bool) -> tuple[bool, bool]:
