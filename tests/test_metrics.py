@@ -22,13 +22,16 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+SCORED = {"val_loss": 0.25, **dict.fromkeys(SCORES, 0.75)}
+
+
 def write(folder: Path, steps: range, *, scored: int | None = None, resumed: int = 0) -> None:
     """A row for each step, and one for the evaluation after the step `scored`."""
-    metrics = MetricsFile(folder, step=resumed)
+    metrics = MetricsFile(folder, step=resumed, history=[{"step": 3, "epoch": 1, **SCORED}] if resumed == 3 else [])
     for step in steps:
         metrics.write(step, {"epoch": 1, "loss": step / 10, "roi_box": 0.5})
         if step == scored:
-            metrics.write(step, {"epoch": 1, "val_loss": 0.25, **dict.fromkeys(SCORES, 0.75)})
+            metrics.write(step, {"epoch": 1, **SCORED})
     metrics.close()
 
 

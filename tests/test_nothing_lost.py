@@ -176,6 +176,25 @@ def test_a_lost_table_gets_its_evaluations_back(tmp_path: Path, config: Path, wh
     assert table(run) == [row for row in table(whole) if row[6]]
 
 
+def test_a_score_that_was_written_but_not_saved_is_not_in_the_table_twice(
+    tmp_path: Path, config: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed between the two."""
+    save = Trainer._save
+
+    def fall(self: Trainer, name: str, **options: Any) -> bool:
+        if name == "best.pth":
+            raise KeyboardInterrupt
+        return save(self, name, **options)
+
+    monkeypatch.setattr(Trainer, "_save", fall)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", [OFTEN])
+    monkeypatch.undo()
+    assert train(config, tmp_path / "run", [OFTEN, "--resume"]) == 0
+    assert_same_training(tmp_path / "run", whole)
+
+
 # --- full disks
 
 

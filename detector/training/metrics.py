@@ -113,9 +113,14 @@ def _rounded(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def _with_history(rows: list[dict[str, str]], history: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
-    """The rows, and what they lack of the evaluations, each after the last row of its step."""
+    """The rows of steps, and each evaluation after that of its step.
+
+    An evaluation that the history lacks will be done again: it was written down, but not saved.
+    """
     scored = {row["step"] for row in rows if row.get(SCORES[0])}
-    rows = rows + [_rounded(row) for row in history if str(row["step"]) not in scored]
+    known = {str(row["step"]) for row in history}
+    rows = [row for row in rows if not row.get(SCORES[0]) or row["step"] in known]
+    rows += [_rounded(row) for row in history if str(row["step"]) not in scored]
     return sorted(rows, key=lambda row: (int(row["step"]), bool(row.get(SCORES[0]))))
 
 
