@@ -94,7 +94,7 @@ def test_weights_without_that_stage(whole, tmp_path):
         Res5(backbone.channels[-1], 14, backbone)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("frozen", FrozenBatchNorm), ("group", nn.GroupNorm)])
+@pytest.mark.parametrize(("norm", "kind"), [("frozen", FrozenBatchNorm), ("group", GroupNorm)])
 def test_the_stage_has_the_backbones_settings(norm, kind):
     head = head_of(50, norm=norm, norm_eps=1e-3, stride_in="1x1", groups=2, width_per_group=32)
     block = head.layer4[0]

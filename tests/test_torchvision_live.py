@@ -135,7 +135,7 @@ def differences(model: nn.Module, full: bool, expected: Sequence[Boxes], *, px: 
     return Match(number, lacks + alone, max(m.px for m in matches), max(m.score for m in matches))
 
 
-@pytest.mark.parametrize("version", [V1, V2])
+@pytest.mark.parametrize("version", [V1, pytest.param(V2, marks=pytest.mark.slow)])
 def test_detections(version):
     check_detections(version, full=False, keep=200)
 
@@ -181,7 +181,7 @@ def check_losses(version: str, full: bool, keep: int, *, batch_statistics: bool)
         assert abs(found[name] - value) <= max(1e-4 * value, 4 * abs(noise[name] - value))
 
 
-@pytest.mark.parametrize("version", [V1, V2])
+@pytest.mark.parametrize("version", [V1, pytest.param(V2, marks=pytest.mark.slow)])
 def test_losses(version):
     check_losses(version, full=False, keep=200, batch_statistics=False)
 
