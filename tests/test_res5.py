@@ -16,7 +16,7 @@ from detector.heads.res5 import Res5
 from detector.interop.detectron2 import DETECTRON2
 from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename
-from detector.layers import FrozenBatchNorm, fold_norms
+from detector.layers import FrozenBatchNorm, GroupNorm, fold_norms
 
 IMAGES = [picture(64, 96, seed=1), picture(64, 96, seed=2)]
 TARGETS = {
