@@ -31,8 +31,6 @@ def processes(device: torch.device) -> Iterator[None]:
     if not is_launched() or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, number, count = next(rendezvous("env://"))
@@ -51,7 +49,10 @@ def is_launched() -> bool:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Of the GPUs of a machine, the one of this process. Raises DetectorError if there are fewer than processes."""
+    """Of the GPUs of a machine, the one of this process, from now on its default.
+
+    Raises DetectorError if there are fewer of them than processes.
+    """
     if device.type != "cuda" or not is_launched():
         return device
     index = int(os.environ["LOCAL_RANK"])
@@ -60,6 +61,7 @@ def own_device(device: torch.device) -> torch.device:
             f"process {index + 1} of this machine has no GPU of its own: start torchrun with --nproc-per-node "
             f"{torch.cuda.device_count()}, or choose the device cpu"
         )
+    torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
