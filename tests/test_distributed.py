@@ -29,7 +29,7 @@ def test_a_process_has_a_gpu_to_itself(launched: list[int]):
 
 def test_more_processes_than_gpus_is_an_error(launched: list[int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(DetectorError, match="process 3 of this machine has no GPU .* --nproc-per-node 2, or choose"):
+    with pytest.raises(DetectorError, match=r"process 3 of this machine has no GPU .* --nproc-per-node 2, or choose"):
         distributed.own_device(GPU)
 
 
