@@ -64,7 +64,7 @@ class SyncBatchNorm(BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.world() == 1:
             return super().forward(x)
-        count = distributed.total_with_gradient(x.new_tensor(x.numel() / x.shape[1], dtype=torch.float32))
+        count = distributed.total_with_gradient(x.new_full((), x.numel() / x.shape[1], dtype=torch.float32))
         centred = x.float()  # sums in float32 under mixed precision too
         mean = distributed.total_with_gradient(centred.sum(dim=(0, 2, 3))) / count  # (C,)
         centred = centred - mean[:, None, None]
