@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.archive import check_archive
 from detector.errors import CheckpointError
 from detector.interop.names import some
 from detector.training.checkpoint import FORMAT, write_atomically, write_beside
@@ -109,11 +110,10 @@ def _safetensors() -> Any:
 def _read_torch(path: Path) -> Any:
     """Histories of numbers in a training's own file of MMDetection's, and torchvision's arguments, are made to nothing."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch itself would take changed bytes for weights
-                raise CheckpointError(
-                    f"{path}: damaged: what it holds is not what was written; copy or download it anew"
-                )
+        try:
+            check_archive(path)
+        except zipfile.BadZipFile as error:
+            raise CheckpointError(f"{path}: damaged ({error}); copy or download it anew") from error
     names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "argparse.Namespace")
     nothing = [(_Nothing, name) for name in names]
     arrays = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in _ARRAYS.items()]
