@@ -183,7 +183,7 @@ def test_damaged_weights_of_others_are_refused_or_tensors(tmp_path: Path, suffix
     fuzz(tries, read, content=damaged(good))
 
 
-@pytest.mark.parametrize("reader", [read_checkpoint, ProposalFile])
+@pytest.mark.parametrize("reader", [read_checkpoint, ProposalFile, read_weights])
 def test_an_archive_that_unpacks_to_a_giant_is_refused_by_its_list(tmp_path: Path, reader: Callable):
     with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("archive/data/0", "w") as entry:
