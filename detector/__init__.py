@@ -25,8 +25,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load_config": "detector.build",
-    "build_detector": "detector.build",
+    "load_config": "detector.modeling.build",
+    "build_detector": "detector.modeling.build",
     "load": "detector.inference.predictor",
     "Predictor": "detector.inference.predictor",
     "Detections": "detector.structures",

@@ -48,23 +48,6 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
-def own_device(device: torch.device) -> torch.device:
-    """Of the GPUs of a machine, the one of this process, from now on its default.
-
-    Raises DetectorError if there are fewer of them than processes.
-    """
-    if device.type != "cuda" or not is_launched():
-        return device
-    index = int(os.environ["LOCAL_RANK"])
-    if index >= torch.cuda.device_count():
-        raise DetectorError(
-            f"process {index + 1} of this machine has no GPU of its own: start torchrun with --nproc-per-node "
-            f"{torch.cuda.device_count()}, or choose the device cpu"
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
 def rank() -> int:
     """Which of the processes this is, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -14,10 +14,10 @@ import torch
 from benchmark_candidates import STAGES, Clock, build, make, make_input, torchvision_twin
 from torch import Tensor
 
-from detector.command import run
+from detector.cli.ending import run
+from detector.device import pick_device
 from detector.errors import DataError, DetectorError
-from detector.evaluation.files import begins, check_folder, make_folder, write_text
-from detector.inference.predictor import pick_device
+from detector.files import begins, check_folder, make_folder, write_text
 
 OWN = (b'{\n  "infer": {',)  # how a file of --json begins
 

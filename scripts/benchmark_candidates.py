@@ -20,15 +20,16 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import detector
 from detector.data.image import read_image
+from detector.device import pick_device
 from detector.errors import CheckpointError
-from detector.heads.roi_head import RoIHead, to_rois
-from detector.inference.predictor import Predictor, pick_device, without_weights
+from detector.inference.predictor import Predictor, without_weights
 from detector.interop.torchvision import TORCHVISION
-from detector.layers import is_foldable
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.layers import is_foldable
+from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.roi_heads.roi_head import RoIHead, to_rois
+from detector.recipe import Recipe
 from detector.structures import Proposals
-from detector.training.recipe import Recipe
-from detector.training.schedule import make_optimizer
+from detector.training.optim import make_optimizer
 
 STAGES = ("decode", "pre", "model", "post")
 SPREADS = {"objectness": 1, "deltas": 0.3, "class_score": 0.7, "box_delta": 0.1}  # of trained predictors' weights

@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detector.build import check_config, in_file, load_config
-from detector.command import run
+from detector.cli.ending import run
 from detector.config import apply_overrides
+from detector.dataset_check.check import check_data
+from detector.dataset_check.files import check_own_json, check_own_picture
+from detector.dataset_check.picture import png
+from detector.dataset_check.report import plain, text
 from detector.errors import ConfigError
-from detector.evaluation.files import make_folder, write_bytes, write_text
-from detector.health.check import check_data
-from detector.health.files import check_own_json, check_own_picture
-from detector.health.picture import png
-from detector.health.report import plain, text
-from detector.parts import DEFAULT_TYPES
+from detector.files import make_folder, write_bytes, write_text
+from detector.modeling.build import check_config, in_file, load_config
+from detector.modeling.parts import DEFAULT_TYPES
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import detector
+from detector.comparison.chart import Point, draw_chart
+from detector.comparison.cost import count_flops, count_parameters, milliseconds
+from detector.comparison.table import SCORE, Row, make_row, read_run, to_csv, to_markdown
 from detector.config import apply_overrides, read_config
-from detector.data.build import build_dataset
+from detector.data.dataset import build_dataset
 from detector.errors import ConfigError, DetectorError
-from detector.evaluation.chart import Point, draw_chart
-from detector.evaluation.comparison import SCORE, Row, make_row, read_run, to_csv, to_markdown
-from detector.evaluation.cost import count_flops, count_parameters, milliseconds
-from detector.evaluation.files import check_folder, check_own, make_folder, write_bytes, write_text
+from detector.files import check_folder, check_own, make_folder, write_bytes, write_text
 from detector.training.run import changes, with_num_classes
 
 SCRIPTS = Path(__file__).parent

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detector.command import run
+from detector.cli.ending import run
+from detector.data.convert.voc import DIFFICULT, convert_voc
+from detector.data.convert.writer import report
+from detector.data.convert.yolo import convert_yolo
 from detector.data.image import MAX_PIXELS
-from detector.evaluation.files import check_new_file, make_folder, write_text
-from detector.formats.document import report
-from detector.formats.voc import DIFFICULT, convert_voc
-from detector.formats.yolo import convert_yolo
+from detector.files import check_new_file, make_folder, write_text
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detector.command import run
+from detector.cli.ending import run
 from detector.interop.convert import export_weights, import_weights
 from detector.interop.recognise import FRAMEWORKS
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 import detector
-from detector.command import run
+from detector.cli.ending import run
 from detector.config import merge
-from detector.data.build import build_dataset, data_settings
 from detector.data.coco import CocoDataset
+from detector.data.dataset import build_dataset, data_settings
 from detector.distributed import first, is_first, processes, together
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
-from detector.evaluation.files import check_new_file, check_own, make_folder, write_text
 from detector.evaluation.run import evaluate, write_proposals
+from detector.files import check_new_file, check_own, make_folder, write_text
 from detector.inference.predictor import PRECISIONS, Predictor
 from detector.inference.tta import Augmented
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import detector
-from detector.command import run
+from detector.cli.ending import run
 from detector.distributed import first, is_first, processes, together
 from detector.errors import DataError
-from detector.evaluation.files import check_folder, make_folder
+from detector.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
 from detector.inference.predictor import PRECISIONS, Predictor
 from detector.inference.tta import Augmented

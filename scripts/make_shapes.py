@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from detector.command import run
-from detector.data.drawn_set import PRESETS, draw_set
+from detector.cli.ending import run
+from detector.data.synthetic.drawn_set import PRESETS, draw_set
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

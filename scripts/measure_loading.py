@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from detector.command import run
+from detector.cli.ending import run
 from detector.data.coco import CocoDataset
 from detector.errors import DetectorError
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from detector import distributed
-    from detector.inference.predictor import pick_device
+    from detector.device import pick_device
     from detector.training.run import train
 
     with logging_redirect_tqdm(), distributed.processes(pick_device("auto")):

@@ -15,14 +15,14 @@ from golden_rules import PROJECT, Match, filled, fixed_proposals, formula_image,
 from tiny_training import script
 from torch import Tensor
 
-from detector.build import build_detector
-from detector.heads.cascade import Cascade
-from detector.heads.roi_head import to_rois
+from detector.checkpoint import read_checkpoint
 from detector.interop.names import Row
 from detector.interop.recognise import FRAMEWORKS
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.build import build_detector
+from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.roi_heads.cascade import Cascade
+from detector.modeling.roi_heads.roi_head import to_rois
 from detector.structures import Batch, Detections, Proposals
-from detector.training.checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from tiny_necks import CHANNELS, EVEN, NARROW, ODD, ONE_PIXEL, STRIDES, constant, count, half, identity_, maps, values
 from torch import nn
 
-from detector.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
-from detector.necks.fpn import FPN
+from detector.modeling.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
+from detector.modeling.necks.fpn import FPN
 
 NECKS = {"bottom_up": BottomUp, "top_down": TopDown, "finest": Finest, "hierarchy": Hierarchy}
 each_neck = pytest.mark.parametrize("name", NECKS)

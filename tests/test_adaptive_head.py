@@ -9,10 +9,10 @@ from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from tiny_necks import count
 
 from detector.errors import ConfigError
-from detector.heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
-from detector.heads.box_head import ConvFC, TwoFC
-from detector.heads.pool import AllLevelPool, RoIPool
-from detector.layers import fold_norms
+from detector.modeling.layers import fold_norms
+from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
+from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
+from detector.modeling.roi_heads.pool import AllLevelPool, RoIPool
 
 STRIDES = [4, 8, 16, 32, 64]
 HEADS = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden_rules import golden
 
-from detector.geometry.anchors import AnchorGenerator, cell_anchors, centred_inside, grid_anchors, inside
+from detector.modeling.anchors import AnchorGenerator, cell_anchors, centred_inside, grid_anchors, inside
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 PYRAMID = (4, 8, 16, 32, 64)  # the strides of P2..P6

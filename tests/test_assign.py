@@ -13,9 +13,9 @@ from golden_rules import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.geometry.boxes import box_iou
-from detector.matching import assign as module
-from detector.matching.assign import IGNORE, NEGATIVE, POSITIVE, assign, assign_boxes
+from detector.modeling import matching as module
+from detector.modeling.boxes import box_iou
+from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, assign, assign_boxes
 
 RPN = dict(pos_iou=0.7, neg_iou=0.3)  # with an ignore band
 ROI = dict(pos_iou=0.5, neg_iou=0.5)  # without
@@ -215,7 +215,7 @@ def test_thousands_of_objects_take_half_a_gigabyte_at_most(objects, candidates, 
     program = f"""
 import torch
 from test_assign import ROI, RPN
-from detector.matching.assign import assign_boxes
+from detector.modeling.matching import assign_boxes
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024

@@ -10,8 +10,8 @@ from tiny_necks import CHANNELS, NARROW, STRIDES, assert_all_learn, constant, co
 from torch import Tensor, nn
 
 from detector.errors import ConfigError
-from detector.necks.augfpn import RATIOS, AugFPN, ResidualFeatureAugmentation
-from detector.necks.fpn import FPN
+from detector.modeling.necks.augfpn import RATIOS, AugFPN, ResidualFeatureAugmentation
+from detector.modeling.necks.fpn import FPN
 from detector.structures import Levels
 
 ODD = [(75, 93), (38, 47), (19, 24), (10, 12)]

@@ -9,13 +9,13 @@ from golden_rules import PROJECT
 from tiny import CLASSES, picture, target, tiny_model
 from torch import Tensor
 
-from detector.build import load_config
 from detector.errors import ConfigError
-from detector.geometry.boxes import encode
-from detector.heads.auxiliary import AuxiliaryRoIHead
-from detector.heads.box_head import TwoFC
-from detector.heads.pool import AllLevelPool, RoIPool
-from detector.heads.roi_head import to_rois
+from detector.modeling.boxes import encode
+from detector.modeling.build import load_config
+from detector.modeling.roi_heads.auxiliary import AuxiliaryRoIHead
+from detector.modeling.roi_heads.box_head import TwoFC
+from detector.modeling.roi_heads.pool import AllLevelPool, RoIPool
+from detector.modeling.roi_heads.roi_head import to_rois
 from detector.structures import Batch, Levels, Proposals, Target
 
 CHANNELS, STRIDES = [4] * 5, [4, 8, 16, 32, 64]

@@ -9,8 +9,8 @@ import torch
 from tiny_training import draw_set, train, write_config
 from torch import nn
 
-from detector.training.average import Average
-from detector.training.checkpoint import read_checkpoint
+from detector.checkpoint import read_checkpoint
+from detector.training.ema import Average
 
 
 def model(value: float) -> nn.Module:

@@ -16,9 +16,9 @@ from tiny_training import draw_set, script, train, write_config
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.data.bad_images import BadImages
 from detector.data.image import ImageError
 from detector.data.loader import eval_loader, train_loader
+from detector.data.skip_bad import BadImages
 from detector.errors import DataError
 from detector.structures import Target
 

@@ -24,8 +24,8 @@ from tiny_necks import (
 )
 from torch import Tensor, nn
 
-from detector.necks.bfp import BFP, NonLocal, resize
-from detector.necks.fpn import FPN
+from detector.modeling.necks.bfp import BFP, NonLocal, resize
+from detector.modeling.necks.fpn import FPN
 
 each_refinement = pytest.mark.parametrize("refine", ["non_local", "conv"])
 

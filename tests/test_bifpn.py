@@ -29,7 +29,7 @@ from tiny_necks import (
 from torch import Tensor, nn
 
 from detector.errors import ConfigError
-from detector.necks.bifpn import BiFPN, BiFPNLayer, fast_normalised, pool_same, pool_symmetric
+from detector.modeling.necks.bifpn import BiFPN, BiFPNLayer, fast_normalised, pool_same, pool_symmetric
 
 FIRST = [2, 3]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from detector.heads.box_head import ConvFC, TwoFC
-from detector.layers import fold_norms
+from detector.modeling.layers import fold_norms
+from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
 
 
 def count(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.geometry.boxes import box_area, box_iou, clip_boxes, decode, encode, intersection, is_larger_than
+from detector.modeling.boxes import box_area, box_iou, clip_boxes, decode, encode, intersection, is_larger_than
 
 RPN, ROI = (1, 1, 1, 1), (10, 10, 5, 5)
 NONE = torch.zeros(0, 4)

@@ -17,23 +17,23 @@ from tiny import CONFIG, picture, target, tiny_model
 from tiny_training import draw_set
 
 import detector
-from detector.backbones.resnet import ResNet
-from detector.build import build_detector, check_config, load_config
 from detector.config import merge
-from detector.data.build import build_dataset, data_settings, training_transform
 from detector.data.coco import CocoDataset
+from detector.data.dataset import build_dataset, data_settings, training_transform
 from detector.data.transforms import HorizontalFlip, Resize
 from detector.errors import ConfigError
-from detector.geometry.anchors import AnchorGenerator
-from detector.heads.box_head import TwoFC
-from detector.heads.pool import RoIPool
-from detector.heads.roi_head import RoIHead
-from detector.heads.rpn import RPN
-from detector.necks.fpn import FPN
-from detector.necks.panet import PANet
-from detector.necks.pyramid import Pyramid
-from detector.parts import ATTRIBUTES
-from detector.pixels import Pixels
+from detector.modeling.anchors import AnchorGenerator
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.build import build_detector, check_config, load_config
+from detector.modeling.necks.fpn import FPN
+from detector.modeling.necks.panet import PANet
+from detector.modeling.parts import ATTRIBUTES
+from detector.modeling.preprocess import Pixels
+from detector.modeling.pyramid import Pyramid
+from detector.modeling.roi_heads.box_head import TwoFC
+from detector.modeling.roi_heads.pool import RoIPool
+from detector.modeling.roi_heads.roi_head import RoIHead
+from detector.modeling.rpn import RPN
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml"))
@@ -262,7 +262,7 @@ def test_parts_that_do_not_fit_each_other(path, value, message):
 def my_parts(tmp_path, monkeypatch):
     """A module of a user with a neck of hers."""
     (tmp_path / "my_parts.py").write_text(
-        "from detector.necks.fpn import FPN\n"
+        "from detector.modeling.necks.fpn import FPN\n"
         "NUMBER = 3\n"
         "class MyNeck(FPN):\n"
         "    def __init__(self, channels, strides, *, width: int = 8, twice: bool = False):\n"

@@ -10,13 +10,13 @@ import torch
 from tiny import CLASSES, picture, target, tiny_model
 from torch import Tensor, nn
 
-from detector.build import load_config
 from detector.errors import ConfigError
-from detector.geometry.boxes import box_iou
-from detector.heads.box_head import TwoFC
-from detector.heads.cascade import Cascade, refine
-from detector.heads.pool import RoIPool
-from detector.heads.roi_head import RegionHead
+from detector.modeling.boxes import box_iou
+from detector.modeling.build import load_config
+from detector.modeling.roi_heads.box_head import TwoFC
+from detector.modeling.roi_heads.cascade import Cascade, refine
+from detector.modeling.roi_heads.pool import RoIPool
+from detector.modeling.roi_heads.roi_head import RegionHead
 from detector.structures import Batch, Proposals, Target
 
 SIZE = (60, 90)  # (h, w) of an image, padded to 64 x 96

@@ -25,10 +25,10 @@ from tiny_health import (
     tree,
 )
 
-from detector.build import load_config
-from detector.data.build import build_dataset
+from detector.data.dataset import build_dataset
+from detector.dataset_check.findings import KINDS
 from detector.errors import DataError
-from detector.health.findings import KINDS
+from detector.modeling.build import load_config
 
 SMALL = ["model.backbone.depth=18", "model.neck.width=8", "model.roi_head.box_head.width=8", "data.workers=0"]
 

@@ -17,13 +17,12 @@ import torch
 from tiny_training import MODEL
 from torch import Tensor
 
-from detector import __version__
-from detector.build import build_detector
+from detector import __version__, checkpoint
+from detector.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint
 from detector.config import merge
 from detector.errors import CheckpointError
-from detector.rcnn import GeneralizedRCNN
-from detector.training import checkpoint
-from detector.training.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint
+from detector.modeling.build import build_detector
+from detector.modeling.rcnn import GeneralizedRCNN
 
 HEAD = {f"roi_head.{layer}.{part}" for layer in ("class_score", "box_delta") for part in ("weight", "bias")}
 

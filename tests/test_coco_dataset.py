@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from detector.data.coco import CocoDataset, join_within
+from detector.coco_format import join_within
+from detector.data.coco import CocoDataset
 from detector.data.flat_strings import FlatStrings
 from detector.data.image import read_image
 from detector.errors import DataError

@@ -11,7 +11,7 @@ import pytest
 from golden_rules import PROJECT, shared
 
 import detector
-from detector.training.recipe import Recipe
+from detector.recipe import Recipe
 
 sys.path.insert(0, str(PROJECT / "scripts"))
 import train as train_script

@@ -21,12 +21,12 @@ from tiny_training import ROOT, draw_set, script, train, write_config
 from torch import Tensor, nn
 
 import detector
-from detector.data.build import build_dataset
+from detector.comparison.chart import AXES, draw_chart, place_names, ticks
+from detector.comparison.chart import Point as ChartPoint
+from detector.comparison.cost import count_flops, milliseconds
+from detector.comparison.table import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
+from detector.data.dataset import build_dataset
 from detector.errors import DataError
-from detector.evaluation.chart import AXES, draw_chart, place_names, ticks
-from detector.evaluation.chart import Point as ChartPoint
-from detector.evaluation.comparison import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
-from detector.evaluation.cost import count_flops, milliseconds
 
 METRICS = {  # all different, so that no two columns can be taken for each other
     "bbox": {name: 0.3 + i / 100 for i, name in enumerate(BOXES)},

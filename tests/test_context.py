@@ -12,7 +12,7 @@ from numpy.random import RandomState
 from pycocotools.coco import COCO
 from tiny_training import script
 
-from detector.data.context import CLASSES, CLEAR, CONTEXTS, SCENE, draw_image, surroundings
+from detector.data.synthetic.context import CLASSES, CLEAR, CONTEXTS, SCENE, draw_image, surroundings
 
 SIZE = (192, 160)
 

@@ -14,15 +14,15 @@ from tiny_training import draw_set, script, train, write_config
 from torch import Tensor
 from yaml import safe_dump, safe_load
 
-from detector.backbones.resnet import ResNet
-from detector.build import build_detector, load_config
+from detector.checkpoint import read_checkpoint, save_checkpoint
 from detector.config import merge
 from detector.errors import CheckpointError
 from detector.interop.convert import export_weights
 from detector.interop.imagenet import CAFFE2, DETECTRON2, to_classifier
 from detector.interop.names import rename
 from detector.interop.recognise import COMPAT, FRAMEWORKS, blank_state, fitting, model_settings, which_framework
-from detector.training.checkpoint import read_checkpoint, save_checkpoint
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.build import build_detector, load_config
 
 CONFIGS = sorted(path.stem for path in COMPAT.glob("[a-z]*.yaml"))
 QUICK = (

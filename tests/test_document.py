@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.data.document import OUTLINE, read_document
+from detector.data.coco_json import OUTLINE, read_document
 from detector.errors import DataError
 
 texts = st.sampled_from(['"segmentation": [1]', "segmentation", 'a"', "\\", '\\"segmentation": [[2, 3]]', "[", "é"])

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from detector.coco_format import detections_to_results
 from detector.data.coco import CocoDataset
 from detector.errors import DataError
-from detector.evaluation.coco import METRICS, detections_to_results, evaluate_results, summary_table
-from detector.evaluation.files import make_folder, write_text
+from detector.evaluation.coco import METRICS, evaluate_results, summary_table
 from detector.evaluation.run import evaluate
+from detector.files import make_folder, write_text
 from detector.structures import Detections, Proposals
 
 COCOAPI = Path(__file__).parents[2] / "shared/data/cocoapi"

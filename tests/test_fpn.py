@@ -8,7 +8,7 @@ from tiny_necks import CHANNELS, NARROW, ODD, STRIDES, assert_all_learn, constan
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from detector.necks.fpn import FPN
+from detector.modeling.necks.fpn import FPN
 
 
 def identity_fpn(**settings) -> FPN:

@@ -17,10 +17,10 @@ from tiny_fuzz import damaged, fuzz, json_values, outcome, tries, watchdog  # no
 from tiny_training import draw_split, script
 
 from detector.data.coco import CocoDataset
+from detector.data.convert.voc import convert_voc
+from detector.data.convert.writer import report
+from detector.data.convert.yolo import convert_yolo
 from detector.evaluation.coco import evaluate_results, read_json
-from detector.formats.document import report
-from detector.formats.voc import convert_voc
-from detector.formats.yolo import convert_yolo
 
 KEYS = {
     "images": ["id", "file_name", "width", "height"],

@@ -21,11 +21,11 @@ from tiny_fuzz import damaged, fuzz, grown, outcome, tries, watchdog  # noqa: F4
 from tiny_training import draw_set, script, write_config
 from torch import nn
 
-from detector.backbones.imagenet import load_imagenet
-from detector.data.proposals import ProposalFile, pack
+from detector.checkpoint import read_checkpoint
+from detector.data.proposal_file import ProposalFile, pack
 from detector.interop.files import read_weights, write_weights
+from detector.modeling.backbones.imagenet import load_imagenet
 from detector.structures import Proposals
-from detector.training.checkpoint import read_checkpoint
 
 
 class Call:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tiny_fuzz import fuzz, grown, json_values, outcome, tries, watchdog  # noqa: F401
 from tiny_training import MODEL, ROOT
 
-from detector.build import build_detector, load_config
 from detector.errors import ConfigError
+from detector.modeling.build import build_detector, load_config
 
 CONFIGS = [ROOT / "configs" / name for name in (
     "faster_rcnn_r50_fpn_1x_coco.yaml", "detectors_r50_1x_coco.yaml", "libra_r50_1x_coco.yaml", "shapes_r18_fpn.yaml",
@@ -25,7 +25,7 @@ WORDS = [
     "resnet",
     "bifpn",
     "os.system",
-    "detector.rcnn.GeneralizedRCNN",
+    "detector.modeling.rcnn.GeneralizedRCNN",
     "..",
     "",
     "null",

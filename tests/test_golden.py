@@ -24,7 +24,7 @@ from torch import Tensor
 
 import detector
 from detector.interop.names import rename
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.rcnn import GeneralizedRCNN
 
 QUICK = ("tv_fasterrcnn_resnet50_fpn", "d2_faster_rcnn_R_50_FPN")
 BATCH_NORM = (

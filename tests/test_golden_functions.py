@@ -8,12 +8,12 @@ from golden_rules import assert_near, golden
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detector.geometry.anchors import AnchorGenerator, cell_anchors, grid_anchors
-from detector.geometry.boxes import box_iou, clip_boxes, decode, encode
-from detector.geometry.levels import fpn_level
-from detector.heads.nms import soft_nms
-from detector.heads.pool import RoIPool
-from detector.matching.assign import IGNORE, NEGATIVE, POSITIVE, assign
+from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors
+from detector.modeling.boxes import box_iou, clip_boxes, decode, encode
+from detector.modeling.levels import fpn_level
+from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, assign
+from detector.modeling.roi_heads.nms import soft_nms
+from detector.modeling.roi_heads.pool import RoIPool
 
 # --- anchors
 

@@ -7,13 +7,13 @@ import torch
 from golden_rules import assert_near, golden
 from torch import Tensor, nn
 
-from detector.geometry.anchors import AnchorGenerator
-from detector.geometry.boxes import encode
-from detector.heads.pool import RoIPool
-from detector.heads.roi_head import Regions, RoIHead
-from detector.heads.rpn import RPN
-from detector.layers import balanced_l1
-from detector.matching.assign import NEGATIVE, POSITIVE
+from detector.modeling.anchors import AnchorGenerator
+from detector.modeling.boxes import encode
+from detector.modeling.layers import balanced_l1
+from detector.modeling.matching import NEGATIVE, POSITIVE
+from detector.modeling.roi_heads.pool import RoIPool
+from detector.modeling.roi_heads.roi_head import Regions, RoIHead
+from detector.modeling.rpn import RPN
 from detector.structures import Batch, Proposals, Target
 
 

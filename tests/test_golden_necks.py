@@ -10,8 +10,8 @@ import pytest
 from golden_rules import check_neck, filled, golden, neck_inputs
 from torch import Tensor, nn
 
-from detector.necks.fpn import FPN
-from detector.necks.panet import PANet
+from detector.modeling.necks.fpn import FPN
+from detector.modeling.necks.panet import PANet
 
 # what the entries' constructors mean in our words
 SETTINGS = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from detector.interop.mmdetection import BFP as ROWS
 from detector.interop.names import rename
-from detector.necks.bfp import BFP
+from detector.modeling.necks.bfp import BFP
 
 REFINEMENTS = {"bfp_conv": "conv", "bfp_non_local": "non_local"}
 

@@ -11,8 +11,8 @@ from torch import nn
 from detector.interop.mmdetection import FPN
 from detector.interop.mmdetection import NAS_FPN as NAS_FPN_ROWS
 from detector.interop.names import Row, rename, translate
-from detector.necks.bifpn import BiFPN
-from detector.necks.nas_fpn import NASFPN
+from detector.modeling.necks.bifpn import BiFPN
+from detector.modeling.necks.nas_fpn import NASFPN
 
 CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
 # what the entries' constructors mean in our words

@@ -7,12 +7,12 @@ import torch
 from golden_rules import check_neck, filled, formula_image, golden, neck_inputs
 from torch import Tensor, nn
 
-from detector.backbones.resnet import ResNet
 from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename
-from detector.necks.fpn import FPN
-from detector.necks.rfp import RecursivePyramid
-from detector.pixels import Pixels
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.necks.fpn import FPN
+from detector.modeling.preprocess import Pixels
+from detector.modeling.recursive_pyramid import RecursivePyramid
 
 
 class Given(nn.Module):

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_health import CATEGORIES, box, entry, run
 
-from detector.build import load_config
 from detector.config import merge
-from detector.data.build import data_settings
-from detector.geometry.anchors import inside
-from detector.geometry.boxes import box_iou
-from detector.health.anchors import fit, kmeans, propose
-from detector.health.findings import Findings
-from detector.health.records import Split, read_split
-from detector.health.scale import Geometry, Scaled, best_iou, geometry, level_counts
+from detector.data.dataset import data_settings
+from detector.dataset_check.anchors import fit, kmeans, propose
+from detector.dataset_check.findings import Findings
+from detector.dataset_check.records import Split, read_split
+from detector.dataset_check.scale import Geometry, Scaled, best_iou, geometry, level_counts
+from detector.modeling.anchors import inside
+from detector.modeling.boxes import box_iou
+from detector.modeling.build import load_config
 
 SPLIT = {"images": ".", "annotations": "a.json"}
 CONFIG: dict[str, Any] = {

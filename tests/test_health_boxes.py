@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_health import CATEGORIES, box, entry
 
-from detector.geometry.boxes import box_iou
-from detector.health.boxes import SAME, check_annotations
-from detector.health.findings import Findings
-from detector.health.records import read_split
+from detector.dataset_check.boxes import SAME, check_annotations
+from detector.dataset_check.findings import Findings
+from detector.dataset_check.records import read_split
+from detector.modeling.boxes import box_iou
 
 ROW = st.tuples(
     st.integers(1, 2), st.sampled_from([3, 7]), st.integers(0, 2), st.integers(0, 2), st.integers(19, 22), st.integers(19, 22)

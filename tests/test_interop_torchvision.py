@@ -16,12 +16,12 @@ from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 
 import detector
-from detector.build import load_config
+from detector.checkpoint import read_checkpoint
 from detector.errors import CheckpointError
 from detector.interop.classes import COCO_80
 from detector.interop.recognise import blank_state
 from detector.interop.torchvision import TORCHVISION
-from detector.training.checkpoint import read_checkpoint
+from detector.modeling.build import load_config
 
 V1, V2 = "torchvision_fasterrcnn_resnet50_fpn", "torchvision_fasterrcnn_resnet50_fpn_v2"
 MAKERS = {V1: fasterrcnn_resnet50_fpn, V2: fasterrcnn_resnet50_fpn_v2}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_training import ROOT, assert_same_training, draw_set, train, write_config
 
-from detector.training.checkpoint import read_checkpoint, save_checkpoint
+from detector.checkpoint import read_checkpoint, save_checkpoint
 
 times = pytest.mark.parametrize(
     "times", [pytest.param(4, id="few"), pytest.param(100, id="many", marks=pytest.mark.torture)]

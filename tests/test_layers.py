@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detector.layers import (
+from detector.modeling.layers import (
     ConvNorm,
     FrozenBatchNorm,
     GroupNorm,

@@ -10,7 +10,7 @@ from golden_rules import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.geometry.levels import fpn_level
+from detector.modeling.levels import fpn_level
 
 
 def level_of(width: float, height: float | None = None, **rule: float) -> int:

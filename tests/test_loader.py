@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from detector.data.loader import eval_loader, train_loader
 from detector.data.sampler import GroupedBatchSampler, Place, repeat_factors
 from detector.errors import DataError
-from detector.random_state import mix
+from detector.rng import mix
 from detector.structures import Target
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 import detector
-from detector.backbones.imagenet import check_input
-from detector.backbones.resnet import ResNet
 from detector.errors import CheckpointError
 from detector.interop.imagenet import CAFFE2
 from detector.interop.names import rename
-from detector.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from detector.modeling.backbones.imagenet import check_input
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from detector.training.run import train
 
 

@@ -26,7 +26,7 @@ from tiny_necks import (
 from torch import Tensor, nn
 
 from detector.errors import ConfigError
-from detector.necks.nas_fpn import NASFPN, PyramidNetwork, gate_high, gate_low, halve_ceil, halve_floor, resize
+from detector.modeling.necks.nas_fpn import NASFPN, PyramidNetwork, gate_high, gate_low, halve_ceil, halve_floor, resize
 
 ODD = [(33, 41), (17, 21), (9, 11), (5, 6)]
 FORMS = ["authors", "mmdetection"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from detector.errors import ConfigError
-from detector.geometry.boxes import box_iou
-from detector.heads.nms import soft_nms, suppress
-from detector.heads.pool import RoIPool
-from detector.heads.roi_head import RoIHead
+from detector.modeling.boxes import box_iou
+from detector.modeling.roi_heads.nms import soft_nms, suppress
+from detector.modeling.roi_heads.pool import RoIPool
+from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.structures import Batch, Detections
 
 A, B, C = [0.0, 0, 20, 20], [10.0, 0, 30, 20], [50.0, 30, 80, 50]  # A and B overlap by a third, C stands alone

@@ -14,10 +14,11 @@ import pytest
 import torch
 from tiny_training import STEPS, assert_same_training, draw_set, place, table, train, write_config
 
-from detector.training import checkpoint, metrics
-from detector.training.checkpoint import read_checkpoint
+from detector import checkpoint
+from detector.checkpoint import read_checkpoint
+from detector.training import metrics
 from detector.training.loop import Trainer
-from detector.training.update import Updater
+from detector.training.step import Updater
 
 OFTEN = "train.save_seconds=0"  # after every step
 
@@ -299,7 +300,7 @@ def test_patience_ends_the_training(tmp_path: Path, config: Path, monkeypatch: p
     def score(*args: Any, **options: Any) -> tuple[dict, list]:
         return {"bbox": dict.fromkeys(metrics.SCORES[:-1], next(scores)), "proposals": {"AR1000": 1.0}}, []
 
-    monkeypatch.setattr("detector.training.score.evaluate", score)
+    monkeypatch.setattr("detector.training.validate.evaluate", score)
     for resume in ([], ["--resume"]):
         assert train(config, tmp_path / "run", ["train.epochs=9", "train.patience=2", *resume]) == 0
         assert place(tmp_path / "run") == (4 * STEPS, 4)

@@ -23,8 +23,8 @@ from tiny_necks import (
 )
 from torch import nn
 
-from detector.necks.fpn import FPN
-from detector.necks.panet import PANet
+from detector.modeling.necks.fpn import FPN
+from detector.modeling.necks.panet import PANet
 
 FORMS = {
     "mmdetection": {"width": 8},

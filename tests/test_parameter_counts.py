@@ -7,17 +7,17 @@ import torch
 from golden_rules import PROJECT
 from torch import nn
 
-from detector.backbones.resnet import ResNet
-from detector.build import build_detector, load_config
-from detector.geometry.anchors import AnchorGenerator
-from detector.heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
-from detector.heads.box_head import ConvFC, TwoFC
-from detector.heads.roi_head import RoIHead
-from detector.heads.rpn import RPN
-from detector.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
-from detector.necks.fpn import FPN
-from detector.necks.panet import PANet
-from detector.necks.single import Single
+from detector.modeling.anchors import AnchorGenerator
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.build import build_detector, load_config
+from detector.modeling.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
+from detector.modeling.necks.fpn import FPN
+from detector.modeling.necks.panet import PANet
+from detector.modeling.necks.single import Single
+from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
+from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
+from detector.modeling.roi_heads.roi_head import RoIHead
+from detector.modeling.rpn import RPN
 
 CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
 LATERALS, OUTPUT = 984_064, 590_080  # of an FPN: all four laterals, one output

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import picture
 
-from detector.pixels import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
 
 CPU = torch.device("cpu")
 

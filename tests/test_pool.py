@@ -10,7 +10,7 @@ import torchvision
 from golden_rules import golden
 
 from detector.errors import ConfigError
-from detector.heads.pool import RoIPool, roi_align
+from detector.modeling.roi_heads.pool import RoIPool, roi_align
 
 CHANNELS, STRIDES = [6] * 5, [4, 8, 16, 32, 64]
 each_alignment = pytest.mark.parametrize("aligned", [False, True])

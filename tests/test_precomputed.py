@@ -13,16 +13,16 @@ from tiny import CONFIG, picture, target, tiny_model
 from tiny_training import draw_set, script, train, write_config
 
 import detector
-from detector.build import build_detector, check_config, load_config
 from detector.config import merge
-from detector.data.build import build_dataset
 from detector.data.coco import CocoDataset
-from detector.data.proposals import ProposalFile, pack
+from detector.data.dataset import build_dataset
+from detector.data.proposal_file import ProposalFile, pack
 from detector.data.transforms import Compose, HorizontalFlip, LargeScaleJitter, Resize, VerticalFlip
 from detector.errors import ConfigError, DataError
 from detector.evaluation.run import evaluate
-from detector.heads.precomputed import Precomputed
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.build import build_detector, check_config, load_config
+from detector.modeling.precomputed import Precomputed
+from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Batch, Proposals, Target
 
 IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]

@@ -16,14 +16,15 @@ from tiny_training import MODEL
 from torch import Tensor
 
 import detector
-from detector.build import build_detector
+from detector.checkpoint import save_checkpoint
 from detector.config import merge
+from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
-from detector.inference.predictor import Predictor, load, pick_device, rescale
-from detector.layers import FrozenBatchNorm
-from detector.rcnn import GeneralizedRCNN
+from detector.inference.predictor import Predictor, load, rescale
+from detector.modeling.build import build_detector
+from detector.modeling.layers import FrozenBatchNorm
+from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Detections
-from detector.training.checkpoint import save_checkpoint
 
 NAMES, IDS = ["cat", "dog", "eel"], [3, 7, 90]
 SPLIT = {"images": "images", "annotations": "a.json"}

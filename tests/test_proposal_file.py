@@ -13,9 +13,9 @@ from tiny_training import draw_set, script, train, write_config
 from torch import Tensor
 
 import detector
-from detector.data.build import build_dataset
 from detector.data.coco import CocoDataset
-from detector.data.proposals import FORMAT, ProposalFile, pack
+from detector.data.dataset import build_dataset
+from detector.data.proposal_file import FORMAT, ProposalFile, pack
 from detector.errors import DataError
 from detector.evaluation.proposals import proposal_recall
 from detector.structures import Proposals

@@ -14,8 +14,8 @@ from golden_models import config_of, convert, match_detections, reference
 from golden_rules import Fill, formula_image
 
 import detector
-from detector.build import load_config
 from detector.interop.recognise import FRAMEWORKS, blank_state
+from detector.modeling.build import load_config
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_detections.json").read_text())
 SIZE = (480, 640)

@@ -9,14 +9,14 @@ from test_single import ONE_LEVEL
 from tiny import picture, target, tiny_model
 from torch import nn
 
-from detector.backbones.resnet import ResNet
-from detector.build import build_detector, load_config
 from detector.errors import CheckpointError, ConfigError
-from detector.heads.res5 import Res5
 from detector.interop.detectron2 import DETECTRON2
 from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename
-from detector.layers import FrozenBatchNorm, GroupNorm, fold_norms
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.build import build_detector, load_config
+from detector.modeling.layers import FrozenBatchNorm, GroupNorm, fold_norms
+from detector.modeling.roi_heads.res5 import Res5
 
 IMAGES = [picture(64, 96, seed=1), picture(64, 96, seed=2)]
 TARGETS = {

@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from detector.backbones.resnet import ResNet
 from detector.errors import CheckpointError, ConfigError
-from detector.layers import AffineBatchNorm, BatchNorm, FrozenBatchNorm, GroupNorm, SyncBatchNorm, fold_norms
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.layers import AffineBatchNorm, BatchNorm, FrozenBatchNorm, GroupNorm, SyncBatchNorm, fold_norms
 
 DEPTHS = (18, 34, 50, 101, 152)
 

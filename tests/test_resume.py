@@ -17,10 +17,11 @@ import pytest
 import torch
 from tiny_training import CLASSES, ROOT, STEPS, assert_same_training, draw_set, place, table, train, write_config
 
+from detector.checkpoint import read_checkpoint
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
-from detector.training import loop, score
-from detector.training.checkpoint import read_checkpoint
+from detector.training import loop
+from detector.training import validate as score
 from detector.training.loop import Trainer
 
 HEAD = ("roi_head.class_score.", "roi_head.box_delta.")

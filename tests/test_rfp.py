@@ -12,15 +12,15 @@ from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from tiny_necks import count
 from torch import Tensor, nn
 
-from detector.backbones.resnet import ResNet
-from detector.build import build_detector, load_config
 from detector.errors import ConfigError
-from detector.layers import fold_norms
-from detector.necks.fpn import FPN
-from detector.necks.panet import PANet
-from detector.necks.pyramid import Pyramid
-from detector.necks.rfp import ASPP, RecursivePyramid
-from detector.necks.single import Single
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.build import build_detector, load_config
+from detector.modeling.layers import fold_norms
+from detector.modeling.necks.fpn import FPN
+from detector.modeling.necks.panet import PANet
+from detector.modeling.necks.single import Single
+from detector.modeling.pyramid import Pyramid
+from detector.modeling.recursive_pyramid import ASPP, RecursivePyramid
 
 WIDTH = 8
 TARGETS = {"objects": OBJECTS, "no objects": target()}

@@ -9,10 +9,10 @@ import torch
 from tiny import target
 
 from detector.errors import ConfigError
-from detector.geometry.boxes import box_iou, decode, encode
-from detector.heads.box_head import TwoFC
-from detector.heads.pool import RoIPool
-from detector.heads.roi_head import RoIHead, to_rois
+from detector.modeling.boxes import box_iou, decode, encode
+from detector.modeling.roi_heads.box_head import TwoFC
+from detector.modeling.roi_heads.pool import RoIPool
+from detector.modeling.roi_heads.roi_head import RoIHead, to_rois
 from detector.structures import Batch, Detections, Proposals, Target
 
 Rows = torch.Tensor | list[list[float]]

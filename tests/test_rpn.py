@@ -10,10 +10,10 @@ from tiny import target
 from torch import nn
 
 from detector.errors import ConfigError
-from detector.geometry.anchors import AnchorGenerator
-from detector.geometry.boxes import box_iou, decode, encode
-from detector.heads.rpn import RPN, flatten_level
-from detector.matching.assign import NEGATIVE, POSITIVE, assign_boxes
+from detector.modeling.anchors import AnchorGenerator
+from detector.modeling.boxes import box_iou, decode, encode
+from detector.modeling.matching import NEGATIVE, POSITIVE, assign_boxes
+from detector.modeling.rpn import RPN, flatten_level
 from detector.structures import Batch, Target
 
 STRIDES, SIZES = (8, 16), ((16,), (32,))

@@ -16,16 +16,16 @@ from tiny import CONFIG, picture, target
 from tiny_training import CLASSES, ROOT, draw_set, script, train, write_config
 
 import detector
-from detector.build import build_detector, check_config, load_config
+from detector.checkpoint import read_checkpoint
 from detector.config import merge
-from detector.data.build import build_dataset
+from detector.data.dataset import build_dataset
 from detector.errors import ConfigError
 from detector.evaluation.coco import METRICS, evaluate_results
 from detector.evaluation.run import evaluate
-from detector.heads.proposals_only import ProposalsOnly
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.build import build_detector, check_config, load_config
+from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.roi_heads.proposals_only import ProposalsOnly
 from detector.structures import Proposals
-from detector.training.checkpoint import read_checkpoint
 
 IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
 TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85, 1))]
@@ -187,7 +187,7 @@ def test_best_is_kept_from_the_epoch_of_most_recall(tmp_path: Path, data: Path, 
         ap, ar = next(scores)
         return {"bbox": dict.fromkeys(METRICS, ap), "proposals": {"AR1000": ar}}, []
 
-    monkeypatch.setattr("detector.training.score.evaluate", score)
+    monkeypatch.setattr("detector.training.validate.evaluate", score)
     config = write_config(tmp_path / "tiny.yaml", data)
     assert train(config, tmp_path / "run", ["model.roi_head=none", "train.epochs=3"]) == 0
     assert read_checkpoint(tmp_path / "run/best.pth")["training"] == {"step": 6, "best": 0.6}

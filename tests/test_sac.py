@@ -11,9 +11,9 @@ from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from tiny_necks import count
 from torch import Tensor, nn
 
-from detector.backbones.resnet import ResNet
-from detector.backbones.sac import EPS, SAC, AWSConv, mean_5x5
-from detector.layers import FrozenBatchNorm, fold_norms
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.backbones.sac import EPS, SAC, AWSConv, mean_5x5
+from detector.modeling.layers import FrozenBatchNorm, fold_norms
 
 KINDS = ["aws", "sac", "deformable_sac"]
 SIZES = [(9, 7), (3, 3), (2, 5), (1, 1)]

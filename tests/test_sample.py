@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.matching.assign import IGNORE, NEGATIVE, POSITIVE
-from detector.matching.sample import sample
+from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE
+from detector.modeling.sampling import sample
 
 
 def labels(positive: int = 0, negative: int = 0, ignore: int = 0) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from detector.errors import ConfigError
-from detector.training.recipe import Recipe
-from detector.training.schedule import learning_rate, make_optimizer
+from detector.recipe import Recipe
+from detector.training.optim import learning_rate, make_optimizer
 
 FLAT = dict(lr=1.0, lr_batch=1, batch_size=1, warmup_steps=0, milestones=[])
 

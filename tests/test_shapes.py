@@ -14,9 +14,9 @@ from numpy.random import RandomState
 from PIL import Image
 from pycocotools.coco import COCO
 
-from detector.data.drawn_set import UNFINISHED, draw_set
-from detector.data.raster import SAMPLES, rasterise
-from detector.data.shapes import CLASSES, draw_image
+from detector.data.synthetic.drawn_set import UNFINISHED, draw_set
+from detector.data.synthetic.raster import SAMPLES, rasterise
+from detector.data.synthetic.shapes import CLASSES, draw_image
 from detector.errors import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -16,10 +16,10 @@ from tiny import CONFIG, picture, tiny_model
 from tiny_processes import run_processes
 from tiny_training import draw_split, script, write_json
 
-from detector.build import build_detector
+from detector.checkpoint import save_checkpoint
 from detector.config import merge
 from detector.distributed import processes, rank
-from detector.training.checkpoint import save_checkpoint
+from detector.modeling.build import build_detector
 
 CLASSES = {"square": 3, "disc": 7, "ring": 90}
 SPLITS = {

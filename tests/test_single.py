@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 
-from detector.backbones.resnet import ResNet
 from detector.errors import ConfigError
-from detector.heads.pool import RoIPool
-from detector.necks.single import Single
+from detector.modeling.backbones.resnet import ResNet
+from detector.modeling.necks.single import Single
+from detector.modeling.roi_heads.pool import RoIPool
 
 ONE_LEVEL = {
     "neck": {"type": "single"},

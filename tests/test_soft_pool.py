@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from detector.errors import ConfigError
-from detector.heads.pool import RoIPool
-from detector.heads.soft_pool import SoftRoIPool
+from detector.modeling.roi_heads.pool import RoIPool
+from detector.modeling.roi_heads.soft_pool import SoftRoIPool
 
 CHANNELS, STRIDES = [6] * 5, [4, 8, 16, 32, 64]
 ROIS = torch.tensor([[0, 3, 5, 41, 60], [1, 10.5, 7.25, 30.125, 9.75], [1, 0, 0, 127, 127], [0, 50, 50, 50, 50]])

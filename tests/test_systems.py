@@ -9,8 +9,8 @@ import torch
 from golden_rules import PROJECT
 from tiny import picture, target
 
-from detector.build import build_detector, load_config
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.build import build_detector, load_config
+from detector.modeling.rcnn import GeneralizedRCNN
 
 SYSTEMS = sorted(path.stem for path in (PROJECT / "configs/shapes").glob("*.yaml"))
 # all tests of a system follow one another, and it is built once

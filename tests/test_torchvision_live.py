@@ -20,12 +20,12 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from detector.build import build_detector, load_config
 from detector.data.image import read_image
 from detector.data.transforms import Resize
 from detector.interop.torchvision import TORCHVISION
-from detector.layers import fold_norms
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.build import build_detector, load_config
+from detector.modeling.layers import fold_norms
+from detector.modeling.rcnn import GeneralizedRCNN
 
 V1, V2 = "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
 PHOTOS = ["000000000009.jpg", "000000000030.jpg"]

@@ -16,11 +16,11 @@ import yaml
 from tiny_training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
 from torch import Tensor
 
-from detector.build import load_config
+from detector.checkpoint import read_checkpoint
 from detector.data.coco import CocoDataset
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import load
-from detector.training.checkpoint import read_checkpoint
+from detector.modeling.build import load_config
 from detector.training.loop import Trainer, memory_mib
 from detector.training.metrics import SCORES
 
@@ -173,7 +173,7 @@ def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypa
     def score(*args: Any, **options: Any) -> tuple[dict, list]:
         return {"bbox": dict.fromkeys(SCORES[:-1], next(scores)), "proposals": {"AR1000": 1.0}}, []
 
-    monkeypatch.setattr("detector.training.score.evaluate", score)
+    monkeypatch.setattr("detector.training.validate.evaluate", score)
     assert train(config, tmp_path / "run", ["train.epochs=4"]) == 0
     assert read_checkpoint(tmp_path / "run" / "best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}
 

@@ -18,9 +18,9 @@ import torch
 import yaml
 from tiny_training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
 
-from detector.build import build_detector
-from detector.rcnn import GeneralizedRCNN
-from detector.training.checkpoint import read_checkpoint
+from detector.checkpoint import read_checkpoint
+from detector.modeling.build import build_detector
+from detector.modeling.rcnn import GeneralizedRCNN
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import yaml
 from tiny_processes import ROOT, run_processes, start_processes
 from tiny_training import draw_split, leaves, train, write_config, write_json
 
-from detector.training.checkpoint import read_checkpoint
+from detector.checkpoint import read_checkpoint
 
 SCRIPT = ROOT / "scripts/train.py"
 LOSSES = ["loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box", "grad_norm"]
@@ -87,7 +87,7 @@ def test_processes_learn_what_one_would(tmp_path: Path, data: Path, count: int):
 NORM = """
 import torch
 from detector import distributed
-from detector.layers import BatchNorm, SyncBatchNorm
+from detector.modeling.layers import BatchNorm, SyncBatchNorm
 
 x = torch.randn(4, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * 3 + 1
 with distributed.processes(torch.device("cpu")):

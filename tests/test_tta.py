@@ -15,12 +15,12 @@ from tiny_training import draw_set, script, train, write_config
 from torchvision.ops import box_iou, nms
 
 import detector
-from detector.build import build_detector
 from detector.config import merge
 from detector.data.settings import DataSettings
 from detector.errors import ConfigError
 from detector.inference.predictor import Predictor
 from detector.inference.tta import Augmented, mirror
+from detector.modeling.build import build_detector
 from detector.structures import Detections, Proposals
 
 NAMES, IDS = ["cat", "dog", "eel"], [3, 7, 90]

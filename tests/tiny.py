@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.build import build_detector
 from detector.config import merge
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.build import build_detector
+from detector.modeling.rcnn import GeneralizedRCNN
 
 CLASSES = 3
 CONFIG = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detector.layers import fold_norms
+from detector.modeling.layers import fold_norms
 
 CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]  # of a ResNet-50's C2..C5
 NARROW = [8, 16, 24, 32]  # channels in most tests

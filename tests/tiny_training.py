@@ -16,8 +16,8 @@ import yaml
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from detector.layers import make_norm
-from detector.training.checkpoint import read_checkpoint
+from detector.checkpoint import read_checkpoint
+from detector.modeling.layers import make_norm
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"square": 3, "disc": 7}  # name -> category id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.data.document import read_document
+from detector.coco_format import is_box, is_name, join_within, stays_inside
+from detector.data.coco_json import read_document
 from detector.data.flat_strings import FlatStrings
 from detector.data.image import MAX_PIXELS, ImageError, read_image
-from detector.data.proposals import ProposalFile
-from detector.errors import UNPRINTABLE, DataError
+from detector.data.proposal_file import ProposalFile
+from detector.errors import DataError
 from detector.structures import Target
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
@@ -27,7 +28,7 @@ class CocoDataset(Dataset):
 
     `classes` picks some of the file's categories by name. `class_names` are the names that the training split fixed:
     this file must have the same, with whatever ids. Without `keep_empty`, images without an object are left out.
-    `proposals` is a file of them (detector/data/proposals.py), which then come with every image's objects.
+    `proposals` is a file of them (detector/data/proposal_file.py), which then come with every image's objects.
     Whatever is wrong with the file is a `DataError` here, not in the middle of an epoch.
     """
 
@@ -131,31 +132,6 @@ class CocoDataset(Dataset):
         return "\n".join(["label    id  objects  name", *lines])
 
 
-def join_within(folder: Path, name: str) -> Path:
-    """The path of `name` in `folder`; a `DataError` if it leads out of it, by its own steps or by a symbolic link."""
-    path = folder / name
-    try:
-        inside = stays_inside(name) and path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links that lead in a circle
-        inside = False
-    if not inside:
-        raise DataError(f"{name!r}: leads out of the image folder {folder}; put the file there, name it relative to it")
-    return path
-
-
-def stays_inside(name: Any) -> bool:
-    """Whether this is a relative path without a step up, on any system (a Windows path knows both kinds of slash)."""
-    if not is_name(name):
-        return False
-    path = PureWindowsPath(name)
-    return not path.anchor and ".." not in path.parts
-
-
-def is_name(value: Any) -> bool:
-    """Whether this is a text that can be printed on one line and stored: no control characters, no halves of any."""
-    return isinstance(value, str) and value != "" and UNPRINTABLE.search(value) is None
-
-
 class _Section:
     """One list of a COCO file, read column by column; a bad entry is an error that names file, entry and key."""
 
@@ -251,13 +227,6 @@ def _xyxy(objects: _Section) -> np.ndarray:
     xywh = np.array(objects.column("bbox", is_box, rule), dtype=np.float64).reshape(-1, 4)
     objects.reject((xywh[:, 2:] < 0).any(axis=1), "bbox", "width and height [x, y, width, height] must not be negative")
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-
-
-def is_box(value: Any) -> bool:
-    """Four numbers that no image exceeds; NaN and infinity fail the comparison."""
-    return (
-        isinstance(value, list) and len(value) == 4 and all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in value)
-    )
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

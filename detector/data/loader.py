@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from detector.data.bad_images import BadImages, Replaced, usable
 from detector.data.coco import CocoDataset
 from detector.data.image import ImageError
 from detector.data.sampler import GroupedBatchSampler, Place
+from detector.data.skip_bad import BadImages, Replaced, usable
 from detector.errors import DataError
-from detector.random_state import seeded
+from detector.rng import seeded
 from detector.structures import Target
 
 EVERYWHERE = [[-1e6, -1e6, 1e6, 1e6]]  # a region as large as any image with all its anchors

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from detector.random_state import mix
+from detector.rng import mix
 
 
 class Place(NamedTuple):

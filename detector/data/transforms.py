@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from detector.data.proposals import inside
+from detector.data.proposal_file import inside
 from detector.errors import check_range
 from detector.structures import Proposals, Target
 

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
+from detector.coco_format import ONE_CLASS
 from detector.errors import DataError
-from detector.structures import Detections
 
-ONE_CLASS = {1: "object"}  # category id and name where classes are not told apart
 METRICS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()  # the order of COCOeval.stats
 
 
@@ -68,22 +65,6 @@ def evaluate_results(
     }
     bbox = {name: max(float(value), lowest) for name, value in zip(METRICS, evaluation.stats)}
     return {"bbox": bbox, "per_class": per_class}
-
-
-def detections_to_results(detections: Detections, image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
-    """The detections of one image in COCO results form; `category_ids` maps labels to the annotation file's ids."""
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(
-            to_xywh(detections.boxes).tolist(), detections.scores.tolist(), detections.labels.tolist()
-        )
-    ]
-
-
-def to_xywh(boxes: Tensor) -> Tensor:
-    """(R, 4) xyxy -> (R, 4) float64 xywh, the precision in which pycocotools computes."""
-    low, high = boxes.to(torch.float64).split(2, dim=1)
-    return torch.cat([low, high - low], dim=1)
 
 
 def read_json(path: str | Path) -> Any:

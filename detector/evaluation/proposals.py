@@ -10,7 +10,8 @@ import numpy as np
 from pycocotools import mask
 from torch import Tensor
 
-from detector.evaluation.coco import read_ground_truth, to_xywh
+from detector.coco_format import to_xywh
+from detector.evaluation.coco import read_ground_truth
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}  # COCO's, both ends included

@@ -9,17 +9,17 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from detector.coco_format import ONE_CLASS, detections_to_results
 from detector.data.coco import CocoDataset
 from detector.data.loader import eval_loader
-from detector.data.proposals import pack
+from detector.data.proposal_file import pack
 from detector.distributed import first, is_first, share
 from detector.errors import DataError
-from detector.evaluation.coco import ONE_CLASS, detections_to_results, evaluate_results
-from detector.evaluation.files import check_new_file
+from detector.evaluation.coco import evaluate_results
 from detector.evaluation.proposals import proposal_recall
+from detector.files import check_new_file, write_atomically
 from detector.inference.predictor import Predictor
 from detector.structures import Detections, Proposals
-from detector.training.checkpoint import write_atomically
 
 
 def evaluate(
@@ -50,7 +50,7 @@ def write_proposals(
 ) -> dict[str, float]:
     """Write the proposals of every image of the data set into a new file; their recall, as `proposal_recall`.
 
-    See detector/data/proposals.py for the file. Raises DataError for a path that exists or cannot be written.
+    See detector/data/proposal_file.py for the file. Raises DataError for a path that exists or cannot be written.
     """
     proposals = {image_id: regions for image_id, _, regions in detect_all(predictor, dataset, 1, workers, progress)}
 

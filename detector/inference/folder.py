@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from detector.coco_format import detections_to_results
 from detector.data.image import SUFFIXES, read_image
 from detector.distributed import is_first, share
 from detector.errors import DataError
-from detector.evaluation.coco import detections_to_results
-from detector.evaluation.files import write_text
+from detector.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 from detector.structures import Detections

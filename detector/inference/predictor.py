@@ -11,23 +11,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detector.build import build_detector, check_config
+from detector.checkpoint import load_weights, read_checkpoint
+from detector.coco_format import ONE_CLASS
 from detector.config import apply_overrides
-from detector.data.build import data_settings
+from detector.data.dataset import data_settings
 from detector.data.image import MAX_PIXELS, read_image, to_rgb
-from detector.data.proposals import inside
+from detector.data.proposal_file import inside
 from detector.data.transforms import Resize
-from detector.distributed import own_device
+from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
-from detector.evaluation.coco import ONE_CLASS
-from detector.geometry.boxes import clip_boxes
-from detector.heads.precomputed import Precomputed
-from detector.heads.proposals_only import ProposalsOnly
-from detector.layers import fold_norms
-from detector.parts import DEFAULT_TYPES
-from detector.rcnn import GeneralizedRCNN
+from detector.modeling.boxes import clip_boxes
+from detector.modeling.build import build_detector, check_config
+from detector.modeling.layers import fold_norms
+from detector.modeling.parts import DEFAULT_TYPES
+from detector.modeling.precomputed import Precomputed
+from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.roi_heads.proposals_only import ProposalsOnly
 from detector.structures import Detections, Proposals
-from detector.training.checkpoint import load_weights, read_checkpoint
 
 Picture = str | Path | Image.Image | Tensor
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -66,18 +66,6 @@ def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(backbone, Mapping):  # and not its type's name alone
         backbone = {key: value for key, value in backbone.items() if key != "weights"}
     return {**config, "model": {**model, "backbone": backbone}}
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU if there is one. Raises ConfigError if it cannot be used."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here ({reason}); choose cpu, cuda or cuda:N") from error
 
 
 class Predictor:

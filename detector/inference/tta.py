@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-from detector.data.build import data_settings
+from detector.data.dataset import data_settings
 from detector.data.transforms import ImagePyramid, Resize
-from detector.heads.roi_head import RegionHead
-from detector.heads.rpn import RPN
 from detector.inference.predictor import Predictor
+from detector.modeling.roi_heads.roi_head import RegionHead
+from detector.modeling.rpn import RPN
 from detector.structures import Detections, Proposals
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detector.backbones.imagenet import input_settings
-from detector.build import build_detector, check_config, load_config
+from detector.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from detector.errors import CheckpointError, ConfigError
 from detector.inference.predictor import without_weights
 from detector.interop.classes import classes_of
@@ -19,7 +18,8 @@ from detector.interop.files import Weights, read_weights, write_weights
 from detector.interop.imagenet import is_imagenet, to_classifier
 from detector.interop.names import some
 from detector.interop.recognise import FRAMEWORKS, Fit, blank_state, fitting, model_settings, which_framework
-from detector.training.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from detector.modeling.backbones.imagenet import input_settings
+from detector.modeling.build import build_detector, check_config, load_config
 
 Write = Callable[[], None]
 UNSEEN = ("model.pixels.order", "model.backbone.stride_in", "model.backbone.norm_eps")  # not to be seen in any tensor

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.archive import check_archive
+from detector.checkpoint import FORMAT
 from detector.errors import CheckpointError
+from detector.files import check_archive, write_atomically, write_beside
 from detector.interop.names import some
-from detector.training.checkpoint import FORMAT, write_atomically, write_beside
 
 TENSORS_UNDER = ("state_dict", "model", "blobs")  # MMDetection's, Detectron2's and Caffe2's files
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.backbones.resnet import ResNet
 from detector.interop.detectron2 import STAGES, stage
 from detector.interop.names import Row, rename, translate
 from detector.interop.recognise import backbone_shape
+from detector.modeling.backbones.resnet import ResNet
 
 MARK = re.compile(r"conv1_w|res2_0_branch.*|stem\.conv1\.weight|res2\.0\..*")
 SUFFIXES = {"s": "weight", "gamma": "weight", "b": "bias", "beta": "bias", "rm": "running_mean", "riv": "running_var",

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detector.build import build_detector, load_config
 from detector.config import parameters_of
 from detector.errors import CheckpointError
 from detector.inference.predictor import without_weights
@@ -20,7 +19,8 @@ from detector.interop.detectron2 import DETECTRON2
 from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename, some
 from detector.interop.torchvision import ROWS_2019, TORCHVISION
-from detector.parts import model_calls
+from detector.modeling.build import build_detector, load_config
+from detector.modeling.parts import model_calls
 
 FRAMEWORKS = {"torchvision": TORCHVISION, "detectron2": DETECTRON2, "mmdetection": MMDETECTION}
 COMPAT = Path(__file__).parents[2] / "configs/compat"

@@ -16,23 +16,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detector import distributed
+from detector.checkpoint import save_checkpoint
 from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
 from detector.data.sampler import repeat_factors
 from detector.data.settings import DataSettings
 from detector.errors import CheckpointError, check_attributes
-from detector.heads.proposals_only import ProposalsOnly
-from detector.random_state import random_state, set_random_state
-from detector.rcnn import GeneralizedRCNN
+from detector.files import NotWritten
+from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.roi_heads.proposals_only import ProposalsOnly
+from detector.recipe import Recipe
+from detector.rng import random_state, set_random_state
 from detector.structures import Target
-from detector.training.accidents import explain_lost_process, explain_non_finite
-from detector.training.checkpoint import NotWritten, save_checkpoint
+from detector.training.diagnostics import explain_lost_process, explain_non_finite
 from detector.training.metrics import SCORES, MetricsFile
-from detector.training.recipe import Recipe
-from detector.training.schedule import learning_rate
-from detector.training.score import score
-from detector.training.stop import Stop, undisturbed
-from detector.training.update import NonFiniteLoss, Updater
+from detector.training.optim import learning_rate
+from detector.training.signals import Stop, undisturbed
+from detector.training.step import NonFiniteLoss, Updater
+from detector.training.validate import score
 
 try:
     import resource

@@ -14,21 +14,23 @@ import torch
 import yaml
 
 from detector import distributed
-from detector.backbones.imagenet import check_input
-from detector.build import build_detector, in_file
-from detector.data.build import build_dataset, data_settings
+from detector.checkpoint import init_from as take_weights
+from detector.checkpoint import load_weights, read_checkpoint
 from detector.data.coco import CocoDataset
+from detector.data.dataset import build_dataset, data_settings
+from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
-from detector.inference.predictor import pick_device, without_weights
-from detector.random_state import seed
-from detector.rcnn import GeneralizedRCNN
-from detector.training.checkpoint import init_from as take_weights
-from detector.training.checkpoint import load_weights, read_checkpoint, write_beside
+from detector.files import write_beside
+from detector.inference.predictor import without_weights
+from detector.modeling.backbones.imagenet import check_input
+from detector.modeling.build import build_detector, in_file
+from detector.modeling.rcnn import GeneralizedRCNN
+from detector.recipe import Recipe
+from detector.rng import seed
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
-from detector.training.recipe import Recipe
-from detector.training.stop import Stop
+from detector.training.signals import Stop
 
 try:
     import fcntl

@@ -1,0 +1,62 @@
+"""COCO's own forms: results with xywh boxes and category ids, and what counts as a name, a path or a box in its files."""
+
+from __future__ import annotations
+
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detector.errors import UNPRINTABLE, DataError
+from detector.structures import Detections
+
+ONE_CLASS = {1: "object"}  # category id and name where classes are not told apart
+
+
+def detections_to_results(detections: Detections, image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
+    """The detections of one image in COCO results form; `category_ids` maps labels to the annotation file's ids."""
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(
+            to_xywh(detections.boxes).tolist(), detections.scores.tolist(), detections.labels.tolist()
+        )
+    ]
+
+
+def to_xywh(boxes: Tensor) -> Tensor:
+    """(R, 4) xyxy -> (R, 4) float64 xywh, the precision in which pycocotools computes."""
+    low, high = boxes.to(torch.float64).split(2, dim=1)
+    return torch.cat([low, high - low], dim=1)
+
+
+def join_within(folder: Path, name: str) -> Path:
+    """The path of `name` in `folder`; a `DataError` if it leads out of it, by its own steps or by a symbolic link."""
+    path = folder / name
+    try:
+        inside = stays_inside(name) and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that lead in a circle
+        inside = False
+    if not inside:
+        raise DataError(f"{name!r}: leads out of the image folder {folder}; put the file there, name it relative to it")
+    return path
+
+
+def stays_inside(name: Any) -> bool:
+    """Whether this is a relative path without a step up, on any system (a Windows path knows both kinds of slash)."""
+    if not is_name(name):
+        return False
+    path = PureWindowsPath(name)
+    return not path.anchor and ".." not in path.parts
+
+
+def is_name(value: Any) -> bool:
+    """Whether this is a text that can be printed on one line and stored: no control characters, no halves of any."""
+    return isinstance(value, str) and value != "" and UNPRINTABLE.search(value) is None
+
+
+def is_box(value: Any) -> bool:
+    """Four numbers that no image exceeds; NaN and infinity fail the comparison."""
+    return (
+        isinstance(value, list) and len(value) == 4 and all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in value)
+    )

@@ -1,0 +1,60 @@
+"""What a detector costs: parameters, arithmetic, and time beside others."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from detector.data.coco import CocoDataset
+from detector.inference.predictor import Predictor, without_weights
+from detector.modeling.build import build_detector
+
+IMAGES, ROUNDS = 16, 3  # of the data set, and how often each detector sees each of them
+
+
+def count_parameters(config: Mapping[str, Any], *, trust: bool) -> int:
+    """Trained and frozen weights, norms not folded. Raises ConfigError for a model that cannot be built."""
+    return sum(p.numel() for p in build_detector(without_weights(config), trust=trust).parameters())
+
+
+def count_flops(predictor: Predictor, dataset: CocoDataset) -> int:
+    """Operations (two a multiplication with its addition) on the first image, in matrix products and convolutions alone."""
+    given = prepared(predictor, dataset, 0)
+    with FlopCounterMode(display=False) as counter:
+        predictor.detect_with_proposals(*given)
+    return counter.get_total_flops()
+
+
+def milliseconds(predictors: Sequence[Predictor], datasets: Sequence[CocoDataset]) -> list[float]:
+    """Median of every predictor from a prepared image to its boxes, one image at a time.
+
+    The data sets are of the same images, each with the proposals that its predictor may need. The predictors take turns on
+    each image, so that whatever slows the machine down for a while slows all of them.
+    """
+    seconds: list[list[float]] = [[] for _ in predictors]
+    for turn in range(ROUNDS + 1):
+        for i in range(min(IMAGES, len(datasets[0])) if turn else 1):  # the first turn warms up
+            for predictor, dataset, record in zip(predictors, datasets, seconds):
+                given = prepared(predictor, dataset, i)
+                began = _now(predictor.device)
+                predictor.detect_with_proposals(*given)
+                record.append(_now(predictor.device) - began)
+    return [1e3 * statistics.median(record[1:]) for record in seconds]
+
+
+def prepared(predictor: Predictor, dataset: CocoDataset, i: int) -> tuple:
+    """What `predictor.detect_with_proposals` takes for one image of the data set."""
+    image = dataset.image(i)
+    proposals = [dataset.proposals[int(dataset.image_ids[i])]] if predictor.needs_proposals else None
+    return [predictor.prepare(image)], [tuple(image.shape[1:])], proposals
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,153 @@
+"""What other formats say of their images becomes a COCO document, which states the conventions that were assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from detector.coco_format import is_name, join_within
+from detector.data.image import SUFFIXES
+from detector.errors import DataError
+
+MAX_BYTES = 2**22  # of one image's annotations: tens of thousands of objects
+ALWAYS = [
+    "file names are relative to the folder that was converted",
+    "boxes are COCO's [x, y, width, height] in pixels of the image as its EXIF orientation shows it, and are not clipped",
+    "category ids begin at 1, in the order of the classes; image ids begin at 1, in the order of the file names",
+]
+
+
+@dataclass
+class Box:
+    """An object: the edges of its box in pixels."""
+
+    name: str
+    xyxy: tuple[float, float, float, float]
+    crowd: bool = False
+
+
+@dataclass
+class Picture:
+    """An image and its objects."""
+
+    file_name: str  # relative to the folder that is converted
+    size: tuple[int, int]  # (h, w), upright
+    boxes: list[Box]
+
+
+@dataclass
+class Findings:
+    """What is worth a look, counted, with the first place of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, what: str, where: object) -> None:
+        """One more of the kind `what`."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        self.first.setdefault(what, str(where))
+
+    def lines(self) -> list[str]:
+        """A line for each kind."""
+        return [f"{count} {what} (the first: {self.first[what]})" for what, count in self.counts.items()]
+
+
+def coco_document(
+    pictures: Iterable[Picture], classes: Sequence[str], source: str, conventions: Sequence[str], findings: Findings
+) -> dict[str, Any]:
+    """The COCO file of the pictures; `info` says where it is from, by which conventions, and what was found."""
+    images, annotations, seen = [], [], set()
+    label_of = {name: label for label, name in enumerate(classes, start=1)}
+    for image_id, picture in enumerate(tqdm(pictures, desc="convert", unit="img", disable=None), start=1):
+        if picture.file_name in seen:
+            raise DataError(f"{picture.file_name}: two files of annotations are of this image; remove one")
+        seen.add(picture.file_name)
+        height, width = picture.size
+        images.append({"id": image_id, "file_name": picture.file_name, "width": width, "height": height})
+        for box in picture.boxes:
+            _look_at(box, picture, findings)
+            x1, y1, x2, y2 = box.xyxy
+            w, h = _plain(x2 - x1), _plain(y2 - y1)
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image_id, "category_id": label_of[box.name],
+                "bbox": [_plain(x1), _plain(y1), w, h], "area": _plain(w * h), "iscrowd": int(box.crowd),
+            })  # fmt: skip
+    info = {"description": f"converted from {source}", "conventions": [*conventions, *ALWAYS]}
+    categories = [{"id": number, "name": name} for name, number in label_of.items()]
+    if not images:
+        raise DataError(f"{source}: no images found there ({' '.join(SUFFIXES)})")
+    info["findings"] = findings.lines()
+    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+
+
+def _look_at(box: Box, picture: Picture, findings: Findings) -> None:
+    x1, y1, x2, y2 = box.xyxy
+    height, width = picture.size
+    if min(x1, y1, width - x2, height - y2) < -0.5:  # by more than rounding
+        findings.add("boxes reach out of their image", picture.file_name)
+    if x2 <= x1 or y2 <= y1:
+        findings.add("boxes have no area", picture.file_name)
+
+
+def _plain(x: float) -> float:
+    """Without the noise of binary fractions: a thousandth of a pixel is finer than any annotation."""
+    x = round(float(x), 3)
+    return int(x) if x.is_integer() else x
+
+
+def report(document: dict[str, Any]) -> list[str]:
+    """What a document assumes and holds, in lines."""
+    counts = dict.fromkeys((category["id"] for category in document["categories"]), 0)
+    for annotation in document["annotations"]:
+        counts[annotation["category_id"]] += 1
+    rows = [f"{category['id']:5} {counts[category['id']]:8}  {category['name']}" for category in document["categories"]]
+    return [
+        *(f"assumed: {line}" for line in document["info"]["conventions"]),
+        *(f"found: {line}" for line in document["info"]["findings"]),
+        *("   id  objects  name", *rows),
+        f"{len(document['images'])} images, {len(document['annotations'])} objects, {len(rows)} classes",
+    ]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of annotations. Raises DataError for none, or one that is far too large."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise DataError(f"{path}: no such file")
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: larger than {MAX_BYTES} bytes, not the annotations of an image")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text
+        raise DataError(f"{path}: cannot be read as text ({error})") from error
+
+
+def images_below(folder: Path, below: str = "") -> list[str]:
+    """Names of all images in `below`, relative to `folder`, with forward slashes; hidden files are left out."""
+    top = folder / below
+    files = [path for path in top.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(top).parts)]
+    return sorted(path.relative_to(folder).as_posix() for path in visible)
+
+
+def inside(folder: Path, name: str, where: object) -> Path:
+    """`join_within`, whose message then says `where` the name is from."""
+    try:
+        return join_within(folder, name)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def checked_classes(names: Sequence[str], where: object) -> list[str]:
+    """The class names. Raises DataError for none, an empty one, or one given twice."""
+    for name in names:
+        if not is_name(name):
+            raise DataError(f"{where}: {name!r} is no name of a class")
+        if list(names).count(name) > 1:
+            raise DataError(f"{where}: the class {name!r} is named twice")
+    if not names:
+        raise DataError(f"{where}: names no classes")
+    return list(names)

@@ -1,0 +1,170 @@
+"""YOLO: a text file for every image (labels beside images) with a line for every object, and names in data.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from detector.config import read_config
+from detector.data.convert.writer import (
+    Box,
+    Findings,
+    Picture,
+    checked_classes,
+    coco_document,
+    images_below,
+    inside,
+    read_text,
+)
+from detector.data.image import MAX_PIXELS, read_size
+from detector.errors import DataError
+
+CONVENTIONS = [
+    "a line is: class index from 0, then centre x, centre y, width, height as fractions of the image's size",
+    "the image's size is the file's own, turned upright by its EXIF orientation",
+    "the labels of images/NAME.jpg are in labels/NAME.txt (the last folder named images counts), beside it without one",
+    "an image without a text file, or with an empty one, has no objects",
+    "an outline (class index, then three points or more) becomes the box around it",
+]
+FAR = 1  # how far out of 0..1 a value may lie before it must be something else, such as pixels
+
+
+def convert_yolo(
+    folder: Path, *, split: str | None = None, classes: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS
+) -> dict[str, Any]:
+    """The COCO document of a YOLO folder.
+
+    `split`: an entry of data.yaml (train, val, ...) or, without one, images/SPLIT or SPLIT/images; None takes every image.
+    `classes`: their names in order; None takes those of data.yaml or classes.txt. Raises DataError with file and line.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    settings, source = _settings(folder)
+    names, where = (list(classes), "--classes") if classes is not None else _names(folder, settings, source)
+    names = checked_classes(names, where)
+    findings, images = Findings(), _images(folder, split, settings, source)
+    for name in _orphans(folder, images) if split is None else ():
+        findings.add("label files have no image: left out", name)
+    pictures = (_picture(folder, name, names, max_pixels, findings) for name in images)
+    chosen = f"images of the split {split}" if split else "all images of the folder"
+    conventions = [*CONVENTIONS, f"class names are those of {where}", chosen]
+    return coco_document(pictures, names, f"YOLO, {folder.name}", conventions, findings)
+
+
+def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
+    """The content of data.yaml, or of the only YAML file of another name; nothing where there is none."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    chosen = [path for path in files if path.stem == "data"] or files
+    if len(chosen) > 1:
+        raise DataError(f"{folder}: which one is it: {', '.join(path.name for path in chosen)}? Name one data.yaml")
+    settings = read_config(chosen[0]) if chosen else {}
+    if "kpt_shape" in settings:
+        raise DataError(f"{chosen[0]}: kpt_shape: these labels are of keypoints, not of boxes")
+    return settings, chosen[0] if chosen else None
+
+
+def _names(folder: Path, settings: Mapping[str, Any], source: Path | None) -> tuple[list[str], object]:
+    """The class names by index, and where they are from."""
+    if source is not None and "names" in settings:
+        names, count = settings["names"], settings.get("nc")
+        if isinstance(names, dict):
+            if sorted(names, key=str) != sorted(range(len(names)), key=str):
+                raise DataError(f"{source}: names: the keys must be 0, 1, 2 and so on, without a gap")
+            names = [names[i] for i in range(len(names))]
+        wrong = [name for name in names if type(name) not in (str, int)] if isinstance(names, list) else [names]
+        if wrong:
+            raise DataError(f"{source}: names: expected a list of texts, found {wrong[0]!r:.80}; quote it")
+        if count not in (None, len(names)):
+            raise DataError(f"{source}: nc: {count!r:.80}, but there are {len(names)} names")
+        return [str(name) for name in names], source.name
+    for path in (folder / "classes.txt", folder / "labels" / "classes.txt"):
+        if path.is_file():
+            return [line.strip() for line in read_text(path).splitlines() if line.strip()], path.name
+    raise DataError(f"{folder}: nothing says the names of the classes (data.yaml, classes.txt); give them by --classes")
+
+
+def _images(folder: Path, split: str | None, settings: Mapping[str, Any], source: Path | None) -> list[str]:
+    """The names of the images, relative to the folder, sorted."""
+    if split is None:
+        return images_below(folder)
+    entries = settings.get(split)
+    if entries is None:
+        entries = next((e for e in (f"images/{split}", f"{split}/images") if (folder / e).is_dir()), None)
+        source = None
+    entries = entries if isinstance(entries, list) else [entries]
+    if not all(isinstance(entry, str) and entry for entry in entries):
+        raise DataError(f"{source or folder}: there is no split {split!r:.80}")
+    return sorted({name for entry in entries for name in _of_entry(folder, entry, source or folder)})
+
+
+def _of_entry(folder: Path, entry: str, source: Path) -> list[str]:
+    """The images of a folder, or of a text file that lists them. A leading `../` means the folder, as in many exports."""
+    path = inside(folder, _tidy(entry), source)
+    if path.is_dir():
+        return images_below(folder, _tidy(entry))
+    if path.suffix != ".txt":
+        raise DataError(f"{source}: {entry!r:.80}: no such folder in {folder}")
+    return [_tidy(line.strip()) for line in read_text(path).splitlines() if line.strip()]
+
+
+def _tidy(name: str) -> str:
+    return name.removeprefix("../").removeprefix("./").rstrip("/") or "."
+
+
+def _label_file(name: str) -> str:
+    """images/a.jpg -> labels/a.txt"""
+    parts = list(PurePosixPath(name).with_suffix(".txt").parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+    return "/".join(parts)
+
+
+def _orphans(folder: Path, images: Sequence[str]) -> list[str]:
+    """The label files that belong to none of the images."""
+    names = [path.relative_to(folder) for path in folder.rglob("*.txt")]
+    labels = {name.as_posix() for name in names if "labels" in name.parts[:-1] and name.name != "classes.txt"}
+    return sorted(labels - set(map(_label_file, images)))
+
+
+def _picture(folder: Path, name: str, names: Sequence[str], max_pixels: int, findings: Findings) -> Picture:
+    size = read_size(inside(folder, name, folder), max_pixels)
+    path = inside(folder, _label_file(name), name)
+    if not path.exists():
+        findings.add("images have no label file: taken as images without objects", name)
+        return Picture(name, size, [])
+    rows = enumerate(read_text(path).splitlines(), start=1)
+    boxes = [_box(line.split(), f"{path}, line {n}", size, names, findings) for n, line in rows if line.strip()]
+    return Picture(name, size, boxes)
+
+
+def _box(
+    words: Sequence[str], where: str, size: tuple[int, int], names: Sequence[str], findings: Findings
+) -> Box:  # fmt: skip
+    index, *values = _numbers(words, where)
+    if not (index.is_integer() and 0 <= index < len(names)):
+        raise DataError(f"{where}: the class index {words[0]} is none of 0..{len(names) - 1}")
+    if not all(-FAR <= value <= 1 + FAR for value in values):
+        raise DataError(f"{where}: {' '.join(words)[:80]}: these are no fractions of the image's size; pixels?")
+    if not all(0 <= value <= 1 for value in values):
+        findings.add("lines have values outside of 0..1", where)
+    if len(values) == 4:
+        x, y, w, h = values
+        if w < 0 or h < 0:
+            raise DataError(f"{where}: width and height must not be negative")
+        fractions = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+    elif len(values) >= 6 and len(values) % 2 == 0:
+        xs, ys = values[::2], values[1::2]
+        fractions = (min(xs), min(ys), max(xs), max(ys))
+        findings.add("outlines were made boxes", where)
+    else:
+        raise DataError(f"{where}: {len(words)} numbers; a box has 5, an outline 7, 9, 11 and so on")
+    height, width = size
+    return Box(names[int(index)], tuple(f * side for f, side in zip(fractions, (width, height) * 2)))
+
+
+def _numbers(words: Sequence[str], where: str) -> list[float]:
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error

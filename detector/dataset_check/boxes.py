@@ -1,0 +1,96 @@
+"""What annotations can have wrong though every entry is well formed: boxes, classes and images without objects."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detector.dataset_check.findings import Findings, Place
+from detector.dataset_check.records import Split
+
+SAME = 0.9  # IoU of two boxes that are one: two annotators, or two marks of one, seldom agree so well
+ROUNDING = 1e-2  # pixels; training, too, forgives these
+
+
+def check_annotations(split: Split, findings: Findings, *, keep_empty: bool) -> None:
+    """Boxes, classes and images of one split. `keep_empty`: training wants images without objects."""
+    inside = split.inside()
+    solid = (inside[:, 2:].astype(np.float32) > inside[:, :2].astype(np.float32)).all(axis=1)
+    beyond = (np.abs(inside - split.boxes) > ROUNDING).any(axis=1)
+    find = findings.add
+    find(
+        "box without area", split.name, np.flatnonzero(~solid), lambda row: split.box_place(row, note=_xywh(split, row))
+    )
+    find(
+        "box outside image",
+        split.name,
+        np.flatnonzero(solid & beyond),
+        lambda row: split.box_place(row, note=f"{_xywh(split, row)} in {_size(split, row)}"),
+    )
+    _check_pairs(split, findings)
+    counts = np.bincount(split.labels[split.objects()], minlength=len(split.class_names))
+    names = [name for name, count in zip(split.class_names, counts) if not count]
+    find("unused category", split.name, names, lambda name: Place(note=repr(name)))
+    empty = images_without_objects(split)
+    find("image without objects", split.name, empty, split.place)
+    trainable = len(split.sizes) - (0 if keep_empty else len(empty))
+    if not split.class_names or not trainable:
+        find("no images", split.name, [split.annotations], lambda path: Place(str(path)))
+
+
+def images_without_objects(split: Split) -> np.ndarray:
+    """The indices of those images."""
+    counts = np.bincount(split.owner[split.objects()], minlength=len(split.sizes))
+    return np.flatnonzero(counts == 0)
+
+
+def _check_pairs(split: Split, findings: Findings) -> None:
+    first, second = _pairs(split)
+    alike = split.labels[first] == split.labels[second]
+    for kind, chosen in (("duplicate box", alike), ("box of two classes", ~alike)):
+        later, index = np.unique(second[chosen], return_index=True)  # each box is found once
+        twin = dict(zip(later.tolist(), first[chosen][index].tolist()))
+        findings.add(kind, split.name, later.tolist(), lambda row, twin=twin: _twins(split, row, twin[row]))
+
+
+def _twins(split: Split, row: int, twin: int) -> Place:
+    ids, names = split.annotation_ids, [split.class_names[split.labels[i]] for i in (row, twin)]
+    return split.box_place(row, note=f"{names[0]}, like annotation {ids[twin]}, {names[1]}")
+
+
+def _pairs(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (p,), (p,), the earlier first, of the objects of one image whose IoU is at least SAME.
+
+    Sorted by image and area, such boxes lie close together: those of equal IoU have areas within that ratio.
+    """
+    rows = np.flatnonzero(split.objects())
+    boxes, owner = split.inside(), split.owner
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    rows = rows[np.lexsort((area[rows], owner[rows]))]
+    found, at, step = [], np.arange(len(rows)), 0
+    while len(at):
+        step += 1
+        at = at[at + step < len(rows)]
+        a, b = rows[at], rows[at + step]
+        near = (owner[a] == owner[b]) & (area[a] >= SAME * area[b])
+        at, a, b = at[near], a[near], b[near]  # the next box is larger still: who is left out here stays out
+        same = _iou(boxes[a], boxes[b]) >= SAME
+        found.append(np.sort(np.stack([a[same], b[same]]), axis=0))
+    first, second = np.concatenate([np.zeros((2, 0), dtype=np.int64), *found], axis=1)
+    return first, second
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of boxes (p, 4) with boxes (p, 4), row by row."""
+    side = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    shared = side.clip(min=0).prod(axis=1)
+    return shared / ((a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - shared)
+
+
+def _xywh(split: Split, row: int) -> str:
+    x1, y1, x2, y2 = split.boxes[row]
+    return f"[{x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}]"
+
+
+def _size(split: Split, row: int) -> str:
+    height, width = split.sizes[split.owner[row]]
+    return f"{width} x {height}"

@@ -1,0 +1,115 @@
+"""The health of a data set: everything that is wrong with it, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.data.dataset import data_settings
+from detector.dataset_check.across import check_categories, check_images
+from detector.dataset_check.anchors import Fit, fit, propose
+from detector.dataset_check.boxes import check_annotations, images_without_objects
+from detector.dataset_check.findings import Findings
+from detector.dataset_check.images import scan_images
+from detector.dataset_check.records import Split, read_split
+from detector.dataset_check.scale import Geometry, geometry, level_counts
+from detector.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Summary:
+    """What one split holds."""
+
+    annotations: str
+    folder: str | None
+    images: int
+    without_objects: int
+    objects: int
+    crowd: int
+    classes: dict[str, tuple[int, int]]  # name -> objects, images
+    levels: dict[int, int]  # pyramid level -> objects, at the training scale
+    ratios: np.ndarray  # (B,) height / width of every object
+    anchors: Fit | None = None
+
+
+@dataclass
+class Health:
+    """The result of a check."""
+
+    source: str
+    geometry: Geometry
+    findings: Findings
+    splits: dict[str, Summary] = field(default_factory=dict)
+    better: Fit | None = None  # anchors, by the first split's objects
+
+
+def check_data(
+    config: Mapping[str, Any],
+    source: str | Path,
+    *,
+    alone: str | None = None,
+    look: bool = True,
+    read: bool = True,
+) -> Health:
+    """Check the splits of a configuration, or the training split `alone`, by that name; nothing is written.
+
+    Without `look` the images are left alone; without `read` their files are looked for, but not opened. Raises DataError
+    where an annotation file or an image folder cannot be read at all, ConfigError for a detector that cannot be built.
+    """
+    settings = data_settings(config["data"])
+    health = Health(str(source), geometry(config, settings, source), Findings())
+    splits = []
+    given = {name: name for name in SPLITS if getattr(settings, name) is not None}
+    for name, key in ({alone: SPLITS[0]} if alone else given).items():
+        section = settings.split(key)
+        folder = Path(settings.root) / section["images"] if look else None
+        if folder is not None and not folder.is_dir():
+            raise DataError(f"{folder}: no such image folder; correct the path, or give the annotation file alone")
+        annotations = Path(settings.root) / section["annotations"]
+        splits.append(read_split(name, annotations, folder, settings.classes, health.findings))
+    for split in splits:
+        keep_empty = settings.keep_empty or split.name != SPLITS[0]
+        check_annotations(split, health.findings, keep_empty=keep_empty)
+    check_categories(splits, health.findings)
+    if look:
+        options = dict(max_pixels=settings.max_pixels, workers=settings.workers, read=read)
+        check_images(splits, scan_images(splits, health.findings, **options), health.findings)
+    _summarise(health, splits)
+    return health
+
+
+def _summarise(health: Health, splits: list[Split]) -> None:
+    shape = health.geometry
+    for split in splits:
+        objects, scaled = split.objects(), shape.scaled(split)
+        summary = Summary(
+            annotations=str(split.annotations),
+            folder=None if split.folder is None else str(split.folder),
+            images=len(split.sizes),
+            without_objects=len(images_without_objects(split)),
+            objects=int(objects.sum()),
+            crowd=int(split.crowd.sum()),
+            classes=_class_counts(split, objects),
+            levels=level_counts(shape, scaled),
+            ratios=(scaled.boxes[:, 3] - scaled.boxes[:, 1]) / (scaled.boxes[:, 2] - scaled.boxes[:, 0]),
+        )
+        if shape.anchors is not None:
+            summary.anchors = fit(shape, scaled, shape.anchors["sizes"], shape.anchors["ratios"])
+            if not health.splits:  # the first one, which is trained on
+                health.better = propose(shape, scaled, summary.anchors)
+        health.splits[split.name] = summary
+
+
+def _class_counts(split: Split, objects: np.ndarray) -> dict[str, tuple[int, int]]:
+    """Objects and images of every class."""
+    labels, owner = split.labels[objects], split.owner[objects]
+    pairs = np.unique(np.stack([labels, owner], axis=1), axis=0)
+    count = len(split.class_names)
+    columns = np.bincount(labels, minlength=count).tolist(), np.bincount(pairs[:, 0], minlength=count).tolist()
+    return dict(zip(split.class_names, zip(*columns)))

@@ -1,0 +1,34 @@
+"""Reports are written over those of earlier runs alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from detector.dataset_check.picture import MAKER
+from detector.errors import DataError
+from detector.files import begins, check_folder
+
+JSON = (b'{\n  "data": ',)  # how our file begins
+
+
+def check_own_json(path: Path) -> None:
+    """DataError if it could not be written, or would replace what no earlier run wrote."""
+    _check(path, begins(path, JSON))
+
+
+def check_own_picture(path: Path) -> None:
+    """The same for a picture."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            own = image.info.get("Software") == MAKER
+    except Exception:  # whatever a decoder may raise, it is not ours
+        own = False
+    _check(path, own)
+
+
+def _check(path: Path, own: bool) -> None:
+    check_folder(path.parent, "name another file")
+    if (path.exists() or path.is_symlink()) and not own:
+        raise DataError(f"{path}: not of an earlier run, and would be written over; name another file")

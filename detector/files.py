@@ -1,0 +1,157 @@
+"""Files: archives checked before torch reads them, atomic writes, and results that never replace foreign files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from detector.errors import CheckpointError, DataError
+
+BEGINNINGS = {  # of our own files
+    "metrics.json": (b'{\n  "bbox": {\n    "AP": ',),
+    "detections.json": (b'[{"image_id": ', b"[]"),
+    "table.csv": (b"system,seeds,AP,",),
+    "table.md": (b"| system | seeds | AP |",),
+    "ap_latency.png": (b"\x89PNG",),
+    "output.txt": (b"scripts/compare.py: ",),
+}
+WITNESS = {  # what looks like anybody's is ours beside this
+    "detections.json": "metrics.json",
+    "table.md": "table.csv",
+    "ap_latency.png": "table.csv",
+}
+ADVICE = "choose another --output"
+
+
+class NotWritten(CheckpointError):
+    """A file that the disk would not have."""
+
+
+def check_archive(path: Path, *, intact: bool = False) -> None:
+    """Raise zipfile.BadZipFile for what is no such archive, or a damaged one; what is known to be `intact` is not read.
+
+    Torch itself would take changed bytes for weights. It stores them as they are: entries that are larger than the file
+    were packed, to fill the memory of whoever unpacks them.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise zipfile.BadZipFile("its entries are larger than the file")
+        if not intact and archive.testzip() is not None:
+            raise zipfile.BadZipFile("changed since it was written")
+
+
+def write_atomically(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
+    """torch.save, whole or not at all; see `write_beside`."""
+    write_beside(path, lambda file: torch.save(content, file), previous)
+
+
+def write_beside(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
+    """`write(file)` to a temporary neighbour, flush to the disk, then take the place of `path`, which becomes `previous`.
+
+    Raises NotWritten, and leaves everything as it was, if the system refuses.
+    """
+    temporary, link = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "link.tmp"))
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _link(path, link)
+            os.replace(link, previous)
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # on a full disk torch.save hides the first behind the second
+        reason = error if isinstance(error, OSError) else error.__context__ or error
+        raise NotWritten(f"{path}: could not be written ({reason}); the older file, if any, is untouched") from error
+    finally:
+        for leftover in (temporary, link):
+            with suppress(OSError):  # a name too long to be written is too long to be removed
+                leftover.unlink(missing_ok=True)
+
+
+def _link(path: Path, other: Path) -> None:
+    """A second name for a file, so that there is no moment without the first; where there are no links, a copy."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename is on the disk once its folder is; Windows does not open folders."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def check_own(folder: Path, *names: str) -> None:
+    """DataError where writing these results would replace a file that no earlier run of the program wrote."""
+    for path in (folder / name for name in names):
+        if path.exists() and not (_is_own(path) and _is_own(folder / WITNESS.get(path.name, path.name))):
+            raise DataError(f"{path}: not of an earlier run, and would be written over; {ADVICE}")
+
+
+def _is_own(path: Path) -> bool:
+    return begins(path, BEGINNINGS[path.name])
+
+
+def begins(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    """Whether there is a file at `path` that begins with one of these, of 30 bytes at most."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(30).startswith(beginnings)
+    except OSError:
+        return False
+
+
+def check_new_file(path: Path) -> None:
+    """DataError where a file, or anything else, has that name already, or none could be made there."""
+    if path.exists() or path.is_symlink():
+        raise DataError(f"{path}: exists already and is not written over; name another file, or remove it")
+    check_folder(path.parent, "name another file")
+
+
+def check_folder(folder: Path, advice: str = ADVICE) -> None:
+    """DataError if `make_folder` would fail, or nothing could be written there."""
+    there = next(path for path in [folder, *folder.parents] if path.exists())
+    if not there.is_dir():
+        raise DataError(f"{folder}: cannot be made ({there} is no folder); {advice}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"{there}: cannot be written to; {advice}")
+
+
+def make_folder(folder: Path, advice: str = ADVICE) -> Path:
+    """The folder, made if need be; DataError at once if results could not be written into it at the end."""
+    check_folder(folder, advice)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error.strerror}); {advice}") from error
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none: a reader, or a crash, never meets half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); {ADVICE}") from error

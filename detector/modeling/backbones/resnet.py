@@ -1,0 +1,253 @@
+"""ResNet (He et al. 2016) and ResNeXt (Xie et al. 2017). Parameters carry torchvision's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.errors import ConfigError, check_range
+from detector.modeling.backbones.imagenet import Loaded, load_imagenet
+from detector.modeling.backbones.sac import SAC, AWSConv
+from detector.modeling.layers import Norm, caffe2_msra_, conv_norm, folded, is_foldable, make_norm
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# every convolution, and the 3x3 one (of a basic block the second) in layer2..layer4
+CONVS: dict[str, tuple[Callable, Callable]] = {
+    "plain": (nn.Conv2d, nn.Conv2d),
+    "aws": (AWSConv, AWSConv),
+    "sac": (AWSConv, SAC),
+    "deformable_sac": (AWSConv, partial(SAC, deformable=True)),
+}
+
+
+class Block(nn.Module):
+    """y = relu(F(x) + shortcut(x)); the subclasses build F as (conv1, bn1), (conv2, bn2), ...
+
+    `conv` makes a convolution, `switch` the 3x3 one that may be switchable.
+    """
+
+    expansion: int
+
+    def __init__(self, c_in: int, c_out: int, stride: int, norm: Norm, eps: float, conv: Callable):
+        super().__init__()
+        self.downsample = None
+        if stride != 1 or c_in != c_out:
+            self.downsample = nn.Sequential(conv(c_in, c_out, 1, stride, bias=False), make_norm(norm, c_out, eps))
+        self.c_out, self.rfp_conv = c_out, None
+
+    def add_feedback(self, channels: int) -> None:
+        """From now on a map of so many channels joins the sum before the last ReLU, with no weight at first."""
+        self.rfp_conv = nn.Conv2d(channels, self.c_out, 1)
+        nn.init.zeros_(self.rfp_conv.weight)
+        nn.init.zeros_(self.rfp_conv.bias)
+
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """The convolutions of F with their norms, in order."""
+        names = [name for name in ("1", "2", "3") if hasattr(self, "conv" + name)]
+        return [(getattr(self, "conv" + n), getattr(self, "bn" + n)) for n in names]
+
+    def forward(self, x: Tensor, feedback: Tensor | None = None) -> Tensor:
+        *inner, last = self.pairs()
+        y = x
+        for conv, norm in inner:
+            y = F.relu_(conv_norm(conv, norm, y))
+        y = conv_norm(*last, y)
+        y = y.add_(x if self.downsample is None else conv_norm(*self.downsample, x))
+        return F.relu_(y if feedback is None else y + self.rfp_conv(feedback))
+
+    def fold(self) -> None:
+        """For inference: the norms go into the convolutions."""
+        for i, (conv, norm) in enumerate(self.pairs(), start=1):
+            conv, norm = fold_pair(conv, norm)
+            setattr(self, f"conv{i}", conv)
+            setattr(self, f"bn{i}", norm)
+        if self.downsample is not None:
+            self.downsample = nn.Sequential(*fold_pair(*self.downsample))
+
+
+def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
+    """For inference: a convolution that has its norm in it where it can, and what remains of the norm."""
+    if isinstance(conv, SAC):  # ends in a mean over the map, which a norm cannot pass
+        return conv, norm
+    conv = conv.plain() if isinstance(conv, AWSConv) else conv
+    return (folded(conv, norm), nn.Identity()) if is_foldable(norm) else (conv, norm)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; the stride sits in the first."""
+
+    expansion = 1
+
+    def __init__(
+        self, c_in: int, planes: int, *, stride: int, dilation: int, norm: Norm, eps: float, conv: Callable,
+        switch: Callable,
+    ):  # fmt: skip
+        super().__init__(c_in, planes, stride, norm, eps, conv)
+        self.conv1 = conv(c_in, planes, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn1 = make_norm(norm, planes, eps)
+        self.conv2 = switch(planes, planes, 3, 1, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = make_norm(norm, planes, eps)
+
+
+class Bottleneck(Block):
+    """1x1 down, 3x3, 1x1 up to four times the planes. `stride_in` names the convolution that strides."""
+
+    expansion = 4
+
+    def __init__(
+        self, c_in: int, planes: int, *, stride: int, dilation: int, norm: Norm, eps: float, conv: Callable,
+        switch: Callable, stride_in: str, groups: int, width_per_group: int,
+    ):  # fmt: skip
+        super().__init__(c_in, 4 * planes, stride, norm, eps, conv)
+        inner = planes * width_per_group // 64 * groups
+        stride1, stride3 = (stride, 1) if stride_in == "1x1" else (1, stride)
+        self.conv1 = conv(c_in, inner, 1, stride1, bias=False)
+        self.bn1 = make_norm(norm, inner, eps)
+        self.conv2 = switch(inner, inner, 3, stride3, padding=dilation, dilation=dilation, groups=groups, bias=False)
+        self.bn2 = make_norm(norm, inner, eps)
+        self.conv3 = conv(inner, 4 * planes, 1, bias=False)
+        self.bn3 = make_norm(norm, 4 * planes, eps)
+
+
+class Stage(nn.Sequential):
+    """The blocks of one resolution; feedback (DetectoRS, sec. 3.1) reaches the first."""
+
+    def forward(self, x: Tensor, feedback: Tensor | None = None) -> Tensor:
+        first, *rest = self
+        x = first(x, feedback)
+        for block in rest:
+            x = block(x)
+        return x
+
+
+class ResNet(nn.Module):
+    """(N, 3, H, W) -> [C2..C5] at strides 4, 8, 16, 32 (C5 at 16 if dilated).
+
+    `weights`: an ImageNet checkpoint: a file, or a name of torchvision's weights (e.g. "IMAGENET1K_V1"), which
+    torchvision then downloads. `norm`: "frozen" keeps the statistics of those weights, "affine" too while scale and shift
+    train, "batch" and "sync" learn their own, "group" needs none. `frozen_stages` = n: the stem and layer1..layer(n-1) do
+    not train (n = 0: all trains). `stride_in`: "3x3" as in torchvision, "1x1" as in MSRA's and Detectron's weights; both
+    load without complaint, so the wrong one costs accuracy silently. `dilated_c5`: layer4 keeps stride 16 and dilates by 2
+    instead. `stages`: 3 ends in C4 and leaves layer4 to a box head (modeling/roi_heads/res5.py). `conv`: DetectoRS' convolutions
+    (sac.py). `width`: of the stem; a network a quarter as wide learns from scratch on a CPU.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        *,
+        weights: str | None = None,
+        norm: Norm = "frozen",
+        norm_eps: float = 1e-5,
+        frozen_stages: int = 2,
+        stride_in: Literal["3x3", "1x1"] = "3x3",
+        groups: int = 1,
+        width_per_group: int = 64,
+        stages: Literal[3, 4] = 4,
+        dilated_c5: bool = False,
+        conv: Literal["plain", "aws", "sac", "deformable_sac"] = "plain",
+        width: int = 64,
+    ):
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ConfigError(f"model.backbone.depth: no ResNet-{depth}; choose one of {', '.join(map(str, BLOCKS))}")
+        if depth < 50 and (groups, width_per_group, stride_in) != (1, 64, "3x3"):
+            raise ConfigError(
+                f"model.backbone.depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})"
+            )
+        if dilated_c5 and stages < 4:
+            raise ConfigError("model.backbone.dilated_c5: there is no C5 to dilate with stages: 3")
+        check_range("model.backbone", 1, 1024, width=width)
+        self.depth, self.weights, self.width, self.stages = depth, weights, width, stages
+        self.network = f"resnet{depth}" if groups == 1 else f"resnext{depth}_{groups}x{width_per_group}d"
+        self.dilated_c5, self.conv = dilated_c5, conv
+        self.block = BasicBlock if depth < 50 else Bottleneck
+        self.settings: dict = dict(norm=norm, eps=norm_eps)
+        if depth >= 50:
+            self.settings |= dict(stride_in=stride_in, groups=groups, width_per_group=width_per_group)
+        self.conv1 = CONVS[conv][0](3, width, 7, 2, padding=3, bias=False)
+        self.bn1 = make_norm(norm, width, norm_eps)
+        for number in range(1, stages + 1):
+            setattr(self, f"layer{number}", self._stage(number))
+        self.channels = [width * 2**i * self.block.expansion for i in range(stages)]
+        self.strides = [4, 8, 16, 16 if dilated_c5 else 32][:stages]
+        initialise(self)
+        self.missing_weights, self.trained_with = self._load(self)
+        self.freeze(frozen_stages)
+
+    def _stage(self, number: int) -> Stage:
+        """layer1 .. layer4"""
+        # all blocks dilate, as in Detectron2 and mmdetection; torchvision's first one does not
+        dilation = 2 if number == 4 and self.dilated_c5 else 1
+        stride = 1 if number == 1 or dilation == 2 else 2
+        conv, switch = CONVS[self.conv]
+        settings = self.settings | dict(dilation=dilation, conv=conv, switch=conv if number == 1 else switch)
+        planes, expansion = self.width * 2 ** (number - 1), self.block.expansion
+        c_in = self.width if number == 1 else planes // 2 * expansion
+        first = self.block(c_in, planes, stride=stride, **settings)
+        rest = BLOCKS[self.depth][number - 1] - 1
+        return Stage(first, *(self.block(planes * expansion, planes, stride=1, **settings) for _ in range(rest)))
+
+    def layer4_for_head(self) -> Stage:
+        """A new layer4 in this network's settings, with the ImageNet weights that this network has left aside."""
+        stage = self._stage(4)
+        initialise(stage)
+        if self.missing_weights is None:
+            self._load(stage, prefix="layer4.")
+        return stage
+
+    def _load(self, part: nn.Module, prefix: str = "") -> Loaded:
+        if self.weights is None:
+            return Loaded()
+        elsewhere = [f"layer{number}." for number in range(self.stages + 1, 5)] if not prefix else []
+        return load_imagenet(part, self.weights, self.network, prefix=prefix, elsewhere=elsewhere)
+
+    def add_feedback(self, channels: int) -> None:
+        """Every stage but the first takes a map of its own size and so many channels from now on."""
+        for layer in self._layers()[1:]:
+            layer[0].add_feedback(channels)
+
+    def _layers(self) -> list[Stage]:
+        return [getattr(self, f"layer{number}") for number in range(1, self.stages + 1)]
+
+    def freeze(self, stages: int) -> None:
+        """Stop the training of the stem (1), layer1 (2), ... layer4 (5), norms included; 0 frees everything."""
+        parts = [[self.conv1, self.bn1], *([layer] for layer in self._layers())]
+        if not 0 <= stages <= len(parts):
+            raise ConfigError(
+                f"model.backbone.frozen_stages: 0 (all trains) to {len(parts)} (nothing does), not {stages}"
+            )
+        self.frozen = [module for part in parts[:stages] for module in part]
+        for module in self.frozen:
+            module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Batch norms of frozen stages stay on their running statistics."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def forward(self, x: Tensor, feedback: Sequence[Tensor | None] | None = None) -> list[Tensor]:
+        """`feedback`: a map for each stage, after `add_feedback`; None for layer1."""
+        x = F.max_pool2d(F.relu_(conv_norm(self.conv1, self.bn1, x)), 3, 2, padding=1)
+        c = []
+        for layer, added in zip(self._layers(), feedback or [None] * self.stages, strict=True):
+            x = layer(x, added)
+            c.append(x)
+        return c
+
+    def fold(self) -> None:
+        """For inference: the stem's norm goes into its convolution (the blocks fold their own)."""
+        self.conv1, self.bn1 = fold_pair(self.conv1, self.bn1)
+
+
+def initialise(module: nn.Module) -> None:
+    """Random convolutions (He et al. 2015), DetectoRS' with the function of the plain ones."""
+    caffe2_msra_(module)
+    for conv in (m for m in module.modules() if isinstance(m, AWSConv)):
+        conv.start_plain()

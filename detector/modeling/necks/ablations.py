@@ -1,0 +1,93 @@
+"""The FPN without one of its parts (Lin et al. 2017, arXiv 1612.03144, sec. 5.1 and 5.2, tables 1 and 2, rows d-f).
+
+Each level has a 1x1 convolution l and a 3x3 convolution o of its own; up enlarges a map to the next finer one's size:
+    fpn         P_k = o(M_k),  M_k = l(C_k) + up(M_(k+1)),  M_5 = l(C_5)
+    bottom_up   P_k = o(l(C_k))
+    top_down    P_k = o(M_k),  M_k = up(M_(k+1)),  M_5 = l(C_5)
+    finest      P_2 of fpn alone (fig. 2, top)
+    hierarchy   P_k = l(C_k) (fig. 1c)
+P_6, except in finest, is every second row and column of P_5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from detector.errors import check_range
+from detector.modeling.layers import ConvNorm, caffe2_xavier_
+from detector.modeling.necks.fpn import subsample, up
+
+
+class BottomUp(nn.Module):
+    """[C2..C5] -> [P2..P6]: an FPN without the top-down path (table 1d): no level knows what lies above it."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral, self.output = _convs(channels, width, 1), _convs([width] * len(channels), width, 3)
+        self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        p = [output(x) for output, x in zip(self.output, m)]
+        return [*p, subsample(p[-1])]
+
+
+class TopDown(nn.Module):
+    """[C2..C5] -> [P2..P6]: an FPN without laterals (table 1e): every level is C5 enlarged.
+
+    The 1x1 convolution of C5 stays, for the width; the paper does not say whether it kept it.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral, self.output = _convs(channels[-1:], width, 1), _convs([width] * len(channels), width, 3)
+        self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        m = [self.lateral[0](c[-1])]
+        for finer in reversed(c[:-1]):  # up to C4, C3, C2, of which only the size is read
+            m.insert(0, up(m[0], like=finer))
+        p = [output(x) for output, x in zip(self.output, m, strict=True)]
+        return [*p, subsample(p[-1])]
+
+
+class Finest(nn.Module):
+    """[C2..C5] -> [P2]: an FPN of which only the finest map is used (table 1f), for anchors of all sizes."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral, self.output = _convs(channels, width, 1), _convs([width], width, 3)
+        self.channels, self.strides = [width], list(strides[:1])
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        *finer, m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        for x in reversed(finer):  # top-down: M4 = l(C4) + up(M5), then M3, then M2
+            m = x + up(m, like=x)
+        return [self.output[0](m)]
+
+
+class Hierarchy(nn.Module):
+    """[C2..C5] -> [P2..P6]: every map of the backbone by itself (fig. 1c), as SSD reads its own.
+
+    RPN and box head are shared by all levels and need one width: a 1x1 convolution for each level and nothing else.
+    The paper draws it and measures BottomUp in its place (sec. 5.1).
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+        super().__init__()
+        self.lateral = _convs(channels, width, 1)
+        self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        p = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        return [*p, subsample(p[-1])]
+
+
+def _convs(channels: Sequence[int], width: int, kernel: int) -> nn.ModuleList:
+    """A convolution to `width` channels for each of `channels`."""
+    check_range("model.neck", 1, 1e5, width=width)
+    convs = nn.ModuleList(ConvNorm(c, width, kernel) for c in channels)
+    caffe2_xavier_(convs)
+    return convs

@@ -1,0 +1,94 @@
+"""Feature pyramid network (Lin et al. 2017, arXiv 1612.03144, sec. 3, fig. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.errors import check_range
+from detector.modeling.layers import ConvNorm, Norm, caffe2_xavier_
+
+
+class FPN(nn.Module):
+    """[C2..C5] -> [P2..P6], or [P2..P7] where convolutions make the `extra` levels; every map has `width` channels.
+
+    `fuse`: M_k is the "sum" of the lateral and the upsampled map or, as Detectron2's fuse_type "avg", their "average".
+    `extra`: P6 is every second row and column of P5 ("pool", footnote 1); or P6 and P7 come by two strided convolutions
+    from C5 ("c5"), the lateral M5 ("m5", mmdetection's on_lateral) or P5 ("p5"), with a ReLU between the two if
+    `extra_relu` (RetinaNet, Lin et al. 2017, arXiv 1708.02002, sec. 4).
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        width: int = 256,
+        norm: Norm | None = None,
+        fuse: Literal["sum", "average"] = "sum",
+        extra: Literal["pool", "c5", "m5", "p5"] = "pool",
+        extra_relu: bool = True,
+    ):
+        super().__init__()
+        check_range("model.neck", 1, 1e5, width=width)
+        self.lateral = nn.ModuleList(ConvNorm(c, width, 1, norm=norm) for c in channels)
+        self.output = nn.ModuleList(ConvNorm(width, width, 3, norm=norm) for _ in channels)
+        self.fuse = fuse_average if fuse == "average" else torch.add
+        c_in = channels[-1] if extra == "c5" else width
+        self.extra = PoolP6() if extra == "pool" else ConvP6P7(c_in, width, relu=extra_relu)
+        self.extra_from = "p5" if extra == "pool" else extra
+        caffe2_xavier_(self)
+        levels = len(channels) + self.extra.levels
+        self.channels = [width] * levels
+        self.strides = [*strides, *(strides[-1] * 2**i for i in range(1, self.extra.levels + 1))]
+
+    def forward(self, c: list[Tensor]) -> list[Tensor]:
+        m = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        for i in reversed(range(len(m) - 1)):  # top-down: M4 = fuse(M4, up(M5)), then M3, then M2
+            m[i] = self.fuse(m[i], up(m[i + 1], like=m[i]))
+        p = [output(x) for output, x in zip(self.output, m)]
+        return p + self.extra({"c5": c, "m5": m, "p5": p}[self.extra_from][-1])
+
+
+def up(x: Tensor, *, like: Tensor) -> Tensor:
+    """x at the size of the next finer map, by nearest neighbour."""
+    return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+def subsample(x: Tensor) -> Tensor:
+    """Every second row and column: P6 of P5 (footnote 1)."""
+    return F.max_pool2d(x, kernel_size=1, stride=2)
+
+
+def fuse_average(lateral: Tensor, top_down: Tensor) -> Tensor:
+    """The mean of the two maps, which goes on down the path as it is."""
+    return (lateral + top_down) / 2
+
+
+class PoolP6(nn.Module):
+    """P6, for the RPN alone, by subsampling P5."""
+
+    levels = 1
+
+    def forward(self, p5: Tensor) -> list[Tensor]:
+        return [subsample(p5)]
+
+
+class ConvP6P7(nn.Module):
+    """P6 = conv(x), P7 = conv(relu(P6)) or, without `relu`, conv(P6), both 3x3 with stride 2."""
+
+    levels = 2
+
+    def __init__(self, c_in: int, width: int, *, relu: bool):
+        super().__init__()
+        self.relu = nn.ReLU() if relu else nn.Identity()
+        self.p6 = nn.Conv2d(c_in, width, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        p6 = self.p6(x)
+        return [p6, self.p7(self.relu(p6))]

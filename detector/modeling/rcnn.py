@@ -1,0 +1,94 @@
+"""The two-stage detector: Faster R-CNN (Ren et al. 2015) over any pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detector.modeling.preprocess import Pixels
+from detector.structures import Batch, Detections, Proposals, Target
+
+
+class GeneralizedRCNN(nn.Module):
+    """A pyramid of features, a proposer, a classifier of regions."""
+
+    def __init__(self, pixels: Pixels, pyramid: nn.Module, rpn: nn.Module, roi_head: nn.Module):
+        super().__init__()
+        self.pixels, self.pyramid, self.rpn, self.roi_head = pixels, pyramid, rpn, roi_head
+
+    def forward(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target | Mapping[str, Tensor]] | None = None,
+        *,
+        proposals: Sequence[Proposals] | None = None,
+    ) -> dict[str, Tensor] | list[Detections]:
+        """uint8 RGB images (3, H, W) of any sizes -> detections; with targets: scalar losses by name.
+
+        `proposals` of every image, in its pixels, are for a detector without an RPN; its targets may hold them, too.
+        """
+        return self.detect(images, proposals) if targets is None else self.losses(images, targets, proposals)
+
+    def losses(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target | Mapping[str, Tensor]],
+        proposals: Sequence[Proposals] | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of both stages, by name. Raises ValueError for a target that cannot be learnt."""
+        targets = [Target.of(target) for target in targets]
+        self._check(images, targets)
+        targets = [target.to(self._device()) for target in targets]
+        batch = self._batch(images, [target.proposals for target in targets] if proposals is None else proposals)
+        p = self.pyramid(batch.images)
+        regions, rpn_losses = self.rpn.losses(p, batch, targets)
+        return rpn_losses | self.roi_head.losses(p, regions, batch, targets)
+
+    def detect(self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None) -> list[Detections]:
+        """Boxes in the pixels of the given images, best first."""
+        return [detections for detections, _ in self.detect_with_proposals(images, proposals)]
+
+    @torch.no_grad()
+    def detect_with_proposals(
+        self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
+    ) -> list[tuple[Detections, Proposals]]:
+        """Both stages' boxes. Images share a batch only if padding takes them to one size: no image sees another."""
+        self.pixels.check(images)
+        given = [None] * len(images) if proposals is None else proposals
+        if len(given) != len(images):
+            raise ValueError(f"{len(images)} images with the proposals of {len(given)}: give those of every image")
+        out: list = [None] * len(images)
+        sizes = [self.pixels.padded_size(image) for image in images]
+        for size in dict.fromkeys(sizes):
+            group = [i for i, s in enumerate(sizes) if s == size]
+            batch = self._batch([images[i] for i in group], [given[i] for i in group])
+            p = self.pyramid(batch.images)
+            regions = self.rpn.propose(p, batch)
+            for i, *found in zip(group, self.roi_head.detect(p, regions, batch), regions):
+                out[i] = tuple(found)
+        return out
+
+    def _batch(self, images: Sequence[Tensor], proposals: Sequence[Proposals | None]) -> Batch:
+        device = self._device()
+        batch = self.pixels.batch(images, device, next(self.pyramid.parameters()).dtype)
+        batch.proposals = [None if given is None else given.to(device) for given in proposals]
+        return batch
+
+    def _device(self) -> torch.device:
+        return next(self.pyramid.parameters()).device
+
+    def _check(self, images: Sequence[Tensor], targets: Sequence[Target]) -> None:
+        """The last defence against NaN: on the host, before anything is sent to the device."""
+        if len(images) == 0 or len(images) != len(targets):
+            raise ValueError(f"{len(images)} images with {len(targets)} targets: give one target for each image")
+        for i, target in enumerate(targets):
+            boxes, labels = target.boxes, target.labels
+            if labels.ndim != 1 or boxes.shape != (len(labels), 4):
+                raise ValueError(f"target {i}: boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)} do not fit")
+            if not (boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()):
+                raise ValueError(f"target {i}: a box is not finite or has no area; drop it before training")
+            k = self.roi_head.num_classes
+            if labels.is_floating_point() or not ((labels >= 0) & (labels < k)).all():
+                raise ValueError(f"target {i}: labels must lie in 0..{k - 1} and be int64, not {labels.dtype}")

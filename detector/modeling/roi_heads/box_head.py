@@ -1,0 +1,45 @@
+"""From a pooled region to a vector: the two heads of FPN (sec. 4.2) and of group norm (Wu & He 2018)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.errors import check_range
+from detector.modeling.layers import ConvNorm, Norm, caffe2_msra_, caffe2_xavier_
+
+
+class TwoFC(nn.Module):
+    """(R, C, size, size) -> (R, width): two fully connected layers."""
+
+    def __init__(self, channels: int, size: int, *, width: int = 1024):
+        super().__init__()
+        check_range("model.roi_head.box_head", 1, 1e5, width=width)
+        self.fc1, self.fc2 = nn.Linear(channels * size**2, width), nn.Linear(width, width)
+        caffe2_xavier_(self)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.fc2(F.relu_(self.fc1(x.flatten(1)))))
+
+
+class ConvFC(nn.Module):
+    """(R, C, size, size) -> (R, width): 3x3 convolutions with norm, then one fully connected layer."""
+
+    def __init__(
+        self, channels: int, size: int, *, convs: int = 4, conv_width: int = 256, width: int = 1024,
+        norm: Norm | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        check_range("model.roi_head.box_head", 1, 1e5, convs=convs, width=width, conv_width=conv_width)
+        widths = [channels] + [conv_width] * convs
+        self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm=norm) for a, b in zip(widths, widths[1:]))
+        self.fc1 = nn.Linear(conv_width * size**2, width)
+        caffe2_msra_(self.convs)
+        caffe2_xavier_(self.fc1)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.relu_(conv(x))
+        return F.relu_(self.fc1(x.flatten(1)))
