@@ -25,10 +25,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load_config": "detector.modeling.build",
-    "build_detector": "detector.modeling.build",
+    "load_config": "detector.config.config",
+    "build_detector": "detector.config.config",
     "load": "detector.inference.predictor",
     "Predictor": "detector.inference.predictor",
+    "Config": "detector.config.config",
     "Detections": "detector.structures",
     "DetectorError": "detector.errors",
 }

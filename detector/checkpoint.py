@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from detector import __version__
 from detector.errors import CheckpointError
 from detector.files import check_archive, write_atomically
+from detector.renames import rename_tensors
 
 FORMAT = "detector checkpoint 1"
 PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")  # of any stage: depends on the number of classes
@@ -29,7 +30,7 @@ def save_checkpoint(
     It is written beside its place, flushed and renamed: a crash at any moment leaves the old file or the new one. An older
     file of that name is kept as `previous`, if given. Raises NotWritten if the disk will not have it.
     """
-    pixels = model.pixels
+    pixels = model.preprocess
     content = {
         "format": FORMAT,
         "model": model.state_dict(),
@@ -71,6 +72,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         wrong = ["model"]
     if wrong:
         raise CheckpointError(f"{path}: damaged: {', '.join(wrong)} missing or malformed")
+    content["model"] = rename_tensors(content["model"])
     return content
 
 

@@ -53,12 +53,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this process writes the files and says what happens."""
     return rank() == 0
 
@@ -84,9 +84,9 @@ def gather(thing: Any) -> list[Any]:
 
     An exception that one gives instead is raised on all.
     """
-    if world() == 1:
+    if world_size() == 1:
         return [thing]
-    things: list[Any] = [None] * world()
+    things: list[Any] = [None] * world_size()
     dist.all_gather_object(things, thing)
     for error in things:
         if isinstance(error, Exception):
@@ -95,22 +95,22 @@ def gather(thing: Any) -> list[Any]:
     return things
 
 
-def mean(x: Tensor) -> Tensor:
+def all_reduce_mean(x: Tensor) -> Tensor:
     """The mean over all processes, on each of them; without a gradient. All must call it."""
-    if world() == 1:
+    if world_size() == 1:
         return x
     x = x.detach().clone()
     dist.all_reduce(x)
-    return x / world()
+    return x / world_size()
 
 
-def together(work: Callable[[], T]) -> T:
-    """What `work` gives on this process. What it raises on one of them is raised on all; see `speaks`.
+def raise_on_all(work: Callable[[], T]) -> T:
+    """What `work` gives on this process. What it raises on one of them is raised on all; see `should_report`.
 
     The others meet the error here, or wherever within `work` they gather next: none waits for one that has left. All must
     call it.
     """
-    if world() == 1:
+    if world_size() == 1:
         return work()
     try:
         result = work()
@@ -127,25 +127,25 @@ def together(work: Callable[[], T]) -> T:
     return result
 
 
-def first(work: Callable[[], T]) -> T:
+def on_rank0(work: Callable[[], T]) -> T:
     """What `work` gives on the first process, where alone it is done, on all. All must call it."""
-    return gather(together(lambda: work() if is_first() else None))[0]
+    return gather(raise_on_all(lambda: work() if is_rank0() else None))[0]
 
 
-def share(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batch: int = 1) -> Iterator[R]:
+def map_sharded(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batch: int = 1) -> Iterator[R]:
     """The results of `work`, one an item, in the order of the items and on all processes, each of which does a part.
 
     `work` takes the items of a process, whole batches of them. Every now and then the processes gather what they have, so
     that an error on one soon ends all, and none waits long for another. All must take all results.
     """
-    if world() == 1:
+    if world_size() == 1:
         yield from work(list(items))
         return
-    fair = -(-len(items) // (batch * world()))  # batches for each process
+    fair = -(-len(items) // (batch * world_size()))  # batches for each process
     length = batch * max(1, min(ROUND, fair))
     parts = [items[i : i + length] for i in range(0, len(items), length)]
-    results = iter(work([item for part in parts[rank() :: world()] for item in part]))
-    for _ in range(0, len(parts), world()):
+    results = iter(work([item for part in parts[rank() :: world_size()] for item in part]))
+    for _ in range(0, len(parts), world_size()):
         done: list[R] = []
         caught = None
         try:
@@ -153,7 +153,7 @@ def share(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batch: int
         except (Exception, KeyboardInterrupt) as error:  # what is done is given all the same
             caught = error
         yield from chain(*gather(done))
-        together(partial(_raise, caught))
+        raise_on_all(partial(_raise, caught))
 
 
 def _raise(error: BaseException | None) -> None:
@@ -161,32 +161,32 @@ def _raise(error: BaseException | None) -> None:
         raise error
 
 
-def total_with_gradient(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over all processes, on each of them. All must call it, and its backward pass."""
     return dist_functional.all_reduce(x)
 
 
-def share_of_all(count: int) -> float:
+def global_normalizer(count: int) -> float:
     """What a process divides a sum of its own by, so that the mean over the processes is the mean over all that they count.
 
     1 where nothing is counted. All must call it.
     """
-    if world() == 1:
+    if world_size() == 1:
         return max(count, 1)
     total = torch.tensor(count)
     dist.all_reduce(total)
-    return max(total.item(), 1) / world()
+    return max(total.item(), 1) / world_size()
 
 
-def largest(*values: int) -> list[int]:
+def all_reduce_max(*values: int) -> list[int]:
     """The largest of each over all processes. All must call it."""
-    if world() == 1:
+    if world_size() == 1:
         return list(values)
     numbers = torch.tensor(values)
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return numbers.tolist()
 
 
-def speaks(error: Exception) -> bool:
+def should_report(error: Exception) -> bool:
     """Whether this process tells the user of an error: what all have in common, the first one says."""
     return not getattr(error, "is_shared", False) or os.environ.get("RANK", "0") == "0"

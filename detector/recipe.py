@@ -3,74 +3,76 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from detector.errors import ConfigError
+from detector.schema.ranges import Range
+from detector.schema.signatures import checked
+
+Number = Annotated[int, Range(1, 2**31)]
+Positive = Annotated[float, Range(0, 1e9, above=True)]
+AtLeast0 = Annotated[float, Range(0, 1e9)]
 
 
-@dataclass
+@checked
+@dataclass(frozen=True)
 class Recipe:
-    """A training recipe.
+    """A training recipe."""
 
-    `lr` is meant for `lr_batch` images a step: SGD's is scaled linearly to `batch_size` (Goyal et al. 2017), AdamW's is taken
-    as it is. `milestones` are epochs at which a "steps" schedule divides the rate by ten; "cosine" falls to zero.
-    `warmup_steps` climb linearly from `lr * warmup_factor`. `clip_norm` bounds the L2 norm of all gradients.
-    `accumulate`: take a step's images in so many parts, one after the other, for want of memory. `ema`: score and keep the
-    average of the weights with this decay (0.9998, say). `compile`: the pyramid by torch.compile. `deterministic`: the same
-    bits in every run, as far as torch knows how. `evaluate_every` and `save_seconds` say how often (epochs, seconds) val is
-    scored and `last.pth` written; after `patience` scores in a row without a better one, or after `time_limit` minutes of
-    one run, the training ends.
-    """
-
-    epochs: int = 12
-    batch_size: int = 16
-    lr: float = 0.02
-    lr_batch: int = 16
+    epochs: Number = 12
+    """Passes over the training images."""
+    batch_size: Number = 16
+    """Images per step, of all processes together."""
+    lr: AtLeast0 = 0.02
+    """Learning rate for `lr_batch` images per step: SGD's is scaled linearly to `batch_size` (Goyal et al. 2017), AdamW's is
+    not scaled."""
+    lr_batch: Number = 16
+    """Images per step that `lr` is meant for."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    norm_weight_decay: float | None = None  # as `weight_decay` unless given
+    """SGD with momentum, or AdamW."""
+    momentum: AtLeast0 = 0.9
+    """Of SGD."""
+    weight_decay: AtLeast0 = 1e-4
+    """Decay of the weights."""
+    norm_weight_decay: AtLeast0 | None = None
+    """Decay of the weights of normalisation layers; null: `weight_decay`."""
     schedule: Literal["steps", "cosine"] = "steps"
-    milestones: list[float] = field(default_factory=lambda: [8, 11])
-    warmup_steps: int = 500
-    warmup_factor: float = 0.001
-    clip_norm: float | None = None
+    """The learning rate falls by ten at each milestone, or as half a cosine to zero."""
+    milestones: list[Positive] = field(default_factory=lambda: [8, 11])
+    """Epochs at which a steps schedule divides the learning rate by ten."""
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 500
+    """Steps over which the learning rate rises linearly from `warmup_factor`."""
+    warmup_factor: AtLeast0 = 0.001
+    """Share of the learning rate at which the warm-up begins."""
+    clip_norm: Positive | None = None
+    """Bound of the L2 norm of all gradients; null: none."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    accumulate: int = 1
-    ema: float | None = None
+    """Of the network; boxes and losses stay in float32."""
+    accumulate: Number = 1
+    """Parts in which the images of a step are processed one after the other, to save memory."""
+    ema: Annotated[float, Range(0, 1, above=True, below=True)] | None = None
+    """Evaluate and keep the exponential moving average of the weights with this decay, for instance 0.9998; null: none."""
     compile: bool = False
+    """Compile the pyramid by torch.compile."""
     deterministic: bool = False
-    seed: int = 0
+    """The same bits in every run, as far as PyTorch has deterministic kernels."""
+    seed: Annotated[int, Range(0, 2**63, below=True)] = 0
+    """Of weights, order and augmentation."""
     device: str = "auto"
-    evaluate_every: int = 1
-    save_seconds: float = 15.0
-    patience: int | None = None
-    time_limit: float | None = None
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    evaluate_every: Number = 1
+    """Epochs between two evaluations on val; the last epoch is always evaluated."""
+    save_seconds: AtLeast0 = 15.0
+    """Seconds between two writes of `last.pth`."""
+    patience: Number | None = None
+    """Stop after this many evaluations without a better score; null: never."""
+    time_limit: Positive | None = None
+    """Minutes after which a run saves and stops; null: none."""
 
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "lr_batch", "accumulate", "evaluate_every", "patience"):
-            if getattr(self, name) is not None and not 1 <= getattr(self, name) <= 2**31:
-                raise ConfigError(f"train.{name}: must be at least 1 (and at most 2^31), not {getattr(self, name)}")
-        numbers = "lr momentum weight_decay norm_weight_decay warmup_steps warmup_factor save_seconds"
-        for name in numbers.split():
-            if not 0 <= (getattr(self, name) or 0) <= 1e9:
-                raise ConfigError(
-                    f"train.{name}: must be a number of at least 0 (and at most 1e9), not {getattr(self, name)}"
-                )
-        if not all(0 < milestone <= 1e9 for milestone in self.milestones):
-            raise ConfigError(f"train.milestones: must be epochs above 0, not {self.milestones}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"train.clip_norm: must be above 0, or null for no clipping, not {self.clip_norm}")
+    def __post_init__(self) -> None:
         if self.accumulate > self.batch_size:
-            raise ConfigError(
-                f"train.accumulate: {self.accumulate} parts of the {self.batch_size} images of train.batch_size; lower it"
+            raise ValueError(
+                f"accumulate: {self.accumulate} parts of a batch_size of {self.batch_size} images; lower it"
             )
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ConfigError(f"train.ema: must lie between 0 and 1, or be null for no average, not {self.ema}")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ConfigError(f"train.time_limit: must be minutes above 0, or null for no limit, not {self.time_limit}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"train.seed: must lie in 0..2^63-1, not {self.seed}")
 
     def scaled_lr(self) -> float:
         """The learning rate of a step with `batch_size` images."""

@@ -17,7 +17,7 @@ from detector.cli.ending import run
 from detector.config import merge
 from detector.data.coco import CocoDataset
 from detector.data.dataset import build_dataset, data_settings
-from detector.distributed import first, is_first, processes, together
+from detector.distributed import on_rank0, is_rank0, processes, raise_on_all
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
 from detector.evaluation.run import evaluate, write_proposals
 from detector.files import check_new_file, check_own, make_folder, write_text
@@ -74,7 +74,7 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, CocoDataset, i
     predictor = detector.load(args.checkpoint, args.trust, kind=Augmented if args.tta else Predictor, **how)
     config = merge(predictor.config, {"data": {"keep_empty": True}}) if "data" in predictor.config else predictor.config
     dataset = build_dataset(config, args.split, class_names=predictor.class_names, trust=args.trust)
-    if is_first():
+    if is_rank0():
         print(f"{args.split}: {dataset.report}", file=sys.stderr)
     return predictor, dataset, data_settings(config["data"], trust=args.trust).workers
 
@@ -82,10 +82,10 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, CocoDataset, i
 def score_checkpoint(args: argparse.Namespace) -> None:
     """CKPT: the detector over the images of a split."""
     predictor, dataset, workers = open_checkpoint(args)
-    folder = first(lambda: make_folder(args.output or args.checkpoint.parent))
-    first(lambda: check_own(folder, "metrics.json", "detections.json"))
+    folder = on_rank0(lambda: make_folder(args.output or args.checkpoint.parent))
+    on_rank0(lambda: check_own(folder, "metrics.json", "detections.json"))
     metrics, results = evaluate(predictor, dataset, workers=workers)
-    if is_first():
+    if is_rank0():
         report(predictor, folder, metrics, results)
 
 
@@ -103,18 +103,18 @@ def report(predictor: Predictor, folder: Path, metrics: dict[str, Any], results:
 
 def write_file_of_proposals(args: argparse.Namespace) -> None:
     """CKPT --proposals FILE: what the first stage finds in the images of a split, for a detector without an RPN."""
-    first(lambda: check_new_file(args.proposals))
+    on_rank0(lambda: check_new_file(args.proposals))
     predictor, dataset, workers = open_checkpoint(args)
-    first(lambda: make_folder(args.proposals.parent, "name another file"))
+    on_rank0(lambda: make_folder(args.proposals.parent, "name another file"))
     recall = write_proposals(predictor, dataset, args.proposals, workers=workers)
-    if is_first():
+    if is_rank0():
         print(f"{args.proposals}: proposals for {len(dataset)} images\n\n{recall_table(recall)}")
 
 
 def evaluate_as_asked(args: argparse.Namespace) -> None:
     """One of the three uses."""
     if args.detections:
-        first(lambda: score_file(args))
+        on_rank0(lambda: score_file(args))
     elif args.proposals:
         write_file_of_proposals(args)
     else:
@@ -123,9 +123,9 @@ def evaluate_as_asked(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     with processes(torch.device("cpu")):  # what travels are results
-        with redirect_stderr(sys.stderr if is_first() else StringIO()):
+        with redirect_stderr(sys.stderr if is_rank0() else StringIO()):
             args = parse(argv)
-        return run(lambda: together(lambda: evaluate_as_asked(args)))
+        return run(lambda: raise_on_all(lambda: evaluate_as_asked(args)))
 
 
 if __name__ == "__main__":

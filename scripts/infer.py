@@ -12,7 +12,7 @@ import torch
 
 import detector
 from detector.cli.ending import run
-from detector.distributed import first, is_first, processes, together
+from detector.distributed import on_rank0, is_rank0, processes, raise_on_all
 from detector.errors import DataError
 from detector.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
@@ -41,14 +41,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def infer(args: argparse.Namespace) -> None:
-    jobs = first(lambda: find_images(args.paths, args.output))  # a wrong path is known before anything heavy
-    first(lambda: check_folder(args.output))
+    jobs = on_rank0(lambda: find_images(args.paths, args.output))  # a wrong path is known before anything heavy
+    on_rank0(lambda: check_folder(args.output))
     kind = Augmented if args.tta else Predictor
     predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision, kind=kind)
     predictor.check_pictures()
-    folder = first(lambda: make_folder(args.output))
+    folder = on_rank0(lambda: make_folder(args.output))
     results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
-    if is_first():
+    if is_rank0():
         print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be read, see above")
@@ -56,9 +56,9 @@ def infer(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     with processes(torch.device("cpu")):  # what travels are results
-        with redirect_stderr(sys.stderr if is_first() else StringIO()):
+        with redirect_stderr(sys.stderr if is_rank0() else StringIO()):
             args = parse(argv)
-        return run(lambda: together(lambda: infer(args)))
+        return run(lambda: raise_on_all(lambda: infer(args)))
 
 
 if __name__ == "__main__":

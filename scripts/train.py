@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from detector.training.run import train
 
     with logging_redirect_tqdm(), distributed.processes(pick_device("auto")):
-        config = distributed.together(lambda: detector.load_config(args.config, args.overrides))
+        config = distributed.raise_on_all(lambda: detector.load_config(args.config, args.overrides))
         train(config, args.output, resume=args.resume, init_from=args.init_from, source=args.config)
 
 

@@ -37,18 +37,18 @@ def test_alone_nothing_is_a_case(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "1")  # of some other launcher
     x = torch.tensor(3.0)
     with distributed.processes(GPU):
-        assert (distributed.rank(), distributed.world(), distributed.is_first()) == (0, 1, True)
+        assert (distributed.rank(), distributed.world_size(), distributed.is_rank0()) == (0, 1, True)
         assert distributed.own_device(GPU) == GPU and distributed.gather("a") == ["a"]
-        assert distributed.mean(x) is x and distributed.largest(2, 5) == [2, 5]
-        assert [distributed.share_of_all(count) for count in (0, 7)] == [1, 7]
-        assert list(distributed.share([1, 2, 3], lambda items: [10 * i for i in items])) == [10, 20, 30]
+        assert distributed.all_reduce_mean(x) is x and distributed.all_reduce_max(2, 5) == [2, 5]
+        assert [distributed.global_normalizer(count) for count in (0, 7)] == [1, 7]
+        assert list(distributed.map_sharded([1, 2, 3], lambda items: [10 * i for i in items])) == [10, 20, 30]
 
 
 def test_what_all_have_in_common_the_first_one_says(monkeypatch: pytest.MonkeyPatch):
     error = DataError("x")
     monkeypatch.setenv("RANK", "1")
-    assert distributed.speaks(error)
+    assert distributed.should_report(error)
     error.is_shared = True
-    assert not distributed.speaks(error)
+    assert not distributed.should_report(error)
     monkeypatch.setenv("RANK", "0")
-    assert distributed.speaks(error)
+    assert distributed.should_report(error)

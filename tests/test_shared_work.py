@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_processes import run_processes, start_processes
 
-from detector.distributed import ROUND, first, processes, rank, share, speaks, together
+from detector.distributed import ROUND, on_rank0, processes, rank, map_sharded, should_report, raise_on_all
 from detector.errors import DataError, Interrupted
 
 LONG = 5 * ROUND + 1  # more than one round of three processes
@@ -34,7 +34,7 @@ def doubled(error: Exception | None = None, at: int = -1) -> Callable[[list[int]
 
 
 def in_order(count: int, batch: int = 1) -> bool:
-    return list(share(range(count), doubled(), batch)) == [2 * i for i in range(count)]
+    return list(map_sharded(range(count), doubled(), batch)) == [2 * i for i in range(count)]
 
 
 def only(number: int, error: Exception) -> None:
@@ -52,7 +52,7 @@ def until_the_error() -> list[int]:
     """What is given although one process fails in the first round."""
     found: list[int] = []
     try:
-        for result in share(range(LONG), doubled(DataError("bad"), at=ROUND + 2)):
+        for result in map_sharded(range(LONG), doubled(DataError("bad"), at=ROUND + 2)):
             found.append(result)
     except DataError:
         return found
@@ -61,13 +61,13 @@ def until_the_error() -> list[int]:
 
 CASES: dict[str, tuple[Callable[[], Any], Any]] = {  # what to do, and what every process has from it
     "items": (lambda: [in_order(n, k) for n in (0, 1, 2, 3, 7, LONG) for k in (1, 3)], 12 * [True]),
-    "first": (lambda: first(lambda: rank() + 5), 5),
-    "data": (lambda: list(share(range(LONG), doubled(DataError("bad"), at=LONG - 1))), "DataError bad"),
-    "signal": (lambda: list(share(range(LONG), doubled(Interrupted("SIGTERM", 143), at=0))), "Interrupted SIGTERM"),
-    "nested": (lambda: together(lambda: together(fail_before_sharing)), "DataError early"),
-    "of the first": (lambda: first(lambda: only(0, DataError("full"))), "DataError full"),
-    "of each": (lambda: together(lambda: only(rank(), DataError(f"of {rank()}"))), "DataError of 0"),
-    "unknown": (lambda: together(lambda: only(1, KeyError("x"))), "DetectorError process 1: KeyError: 'x'"),
+    "first": (lambda: on_rank0(lambda: rank() + 5), 5),
+    "data": (lambda: list(map_sharded(range(LONG), doubled(DataError("bad"), at=LONG - 1))), "DataError bad"),
+    "signal": (lambda: list(map_sharded(range(LONG), doubled(Interrupted("SIGTERM", 143), at=0))), "Interrupted SIGTERM"),
+    "nested": (lambda: raise_on_all(lambda: raise_on_all(fail_before_sharing)), "DataError early"),
+    "of the first": (lambda: on_rank0(lambda: only(0, DataError("full"))), "DataError full"),
+    "of each": (lambda: raise_on_all(lambda: only(rank(), DataError(f"of {rank()}"))), "DataError of 0"),
+    "unknown": (lambda: raise_on_all(lambda: only(1, KeyError("x"))), "DetectorError process 1: KeyError: 'x'"),
     "partly": (until_the_error, [2 * i for i in [*range(ROUND + 2), *range(2 * ROUND, 3 * ROUND)]]),
     "in the end": (lambda: in_order(5), True),
 }
@@ -78,7 +78,7 @@ def met(work: Callable[[], Any]) -> tuple[Any, bool]:
     try:
         return work(), False
     except Exception as error:
-        return f"{type(error).__name__} {error}", speaks(error)
+        return f"{type(error).__name__} {error}", should_report(error)
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -136,11 +136,11 @@ def main(part: str, argument: str) -> None:
         said = {name: met(work) for name, (work, _) in CASES.items()}
         Path(argument, f"{rank()}.json").write_text(json.dumps(said))
     elif part == "killed":
-        together(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank() == int(argument) else in_order(LONG))
+        raise_on_all(lambda: os.kill(os.getpid(), signal.SIGKILL) if rank() == int(argument) else in_order(LONG))
     else:
         found: list[int] = []
         try:
-            for result in share(range(4 * ROUND), slow(Path(argument))):
+            for result in map_sharded(range(4 * ROUND), slow(Path(argument))):
                 found.append(result)
         finally:
             if rank() == 0:

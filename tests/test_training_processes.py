@@ -100,7 +100,7 @@ with distributed.processes(torch.device("cpu")):
         (y * weights[where]).sum().backward()
         found.append([y.detach(), mine.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])
     (y, dx, dw, db, mean, var), own = found
-    own[2:4] = [2 * distributed.mean(gradient) for gradient in own[2:4]]  # of all processes
+    own[2:4] = [2 * distributed.all_reduce_mean(gradient) for gradient in own[2:4]]  # of all processes
     for expected, got in zip([y[part], dx[part], dw, db, mean, var], own):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 """

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from detector.distributed import is_lost_peer, speaks
+from detector.distributed import is_lost_peer, should_report
 from detector.errors import DetectorError
 
 
@@ -15,13 +15,13 @@ def run(task: Callable[[], int | None]) -> int:
     try:
         return task() or 0
     except DetectorError as error:
-        if speaks(error):
+        if should_report(error):
             print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except OSError as error:  # pathlib raises it wherever it asks for a closed folder, or a name too long
         if error.filename is None:
             raise
-        if speaks(error):
+        if should_report(error):
             print(f"error: {error.filename}: {error.strerror}; correct the path or its permissions", file=sys.stderr)
         return 2
     except RuntimeError as error:  # torch's, of a process that has left

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from detector.config.config import Config, build_detector
 from detector.data.coco import CocoDataset
-from detector.inference.predictor import Predictor, without_weights
-from detector.modeling.build import build_detector
+from detector.inference.predictor import Predictor
 
 IMAGES, ROUNDS = 16, 3  # of the data set, and how often each detector sees each of them
 
 
-def count_parameters(config: Mapping[str, Any], *, trust: bool) -> int:
+def count_parameters(config: Config) -> int:
     """Trained and frozen weights, norms not folded. Raises ConfigError for a model that cannot be built."""
-    return sum(p.numel() for p in build_detector(without_weights(config), trust=trust).parameters())
+    return sum(p.numel() for p in build_detector(config, pretrained=False).parameters())
 
 
 def count_flops(predictor: Predictor, dataset: CocoDataset) -> int:
     """Operations (two a multiplication with its addition) on the first image, in matrix products and convolutions alone."""
     given = prepared(predictor, dataset, 0)
     with FlopCounterMode(display=False) as counter:
-        predictor.detect_with_proposals(*given)
+        predictor.detect(*given)
     return counter.get_total_flops()
 
 
@@ -42,15 +41,15 @@ def milliseconds(predictors: Sequence[Predictor], datasets: Sequence[CocoDataset
             for predictor, dataset, record in zip(predictors, datasets, seconds):
                 given = prepared(predictor, dataset, i)
                 began = _now(predictor.device)
-                predictor.detect_with_proposals(*given)
+                predictor.detect(*given)
                 record.append(_now(predictor.device) - began)
     return [1e3 * statistics.median(record[1:]) for record in seconds]
 
 
 def prepared(predictor: Predictor, dataset: CocoDataset, i: int) -> tuple:
-    """What `predictor.detect_with_proposals` takes for one image of the data set."""
+    """What `predictor.detect` takes for one image of the data set."""
     image = dataset.image(i)
-    proposals = [dataset.proposals[int(dataset.image_ids[i])]] if predictor.needs_proposals else None
+    proposals = [dataset.proposals[int(dataset.image_ids[i])]] if predictor.model.needs_proposals else None
     return [predictor.prepare(image)], [tuple(image.shape[1:])], proposals
 
 

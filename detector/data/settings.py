@@ -1,86 +1,172 @@
-"""The `data` section of a configuration. Nested sections are checked against the classes named in the annotations."""
+"""The `data` section of a configuration."""
 
 from __future__ import annotations
 
-import math
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+from detector.data.coco import CocoDataset
 from detector.data.image import MAX_PIXELS
-from detector.data.transforms import ImagePyramid, Resize
-from detector.errors import ConfigError, check_range
+from detector.data.transforms import (
+    ColorJitter,
+    Compose,
+    HorizontalFlip,
+    ImagePyramid,
+    LargeScaleJitter,
+    Resize,
+    VerticalFlip,
+)
+from detector.errors import ConfigError
+from detector.protocols import DataSet, check_part
+from detector.schema.ranges import Range
+from detector.schema.resolve import as_section, named, resolve
+from detector.schema.signatures import checked, construct, prefixed
 
-MAX_WORKERS = 256  # each is a process
+DATASETS: dict[str, Callable] = {"coco": CocoDataset}
+TRANSFORMS: dict[str, Callable] = {
+    "horizontal_flip": HorizontalFlip,
+    "vertical_flip": VerticalFlip,
+    "color_jitter": ColorJitter,
+    "large_scale_jitter": LargeScaleJitter,
+}
+SPLITS = ("train", "val", "test")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Split:
-    """One part of a data set: an image folder and a COCO annotation file, relative to `data.root`.
-
-    `proposals`: for a detector without an RPN, a file that `scripts/evaluate.py CKPT --proposals FILE` wrote.
-    """
+    """One part of a data set."""
 
     images: str
+    """Folder of the images, relative to `data.root`."""
     annotations: str
+    """COCO annotation file, relative to `data.root`."""
     proposals: str | None = None
+    """For a detector without an RPN: a file that `detector evaluate CKPT --proposals FILE` wrote, relative to `data.root`."""
 
 
-@dataclass
+@checked
+@dataclass(frozen=True)
 class DataSettings:
-    """Where the data lie and how they are read.
-
-    `type`: "coco", or the dotted path of your own data set. `classes`: train on these alone. `keep_empty`: train on images
-    without objects too. `resize` comes before `transforms`, a list of sections; evaluation and inference use its largest
-    short side and no transforms. `repeat_threshold`: show images with a class that is in less than this fraction of them
-    more often (detector/data/sampler.py). `tta`: the scales and flips of `--tta`. `skip_bad`: a training does without so
-    many images that are missing, broken, too large or of another size, and stops at the next one; evaluation stops at the
-    first.
-    """
+    """Where the data lie and how they are read."""
 
     root: str
+    """Folder to which the paths of the splits are relative."""
     train: Split
+    """Images and annotations to train on."""
     val: Split
+    """Images and annotations that each epoch is scored on."""
     test: Split | None = None
-    type: str = "coco"
+    """Images and annotations for `detector evaluate --split test`."""
+    type: Callable = CocoDataset
+    """coco, or the dotted path of your own data set, which is called like CocoDataset."""
     classes: list[str] | None = None
+    """Names of the categories to train on; null: all."""
     keep_empty: bool = False
-    repeat_threshold: float | None = None
-    workers: int = 2
-    max_pixels: int = MAX_PIXELS
-    skip_bad: int = 0
-    resize: Resize = field(default_factory=lambda: {"short": 800, "long": 1333})
-    tta: ImagePyramid = field(default_factory=dict)
-    transforms: list[dict[str, Any]] = field(default_factory=lambda: [{"type": "horizontal_flip"}])
+    """Train on images without objects, too."""
+    repeat_threshold: Annotated[float, Range(0, 1, above=True)] | None = None
+    """Repeat images with a class that is in less than this share of the images (LVIS, Gupta et al. 2019)."""
+    workers: Annotated[int, Range(0, 256)] = 2
+    """Processes that load images; 0: the program itself."""
+    max_pixels: Annotated[int, Range(1, 2**40)] = MAX_PIXELS
+    """Images with more pixels are refused."""
+    skip_bad: Annotated[int, Range(0, 10**9)] = 0
+    """Images that cannot be read and that training does without; evaluation stops at the first."""
+    resize: Resize = field(default_factory=lambda: Resize(800, 1333))
+    """Scaling of images; evaluation and inference use the largest short side."""
+    tta: ImagePyramid = field(default_factory=ImagePyramid)
+    """Scales and flips of test-time augmentation (`--tta`)."""
+    transforms: list[Callable] = field(default_factory=lambda: [HorizontalFlip()])
+    """Random transforms of training, in order, after `resize`: a list of sections with a `type`."""
 
-    def __post_init__(self):
-        if not 0 <= self.workers <= MAX_WORKERS:
-            raise ConfigError(f"data.workers: 0 (the program itself) to {MAX_WORKERS} processes, not {self.workers}")
-        check_range("data", 0, math.inf, skip_bad=self.skip_bad)
-        if self.repeat_threshold is not None and not 0 < self.repeat_threshold <= 1:
-            raise ConfigError(f"data.repeat_threshold: must lie in 0..1, or be null, not {self.repeat_threshold}")
-        ImagePyramid(**self.tta)  # raises ConfigError by itself
-        try:
-            Resize(**self.resize)
-        except ValueError as error:
-            raise ConfigError(f"data.resize: {error}") from error
+    def split(self, name: str) -> Split:
+        """Raises ConfigError if there is no split of that name."""
+        found = getattr(self, name) if name in SPLITS else None
+        if found is None:
+            raise ConfigError(f"data.{name}: the configuration has no such split (images, annotations)")
+        return found
 
-    def check_proposals(self, *, wanted: bool) -> None:
-        """Raise ConfigError unless both splits name proposals where they are `wanted`, and none does elsewhere."""
-        for name in ("train", "val", "test"):
-            given = (getattr(self, name) or {}).get("proposals")
-            if given is not None and not wanted:
+    def paths(self, name: str) -> tuple[Path, Path]:
+        """Image folder and annotation file of a split."""
+        split = self.split(name)
+        return Path(self.root) / split.images, Path(self.root) / split.annotations
+
+    def check_proposals(self, *, needed: bool) -> None:
+        """Raise ConfigError unless the splits name proposals where they are `needed`, and none does elsewhere."""
+        for name in SPLITS:
+            given = getattr(self, name) and getattr(self, name).proposals
+            if given is not None and not needed:
                 raise ConfigError(
                     f"data.{name}.proposals: this detector makes its own; remove the key, or set model.rpn=precomputed"
                 )
-            if given is None and wanted and name != "test":
+            if given is None and needed and name != "test":
                 raise ConfigError(
-                    f"data.{name}.proposals: must be given where model.rpn is precomputed; scripts/evaluate.py CKPT --split "
+                    f"data.{name}.proposals: must be given where model.rpn is precomputed; detector evaluate CKPT --split "
                     f"{name} --proposals FILE writes such a file"
                 )
 
-    def split(self, name: str) -> dict[str, str | None]:
-        """The section of a split. Raises ConfigError if there is none of that name."""
-        splits = {"train": self.train, "val": self.val, "test": self.test}
-        if splits.get(name) is None:
-            raise ConfigError(f"data.{name}: the configuration has no such split (images, annotations)")
-        return splits[name]
+    def training_transform(self) -> Compose:
+        """`resize`, unless large-scale jitter replaces it, then `transforms` in order."""
+        scaled = any(
+            isinstance(part, LargeScaleJitter) for part in self.transforms
+        )  # a second resampling would only blur
+        return Compose(self.transforms if scaled else [self.resize, *self.transforms])
+
+
+def parse_data(section: Any, *, trust: bool) -> DataSettings:
+    """The checked `data` section, its nested sections constructed. `trust` follows dotted paths of a user's own classes.
+
+    Raises ConfigError with the dotted path for whatever does not fit.
+    """
+    section = as_section(section, "data")
+    if "type" in section:
+        section["type"] = named(section["type"], DATASETS, "data", trust=trust)
+    if isinstance(section.get("transforms"), list):
+        section["transforms"] = [
+            _transform(part, f"data.transforms[{i}]", trust) for i, part in enumerate(section["transforms"])
+        ]
+    settings = construct(DataSettings, section, "data")
+    _check_dataset(settings)
+    return settings
+
+
+def _transform(section: Any, where: str, trust: bool) -> Callable:
+    constructor, arguments = resolve(section, TRANSFORMS, where, trust=trust)
+    with prefixed(where):
+        return constructor(**arguments)
+
+
+def _check_dataset(settings: DataSettings) -> None:
+    """A data set of the user's own must take what `build_dataset` gives it."""
+    try:
+        inspect.signature(settings.type).bind("images", "annotations", **_options(settings, "train", None, None))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"data.type: {settings.type.__name__} cannot be called like CocoDataset ({error})") from error
+
+
+def _options(
+    settings: DataSettings, split: str, class_names: list[str] | None, transform: Compose | None
+) -> dict[str, Any]:
+    """What a data set is given beside its two paths."""
+    options = {
+        "classes": settings.classes,
+        "class_names": class_names,
+        "keep_empty": settings.keep_empty or split != "train",
+        "max_pixels": settings.max_pixels,
+        "transform": transform,
+    }
+    proposals = settings.split(split).proposals
+    return options if proposals is None else options | {"proposals": Path(settings.root) / proposals}
+
+
+def build_dataset(settings: DataSettings, split: str, *, class_names: list[str] | None = None) -> DataSet:
+    """A split of the `data` section; "train" comes with its transforms. `class_names` are those of the training split.
+
+    Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
+    """
+    transform = settings.training_transform() if split == "train" else None
+    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform))
+    check_part(dataset, DataSet, "data.type")
+    return dataset

@@ -6,7 +6,8 @@ All randomness comes from torch's global generator, which the loader seeds for e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from detector.data.proposal_file import inside
-from detector.errors import check_range
-from detector.structures import Proposals, Target
+from detector.schema.ranges import Fraction, Range
+from detector.schema.signatures import checked
+from detector.structures import Target
 
 
 def resized_size(h: int, w: int, short: int, long: int) -> tuple[int, int]:
@@ -25,14 +26,23 @@ def resized_size(h: int, w: int, short: int, long: int) -> tuple[int, int]:
     return max(1, int(h * factor + 0.5)), max(1, int(w * factor + 0.5))
 
 
-class Resize:
-    """Antialiased bilinear scaling to a short side drawn from `short`; the long side is at most `long`."""
+Side = Annotated[int, Range(1, 10**6)]  # pixels
 
-    def __init__(self, short: int | list[int], long: int) -> None:
-        self.short = [short] if isinstance(short, int) else list(short)
-        self.long = long
-        if not self.short or min(*self.short, long) < 1:
-            raise ValueError(f"short {short}, long {long}: sides are whole numbers of pixels, at least 1")
+
+@checked
+@dataclass
+class Resize:
+    """Antialiased bilinear scaling in the image's own aspect ratio."""
+
+    short: Side | list[Side]
+    """Short side in pixels, or several of which training draws one."""
+    long: Side
+    """The long side is at most this many pixels."""
+
+    def __post_init__(self) -> None:
+        self.short = [self.short] if isinstance(self.short, int) else list(self.short)
+        if not self.short:
+            raise ValueError("short: at least one side is needed")
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         short = self.short[int(torch.randint(len(self.short), ()))]
@@ -47,17 +57,22 @@ class Resize:
         return Resize(max(self.short), self.long)
 
 
+@checked
+@dataclass(frozen=True)
 class ImagePyramid:
-    """An image at several `scales`, each a factor of the evaluation's size; with `flip`, left becomes right in one more.
+    """The views of test-time augmentation: an image at several scales, and mirrored.
 
-    The default is a short side of 400, 500, ... 1200 where evaluation has 800, as in Detectron2's test-time augmentation.
+    The default is a short side of 400, 500, ... 1200 where evaluation has 800, as in Detectron2.
     """
 
-    def __init__(
-        self, scales: Sequence[float] = (0.5, 0.625, 0.75, 0.875, 1, 1.125, 1.25, 1.375, 1.5), flip: bool = True
-    ) -> None:
-        check_range("data.tta", 0.01, 100, scales=scales)
-        self.scales, self.flip = tuple(scales), flip
+    scales: Sequence[Annotated[float, Range(0.01, 100)]] = (0.5, 0.625, 0.75, 0.875, 1, 1.125, 1.25, 1.375, 1.5)
+    """Factors of the size that evaluation uses."""
+    flip: bool = True
+    """Each scale mirrored, too."""
+
+    def __post_init__(self) -> None:
+        if not self.scales:
+            raise ValueError("scales: at least one is needed")
 
     def resizes(self, evaluation: Resize) -> list[Resize]:
         """How to make each scale."""
@@ -65,48 +80,69 @@ class ImagePyramid:
         return [Resize(max(1, round(short * s)), max(1, round(long * s))) for s in self.scales]
 
 
+@checked
+@dataclass(frozen=True)
 class HorizontalFlip:
-    """Left becomes right, with probability `p`."""
+    """Left becomes right."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = p
+    p: Fraction = 0.5
+    """Probability."""
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         return _apply(F.horizontal_flip, image, target) if torch.rand(()) < self.p else (image, target)
 
 
+@checked
+@dataclass(frozen=True)
 class VerticalFlip:
-    """Up becomes down, with probability `p`."""
+    """Up becomes down."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        self.p = p
+    p: Fraction = 0.5
+    """Probability."""
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         return _apply(F.vertical_flip, image, target) if torch.rand(()) < self.p else (image, target)
 
 
+@checked
+@dataclass
 class ColorJitter:
-    """Brightness, contrast and saturation times a factor in [1 - x, 1 + x]; hue moved by up to that part of a turn."""
+    """Random brightness, contrast, saturation and hue."""
 
-    def __init__(
-        self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
-    ) -> None:
-        self.jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
+    brightness: Annotated[float, Range(0, 10)] = 0.0
+    """A factor from [1 - x, 1 + x], not below 0."""
+    contrast: Annotated[float, Range(0, 10)] = 0.0
+    """A factor from [1 - x, 1 + x], not below 0."""
+    saturation: Annotated[float, Range(0, 10)] = 0.0
+    """A factor from [1 - x, 1 + x], not below 0."""
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    """A shift by at most this part of the colour circle."""
+
+    def __post_init__(self) -> None:
+        self.jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         return self.jitter(image), target
 
 
+@checked
+@dataclass(frozen=True)
 class LargeScaleJitter:
-    """Scale by a random factor, then cut a window of at most `size` x `size` (arXiv 2012.07177, sec. 3).
+    """Scales by a random factor, then cuts a window (Ghiasi et al. 2021, arXiv 2012.07177, sec. 3).
 
-    Factor 1 fits the image into the window. The paper pads what is smaller than the window; here the model pads.
+    The paper pads what is smaller than the window; here the model pads.
     """
 
-    def __init__(self, size: int, min_scale: float = 0.1, max_scale: float = 2.0) -> None:
-        self.size, self.min_scale, self.max_scale = size, min_scale, max_scale
-        if size < 1 or not 0 < min_scale <= max_scale:
-            raise ValueError(f"size {size} must be at least 1, and 0 < min_scale {min_scale} <= max_scale {max_scale}")
+    size: Side
+    """Sides of the window in pixels; factor 1 fits the image into it."""
+    min_scale: Annotated[float, Range(0, 100, above=True)] = 0.1
+    """Smallest factor."""
+    max_scale: Annotated[float, Range(0, 100, above=True)] = 2.0
+    """Largest factor."""
+
+    def __post_init__(self) -> None:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} must not exceed max_scale {self.max_scale}")
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         scale = float(torch.empty(()).uniform_(self.min_scale, self.max_scale))
@@ -125,25 +161,16 @@ class Compose:
     (two that write at once may lose a count).
     """
 
-    def __init__(self, transforms: list[Callable[[Tensor, Target], tuple[Tensor, Target]]]) -> None:
+    def __init__(self, transforms: Sequence[Callable[[Tensor, Target], tuple[Tensor, Target]]]) -> None:
         self.transforms = list(transforms)
         self.dropped = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         for transform in self.transforms:
             image, target = transform(image, target)
-        boxes, solid = _clip(target.boxes, image)
-        crowd, real = _clip(target.crowd, image)
-        self.dropped += (~solid).sum()
-        proposals = None if target.proposals is None else inside(target.proposals, *image.shape[1:])
-        return image, Target(boxes[solid], target.labels[solid], crowd[real], proposals)
-
-
-def _clip(boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """The boxes (G, 4) inside of the image, and which of them (G,) have an area."""
-    h, w = image.shape[1:]
-    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([w, h, w, h]))
-    return inside, (inside[:, 2:] > inside[:, :2]).all(dim=1)
+        inside = target.clipped(tuple(image.shape[1:]))
+        self.dropped += len(target) - len(inside)
+        return image, inside
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -155,10 +182,11 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _apply(operation: Callable[..., Tensor], image: Tensor, target: Target, *args: Any) -> tuple[Tensor, Target]:
-    """One operation of torchvision, done alike to the image, the boxes, the crowd regions and the proposals."""
-    given = target.proposals
-    boxes = [target.boxes, target.crowd] if given is None else [target.boxes, target.crowd, given.boxes]
+    """One operation of torchvision, done alike to the image and to every geometric field of the target."""
     canvas = tuple(image.shape[1:])  # (h, w)
-    boxes = [tv_tensors.BoundingBoxes(x, format="XYXY", canvas_size=canvas) for x in boxes]
-    image, objects, crowd, *proposed = (operation(x, *args).as_subclass(Tensor) for x in (image, *boxes))
-    return image, Target(objects, target.labels, crowd, None if given is None else Proposals(*proposed, given.scores))
+
+    def transform_boxes(boxes: Tensor) -> Tensor:
+        wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)
+        return operation(wrapped, *args).as_subclass(Tensor)
+
+    return operation(image, *args).as_subclass(Tensor), target.with_boxes(transform_boxes)

@@ -27,7 +27,7 @@ class Fit:
 
     sizes: list[list[float]]  # per level
     ratios: list[float]
-    recall: float  # share of objects whose best anchor has IoU >= model.rpn.pos_iou
+    recall: float  # share of objects whose best anchor has IoU >= model.rpn.matching.pos_iou
     mean_iou: float  # of the best anchors
     classes: np.ndarray = field(repr=False)  # the recall of every class of LEAST_BOXES objects at least
 
@@ -45,7 +45,7 @@ class Fit:
 
 def fit(geometry: Geometry, scaled: Scaled, sizes: list[list[float]], ratios: list[float]) -> Fit:
     """How well anchors of these sizes and ratios fit; the figures are NaN without objects."""
-    best = best_iou(geometry, geometry.make_anchors(sizes=sizes, ratios=ratios), scaled)
+    best = best_iou(geometry, geometry.anchors.with_shapes(sizes, ratios), scaled)
     reached = best >= geometry.pos_iou
     counts = np.bincount(scaled.labels)
     frequent = np.flatnonzero(counts >= LEAST_BOXES)
@@ -66,7 +66,7 @@ def propose(geometry: Geometry, scaled: Scaled, now: Fit) -> Fit | None:
     if len(scaled.boxes) < LEAST_BOXES:
         return None
     sizes, ratios = _sizes(scaled, now.sizes), _ratios(scaled, len(now.ratios))
-    spaced = [[max(size, SPACE * step) for size in level] for level, step in zip(sizes, geometry.anchors["strides"])]
+    spaced = [[max(size, SPACE * step) for size in level] for level, step in zip(sizes, geometry.anchors.strides)]
     choices = [(s, r) for s in (spaced, sizes, now.sizes) for r in (ratios, now.ratios)]
     fits = [fit(geometry, scaled, *choice) for choice in choices[:-1]]  # the last is the present one
     fair = [f for f in fits if (f.classes >= now.classes - CLEARLY).all()]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from detector.data.dataset import data_settings
+from detector.config.config import Config
 from detector.dataset_check.across import check_categories, check_images
 from detector.dataset_check.anchors import Fit, fit, propose
 from detector.dataset_check.boxes import check_annotations, images_without_objects
@@ -50,7 +48,7 @@ class Health:
 
 
 def check_data(
-    config: Mapping[str, Any],
+    config: Config,
     source: str | Path,
     *,
     alone: str | None = None,
@@ -62,16 +60,15 @@ def check_data(
     Without `look` the images are left alone; without `read` their files are looked for, but not opened. Raises DataError
     where an annotation file or an image folder cannot be read at all, ConfigError for a detector that cannot be built.
     """
-    settings = data_settings(config["data"])
-    health = Health(str(source), geometry(config, settings, source), Findings())
+    settings = config.needed_data()
+    health = Health(str(source), geometry(config), Findings())
     splits = []
     given = {name: name for name in SPLITS if getattr(settings, name) is not None}
     for name, key in ({alone: SPLITS[0]} if alone else given).items():
-        section = settings.split(key)
-        folder = Path(settings.root) / section["images"] if look else None
+        images, annotations = settings.paths(key)
+        folder = images if look else None
         if folder is not None and not folder.is_dir():
             raise DataError(f"{folder}: no such image folder; correct the path, or give the annotation file alone")
-        annotations = Path(settings.root) / section["annotations"]
         splits.append(read_split(name, annotations, folder, settings.classes, health.findings))
     for split in splits:
         keep_empty = settings.keep_empty or split.name != SPLITS[0]
@@ -100,7 +97,7 @@ def _summarise(health: Health, splits: list[Split]) -> None:
             ratios=(scaled.boxes[:, 3] - scaled.boxes[:, 1]) / (scaled.boxes[:, 2] - scaled.boxes[:, 0]),
         )
         if shape.anchors is not None:
-            summary.anchors = fit(shape, scaled, shape.anchors["sizes"], shape.anchors["ratios"])
+            summary.anchors = fit(shape, scaled, shape.anchors.sizes, shape.anchors.ratios)
             if not health.splits:  # the first one, which is trained on
                 health.better = propose(shape, scaled, summary.anchors)
         health.splits[split.name] = summary

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from detector.data.settings import DataSettings
+from detector.config.config import Config, build_detector
 from detector.data.transforms import Resize, resized_size
 from detector.dataset_check.records import Split
-from detector.inference.predictor import without_weights
 from detector.modeling.anchors import AnchorGenerator
-from detector.modeling.build import build_detector
 from detector.modeling.layers import log2_stride
 from detector.modeling.levels import fpn_level
-from detector.modeling.parts import model_calls
-from detector.modeling.preprocess import Pixels
-from detector.modeling.roi_heads.pool import RegionPool
+from detector.protocols import Preprocessor
 
 
 @dataclass
@@ -36,20 +29,16 @@ class Scaled:
 
 @dataclass
 class Geometry:
-    """What a configuration does to boxes. `anchors`: the arguments of the AnchorGenerator, None where there is none."""
+    """What a configuration does to boxes. `anchors`: None where the detector has no AnchorGenerator."""
 
     resize: Resize
-    pixels: Pixels
+    preprocess: Preprocessor
     levels: tuple[int, int]  # of the pool
     k0: int
     canonical_size: float
-    anchors: dict[str, Any] | None
+    anchors: AnchorGenerator | None
     pos_iou: float
     border: float | None
-
-    def make_anchors(self, **changes: Any) -> AnchorGenerator:
-        """The configured anchors but for these arguments."""
-        return AnchorGenerator(**{**self.anchors, **changes})
 
     def scaled(self, split: Split) -> Scaled:
         """The objects at the largest short side of `data.resize`, as evaluation sees them."""
@@ -64,31 +53,28 @@ class Geometry:
 
     def _resized(self, height: int, width: int) -> tuple[int, int, int, int]:
         size = resized_size(height, width, max(self.resize.short), self.resize.long)
-        return *size, *self.pixels.padded_size(torch.empty(1).expand(3, *size))
+        return *size, *self.preprocess.padded_size(torch.empty(1).expand(3, *size))
 
     def level(self, boxes: np.ndarray) -> np.ndarray:
         """The pyramid level (B,) that each box is pooled from, by FPN's eq. (1)."""
         return fpn_level(torch.from_numpy(boxes).float(), *self.levels, self.k0, self.canonical_size).numpy()
 
 
-def geometry(config: Mapping[str, Any], settings: DataSettings, source: str | Path) -> Geometry:
+def geometry(config: Config) -> Geometry:
     """What the detector of a configuration, built but for its weights, does to boxes."""
-    model = {"num_classes": 1} | dict(config.get("model", {}))
-    detector = build_detector(without_weights({**config, "model": model}), source=source)
-    pool = next((m for m in detector.modules() if isinstance(m, RegionPool)), None)
-    strides = detector.pyramid.strides[:4] if pool is None else pool.strides
-    used = type(getattr(detector.rpn, "anchors", None)) is AnchorGenerator  # neither given proposals nor one's own part
-    defaults = {name: p.default for name, p in inspect.signature(AnchorGenerator).parameters.items()}
-    _, arguments = model_calls(model, trust=True)["rpn.anchors"]
+    detector = build_detector(config if config.model.num_classes else config.with_num_classes(1), pretrained=False)
+    pool = getattr(detector.roi_head, "pool", None)
+    strides = getattr(pool, "strides", detector.pyramid.strides[:4])
+    anchors, matching = getattr(detector.rpn, "anchors", None), getattr(detector.rpn, "matching", None)
     return Geometry(
-        resize=Resize(**settings.resize),
-        pixels=detector.pixels,
+        resize=config.needed_data().resize,
+        preprocess=detector.preprocess,
         levels=(log2_stride(strides[0]), log2_stride(strides[-1])),
         k0=getattr(pool, "k0", 4),
         canonical_size=getattr(pool, "canonical_size", 224),
-        anchors={**defaults, **arguments, "strides": detector.rpn.anchors.strides} if used else None,
-        pos_iou=getattr(detector.rpn, "matching", {}).get("pos_iou", 0.7),
-        border=getattr(detector.rpn, "border", None),
+        anchors=anchors if isinstance(anchors, AnchorGenerator) else None,
+        pos_iou=getattr(matching, "pos_iou", 0.7),
+        border=getattr(detector.rpn, "allowed_border", None),
     )
 
 

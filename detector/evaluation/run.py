@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +10,58 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detector.coco_format import ONE_CLASS, detections_to_results
-from detector.data.coco import CocoDataset
 from detector.data.loader import eval_loader
 from detector.data.proposal_file import pack
-from detector.distributed import first, is_first, share
+from detector.distributed import is_rank0, map_sharded, on_rank0
 from detector.errors import DataError
 from detector.evaluation.coco import evaluate_results
 from detector.evaluation.proposals import proposal_recall
 from detector.files import check_new_file, write_atomically
 from detector.inference.predictor import Predictor
-from detector.structures import Detections, Proposals
+from detector.protocols import DataSet
+from detector.structures import Detections
 
 
 def evaluate(
-    predictor: Predictor, dataset: CocoDataset, *, batch_size: int = 1, workers: int = 2, progress: bool = True
+    predictor: Predictor,
+    dataset: DataSet,
+    *,
+    batch_size: int = 1,
+    workers: int = 2,
+    progress: bool = True,
+    check: Callable[[], None] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Detect on every image of the data set and score it: (metrics, results in COCO form), on all processes the same.
+
+    `check` is called before each batch and may raise, to stop the evaluation.
 
     Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`; ids are the annotation file's,
     except that an RPN alone is scored, and its results are given, as ONE_CLASS.
     """
     results: list[dict[str, Any]] = []
     proposals: dict[int, Tensor] = {}
-    category_ids = list(ONE_CLASS) if predictor.is_rpn_alone else dataset.category_ids
-    for image_id, found, regions in detect_all(predictor, dataset, batch_size, workers, progress):
+    as_one_class = predictor.model.reports_proposals
+    category_ids = list(ONE_CLASS) if as_one_class else dataset.category_ids
+    for image_id, found in detect_all(predictor, dataset, batch_size, workers, progress, check):
         results += detections_to_results(found, image_id, category_ids)
-        proposals[image_id] = regions.boxes
+        proposals[image_id] = found.proposals.boxes
 
     def score() -> dict[str, dict[str, Any]]:
         truth, classes = dataset.annotation_file, dataset.category_ids
-        metrics = evaluate_results(truth, results, list(proposals), classes, as_one_class=predictor.is_rpn_alone)
+        metrics = evaluate_results(truth, results, list(proposals), classes, as_one_class=as_one_class)
         return metrics | {"proposals": proposal_recall(truth, proposals, classes)}
 
-    return first(score), results
+    return on_rank0(score), results
 
 
 def write_proposals(
-    predictor: Predictor, dataset: CocoDataset, path: Path, *, workers: int = 2, progress: bool = True
+    predictor: Predictor, dataset: DataSet, path: Path, *, workers: int = 2, progress: bool = True
 ) -> dict[str, float]:
     """Write the proposals of every image of the data set into a new file; their recall, as `proposal_recall`.
 
     See detector/data/proposal_file.py for the file. Raises DataError for a path that exists or cannot be written.
     """
-    proposals = {image_id: regions for image_id, _, regions in detect_all(predictor, dataset, 1, workers, progress)}
+    proposals = {image_id: found.proposals for image_id, found in detect_all(predictor, dataset, 1, workers, progress)}
 
     def write() -> dict[str, float]:
         check_new_file(path)  # though the script looked, that took a while
@@ -61,25 +70,31 @@ def write_proposals(
         boxes = {image_id: regions.boxes for image_id, regions in proposals.items()}
         return proposal_recall(dataset.annotation_file, boxes, dataset.category_ids)
 
-    return first(write)
+    return on_rank0(write)
 
 
 def detect_all(
-    predictor: Predictor, dataset: CocoDataset, batch_size: int, workers: int, progress: bool
-) -> Iterator[tuple[int, Detections, Proposals]]:
-    """Image id and both stages' boxes of every image, in the order of the data set; several processes share the work."""
+    predictor: Predictor,
+    dataset: DataSet,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+    check: Callable[[], None] | None = None,
+) -> Iterator[tuple[int, Detections]]:
+    """Image id and detections, with their proposals, of every image, in the order of the data set; several processes share the work."""
     given = getattr(dataset, "proposals", None)  # a data set of the user's own may know of none
 
-    def detect(indices: list[int]) -> Iterator[tuple[int, Detections, Proposals]]:
-        if predictor.needs_proposals and given is None:
+    def detect(indices: list[int]) -> Iterator[tuple[int, Detections]]:
+        if predictor.model.needs_proposals and given is None:
             file = dataset.annotation_file
             raise DataError(f"{file}: this detector has no RPN; name its split's file of `proposals`")
         for images, sizes, image_ids in eval_loader(dataset, predictor.prepare, workers, batch_size, indices):
-            proposals = [given[image_id] for image_id in image_ids] if predictor.needs_proposals else None
-            for image_id, both in zip(image_ids, predictor.detect_with_proposals(images, sizes, proposals)):
-                yield image_id, *both
+            if check is not None:
+                check()
+            proposals = [given[image_id] for image_id in image_ids] if predictor.model.needs_proposals else None
+            yield from zip(image_ids, predictor.detect(images, sizes, proposals))
 
-    with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not (progress and is_first())) as bar:
-        for found in share(range(len(dataset)), detect, batch_size):
+    with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not (progress and is_rank0())) as bar:
+        for found in map_sharded(range(len(dataset)), detect, batch_size):
             yield found
             bar.update()

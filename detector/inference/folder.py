@@ -18,12 +18,11 @@ from tqdm import tqdm
 
 from detector.coco_format import detections_to_results
 from detector.data.image import SUFFIXES, read_image
-from detector.distributed import is_first, share
+from detector.distributed import is_rank0, map_sharded
 from detector.errors import DataError
 from detector.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
-from detector.structures import Detections
 
 MAGIC = "*?["  # what makes a path a pattern
 
@@ -72,18 +71,19 @@ def infer_images(
                 if isinstance(image, DataError):
                     yield job, [], str(image)
                     continue
-                kept = _at_least(score, next(detections))
+                found = next(detections)
+                kept = found[found.scores >= score]
                 _save(draw_detections(image, kept), job.picture)
                 rows = detections_to_results(kept, image_id, predictor.label_ids)
                 yield job, [{"file_name": job.name} | row for row in rows], ""
 
-    bar = tqdm(total=len(jobs), desc="infer", unit="img", disable=not is_first())
+    bar = tqdm(total=len(jobs), desc="infer", unit="img", disable=not is_rank0())
     with bar, _written_at_the_end(output, results):
-        for job, rows, error in share(list(enumerate(jobs, start=1)), look, batch_size):
+        for job, rows, error in map_sharded(list(enumerate(jobs, start=1)), look, batch_size):
             results += rows
             if error:
                 failed.append(job)
-            if error and is_first():
+            if error and is_rank0():
                 bar.write(f"skipped: {error}", file=sys.stderr)
             bar.update()
     return results, failed
@@ -95,7 +95,7 @@ def _written_at_the_end(output: Path, results: list[dict[str, Any]]) -> Iterator
     try:
         yield
     finally:
-        if is_first():
+        if is_rank0():
             write_text(output / "detections.json", json.dumps(results) + "\n")
 
 
@@ -164,11 +164,6 @@ def _read(job: Job, max_pixels: int) -> Tensor | DataError:
         return read_image(job.path, max_pixels)
     except DataError as error:
         return error
-
-
-def _at_least(score: float, found: Detections) -> Detections:
-    keep = found.scores >= score
-    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep], found.class_names)
 
 
 def _save(picture: Image.Image, path: Path) -> None:

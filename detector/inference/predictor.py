@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -13,24 +13,19 @@ from torch import Tensor
 
 from detector.checkpoint import load_weights, read_checkpoint
 from detector.coco_format import ONE_CLASS
-from detector.config import apply_overrides
-from detector.data.dataset import data_settings
+from detector.config.config import Config, build_detector, parse_config
 from detector.data.image import MAX_PIXELS, read_image, to_rgb
-from detector.data.proposal_file import inside
 from detector.data.transforms import Resize
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.modeling.boxes import clip_boxes
-from detector.modeling.build import build_detector, check_config
 from detector.modeling.layers import fold_norms
-from detector.modeling.parts import DEFAULT_TYPES
-from detector.modeling.precomputed import Precomputed
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.modeling.roi_heads.proposals_only import ProposalsOnly
-from detector.structures import Detections, Proposals
+from detector.structures import Detections, Proposals, Size
 
 Picture = str | Path | Image.Image | Tensor
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AT_ONCE = 8  # images that a call on a list holds decoded at a time
 
 
 def load(
@@ -39,80 +34,85 @@ def load(
 ) -> Predictor:  # fmt: skip
     """A predictor from a checkpoint of this project, which describes itself.
 
-    `trust` follows dotted paths of your own parts that its configuration names. `overrides` are `key.path=value` changes of
-    that configuration. `kind`: another predictor, such as `Augmented` (detector/inference/tta.py). Raises CheckpointError
-    for a file that is missing, damaged or of another architecture.
+    Args:
+        path: of the checkpoint.
+        trust: import the custom classes that its configuration names.
+        overrides: `key.path=value` changes of that configuration.
+        device: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.
+        precision: of the network, float32 or bfloat16.
+        kind: another predictor, such as TTAPredictor (inference/tta.py).
+
+    Raises CheckpointError for a file that is missing, damaged or of another architecture.
     """
     checkpoint = read_checkpoint(path)
     try:
-        check_config(checkpoint["config"], trust=trust)
+        parse_config(checkpoint["config"], trust=trust)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
-    config = apply_overrides(checkpoint["config"], overrides, DEFAULT_TYPES)
-    check_config(config, trust=trust)
+    config = parse_config(checkpoint["config"], overrides, trust=trust)
     try:
-        model = build_detector(without_weights(config), trust=trust)
+        model = build_detector(config, pretrained=False)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration does not build a model: {error}") from error
     load_weights(model, checkpoint["model"], path)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
-    return (kind or Predictor)(model, config, names, ids, device=device, precision=precision)
-
-
-def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a model whose backbone need not be pretrained, because a checkpoint will fill it."""
-    model = config.get("model", {})
-    backbone = model.get("backbone", {})
-    if isinstance(backbone, Mapping):  # and not its type's name alone
-        backbone = {key: value for key, value in backbone.items() if key != "weights"}
-    return {**config, "model": {**model, "backbone": backbone}}
+    return (kind or Predictor)(model, config, names, ids, device=device, precision=precision, in_place=True)
 
 
 class Predictor:
     """Call it on a path, a PIL image, a uint8 RGB tensor (3, H, W), or a list of these.
 
-    It takes the model over: eval mode, norms folded into the convolutions. Who goes on training gives it a copy.
+    Args:
+        model: the detector; a copy of it is used, in eval mode, norms folded into the convolutions.
+        config: whose `data` section says how images are resized.
+        class_names: by label.
+        category_ids: of the training annotations, by label.
+        device: a name as for `load`, or a device.
+        precision: of the network, float32 or bfloat16.
+        in_place: change `model` itself instead of a copy.
     """
 
     def __init__(
-        self, model: GeneralizedRCNN, config: Mapping[str, Any], class_names: list[str], category_ids: list[int], *,
-        device: str | torch.device = "auto", precision: str = "float32",
+        self, model: GeneralizedRCNN, config: Config, class_names: list[str], category_ids: list[int], *,
+        device: str | torch.device = "auto", precision: str = "float32", in_place: bool = False,
     ):  # fmt: skip
         if precision not in PRECISIONS:
             raise ConfigError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
         self.device = own_device(pick_device(device)) if isinstance(device, str) else device
-        self.model = fold_norms(model).requires_grad_(False).eval()
+        self.model = fold_norms(model if in_place else copy.deepcopy(model)).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
-        self.config, self.class_names, self.category_ids = dict(config), list(class_names), list(category_ids)
-        self.needs_proposals = isinstance(model.rpn, Precomputed)
-        self.is_rpn_alone = isinstance(model.roi_head, ProposalsOnly)  # its labels are not of those classes
-        names_and_ids = (ONE_CLASS.values(), ONE_CLASS) if self.is_rpn_alone else (class_names, category_ids)
+        self.config, self.class_names, self.category_ids = config, list(class_names), list(category_ids)
+        reports_proposals = model.reports_proposals  # whose labels are not of those classes
+        names_and_ids = (ONE_CLASS.values(), ONE_CLASS) if reports_proposals else (class_names, category_ids)
         self.label_names, self.label_ids = map(list, names_and_ids)
-        data = data_settings(config["data"]) if "data" in config else None
-        self.resize = Resize(**data.resize).evaluation() if data else Resize(800, 1333)
-        self.max_pixels = data.max_pixels if data else MAX_PIXELS
+        self.resize = Resize(800, 1333) if config.data is None else config.data.resize.evaluation()
+        self.max_pixels = MAX_PIXELS if config.data is None else config.data.max_pixels
         self.prepare = self.resize.resize_image  # what a loader's workers do to every image
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
         """Detections in the pixels of the pictures; a list for a list. Raises DataError for an unreadable file."""
         self.check_pictures()
-        single = isinstance(pictures, Picture)
-        images = [self.read(picture) for picture in ([pictures] if single else pictures)]
+        if isinstance(pictures, Picture):
+            return self._predict([pictures])[0]
+        return [d for i in range(0, len(pictures), AT_ONCE) for d in self._predict(pictures[i : i + AT_ONCE])]
+
+    def _predict(self, pictures: Sequence[Picture]) -> list[Detections]:
+        images = [self.read(picture) for picture in pictures]
         found = self.detect([self.prepare(image) for image in images], [tuple(i.shape[1:]) for i in images])
-        return found[0] if single else found
+        return [replace(d, proposals=None) for d in found]  # a thousand boxes an image that nobody asked for
 
     def check_pictures(self) -> None:
         """Raise DataError if pictures alone are not enough."""
-        if self.needs_proposals:
+        if self.model.needs_proposals:
             raise DataError(
                 "this detector has no RPN (model.rpn is precomputed): it finds nothing in pictures that come without "
-                "proposals. scripts/evaluate.py runs it on a split with a file of them"
+                "proposals. `detector evaluate` runs it on a split with a file of them"
             )
 
     def read(self, picture: Picture) -> Tensor:
         """A picture as a uint8 RGB tensor (3, H, W), upright. Raises ValueError for another tensor, TypeError else."""
         if isinstance(picture, Tensor):
-            self.model.pixels.check([picture])
+            self.model.preprocess.check([picture])
             return picture
         if isinstance(picture, Image.Image):
             return to_rgb(picture)
@@ -120,39 +120,30 @@ class Predictor:
             return read_image(picture, self.max_pixels)
         raise TypeError(f"expected a path, a PIL image or a uint8 RGB tensor (3, H, W), got {type(picture).__name__}")
 
-    def detect(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Prepared images (3, h, w) -> detections on the CPU in the pixels of the original (H, W) `sizes`."""
-        return [detections for detections, _ in self.detect_with_proposals(images, sizes)]
-
     @torch.inference_mode()
-    def detect_with_proposals(
-        self,
-        images: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
-        proposals: Sequence[Proposals] | None = None,
-    ) -> list[tuple[Detections, Proposals]]:
-        """Both stages' boxes, on the CPU, in the pixels of the original (H, W) `sizes`; so are given `proposals`."""
+    def detect(
+        self, images: Sequence[Tensor], sizes: Sequence[Size], proposals: Sequence[Proposals] | None = None
+    ) -> list[Detections]:
+        """Prepared images (3, h, w) -> detections, with their proposals, on the CPU in the pixels of the original sizes.
+
+        `sizes` are the original (H, W); `proposals`, for a detector without an RPN, are in those pixels, too.
+        """
         if proposals is not None:
-            proposals = [fit(p, image, size) for p, image, size in zip(proposals, images, sizes)]
-        found = self.model.detect_with_proposals(images, proposals)
+            proposals = [to_prepared(p, image, size) for p, image, size in zip(proposals, images, sizes)]
+        found = self.model.detect(images, proposals)
         return [
-            (
-                Detections(rescale(d.boxes, image, size), d.scores.cpu(), d.labels.cpu(), self.label_names),
-                replace(p, boxes=rescale(p.boxes, image, size), scores=p.scores.cpu()),
-            )
-            for (d, p), image, size in zip(found, images, sizes)
+            replace(to_original(d, image, size), class_names=self.label_names)
+            for d, image, size in zip(found, images, sizes)
         ]
 
 
-def fit(proposals: Proposals, image: Tensor, size: tuple[int, int]) -> Proposals:
-    """Proposals in the pixels of the original (H, W) `size` -> in those of the resized image (3, h, w)."""
-    (h, w), (height, width) = image.shape[1:], size
-    ratio = torch.tensor([w / width, h / height, w / width, h / height])
-    return inside(Proposals(proposals.boxes * ratio, proposals.scores), h, w)
+def to_prepared(proposals: Proposals, image: Tensor, size: Size) -> Proposals:
+    """Proposals in the pixels of the original (H, W) `size` -> in those of the prepared image (3, h, w)."""
+    prepared = tuple(image.shape[1:])
+    return proposals.resized(size, prepared).clipped(prepared)
 
 
-def rescale(boxes: Tensor, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (R, 4) of a resized image (3, h, w) -> on the CPU, in the pixels of the original (H, W) `size`."""
-    (h, w), (height, width) = image.shape[1:], size
-    ratio = torch.tensor([width / w, height / h, width / w, height / h])
-    return clip_boxes(boxes.cpu() * ratio, size)
+def to_original(found: Detections, image: Tensor, size: Size) -> Detections:
+    """Detections in a prepared image (3, h, w) -> on the CPU, in the pixels of the original (H, W) `size`."""
+    resized = found.cpu().resized(tuple(image.shape[1:]), size)
+    return resized.with_boxes(lambda boxes: clip_boxes(boxes, size))

@@ -11,18 +11,21 @@ from typing import Any
 from torch import Tensor
 
 from detector.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from detector.config.config import Config, build_detector, load_config, parse_config
 from detector.errors import CheckpointError, ConfigError
-from detector.inference.predictor import without_weights
 from detector.interop.classes import classes_of
 from detector.interop.files import Weights, read_weights, write_weights
 from detector.interop.imagenet import is_imagenet, to_classifier
 from detector.interop.names import some
 from detector.interop.recognise import FRAMEWORKS, Fit, blank_state, fitting, model_settings, which_framework
 from detector.modeling.backbones.imagenet import input_settings
-from detector.modeling.build import build_detector, check_config, load_config
 
 Write = Callable[[], None]
-UNSEEN = ("model.pixels.order", "model.backbone.stride_in", "model.backbone.norm_eps")  # not to be seen in any tensor
+UNSEEN = (
+    "model.preprocess.order",
+    "model.backbone.stride_in",
+    "model.backbone.norm_eps",
+)  # not to be seen in any tensor
 
 
 def import_weights(
@@ -63,16 +66,16 @@ def _detector(
     framework = _whose(weights, origin)
     if config == "auto":
         fit, *others = _recognised(framework, weights, overrides)
-        settings, said = fit.config, _chosen(fit, others)
+        settings, notes = fit.config, _chosen(fit, others)
     else:
-        settings, said = load_config(config, overrides), []
+        settings, notes = load_config(config, overrides), []
     converted = _take(framework, weights, settings, config)
-    model = build_detector(without_weights(settings))
+    model = build_detector(settings, pretrained=False)
     model.load_state_dict(converted)
     _check_finite(model.state_dict())
-    names, ids, where_from = classes_of(framework, weights.meta, settings["model"]["num_classes"])
-    write = partial(save_checkpoint, output, model=model, config=settings, class_names=names, category_ids=ids)
-    return write, [f"{output}: {FRAMEWORKS[framework].name}'s, {len(names)} classes ({where_from})", *said]
+    names, ids, where_from = classes_of(framework, weights.meta, settings.model.num_classes or 0)
+    write = partial(save_checkpoint, output, model=model, config=settings.raw, class_names=names, category_ids=ids)
+    return write, [f"{output}: {FRAMEWORKS[framework].name}'s, {len(names)} classes ({where_from})", *notes]
 
 
 def _whose(weights: Weights, origin: str) -> str:
@@ -114,7 +117,7 @@ def _chosen(fit: Fit, others: Sequence[Fit]) -> list[str]:
     return [f"configuration: {fit.path}{same}", f"no tensor shows these, they are that configuration's: {unseen}"]
 
 
-def _take(framework: str, weights: Weights, settings: Mapping[str, Any], given: Path | str) -> dict[str, Any]:
+def _take(framework: str, weights: Weights, settings: Config, given: Path | str) -> dict[str, Any]:
     try:
         return FRAMEWORKS[framework].take(weights.state, blank_state(settings))
     except CheckpointError as error:
@@ -130,10 +133,9 @@ def export_weights(source: Path, target: str, output: Path) -> list[str]:
     """
     refuse_existing(output)
     checkpoint = read_checkpoint(source)
-    config = checkpoint["config"]
     try:
-        check_config(config, trust=False)
-        model = build_detector(without_weights(config), trust=False)
+        config = parse_config(checkpoint["config"], trust=False)
+        model = build_detector(config, pretrained=False)
     except ConfigError as error:
         raise CheckpointError(f"{source}: its configuration does not build a model: {error}") from error
     load_weights(model, checkpoint["model"], source)
@@ -157,7 +159,7 @@ def export_weights(source: Path, target: str, output: Path) -> list[str]:
     ]
 
 
-def _other(target: str, state: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def _other(target: str, state: Mapping[str, Any], config: Config) -> list[str]:
     """What computes differently from the reference configuration of the same tensors that is nearest."""
     own = model_settings(config)
     lists = []

@@ -41,20 +41,23 @@ RPN = [
     ("proposal_generator.rpn_head.anchor_deltas.{}", "rpn.deltas.{}"),
 ]
 BOX_HEAD = [
-    ("roi_heads.box_head.fc#.{}", "roi_head.box_head.fc#.{}"),
-    ("roi_heads.box_predictor.cls_score.{}", "roi_head.class_score.{}"),
-    ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.box_delta.{}"),
+    ("roi_heads.box_head.fc#.{}", "roi_head.stage.box_head.fc#.{}"),
+    ("roi_heads.box_predictor.cls_score.{}", "roi_head.stage.class_score.{}"),
+    ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.stage.box_delta.{}"),
 ]
 BOX_HEAD_GN = [
-    *((f"roi_heads.box_head.conv{i}.norm.{{}}", f"roi_head.box_head.convs.{i - 1}.norm.{{}}") for i in range(1, 5)),
-    *((f"roi_heads.box_head.conv{i}.{{}}", f"roi_head.box_head.convs.{i - 1}.conv.{{}}") for i in range(1, 5)),
+    *(
+        (f"roi_heads.box_head.conv{i}.norm.{{}}", f"roi_head.stage.box_head.convs.{i - 1}.norm.{{}}")
+        for i in range(1, 5)
+    ),
+    *((f"roi_heads.box_head.conv{i}.{{}}", f"roi_head.stage.box_head.convs.{i - 1}.conv.{{}}") for i in range(1, 5)),
 ]
 CASCADE = [
     ("roi_heads.box_head.#.fc#.{}", "roi_head.stages.#.box_head.fc#.{}"),
     ("roi_heads.box_predictor.#.cls_score.{}", "roi_head.stages.#.class_score.{}"),
     ("roi_heads.box_predictor.#.bbox_pred.{}", "roi_head.stages.#.box_delta.{}"),
 ]
-RES5 = stage("roi_heads.res5", "roi_head.box_head.layer4")
+RES5 = stage("roi_heads.res5", "roi_head.stage.box_head.layer4")
 DETECTRON2 = Framework(
     name="Detectron2",
     mark=r"backbone\.bottom_up\.|proposal_generator\.|roi_heads\.(box_head\.(\d+\.)?(fc|conv)1|res5)\.",

@@ -46,12 +46,12 @@ RPN = [
     ("rpn_head.rpn_reg.{}", "rpn.deltas.{}"),
 ]
 BOX_HEAD = [
-    ("roi_head.bbox_head.shared_fcs.0.{}", "roi_head.box_head.fc1.{}"),
-    ("roi_head.bbox_head.shared_fcs.1.{}", "roi_head.box_head.fc2.{}"),
-    ("roi_head.bbox_head.fc_cls.{}", "roi_head.class_score.{}"),
-    ("roi_head.bbox_head.fc_reg.{}", "roi_head.box_delta.{}"),
+    ("roi_head.bbox_head.shared_fcs.0.{}", "roi_head.stage.box_head.fc1.{}"),
+    ("roi_head.bbox_head.shared_fcs.1.{}", "roi_head.stage.box_head.fc2.{}"),
+    ("roi_head.bbox_head.fc_cls.{}", "roi_head.stage.class_score.{}"),
+    ("roi_head.bbox_head.fc_reg.{}", "roi_head.stage.box_delta.{}"),
 ]
-RES5: list[Row] = [("roi_head.shared_head.layer4.{...}", "roi_head.box_head.layer4.{...}")]
+RES5: list[Row] = [("roi_head.shared_head.layer4.{...}", "roi_head.stage.box_head.layer4.{...}")]
 CASCADE = [
     ("roi_head.bbox_head.#.shared_fcs.0.{}", "roi_head.stages.#.box_head.fc1.{}"),
     ("roi_head.bbox_head.#.shared_fcs.1.{}", "roi_head.stages.#.box_head.fc2.{}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -12,24 +13,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detector.config import parameters_of
+from detector.config.config import Config, build_detector, load_config, parse_config
+from detector.config.inherit import shipped_configs
 from detector.errors import CheckpointError
-from detector.inference.predictor import without_weights
 from detector.interop.detectron2 import DETECTRON2
 from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename, some
 from detector.interop.torchvision import ROWS_2019, TORCHVISION
-from detector.modeling.build import build_detector, load_config
-from detector.modeling.parts import model_calls
+from detector.schema.signatures import parameters_of
 
 FRAMEWORKS = {"torchvision": TORCHVISION, "detectron2": DETECTRON2, "mmdetection": MMDETECTION}
-COMPAT = Path(__file__).parents[2] / "configs/compat"
+COMPAT = shipped_configs() / "compat"
 BLOCKS = {(4, 6): 50, (4, 23): 101, (8, 36): 152}  # of layer2 and layer3 in ResNets of bottlenecks: the depth
 # what only training reads; a norm's kind as well, since all kinds with statistics compute the same in evaluation
-LEARNING = ("weights", "norm", "frozen_stages", "batch_per_image", "positive_fraction", "pos_iou", "neg_iou",
-            "force_match", "min_force_iou", "border", "padded_to", "normaliser", "beta", "box_loss", "objectness_weight",
-            "class_weight", "box_weight", "ious", "stage_weights", "resample", "scale_gradient")  # fmt: skip
-
+TRAINING = {"weights", "norm", "frozen_stages", "matching", "sampling", "loss", "allowed_border", "padded_to", "ious",
+            "stage_weights", "resample", "scale_gradient"}  # fmt: skip
 TRAIN_AND_TEST = ("pre_nms", "post_nms")
 
 
@@ -37,7 +35,7 @@ class Fit(NamedTuple):
     """A configuration whose model has the names and shapes of a state dict."""
 
     path: Path
-    config: dict[str, Any]
+    config: Config
 
 
 def which_framework(names: Collection[str]) -> str:
@@ -50,15 +48,16 @@ def which_framework(names: Collection[str]) -> str:
     )
 
 
-def blank_state(config: Mapping[str, Any]) -> dict[str, Tensor]:
+def blank_state(config: Config) -> dict[str, Tensor]:
     """Names and shapes, without data, of a configuration's model."""
-    return dict(_blank_state(json.dumps(config.get("model", {}))))
+    return dict(_blank_state(json.dumps(config.raw.get("model", {}))))
 
 
 @functools.lru_cache(maxsize=32)
 def _blank_state(model: str) -> dict[str, Tensor]:
+    config = parse_config({"model": json.loads(model)}, trust=True)
     with torch.device("meta"):
-        return build_detector(without_weights({"model": json.loads(model)})).state_dict()
+        return build_detector(config, pretrained=False).state_dict()
 
 
 def fitting(framework: str, state: Mapping[str, Tensor], overrides: Sequence[str] = ()) -> list[Fit]:
@@ -80,7 +79,7 @@ def fitting(framework: str, state: Mapping[str, Tensor], overrides: Sequence[str
     return []
 
 
-def _fits(framework: str, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+def _fits(framework: str, state: Mapping[str, Tensor], config: Config) -> bool:
     try:
         FRAMEWORKS[framework].take(state, blank_state(config))
     except CheckpointError:
@@ -104,17 +103,25 @@ def backbone_shape(names: Mapping[str, Tensor], prefix: str) -> dict[str, int]:
     return {"depth": BLOCKS[blocks], "groups": width // per_group, "width_per_group": per_group}
 
 
-def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a model computes with in evaluation by its key, `model.pixels.order`, defaults included."""
+def model_settings(config: Config) -> dict[str, Any]:
+    """Everything that a model computes with in evaluation by its key, `model.preprocess.order`, defaults included."""
     settings = {}
-    for part, (constructor, given) in model_calls(config["model"], trust=False).items():
+    for part, (constructor, given) in config.model.calls.items():
         key = f"model.{part}"
         settings[f"{key}.type"] = constructor.__name__
-        for name, parameter in parameters_of(constructor)[0].items():
-            if name not in LEARNING and (name in given or parameter.default is not parameter.empty):
-                value = given.get(name, parameter.default)
-                settings[f"{key}.{name}"] = _comparable(value[1] if name in TRAIN_AND_TEST else value)
+        for name, parameter in parameters_of(constructor).items():
+            if name not in TRAINING and (name in given or parameter.default is not parameter.empty):
+                settings |= _flat(f"{key}.{name}", given.get(name, parameter.default))
     return settings
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    """A value, or the options of a group, by their keys."""
+    if dataclasses.is_dataclass(value):
+        return {
+            k: v for f in dataclasses.fields(value) for k, v in _flat(f"{key}.{f.name}", getattr(value, f.name)).items()
+        }
+    return {key: _comparable(value[1] if key.rpartition(".")[2] in TRAIN_AND_TEST else value)}
 
 
 def _comparable(value: Any) -> Any:

@@ -23,8 +23,8 @@ ROWS: list[Row] = [
     ("rpn.head.conv.#.0.{}", "rpn.conv.#.{}"),
     ("rpn.head.cls_logits.{}", "rpn.objectness.{}"),
     ("rpn.head.bbox_pred.{}", "rpn.deltas.{}"),
-    ("roi_heads.box_predictor.cls_score.{}", "roi_head.class_score.{}"),
-    ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.box_delta.{}"),
+    ("roi_heads.box_predictor.cls_score.{}", "roi_head.stage.class_score.{}"),
+    ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.stage.box_delta.{}"),
 ]
 # The published v1 file still has the names of 2019, without the levels of later containers.
 ROWS_2019: list[Row] = [
@@ -37,13 +37,13 @@ ROWS_2019: list[Row] = [
     )
 ]
 TWO_FC: list[Row] = [
-    ("roi_heads.box_head.fc6.{}", "roi_head.box_head.fc1.{}"),
-    ("roi_heads.box_head.fc7.{}", "roi_head.box_head.fc2.{}"),
+    ("roi_heads.box_head.fc6.{}", "roi_head.stage.box_head.fc1.{}"),
+    ("roi_heads.box_head.fc7.{}", "roi_head.stage.box_head.fc2.{}"),
 ]
 CONV_FC: list[Row] = [  # v2: four convolutions, a flatten, a linear layer
-    ("roi_heads.box_head.#.0.{}", "roi_head.box_head.convs.#.conv.{}"),
-    ("roi_heads.box_head.#.1.{}", "roi_head.box_head.convs.#.norm.{}"),
-    ("roi_heads.box_head.5.{}", "roi_head.box_head.fc1.{}"),
+    ("roi_heads.box_head.#.0.{}", "roi_head.stage.box_head.convs.#.conv.{}"),
+    ("roi_heads.box_head.#.1.{}", "roi_head.stage.box_head.convs.#.norm.{}"),
+    ("roi_heads.box_head.5.{}", "roi_head.stage.box_head.fc1.{}"),
 ]
 
 
@@ -51,10 +51,10 @@ def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """Background from first to last; its deltas go; 91 columns shrink to 81 where the model has 80 classes."""
     if not tensor.ndim or not len(tensor):
         return tensor  # of another shape than any model's
-    if name.startswith("roi_head.class_score"):
+    if name.startswith("roi_head.stage.class_score"):
         columns = COCO_80 if len(tensor) == 91 and len(like) == 81 else range(1, len(tensor))
         return tensor[[*columns, 0]]
-    if name.startswith("roi_head.box_delta"):
+    if name.startswith("roi_head.stage.box_delta"):
         if len(tensor) % 4:
             return tensor
         boxes = tensor.unflatten(0, (-1, 4))
@@ -65,10 +65,10 @@ def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 
 def _background_first(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """The way back; the background's deltas, which nothing reads, are 0."""
-    if name.startswith("roi_head.class_score"):
+    if name.startswith("roi_head.stage.class_score"):
         return tensor.roll(1, dims=0)
-    if name.startswith("roi_head.box_delta"):
-        if len(tensor) != 4 * (len(state["roi_head.class_score.bias"]) - 1):
+    if name.startswith("roi_head.stage.box_delta"):
+        if len(tensor) != 4 * (len(state["roi_head.stage.class_score.bias"]) - 1):
             raise CheckpointError("not a model that torchvision has: its deltas are those of every class")
         return torch.cat([torch.zeros_like(tensor[:4]), tensor])
     return tensor
@@ -78,7 +78,7 @@ TORCHVISION = Framework(
     name="torchvision",
     mark=r"backbone\.body\.",
     rows=ROWS + ROWS_2019,
-    either=[{"roi_head.box_head.convs.": CONV_FC, "roi_head.box_head.": TWO_FC}],
+    either=[{"roi_head.stage.box_head.convs.": CONV_FC, "roi_head.stage.box_head.": TWO_FC}],
     layout_in=_background_last,
     layout_out=_background_first,
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from detector.errors import check_range
+from detector.schema.ranges import Range
+from detector.schema.signatures import checked
 
 CACHED = 80  # maps, 16 sizes of five levels: all the sizes of multi-scale training would take a gigabyte
 
@@ -42,7 +44,7 @@ def grid_anchors(cell: Tensor, height: int, width: int, stride: tuple[int, int],
     return (shift[:, :, None] + cell).reshape(-1, 4)
 
 
-def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
+def inside_border(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
     """(A, 4) -> (A,) bool: anchors that leave the (h, w) image by at most `border` pixels (Faster R-CNN sec. 3.3).
 
     On the right and below by less, as in Detectron2 and mmdetection.
@@ -52,26 +54,36 @@ def inside(anchors: Tensor, size: tuple[int, int], border: float) -> Tensor:
     return (low & high).all(dim=-1)
 
 
-def centred_inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+def inside_padding(anchors: Tensor, size: tuple[int, int]) -> Tensor:
     """(A, 4) -> (A,) bool: anchors whose centre lies in the (h, w) image, its right and lower border left out."""
     h, w = size
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(dim=-1)
     return (x < w - 0.01) & (y < h - 0.01)  # a centre on the border may come out a little below it
 
 
+Side = Annotated[float, Range(1, 1e5)]
+Ratio = Annotated[float, Range(1e-3, 1e3)]
+
+
+@checked
 class AnchorGenerator(nn.Module):
     """Anchors of every level of a pyramid.
 
-    `sizes`: per level one size or several; `strides`: pixels between two cells of a level, constant for a level.
-    `strides_from_image` takes floor(padded image / map) instead, as torchvision does: 61 rather than 64 on the P6 of
-    an 800 pixel high image.
+    Args:
+        strides: pixels between two cells of each level.
+        sizes: per level, one or several sides of a square with an anchor's area, in pixels.
+        ratios: height / width of the anchors.
+        rounded: whole-pixel corners around the cell's centre, as in torchvision.
+        ratio_major: anchors of one ratio follow each other, as in torchvision and MMDetection; otherwise those of one size.
+        strides_from_image: floor(padded image / map) instead of `strides`, as in torchvision: 61 rather than 64 on the P6 of an
+            image 800 pixels high.
     """
 
     def __init__(
         self,
         strides: Sequence[int],
-        sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,)),
-        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        sizes: Sequence[Sequence[Side]] = ((32,), (64,), (128,), (256,), (512,)),
+        ratios: Sequence[Ratio] = (0.5, 1.0, 2.0),
         *,
         rounded: bool = False,
         ratio_major: bool = False,
@@ -80,14 +92,20 @@ class AnchorGenerator(nn.Module):
         super().__init__()
         if len(sizes) != len(strides):
             raise ValueError(f"sizes: {len(sizes)} lists of anchor sizes for {len(strides)} pyramid levels")
-        if len({len(s) for s in sizes}) != 1:
-            raise ValueError("sizes: one head serves all levels, so each must have the same number of sizes")
-        check_range("model.rpn.anchors", 1, 1e5, sizes=[size for level in sizes for size in level])
-        check_range("model.rpn.anchors", 1e-3, 1e3, ratios=list(ratios))
-        self.strides, self.strides_from_image = tuple(strides), strides_from_image
+        if len({len(s) for s in sizes}) != 1 or not sizes[0] or not ratios:
+            raise ValueError("sizes: one head serves all levels, so each needs the same number of sizes, and a ratio")
+        self.strides, self.sizes, self.ratios = tuple(strides), [list(s) for s in sizes], list(ratios)
+        self.rounded, self.ratio_major, self.strides_from_image = rounded, ratio_major, strides_from_image
         self.per_cell = len(sizes[0]) * len(ratios)
         self._cells = [cell_anchors(s, ratios, rounded=rounded, ratio_major=ratio_major) for s in sizes]
         self._cache: dict[tuple, Tensor] = {}
+
+    def with_shapes(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> AnchorGenerator:
+        """The same but for sizes and ratios."""
+        return AnchorGenerator(
+            self.strides, sizes, ratios, rounded=self.rounded, ratio_major=self.ratio_major,
+            strides_from_image=self.strides_from_image,
+        )  # fmt: skip
 
     @torch.inference_mode(False)  # a cached tensor must serve training after a first call under inference_mode
     def forward(self, maps: list[Tensor], padded_size: tuple[int, int]) -> list[Tensor]:

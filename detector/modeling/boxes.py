@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-MAX_LOG_SCALE = math.log(
-    1000 / 16
-)  # no box grows more than 62.5 fold in one step (Detectron's guard against exp overflow)
+from detector.schema.ranges import Range
+from detector.schema.signatures import checked
+
+# no box grows more than 62.5 fold in one step (Detectron's guard against exp overflow)
+MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -20,7 +24,7 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Area shared by every pair: (G, 4), (P, 4) -> (G, P)."""
-    # a side at a time, and in place: half the memory of both together, and several times as fast on a CPU
+    # one side at a time and in place: half the memory of both together, and several times as fast on a CPU
     w = torch.minimum(a[:, None, 2], b[:, 2]).sub_(torch.maximum(a[:, None, 0], b[:, 0])).clamp_(min=0)
     h = torch.minimum(a[:, None, 3], b[:, 3]).sub_(torch.maximum(a[:, None, 1], b[:, 1])).clamp_(min=0)
     return w * h
@@ -47,12 +51,6 @@ def is_larger_than(boxes: Tensor, side: float) -> Tensor:
     return large & torch.isfinite(boxes).all(dim=-1)
 
 
-def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., 4) -> centres (..., 2) and sides (..., 2)."""
-    side = boxes[..., 2:] - boxes[..., :2]
-    return boxes[..., :2] + 0.5 * side, side
-
-
 def encode(source: Tensor, target: Tensor, weights: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
     """The deltas that take `source` to `target`: (R, 4), (R, 4) -> (R, 4) (dx, dy, dw, dh).
 
@@ -65,9 +63,9 @@ def encode(source: Tensor, target: Tensor, weights: Sequence[float] = (1, 1, 1, 
 
 
 def decode(deltas: Tensor, source: Tensor, weights: Sequence[float] = (1, 1, 1, 1), clamp_both: bool = False) -> Tensor:
-    """Inverse of `encode`: (..., 4) deltas on (..., 4) source boxes -> (..., 4) boxes.
+    """Inverse of `encode`: (..., 4) deltas on (..., 4) source boxes -> (..., 4) boxes, unclipped.
 
-    dw, dh are clamped above at log(1000/16); `clamp_both` clamps them below as well (mmdetection).
+    dw, dh are clamped above at log(1000/16); `clamp_both` clamps them below as well (MMDetection).
     """
     centre, side = _centre_form(source)
     deltas = deltas / deltas.new_tensor(weights)
@@ -75,3 +73,31 @@ def decode(deltas: Tensor, source: Tensor, weights: Sequence[float] = (1, 1, 1, 
     centre = deltas[..., :2] * side + centre
     half = 0.5 * torch.exp(log_scale) * side
     return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def _centre_form(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., 4) -> centres (..., 2) and sides (..., 2)."""
+    side = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * side, side
+
+
+DeltaWeight = Annotated[float, Range(1e-3, 1e6)]
+
+
+@checked
+@dataclass(frozen=True)
+class BoxCoder:
+    """Boxes as deltas relative to other boxes (R-CNN, Girshick et al. 2014, appendix C)."""
+
+    weights: tuple[DeltaWeight, DeltaWeight, DeltaWeight, DeltaWeight] = (1, 1, 1, 1)
+    """Factors of dx, dy, dw, dh, which bring them to unit scale."""
+    clamp_both: bool = False
+    """Bound how much a box may shrink, too, as MMDetection does; growth is always bounded."""
+
+    def encode(self, source: Tensor, target: Tensor) -> Tensor:
+        """(R, 4), (R, 4) -> the deltas (R, 4) that take `source` to `target`."""
+        return encode(source, target, self.weights)
+
+    def decode(self, deltas: Tensor, source: Tensor) -> Tensor:
+        """Deltas (..., 4) on boxes (..., 4) -> boxes (..., 4), unclipped."""
+        return decode(deltas, source, self.weights, self.clamp_both)

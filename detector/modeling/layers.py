@@ -62,13 +62,13 @@ class SyncBatchNorm(BatchNorm):
     """A batch norm over the batch of all processes together. Torch's own is for GPUs alone, this one for CPUs too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or distributed.world() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(x)
-        count = distributed.total_with_gradient(x.new_full((), x.numel() / x.shape[1], dtype=torch.float32))
+        count = distributed.all_reduce_sum(x.new_full((), x.numel() / x.shape[1], dtype=torch.float32))
         centred = x.float()  # sums in float32 under mixed precision too
-        mean = distributed.total_with_gradient(centred.sum(dim=(0, 2, 3))) / count  # (C,)
+        mean = distributed.all_reduce_sum(centred.sum(dim=(0, 2, 3))) / count  # (C,)
         centred = centred - mean[:, None, None]
-        var = distributed.total_with_gradient(centred.square().sum(dim=(0, 2, 3))) / count
+        var = distributed.all_reduce_sum(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -1,74 +1,69 @@
-"""Which candidate box (anchor or proposal) stands for which object."""
+"""Match candidate boxes (anchors or proposals) to ground truth (Faster R-CNN, Ren et al. 2015, sec. 3.1.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from detector.modeling.boxes import box_area, box_iou, intersection
+from detector.schema.ranges import Fraction, IoU
+from detector.schema.signatures import checked
 
 NEGATIVE, POSITIVE, IGNORE = 0, 1, -1
-MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, of which seven live at once at most
-LEAST_IOU = 1e-3  # of a threshold: at 0 what touches nothing would be an object, also where there is none
-CROWD_IOF = 0.5  # who lies by half in a crowd region is no background; COCO forgives such a detection too
-
-ForceMatch = Literal["own", "promoter"]
+MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, of which at most seven live at once
+CROWD_IOF = 0.5  # a candidate with this share of its area in a crowd region is no background, as in COCO's evaluation
 
 
-def assign(
-    iou: Tensor, *, pos_iou: float, neg_iou: float, force_match: ForceMatch | None = None, min_force_iou: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Faster R-CNN sec. 3.1.2: IoU (G, P) of objects and candidates -> label (P,), gt_index (P,).
+@checked
+@dataclass(frozen=True)
+class Matching:
+    """Labels candidates POSITIVE, NEGATIVE or IGNORE by their IoU with the objects.
 
-    POSITIVE: IoU >= pos_iou with some object (rule ii), and, with `force_match`, every object's best candidates (rule i);
-    NEGATIVE: IoU < neg_iou with all; IGNORE: the rest. gt_index means something only where label is POSITIVE.
-    A forced candidate stands for its "own" best object, as in Detectron2 and torchvision, or for the "promoter" that forced
-    it, as in mmdetection. An object that touches nothing, or nothing by `min_force_iou`, forces nothing.
+    POSITIVE: IoU >= pos_iou with some object (rule ii) and, with `low_quality`, every object's best candidates (rule i);
+    NEGATIVE: IoU < neg_iou with all objects; IGNORE: the rest.
     """
-    return _assign([iou], iou.shape[1], iou.device, pos_iou, neg_iou, force_match, min_force_iou)
 
+    pos_iou: IoU = 0.7
+    """IoU from which a candidate is positive."""
+    neg_iou: IoU | None = None
+    """IoU below which a candidate is negative; null: `pos_iou`, so that nothing is ignored."""
+    low_quality: Literal["keep_best_gt", "force_gt"] | None = None
+    """Whether every object's best candidates are positive: for the candidate's own best object, as in Detectron2 and
+    torchvision ("keep_best_gt"), or for the object that made it positive, as in MMDetection ("force_gt")."""
+    min_pos_iou: Fraction = 0.0
+    """IoU below which an object's best candidate is not made positive; one that does not touch it never is."""
 
-def assign_boxes(
-    gt_boxes: Tensor,
-    candidates: Tensor,
-    *,
-    pos_iou: float,
-    neg_iou: float,
-    force_match: ForceMatch | None = None,
-    min_force_iou: float = 0.0,
-    crowd: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`assign` for (G, 4) objects and (P, 4) candidates: label (P,), gt_index (P,).
+    def __post_init__(self) -> None:
+        if self.neg_iou is not None and self.neg_iou > self.pos_iou:
+            raise ValueError(f"neg_iou must not exceed pos_iou, but {self.neg_iou} > {self.pos_iou}")
 
-    NEGATIVEs that lie by half in a `crowd` region (I, 4) become IGNORE. The IoU matrix is made in blocks of objects: it takes
-    half a gigabyte at most for any number of objects, and 16 million candidates.
-    """
-    blocks = _IoUBlocks(gt_boxes, candidates)
-    device = candidates.device
-    label, gt_index = _assign(blocks, len(candidates), device, pos_iou, neg_iou, force_match, min_force_iou)
-    if crowd is not None and len(crowd):
-        label[(label == NEGATIVE) & _in_crowd(candidates, crowd)] = IGNORE
-    return label, gt_index
+    def __call__(self, gt_boxes: Tensor, candidates: Tensor, crowd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Objects (G, 4), candidates (P, 4) -> label (P,), gt_index (P,), which means something only where POSITIVE.
 
+        NEGATIVE candidates with half of their area in a `crowd` region (I, 4) become IGNORE. The IoU matrix is computed in
+        blocks of objects: at most half a gigabyte for any number of objects and 16 million candidates.
+        """
+        label, gt_index = self.assign(_IoUBlocks(gt_boxes, candidates), len(candidates), candidates.device)
+        if crowd is not None and len(crowd):
+            label[(label == NEGATIVE) & in_crowd(candidates, crowd)] = IGNORE
+        return label, gt_index
 
-def _assign(
-    blocks: Iterable[Tensor], num: int, device: torch.device,
-    pos_iou: float, neg_iou: float, force_match: ForceMatch | None, min_force_iou: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The rules over blocks (g, P) of rows of one IoU matrix."""
-    best_iou, gt_index = _best_object(blocks, num, device)
-    label = torch.full_like(gt_index, IGNORE)
-    label[best_iou < neg_iou] = NEGATIVE
-    label[best_iou >= pos_iou] = POSITIVE
-    if force_match:
-        promoter = _promoter(blocks, num, device, min_force_iou)
-        label[promoter >= 0] = POSITIVE
-        if force_match == "promoter":
-            gt_index = torch.where(promoter >= 0, promoter, gt_index)
-    return label, gt_index
+    def assign(self, blocks: Iterable[Tensor], num: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The rules over blocks (g, P) of rows of one IoU matrix with `num` = P columns."""
+        best_iou, gt_index = _best_object(blocks, num, device)
+        label = torch.full_like(gt_index, IGNORE)
+        label[best_iou < (self.pos_iou if self.neg_iou is None else self.neg_iou)] = NEGATIVE
+        label[best_iou >= self.pos_iou] = POSITIVE
+        if self.low_quality:
+            forced_by = _low_quality_matches(blocks, num, device, self.min_pos_iou)
+            label[forced_by >= 0] = POSITIVE
+            if self.low_quality == "force_gt":
+                gt_index = torch.where(forced_by >= 0, forced_by, gt_index)
+        return label, gt_index
 
 
 def _best_object(blocks: Iterable[Tensor], num: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -85,24 +80,23 @@ def _best_object(blocks: Iterable[Tensor], num: int, device: torch.device) -> tu
     return best_iou, gt_index
 
 
-def _promoter(blocks: Iterable[Tensor], num: int, device: torch.device, min_iou: float) -> Tensor:
-    """The last object (P,) whose best candidates, ties included, this one is among; -1: none."""
-    promoter = torch.full((num,), -1, dtype=torch.long, device=device)
+def _low_quality_matches(blocks: Iterable[Tensor], num: int, device: torch.device, min_iou: float) -> Tensor:
+    """For every candidate the last object (P,) whose best candidates, ties included, it is among; -1: none."""
+    forced_by = torch.full((num,), -1, dtype=torch.long, device=device)
     start = 0
     for iou in blocks:
         if iou.numel():
             best = iou.max(dim=1, keepdim=True).values  # (g, 1)
-            forced = (
-                (iou == best) & (best > 0) & (best >= min_iou)
-            )  # > 0: else all equal the best of an untouched object
+            # > 0: otherwise all candidates equal the best of an object that none touches
+            forced = (iou == best) & (best > 0) & (best >= min_iou)
             index = torch.arange(start, start + len(iou), device=device)[:, None]
-            promoter = torch.maximum(promoter, torch.where(forced, index, -1).amax(dim=0))
+            forced_by = torch.maximum(forced_by, torch.where(forced, index, -1).amax(dim=0))
         start += len(iou)
-    return promoter
+    return forced_by
 
 
 class _IoUBlocks:
-    """The rows of the IoU matrix, some objects at a time; a matrix of one block is kept, more are made on each pass."""
+    """The rows of the IoU matrix, some objects at a time; a matrix of one block is kept, more are computed on each pass."""
 
     def __init__(self, gt_boxes: Tensor, candidates: Tensor):
         step = max(1, MATRIX_LIMIT // max(1, len(candidates)))
@@ -113,8 +107,8 @@ class _IoUBlocks:
         return iter(self.kept or (box_iou(gt, self.candidates) for gt in self.gt_boxes))
 
 
-def _in_crowd(candidates: Tensor, crowd: Tensor) -> Tensor:
-    """(P,) bool: by at least half of their area in one region."""
+def in_crowd(candidates: Tensor, crowd: Tensor) -> Tensor:
+    """(P, 4), (I, 4) -> (P,) bool: candidates with IoF >= 0.5 to a crowd region."""
     area = box_area(candidates).clamp(min=1e-6)
     within = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
     for regions in crowd.split(max(1, MATRIX_LIMIT // max(1, len(candidates)))):

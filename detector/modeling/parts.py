@@ -1,14 +1,13 @@
-"""What a detector is made of: the names of its parts, and a configuration's `model` section as calls of them."""
+"""The names of a detector's parts, and a configuration's `model` section as calls of their constructors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from torch import nn
-
-from detector.config import Call, as_section, check_keys, parameters_of, resolve
-from detector.errors import ConfigError, check_attributes
+from detector import protocols
+from detector.errors import ConfigError
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.backbones.resnet import ResNet
 from detector.modeling.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
@@ -20,7 +19,7 @@ from detector.modeling.necks.nas_fpn import NASFPN
 from detector.modeling.necks.panet import PANet
 from detector.modeling.necks.single import Single
 from detector.modeling.precomputed import Precomputed
-from detector.modeling.preprocess import Pixels
+from detector.modeling.preprocess import ImagePreprocessor
 from detector.modeling.pyramid import Pyramid
 from detector.modeling.recursive_pyramid import RecursivePyramid
 from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
@@ -33,6 +32,8 @@ from detector.modeling.roi_heads.res5 import Res5
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.soft_pool import SoftRoIPool
 from detector.modeling.rpn import RPN
+from detector.schema.resolve import as_section, resolve
+from detector.schema.signatures import Call, check_keys, parameters_of
 
 BACKBONES = {"resnet": ResNet}
 NECKS = {
@@ -59,71 +60,70 @@ BOX_HEADS = {
     "adaptive_conv_fc": AdaptiveConvFC,
     "res5": Res5,
 }
-# key within `model` -> the types of that part, the default first, and the arguments that the program supplies; a part
-# comes before those whose sections lie within its own
-PARTS: dict[str, tuple[Mapping[str, type], tuple[str, ...]]] = {
-    "pixels": ({"pixels": Pixels}, ()),
-    "backbone": (BACKBONES, ()),
-    "neck": (NECKS, ("channels", "strides")),
-    "pyramid": (PYRAMIDS, ("backbone", "neck", "new_backbone")),
-    "rpn": (RPNS, ("channels", "anchors")),
-    "rpn.anchors": ({"anchors": AnchorGenerator}, ("strides",)),
-    "roi_head": (ROI_HEADS, ("pool", "box_head", "new_box_head", "num_classes", "raw_strides")),
-    "roi_head.pool": (POOLS, ("channels", "strides")),
-    "roi_head.box_head": (BOX_HEADS, ("channels", "size", "branches", "backbone")),
-}
-DEFAULT_TYPES = {f"model.{key}": next(iter(table)) for key, (table, _) in PARTS.items()}
-
-MAPS = {
-    "channels": "a list, how many channels each of its maps has",
-    "strides": "a list, how many pixels of the image lie between two cells of each of its maps",
-}
-# what the rest of a detector reads of a part, for whom writes one of her own
-ATTRIBUTES: dict[str, dict[str, str]] = {
-    "pixels": {
-        "check": "check(images) raises ValueError for what is no image",
-        "padded_size": "padded_size(image) is the (h, w) of an image in a batch",
-        "batch": "batch(images, device, dtype) is the Batch of these images",
-        "order": "the colour order of the batch, rgb or bgr",
-        "mean": "a tensor of three, what is subtracted from the colours",
-        "std": "a tensor of three, by which they are divided",
-    },
-    "backbone": MAPS,
-    "neck": MAPS,
-    "pyramid": MAPS,
-    "rpn": {
-        "losses": "losses(p, batch, targets) gives the proposals of every image and the losses by name",
-        "propose": "propose(p, batch) gives the proposals of every image",
-    },
-    "rpn.anchors": {"per_cell": "how many anchors it makes for a cell"},
-    "roi_head": {
-        "num_classes": "how many classes there are, the background left out",
-        "losses": "losses(p, proposals, batch, targets) gives the losses by name",
-        "detect": "detect(p, proposals, batch) gives the Detections of every image",
-    },
-    "roi_head.pool": {
-        "channels": "how many channels a pooled region has",
-        "size": "how many cells a pooled region is wide and high",
-        "branches": "how many maps it gives of a region, ordinarily 1",
-    },
-    "roi_head.box_head": {"width": "how long the vector is that it makes of a region"},
-}
-NO_MODULES = ("pixels", "rpn.anchors")  # the only parts that hold no weights
 
 
-def model_calls(model: Any, *, trust: bool) -> dict[str, Call]:
-    """Every part of a model, by its key in PARTS, with its checked arguments; nothing is built yet."""
-    check_keys(model, [*(key for key in PARTS if "." not in key), "num_classes"], "model")
-    classes = model.get("num_classes")
-    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
-        raise ConfigError(f"model.num_classes: expected a whole number above 0, got {classes!r}")
-    sections = _sections(model)
+class Slot(NamedTuple):
+    """A place for a part: the types that fit, the default first; what the program supplies; what the others read of it."""
+
+    types: Mapping[str, type]
+    supplied: tuple[str, ...]
+    protocol: type
+    is_module: bool = True  # holds weights
+
+
+# key within `model` -> slot; a slot comes before those whose sections lie within its own
+PARTS = {
+    "preprocess": Slot({"preprocess": ImagePreprocessor}, (), protocols.Preprocessor, is_module=False),
+    "backbone": Slot(BACKBONES, (), protocols.Backbone),
+    "neck": Slot(NECKS, ("channels", "strides"), protocols.Neck),
+    "pyramid": Slot(PYRAMIDS, ("backbone", "neck", "new_backbone"), protocols.Pyramid),
+    "rpn": Slot(RPNS, ("channels", "anchors"), protocols.ProposalGenerator),
+    "rpn.anchors": Slot({"anchors": AnchorGenerator}, ("strides",), protocols.Anchors, is_module=False),
+    "roi_head": Slot(
+        ROI_HEADS, ("pool", "box_head", "new_box_head", "num_classes", "lateral_strides"), protocols.SecondStage
+    ),
+    "roi_head.pool": Slot(POOLS, ("channels", "strides"), protocols.Pool),
+    "roi_head.box_head": Slot(BOX_HEADS, ("channels", "size", "branches", "backbone"), protocols.BoxHead),
+}
+DEFAULT_TYPES = {f"model.{key}": next(iter(slot.types)) for key, slot in PARTS.items()}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The `model` section: for every key of PARTS, a constructor with its checked arguments."""
+
+    calls: Mapping[str, Call]
+    num_classes: int | None
+    """None: counted in the training annotations."""
+
+    @property
+    def needs_proposals(self) -> bool:
+        """Whether proposals must come with the images."""
+        return getattr(self.calls["rpn"].constructor, "needs_proposals", False)
+
+    def without_pretrained(self) -> ModelConfig:
+        """The same without the backbone's ImageNet weights, for a model that other weights will fill."""
+        constructor, arguments = self.calls["backbone"]
+        kept = {name: value for name, value in arguments.items() if name != "weights"}
+        return replace(self, calls={**self.calls, "backbone": Call(constructor, kept)})
+
+
+def parse_model(section: Any, *, trust: bool) -> ModelConfig:
+    """The checked `model` section; nothing is constructed yet but groups of options. `trust` follows dotted paths.
+
+    Raises ConfigError with the dotted path for whatever does not fit the constructors' signatures.
+    """
+    check_keys(section, [*(key for key in PARTS if "." not in key), "num_classes"], "model")
+    classes = section.get("num_classes")
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= 10**6):
+        raise ConfigError(f"model.num_classes: expected a whole number in 1..1000000, got {classes!r}")
+    sections = _sections(section)
     calls = {
-        key: resolve(sections[key], table, f"model.{key}", supplied=supplied, trust=trust)
-        for key, (table, supplied) in PARTS.items()
+        key: resolve(sections[key], slot.types, f"model.{key}", supplied=slot.supplied, trust=trust)
+        for key, slot in PARTS.items()
     }
     _check_read(calls, sections)
-    return calls
+    return ModelConfig(calls, classes)
 
 
 def _sections(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -136,20 +136,13 @@ def _sections(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _check_read(calls: Mapping[str, Call], sections: Mapping[str, Any]) -> None:
-    """A section that nothing would read, and a detector that would learn nothing, are errors."""
+    """A section that nothing would read, and a detector with nothing to train, are errors."""
     for key in PARTS:
         owner, _, name = key.rpartition(".")
-        if owner and sections[key] and not {name, f"new_{name}"} & parameters_of(calls[owner][0])[0].keys():
+        if owner and sections[key] and not {name, f"new_{name}"} & parameters_of(calls[owner].constructor).keys():
             raise ConfigError(f"model.{key}: this type of {owner} has none; remove the section")
-    if calls["rpn"][0] is Precomputed and calls["roi_head"][0] is ProposalsOnly:
+    given = getattr(calls["rpn"].constructor, "needs_proposals", False)
+    if given and getattr(calls["roi_head"].constructor, "reports_proposals", False):
         raise ConfigError(
-            "model: given proposals (rpn precomputed) and no second stage (roi_head none) leave nothing to learn"
+            "model: given proposals (rpn precomputed) and no second stage (roi_head none) leave nothing to train"
         )
-
-
-def check_part(part: Any, key: str) -> None:
-    """Raise ConfigError unless a built part has what the others read of it; those of one's own may lack something."""
-    if key not in NO_MODULES and not isinstance(part, nn.Module):
-        name = type(part).__name__
-        raise ConfigError(f"model.{key}: {name} must be a torch.nn.Module, so that its weights are found")
-    check_attributes(f"model.{key}", part, ATTRIBUTES[key])

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from detector.errors import check_range
+from detector.schema.ranges import Count
+from detector.schema.signatures import checked
 from detector.structures import Batch, Proposals, Target
 
 
+@checked
 class Precomputed(nn.Module):
-    """In the place of an RPN: the best of the proposals that came with the images. Nothing here learns.
+    """In the place of an RPN: the best of the proposals that came with the images. Nothing here is trained.
 
-    `keep`: how many of an image (in training, at test), by score.
+    Args:
+        keep: proposals per image, the best by score: in training, at test time.
     """
 
-    def __init__(self, *, keep: tuple[int, int] = (2000, 1000)):
+    needs_proposals = True
+
+    def __init__(self, *, keep: tuple[Count, Count] = (2000, 1000)):
         super().__init__()
-        check_range("model.rpn", 1, 1e9, keep=keep)
         self.keep = keep
 
     def losses(self, p: list[Tensor], batch: Batch, targets: list[Target]) -> tuple[list[Proposals], dict[str, Tensor]]:
@@ -28,6 +34,10 @@ class Precomputed(nn.Module):
         """Proposals of every image as at test time, best first. Raises ValueError where an image came without."""
         return self._best(batch, self.keep[1])
 
+    def merge(self, views: Sequence[Proposals]) -> Proposals:
+        """All views of an image had the same proposals."""
+        return views[0]
+
     @torch.no_grad()
     def _best(self, batch: Batch, count: int) -> list[Proposals]:
         given = batch.proposals
@@ -37,4 +47,4 @@ class Precomputed(nn.Module):
                 "targets (`data.train.proposals` in a configuration)"
             )
         best = [proposals.scores.argsort(descending=True, stable=True)[:count] for proposals in given]
-        return [Proposals(proposals.boxes[i], proposals.scores[i]) for proposals, i in zip(given, best)]
+        return [proposals[rows] for proposals, rows in zip(given, best)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from detector.schema.ranges import Range, Width
+from detector.schema.signatures import checked
 from detector.structures import Batch
 
+Spread = Annotated[float, Range(0, 1e6, above=True)]
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # R, G, B of torchvision's weights
 
 
@@ -19,19 +22,25 @@ def round_up(size: Sequence[int], divisor: int) -> tuple[int, int]:
     return h, w
 
 
-class Pixels:
-    """Colour order, mean and standard deviation (0..255, in that order) and padding, as the weights were trained with."""
+@checked
+class ImagePreprocessor:
+    """Normalises uint8 RGB images and pads them to one batch.
+
+    Args:
+        order: colour order of the batch, that of the weights.
+        mean: subtracted from the colours, in that order, on the scale 0..255.
+        std: by which they are then divided.
+        divisor: both sides of an image are padded to a multiple of this many pixels.
+    """
 
     def __init__(
         self,
         *,
         order: Literal["rgb", "bgr"] = "rgb",
         mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
-        divisor: int = 32,
+        std: tuple[Spread, Spread, Spread] = IMAGENET_STD,
+        divisor: Width = 32,
     ):
-        if divisor < 1 or min(std) <= 0:
-            raise ValueError(f"divisor and std must be positive, not {divisor} and {std}")
         self.order, self.divisor = order, divisor
         self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]  # (3, 1, 1)
 

@@ -12,7 +12,9 @@ class Pyramid(nn.Module):
         super().__init__()
         self.backbone, self.neck = backbone, neck
         self.channels, self.strides = neck.channels, neck.strides
-        self.raw_strides = getattr(neck, "raw_strides", None)  # of the laterals that AugFPN returns as well in training
+        self.lateral_strides = getattr(
+            neck, "lateral_strides", None
+        )  # of the laterals that AugFPN also returns in training
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.neck(self.backbone(images))

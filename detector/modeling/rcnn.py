@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from detector.modeling.preprocess import Pixels
+from detector.modeling.preprocess import ImagePreprocessor
+from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.structures import Batch, Detections, Proposals, Target
 
 
 class GeneralizedRCNN(nn.Module):
-    """A pyramid of features, a proposer, a classifier of regions."""
+    """A pyramid of features, a first stage that proposes regions, a second one that classifies them."""
 
-    def __init__(self, pixels: Pixels, pyramid: nn.Module, rpn: nn.Module, roi_head: nn.Module):
+    def __init__(self, preprocess: ImagePreprocessor, pyramid: nn.Module, rpn: nn.Module, roi_head: nn.Module):
         super().__init__()
-        self.pixels, self.pyramid, self.rpn, self.roi_head = pixels, pyramid, rpn, roi_head
+        self.preprocess, self.pyramid, self.rpn, self.roi_head = preprocess, pyramid, rpn, roi_head
+
+    @property
+    def needs_proposals(self) -> bool:
+        """Whether proposals must come with the images."""
+        return getattr(self.rpn, "needs_proposals", False)
+
+    @property
+    def reports_proposals(self) -> bool:
+        """Whether the detections are proposals, of one class."""
+        return getattr(self.roi_head, "reports_proposals", False)
 
     def forward(
         self,
@@ -37,7 +49,7 @@ class GeneralizedRCNN(nn.Module):
         targets: Sequence[Target | Mapping[str, Tensor]],
         proposals: Sequence[Proposals] | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of both stages, by name. Raises ValueError for a target that cannot be learnt."""
+        """The losses of both stages, by name. Raises ValueError for a target that cannot be trained on."""
         targets = [Target.of(target) for target in targets]
         self._check(images, targets)
         targets = [target.to(self._device()) for target in targets]
@@ -46,33 +58,43 @@ class GeneralizedRCNN(nn.Module):
         regions, rpn_losses = self.rpn.losses(p, batch, targets)
         return rpn_losses | self.roi_head.losses(p, regions, batch, targets)
 
-    def detect(self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None) -> list[Detections]:
-        """Boxes in the pixels of the given images, best first."""
-        return [detections for detections, _ in self.detect_with_proposals(images, proposals)]
-
     @torch.no_grad()
-    def detect_with_proposals(
-        self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None
-    ) -> list[tuple[Detections, Proposals]]:
-        """Both stages' boxes. Images share a batch only if padding takes them to one size: no image sees another."""
-        self.pixels.check(images)
+    def detect(self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None) -> list[Detections]:
+        """Boxes in the pixels of the given images, best first, with the first stage's `proposals` of each image.
+
+        Images share a batch only if padding takes them to one size: no image sees another.
+        """
+        self.preprocess.check(images)
         given = [None] * len(images) if proposals is None else proposals
         if len(given) != len(images):
             raise ValueError(f"{len(images)} images with the proposals of {len(given)}: give those of every image")
-        out: list = [None] * len(images)
-        sizes = [self.pixels.padded_size(image) for image in images]
+        found: dict[int, Detections] = {}
+        sizes = [self.preprocess.padded_size(image) for image in images]
         for size in dict.fromkeys(sizes):
             group = [i for i, s in enumerate(sizes) if s == size]
             batch = self._batch([images[i] for i in group], [given[i] for i in group])
-            p = self.pyramid(batch.images)
-            regions = self.rpn.propose(p, batch)
-            for i, *found in zip(group, self.roi_head.detect(p, regions, batch), regions):
-                out[i] = tuple(found)
-        return out
+            found |= zip(group, self.detect_batch(batch))
+        return [found[i] for i in range(len(images))]
+
+    def detect_batch(self, batch: Batch) -> list[Detections]:
+        """Both stages on a batch of preprocessed images."""
+        p = self.pyramid(batch.images)
+        regions = self.rpn.propose(p, batch)
+        found = self.roi_head.detect(p, regions, batch)
+        return [replace(d, proposals=r) for d, r in zip(found, regions)]
+
+    def merge(self, views: Sequence[Detections]) -> Detections:
+        """What was detected in several views of one image, in its pixels, as one (test-time augmentation)."""
+        proposals = (
+            self.rpn.merge([view.proposals for view in views]) if hasattr(self.rpn, "merge") else views[0].proposals
+        )
+        if hasattr(self.roi_head, "merge"):
+            return replace(self.roi_head.merge(views, proposals), proposals=proposals)
+        return replace(DetectionSelection().merge(views), proposals=proposals)
 
     def _batch(self, images: Sequence[Tensor], proposals: Sequence[Proposals | None]) -> Batch:
         device = self._device()
-        batch = self.pixels.batch(images, device, next(self.pyramid.parameters()).dtype)
+        batch = self.preprocess.batch(images, device, next(self.pyramid.parameters()).dtype)
         batch.proposals = [None if given is None else given.to(device) for given in proposals]
         return batch
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.errors import check_range
 from detector.modeling.layers import caffe2_msra_
+from detector.schema.ranges import Range
+from detector.schema.signatures import checked
 
 
+@checked
 class RecursivePyramid(nn.Module):
     """(N, 3, H, W) -> [P2..P6]: backbone and neck run `steps` times, from the second on with the last pyramid fed back.
 
@@ -20,9 +23,11 @@ class RecursivePyramid(nn.Module):
     It is a whole pyramid and no neck, for the backbone runs inside its loop.
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module, new_backbone: Callable[[], nn.Module], *, steps: int = 2):
+    def __init__(
+        self, backbone: nn.Module, neck: nn.Module, new_backbone: Callable[[], nn.Module], *,
+        steps: Annotated[int, Range(2, 10)] = 2,
+    ):  # fmt: skip
         super().__init__()
-        check_range("model.pyramid", 2, 10, steps=steps)
         levels = len(backbone.strides)
         width = neck.channels[0]
         if list(neck.strides[:levels]) != list(backbone.strides) or width % 4 or set(neck.channels[:levels]) != {width}:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from detector import distributed
-from detector.errors import ConfigError, check_range
-from detector.modeling.anchors import AnchorGenerator, centred_inside, inside
-from detector.modeling.boxes import clip_boxes, decode, encode, is_larger_than
+from detector.modeling.anchors import AnchorGenerator, inside_border, inside_padding
+from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.layers import normal_, smooth_l1
-from detector.modeling.matching import LEAST_IOU, ForceMatch, assign_boxes
+from detector.modeling.matching import Matching
 from detector.modeling.preprocess import round_up
-from detector.modeling.sampling import sample
-from detector.structures import Batch, Proposals, Target
+from detector.modeling.sampling import Sampling
+from detector.schema.ranges import Count, Fraction, Range, Weight, Width
+from detector.schema.signatures import checked
+from detector.structures import Batch, Proposals, Size, Target
+
+Pixels = Annotated[float, Range(-1e6, 1e6)]
 
 
 def flatten_level(x: Tensor, k: int) -> Tensor:
@@ -28,82 +32,159 @@ def flatten_level(x: Tensor, k: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(n, -1, k).float()  # (N, H, W, A*K) -> (N, H*W*A, K)
 
 
-class RPN(nn.Module):
-    """Levels -> proposals. `pre_nms` (of every level) and `post_nms` (of an image) are counts (in training, at test).
+@checked
+@dataclass(frozen=True)
+class ProposalSelection:
+    """Which decoded anchors become proposals: the best of every level, without those that better ones overlap."""
 
-    `width`: of the convolutions, by default that of the levels. `border`: leave anchors that cross the image border by more
-    than so many pixels out of training (0 in Faster R-CNN, none left out by default, as in FPN). `padded_to`: leave anchors
-    out that lie where other images of the batch are larger, i.e. beyond this image with its sides rounded up to such a
-    multiple (mmdetection). `clamp_both` bounds how much an anchor may shrink, too (mmdetection). `beta` is the smooth-L1
-    corner of the box loss. The losses are divided by the number of anchors "sampled"; of those "wanted", images times
-    `batch_per_image` (Detectron2); or of those sampled where none of a kind in an image count as one, "at_least_one"
-    (mmdetection). `force_match`, `min_force_iou`: see `matching.assign`.
+    pre_nms: tuple[Count, Count] = (2000, 1000)
+    """Anchors per level that NMS sees, best first: in training, at test time."""
+    post_nms: tuple[Count, Count] = (1000, 1000)
+    """Proposals per image that remain: in training, at test time."""
+    nms_iou: Fraction = 0.7
+    """A box with a larger IoU with a better one of its level is suppressed."""
+    min_size: Pixels = 0.0
+    """Boxes with a shorter side, in pixels, are dropped."""
+
+    def __call__(self, scores: Tensor, boxes: Tensor, levels: Tensor, size: Size, *, training: bool) -> Proposals:
+        """Scores (k,), boxes (k, 4), levels (k,) of one image of size (h, w) -> proposals, best first."""
+        finite = scores.isfinite() & boxes.isfinite().all(dim=-1)
+        boxes = clip_boxes(boxes, size)
+        valid = torch.where(finite & is_larger_than(boxes, self.min_size))[0]
+        scores, boxes, levels = scores[valid], boxes[valid], levels[valid]
+        best = batched_nms(boxes, scores, levels, self.nms_iou)[: self.post_nms[0 if training else 1]]
+        return Proposals(boxes[best], scores[best])
+
+    def merge(self, views: Sequence[Proposals]) -> Proposals:
+        """The proposals of several views of one image, in its pixels, as those of one."""
+        together = Proposals.joined(views)
+        order, wanted = together.scores.argsort(descending=True), self.post_nms[1]
+        # a later box suppresses no earlier one, so the first rows are often enough
+        for count in (4 * wanted, len(order)):
+            first = order[:count]
+            best = first[nms(together.boxes[first], together.scores[first], self.nms_iou)[:wanted]]
+            if len(best) == wanted:
+                break
+        return together[best]
+
+
+class AnchorSample(NamedTuple):
+    """The anchors of an image that training learns from."""
+
+    positive: Tensor  # (p,) indices
+    negative: Tensor  # (n,) indices
+    matched_gt_boxes: Tensor  # (p, 4) the positives' regression targets
+
+
+@checked
+@dataclass(frozen=True)
+class RPNLoss:
+    """Binary cross-entropy of the objectness and smooth L1 of the deltas (Faster R-CNN, eq. 1), by one normalizer."""
+
+    normalizer: Literal["num_sampled", "batch_size", "num_sampled_min1"] = "num_sampled"
+    """What both sums are divided by: the sampled anchors; images times `batch_per_image` (Detectron2); or the sampled
+    anchors, where none of a kind in an image count as one (MMDetection)."""
+    beta: Weight = 1 / 9
+    """Corner of smooth L1; 0 is L1."""
+    objectness_weight: Weight = 1.0
+    """Factor of the objectness loss."""
+    box_weight: Weight = 1.0
+    """Factor of the box loss."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        samples: Sequence[AnchorSample],
+        coder: BoxCoder,
+        count: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, P), deltas (N, P, 4), anchors (P, 4) -> objectness and box loss, both divided by `count`."""
+        objectness, box = logits.new_zeros(()), logits.new_zeros(())
+        for logit, delta, (positive, negative, gt_boxes) in zip(logits, deltas, samples):
+            box = box + smooth_l1(delta[positive], coder.encode(anchors[positive], gt_boxes), self.beta)
+            objectness = objectness + F.softplus(-logit[positive]).sum() + F.softplus(logit[negative]).sum()
+        return objectness * (self.objectness_weight / count), box * (self.box_weight / count)
+
+    def count(self, samples: Sequence[AnchorSample], batch_per_image: int, *, training: bool) -> float:
+        """The normalizer of a batch, of all processes together in training."""
+        if self.normalizer == "batch_size":
+            return len(samples) * batch_per_image
+        least = 1 if self.normalizer == "num_sampled_min1" else 0
+        count = sum(max(len(kind), least) for s in samples for kind in (s.positive, s.negative))
+        return distributed.global_normalizer(count) if training else max(count, 1)
+
+
+@checked
+class RPN(nn.Module):
+    """Levels -> proposals.
+
+    Args:
+        channels: of every level; all must be equal, because the levels share the head.
+        anchors: the boxes that the deltas refine.
+        convs: 3x3 convolutions before objectness and deltas.
+        width: channels of these convolutions; null: those of the levels.
+        matching: which anchors are positive and negative.
+        sampling: which of them training learns from.
+        coder: how deltas describe a box relative to its anchor.
+        selection: which boxes become proposals.
+        loss: of objectness and deltas.
+        allowed_border: pixels by which an anchor may cross the image border and still be trained; null: any number, as in
+            FPN (0 in Faster R-CNN).
+        padded_to: train only anchors centred inside the image with its sides rounded up to a multiple of this (MMDetection);
+            null: all.
     """
+
+    needs_proposals = False
 
     def __init__(
         self,
         channels: Sequence[int],
         anchors: AnchorGenerator,
         *,
-        convs: int = 1,
-        width: int | None = None,
-        pre_nms: tuple[int, int] = (2000, 1000),
-        post_nms: tuple[int, int] = (1000, 1000),
-        nms_iou: float = 0.7,
-        min_size: float = 0.0,
-        clamp_both: bool = False,
-        batch_per_image: int = 256,
-        positive_fraction: float = 0.5,
-        pos_iou: float = 0.7,
-        neg_iou: float = 0.3,
-        force_match: ForceMatch = "own",
-        min_force_iou: float = 0.0,
-        border: float | None = None,
-        padded_to: int | None = None,
-        normaliser: Literal["sampled", "wanted", "at_least_one"] = "sampled",
-        beta: float = 1 / 9,
-        objectness_weight: float = 1.0,
-        box_weight: float = 1.0,
+        convs: Annotated[int, Range(0, 100)] = 1,
+        width: Width | None = None,
+        matching: Matching = Matching(pos_iou=0.7, neg_iou=0.3, low_quality="keep_best_gt"),
+        sampling: Sampling = Sampling(batch_per_image=256, positive_fraction=0.5),
+        coder: BoxCoder = BoxCoder(),
+        selection: ProposalSelection = ProposalSelection(),
+        loss: RPNLoss = RPNLoss(),
+        allowed_border: Pixels | None = None,
+        padded_to: Width | None = None,
     ):
         super().__init__()
         if len(set(channels)) != 1:
-            raise ConfigError(f"model.rpn: one head serves all levels, but they have {list(channels)} channels")
-        check_range(
-            "model.rpn", 0, 1, nms_iou=nms_iou, positive_fraction=positive_fraction, min_force_iou=min_force_iou
-        )
-        check_range("model.rpn", LEAST_IOU, 1, pos_iou=pos_iou)
-        check_range("model.rpn", LEAST_IOU, pos_iou, neg_iou=neg_iou)
-        check_range("model.rpn", 0, 1e6, beta=beta, objectness_weight=objectness_weight, box_weight=box_weight)
-        check_range("model.rpn", 1, 1e9, batch_per_image=batch_per_image, pre_nms=pre_nms, post_nms=post_nms)
-        check_range("model.rpn", 0, 100, convs=convs)
-        check_range("model.rpn", 1, 1e5, width=width, padded_to=padded_to)
-        check_range("model.rpn", -1e6, 1e6, min_size=min_size, border=border)
+            raise ValueError(f"one head serves all levels, but they have {list(channels)} channels")
         widths = [channels[0]] + [width or channels[0]] * convs
         self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.objectness = nn.Conv2d(widths[-1], anchors.per_cell, 1)
         self.deltas = nn.Conv2d(widths[-1], 4 * anchors.per_cell, 1)
         for layer in [*self.conv, self.objectness, self.deltas]:
             normal_(layer, std=0.01)
-        self.anchors = anchors
-        self.pre_nms, self.post_nms, self.nms_iou, self.min_size = pre_nms, post_nms, nms_iou, min_size
-        self.clamp_both = clamp_both
-        self.sampling = dict(num=batch_per_image, positive_fraction=positive_fraction)
-        self.matching = dict(pos_iou=pos_iou, neg_iou=neg_iou, force_match=force_match, min_force_iou=min_force_iou)
-        self.border, self.padded_to, self.normaliser, self.beta = border, padded_to, normaliser, beta
-        self.objectness_weight, self.box_weight = objectness_weight, box_weight
+        self.anchors, self.coder = anchors, coder
+        self.matching, self.sampling, self.selection, self.loss = matching, sampling, selection, loss
+        self.allowed_border, self.padded_to = allowed_border, padded_to
 
     def losses(self, p: list[Tensor], batch: Batch, targets: list[Target]) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Proposals of every image as in training, and {"rpn_objectness", "rpn_box"}."""
         logits, deltas = self.head(p)
         anchors = self.anchors(p, batch.images.shape[-2:])
-        losses = self._losses(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), torch.cat(anchors), batch, targets)
-        return self._proposals(logits, deltas, anchors, batch.sizes, training=True), losses
+        every = torch.cat(anchors)
+        samples = [self.sample(every, size, target) for size, target in zip(batch.sizes, targets)]
+        count = self.loss.count(samples, self.sampling.batch_per_image, training=self.training)
+        objectness, box = self.loss(
+            torch.cat(logits, dim=1), torch.cat(deltas, dim=1), every, samples, self.coder, count
+        )
+        return self.propose_from(logits, deltas, anchors, batch.sizes, training=True), {
+            "rpn_objectness": objectness, "rpn_box": box
+        }  # fmt: skip
 
     def propose(self, p: list[Tensor], batch: Batch) -> list[Proposals]:
         """Proposals of every image as at test time."""
         logits, deltas = self.head(p)
         anchors = self.anchors(p, batch.images.shape[-2:])
-        return self._proposals(logits, deltas, anchors, batch.sizes, training=False)
+        return self.propose_from(logits, deltas, anchors, batch.sizes, training=False)
 
     def head(self, p: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: objectness logits (N, H*W*A) and deltas (N, H*W*A, 4)."""
@@ -115,69 +196,40 @@ class RPN(nn.Module):
             deltas.append(flatten_level(self.deltas(x), 4))
         return logits, deltas
 
+    def merge(self, views: Sequence[Proposals]) -> Proposals:
+        """The proposals of several views of one image as those of one (test-time augmentation)."""
+        return self.selection.merge(views)
+
     @torch.no_grad()
-    def _proposals(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]], *,
-        training: bool,
-    ) -> list[Proposals]:  # fmt: skip
-        """The best anchors of every level, and only those, become boxes."""
-        k, keep = (counts[0 if training else 1] for counts in (self.pre_nms, self.post_nms))
+    def propose_from(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[Size], *, training: bool
+    ) -> list[Proposals]:
+        """The best anchors of every level, and only those, are decoded; then `selection`."""
+        k = self.selection.pre_nms[0 if training else 1]
         scores, boxes, levels = [], [], []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors)):
             logit = torch.where(logit.isfinite(), logit, -torch.inf)  # topk would take NaN for the best
             score, row = logit.topk(min(k, logit.shape[1]), dim=1)  # (N, k)
             scores.append(score)
             delta = delta.gather(1, row[..., None].expand(-1, -1, 4))
-            boxes.append(decode(delta, anchor[row], clamp_both=self.clamp_both))  # (N, k, 4)
+            boxes.append(self.coder.decode(delta, anchor[row]))  # (N, k, 4)
             levels.append(torch.full_like(row[0], level))
         score, box, level = torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)
-        return [self._select(s, b, level, size, keep) for s, b, size in zip(score, box, sizes)]
-
-    def _select(self, score: Tensor, box: Tensor, level: Tensor, size: tuple[int, int], keep: int) -> Proposals:
-        """Candidates (k,), (k, 4) of one image -> at most `keep` proposals; NMS works within a level."""
-        finite = score.isfinite() & box.isfinite().all(dim=-1)
-        box = clip_boxes(box, size)
-        valid = torch.where(finite & is_larger_than(box, self.min_size))[0]
-        score, box, level = score[valid], box[valid], level[valid]
-        best = batched_nms(box, score, level, self.nms_iou)[:keep]
-        return Proposals(box[best], score[best])
-
-    def _losses(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, batch: Batch, targets: list[Target]
-    ) -> dict[str, Tensor]:
-        """Logits (N, P), deltas (N, P, 4), anchors (P, 4); both sums are divided by the same number of anchors."""
-        objectness, box, counts = logits.new_zeros(()), logits.new_zeros(()), []
-        for logit, delta, size, target in zip(logits, deltas, batch.sizes, targets):
-            positive, negative, goals = self._sample(anchors, size, target)
-            box = box + smooth_l1(delta[positive], encode(anchors[positive], goals), self.beta)
-            objectness = objectness + F.softplus(-logit[positive]).sum() + F.softplus(logit[negative]).sum()
-            counts += [len(positive), len(negative)]
-        count = self._count(counts)
-        return {
-            "rpn_objectness": objectness * (self.objectness_weight / count),
-            "rpn_box": box * (self.box_weight / count),
-        }
-
-    def _count(self, sampled: list[int]) -> float:
-        """What the losses are divided by; `sampled`: positives and negatives of every image."""
-        if self.normaliser == "wanted":
-            return len(sampled) // 2 * self.sampling["num"]
-        count = sum(max(c, 1) for c in sampled) if self.normaliser == "at_least_one" else sum(sampled)
-        return distributed.share_of_all(count) if self.training else max(count, 1)
+        return [self.selection(s, b, level, size, training=training) for s, b, size in zip(score, box, sizes)]
 
     @torch.no_grad()
-    def _sample(self, anchors: Tensor, size: tuple[int, int], target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of the sampled positives and negatives among the anchors (P, 4) of an image, and the positives' objects."""
-        able = torch.where(self._may_train(anchors, size))[0]  # an object's best anchor is the best of these
-        label, gt_index = assign_boxes(target.boxes, anchors[able], crowd=target.crowd, **self.matching)
-        positive, negative = sample(label, **self.sampling)
-        return able[positive], able[negative], target.boxes[gt_index[positive]]
+    def sample(self, anchors: Tensor, size: Size, target: Target) -> AnchorSample:
+        """What training learns from the anchors (P, 4) of an image."""
+        valid = torch.where(self._valid_anchors(anchors, size))[0]  # an object's best anchor is the best of these
+        label, gt_index = self.matching(target.boxes, anchors[valid], target.crowd)
+        positive, negative = self.sampling(label)
+        return AnchorSample(valid[positive], valid[negative], target.boxes[gt_index[positive]])
 
-    def _may_train(self, anchors: Tensor, size: tuple[int, int]) -> Tensor:
-        """(P, 4) -> (P,) bool: near enough to the image."""
-        able = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
-        if self.border is not None:
-            able &= inside(anchors, size, self.border)
+    def _valid_anchors(self, anchors: Tensor, size: Size) -> Tensor:
+        """(P, 4) -> (P,) bool: anchors near enough to the image to be trained."""
+        valid = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+        if self.allowed_border is not None:
+            valid &= inside_border(anchors, size, self.allowed_border)
         if self.padded_to is not None:
-            able &= centred_inside(anchors, round_up(size, self.padded_to))
-        return able
+            valid &= inside_padding(anchors, round_up(size, self.padded_to))
+        return valid

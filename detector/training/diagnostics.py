@@ -19,7 +19,7 @@ def explain_lost_process(error: Exception, last: Path) -> DetectorError | None:
             f"a process that loads images died ({text}). If memory ran out, lower data.workers or train.batch_size; "
             f"then continue from {last} with --resume"
         )
-    if distributed.world() > 1 and distributed.is_lost_peer(error):
+    if distributed.world_size() > 1 and distributed.is_lost_peer(error):
         return DetectorError(
             f"process {distributed.rank()}: another process of this training has left; its own message says why. "
             f"Continue from {last} with --resume"
@@ -32,7 +32,7 @@ def explain_non_finite(
 ) -> NonFiniteLoss:
     """With the images of all processes, which the first one keeps in `kept`. All must call it, with (images, targets, ids)."""
     images, targets, image_ids = (list(chain(*parts)) for parts in zip(*distributed.gather(batch)))
-    if distributed.is_first():
+    if distributed.is_rank0():
         boxes = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
         write_atomically(kept, {"step": step, "image_ids": image_ids, "images": images, "targets": boxes})
     explained = NonFiniteLoss(

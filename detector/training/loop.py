@@ -17,15 +17,13 @@ from tqdm import tqdm
 
 from detector import distributed
 from detector.checkpoint import save_checkpoint
+from detector.config.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
 from detector.data.sampler import repeat_factors
-from detector.data.settings import DataSettings
-from detector.errors import CheckpointError, check_attributes
+from detector.errors import CheckpointError, ConfigError
 from detector.files import NotWritten
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.modeling.roi_heads.proposals_only import ProposalsOnly
-from detector.recipe import Recipe
 from detector.rng import random_state, set_random_state
 from detector.structures import Target
 from detector.training.diagnostics import explain_lost_process, explain_non_finite
@@ -52,17 +50,18 @@ class Trainer:
     """
 
     def __init__(
-        self, model: GeneralizedRCNN, config: Mapping[str, Any], recipe: Recipe, data: DataSettings,
+        self, model: GeneralizedRCNN, config: Config,
         train: CocoDataset, val: CocoDataset, output: Path, device: torch.device, stop: Stop,
     ):  # fmt: skip
-        self.config, self.recipe, self.data, self.stop = config, recipe, data, stop
+        self.config, self.recipe, self.stop = config, config.train, stop
+        data, recipe = config.needed_data(), config.train
         self.train_set, self.val_set, self.output, self.device = train, val, output, device
         self.update = Updater(model, recipe, device)
         self.loader = train_loader(train, recipe.batch_size, data.workers, recipe.seed, rank=distributed.rank(),
-                                   world=distributed.world(), repeats=_repeats(train, data.repeat_threshold),
+                                   world=distributed.world_size(), repeats=_repeats(train, data.repeat_threshold),
                                    skip_bad=data.skip_bad)  # fmt: skip
         self.steps_per_epoch = len(self.loader.batch_sampler)
-        self.criterion = "AR1000" if isinstance(model.roi_head, ProposalsOnly) else "AP"  # of best.pth
+        self.criterion = "AR1000" if model.reports_proposals else "AP"  # of best.pth
         self.step, self.epoch, self.best = 0, 0, -math.inf  # where val has no object it is -1, and best.pth is kept
         self.history: list[dict[str, float]] = []  # of all scores: the rows of metrics.csv
         self.saved_at, self.saved_step = -math.inf, None
@@ -86,11 +85,13 @@ class Trainer:
             self.step, self.epoch, self.best = state["step"], state["epoch"], float(state["best"])
             scores = ("step", int), (self.criterion, float)  # what will be reckoned with
             self.history = [{**row, **{key: kind(row[key]) for key, kind in scores}} for row in state["history"]]
-            if len(state["random"]) == distributed.world():
+            if len(state["random"]) == distributed.world_size():
                 set_random_state(state["random"][distributed.rank()])
             else:
                 log.warning(
-                    "resume: %d processes then, %d now: other random samples", len(state["random"]), distributed.world()
+                    "resume: %d processes then, %d now: other random samples",
+                    len(state["random"]),
+                    distributed.world_size(),
                 )
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -120,7 +121,7 @@ class Trainer:
 
     def _run(self) -> None:
         self.update.connect()
-        first = distributed.is_first()
+        first = distributed.is_rank0()
         self.metrics = MetricsFile(self.output, step=self.step, history=self.history) if first else None
         bar = dict(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05)
         try:
@@ -157,7 +158,7 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[list[Tensor], list[Target], list[int]]]:
         """Of this process; an image that cannot be read ends the training of all."""
         batches = iter(self.loader)
-        while (batch := distributed.together(lambda: next(batches, None))) is not None:
+        while (batch := distributed.raise_on_all(lambda: next(batches, None))) is not None:
             yield batch
 
     def _step(self, images: list[Tensor], targets: list[Target], image_ids: list[int]) -> dict[str, float]:
@@ -223,7 +224,7 @@ class Trainer:
     def _evaluate(self, epoch: int) -> None:
         """Scores and loss on val; the best so far keeps its weights."""
         scores = score(self.update.evaluated, self.config, self.train_set, self.val_set, self.device,
-                       workers=self.data.workers, seed=self.recipe.seed, check=self.stop.check)  # fmt: skip
+                       workers=self.config.needed_data().workers, seed=self.recipe.seed, check=self.stop.check)  # fmt: skip
         self.update.model.train()
         row = {"step": self.step, "epoch": epoch, **scores}
         self.history = [old for old in self.history if old["step"] < self.step] + [row]
@@ -248,8 +249,8 @@ class Trainer:
             }  # fmt: skip
             self.saved_at = time.monotonic()
         with undisturbed():
-            written = not distributed.is_first() or self._write(self.output / name, training, with_state)
-            [failed] = distributed.largest(not written)
+            written = not distributed.is_rank0() or self._write(self.output / name, training, with_state)
+            [failed] = distributed.all_reduce_max(not written)
             if with_state and not failed:
                 self.saved_step = self.step
         return not failed
@@ -257,7 +258,7 @@ class Trainer:
     def _write(self, path: Path, training: Mapping[str, Any], with_state: bool) -> bool:
         try:
             save_checkpoint(
-                path, model=self.update.evaluated, config=self.config, class_names=self.train_set.class_names,
+                path, model=self.update.evaluated, config=self.config.raw, class_names=self.train_set.class_names,
                 category_ids=self.train_set.category_ids, training=training,
                 previous=path.with_name("previous.pth") if with_state else None,
             )  # fmt: skip
@@ -271,9 +272,11 @@ def _repeats(dataset: CocoDataset, threshold: float | None) -> np.ndarray | None
     """How often an epoch shows each image (n,), None for once."""
     if threshold is None:
         return None
-    check_attributes(
-        "data.repeat_threshold", dataset, {"objects": "objects() gives the image and label of every object"}
-    )
+    if not hasattr(dataset, "objects"):
+        raise ConfigError(
+            f"data.repeat_threshold: {type(dataset).__name__} must have `objects`: objects() gives the image and label of every "
+            "object"
+        )
     return repeat_factors(*dataset.objects(), len(dataset), threshold)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -16,15 +15,14 @@ import yaml
 from detector import distributed
 from detector.checkpoint import init_from as take_weights
 from detector.checkpoint import load_weights, read_checkpoint
+from detector.config.config import Config, build_detector, in_file
 from detector.data.coco import CocoDataset
-from detector.data.dataset import build_dataset, data_settings
+from detector.data.settings import build_dataset
 from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
 from detector.files import write_beside
-from detector.inference.predictor import without_weights
 from detector.modeling.backbones.imagenet import check_input
-from detector.modeling.build import build_detector, in_file
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
 from detector.rng import seed
@@ -43,53 +41,46 @@ TEXTS = ["config.yaml", "metrics.csv", "train.log"]
 log = logging.getLogger("detector")
 
 
-def train(
-    config: Mapping[str, Any], output: str | Path, *, resume: bool = False, init_from: str | Path | None = None,
-    source: str | Path | None = None,
-) -> Path:  # fmt: skip
+def train(config: Config, output: str | Path, *, resume: bool = False, init_from: str | Path | None = None) -> Path:
     """Train, evaluate, and return the folder with config.yaml, metrics.csv, train.log, last.pth and best.pth.
 
-    `resume` goes on from `last.pth`; `init_from` takes the weights of a checkpoint and starts at step 0. `source` is the
-    file of the configuration, for messages. Under torchrun all processes call it; the first one writes and logs.
+    `resume` goes on from `last.pth`; `init_from` takes the weights of a checkpoint and starts at step 0. Under torchrun all processes call it; the first one writes and logs.
     """
     output = Path(output)
     with distributed.processes(pick_device("auto")), _one_voice():
-        written = distributed.together(lambda: _written(output))
-        trainer, started = distributed.together(lambda: _prepare(config, output, resume, init_from, source))
-        with _open_folder(output, trainer.config, written):
+        written = distributed.raise_on_all(lambda: _written(output))
+        trainer, started = distributed.raise_on_all(lambda: _prepare(config, output, resume, init_from))
+        with _open_folder(output, trainer.config.raw, written):
             _announce(trainer, started)
             trainer.run()
             log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
     return output
 
 
-def _prepare(
-    config: Mapping[str, Any], output: Path, resume: bool, init_from: str | Path | None, source: str | Path | None
-) -> tuple[Trainer, str | None]:
+def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path | None) -> tuple[Trainer, str | None]:
     """A trainer at its place, and a line about what was loaded into it; nothing is written yet."""
-    recipe = Recipe(**config.get("train", {}))
+    recipe, data = config.train, config.needed_data()
     stop = Stop(recipe.time_limit)
     last, path = _check_output(output, resume, init_from)
-    train_set = build_dataset(config, "train")
-    val_set = build_dataset(config, "val", class_names=train_set.class_names)
+    train_set = build_dataset(data, "train")
+    val_set = build_dataset(data, "val", class_names=train_set.class_names)
     read_ground_truth(val_set.annotation_file)  # what only the evaluation would stumble over, after an epoch
-    with in_file(source):
-        config = with_num_classes(config, train_set)
+    config = with_num_classes(config, train_set)
     device = distributed.own_device(pick_device(recipe.device))
     _make_deterministic(recipe.deterministic)
     seed(recipe.seed)
     filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
-    model = build_detector(without_weights(config) if filled else config, source=source)
+    model = build_detector(config, pretrained=not filled)
     backbone = getattr(model.pyramid, "backbone", None)  # a pyramid of the user's own may have none
     if getattr(backbone, "missing_weights", None):
         raise CheckpointError(backbone.missing_weights)
-    with in_file(source):
-        check_input(backbone, model.pixels)
+    with in_file(config.source):
+        check_input(backbone, model.preprocess)
     started = _start_from(init_from, model, train_set) if last is None and init_from is not None else None
     if last is not None:
-        _check_same_run(last, config, train_set, path)
+        _check_same_run(last, config.raw, train_set, path)
         load_weights(model, last["model"], path)
-    trainer = Trainer(model, config, recipe, data_settings(config["data"]), train_set, val_set, output, device, stop)
+    trainer = Trainer(model, config, train_set, val_set, output, device, stop)
     if distributed.rank() > 0:  # all have the same weights, and each its own samples
         seed(recipe.seed, distributed.rank())
     if last is not None:
@@ -111,7 +102,7 @@ def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: CocoDa
 def _one_voice() -> Iterator[None]:
     """All processes know the same; of the others only errors are heard."""
     level = log.level
-    if not distributed.is_first():
+    if not distributed.is_rank0():
         log.setLevel(logging.ERROR)
     try:
         yield
@@ -126,18 +117,16 @@ def _make_deterministic(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
 
 
-def with_num_classes(config: Mapping[str, Any], train_set: CocoDataset) -> dict[str, Any]:
+def with_num_classes(config: Config, train_set: CocoDataset) -> Config:
     """The configuration with the class count of the training annotations. Raises ConfigError if it says another."""
-    config = copy.deepcopy(dict(config))
-    model = config.setdefault("model", {})
-    count, found = model.get("num_classes"), len(train_set.class_names)
+    count, found = config.model.num_classes, len(train_set.class_names)
     if count not in (None, found):
-        raise ConfigError(
-            f"model.num_classes: {count}, but {train_set.annotation_file} has {found} classes "
-            f"({', '.join(train_set.class_names[:10])}{', …' if found > 10 else ''}); correct it, or leave it out"
-        )
-    model["num_classes"] = found
-    return config
+        with in_file(config.source):
+            raise ConfigError(
+                f"model.num_classes: {count}, but {train_set.annotation_file} has {found} classes "
+                f"({', '.join(train_set.class_names[:10])}{', …' if found > 10 else ''}); correct it, or leave it out"
+            )
+    return config.with_num_classes(found)
 
 
 def _check_output(
@@ -217,7 +206,7 @@ def _open_folder(output: Path, config: Mapping[str, Any], written: int | None) -
     Only the first process opens it. Raises ConfigError if another training has it open, or had since `written`.
     """
     with ExitStack() as stack:
-        distributed.first(lambda: _enter_folder(stack, output, config, written))
+        distributed.on_rank0(lambda: _enter_folder(stack, output, config, written))
         yield
 
 
@@ -286,7 +275,11 @@ def _announce(trainer: Trainer, started: str | None) -> None:
     log.info("val   %s", trainer.val_set.report)
     log.info("%s", trainer.train_set.class_table())
     count = sum(p.numel() for p in model.parameters())
-    device = trainer.device if distributed.world() == 1 else f"{distributed.world()} processes, {trainer.device.type}"
+    device = (
+        trainer.device
+        if distributed.world_size() == 1
+        else f"{distributed.world_size()} processes, {trainer.device.type}"
+    )
     log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, recipe.precision)
     rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
     log.info(

@@ -60,7 +60,7 @@ class Stop:
 
     def agree(self, also: bool) -> tuple[bool, bool]:
         """Whether to stop, and whether the first process wants `also`: all processes hear the same. All must call it."""
-        number, late, also = distributed.largest(self.signal, self._is_late(), also and distributed.is_first())
+        number, late, also = distributed.all_reduce_max(self.signal, self._is_late(), also and distributed.is_rank0())
         self.agreed = self._interrupted(number, late)
         return self.agreed is not None, bool(also)
 

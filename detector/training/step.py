@@ -50,7 +50,7 @@ class Updater:
 
     def connect(self) -> None:
         """From now on the processes average their gradients. All must call it."""
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.losses = DistributedDataParallel(self.model, device_ids=devices)
 
@@ -73,7 +73,7 @@ class Updater:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
         total = sum(losses.values())
         # the one wait for the device in a step: after the work of the backward pass is queued
-        numbers = distributed.mean(torch.stack([*losses.values(), total, norm])).tolist()
+        numbers = distributed.all_reduce_mean(torch.stack([*losses.values(), total, norm])).tolist()
         row = dict(zip([*losses, "loss", "grad_norm"], numbers))
         self._check(row)
         if self.recipe.clip_norm is not None:

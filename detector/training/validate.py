@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 from detector import distributed
+from detector.config.config import Config
 from detector.data.coco import CocoDataset
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import Predictor
@@ -18,22 +17,21 @@ from detector.training.metrics import SCORES
 
 
 def score(
-    model: GeneralizedRCNN, config: Mapping[str, Any], train: CocoDataset, val: CocoDataset, device: torch.device, *,
+    model: GeneralizedRCNN, config: Config, train: CocoDataset, val: CocoDataset, device: torch.device, *,
     workers: int, seed: int, check: Callable[[], None],
 ) -> dict[str, float]:  # fmt: skip
     """SCORES and `val_loss`, the same on all processes, which share the images; `check` may raise before each of them.
 
     The model is left in eval mode, and the random numbers of the training do not move.
     """
-    predictor = Predictor(copy.deepcopy(model), config, train.class_names, train.category_ids, device=device)
-    predictor.model.pyramid.register_forward_pre_hook(lambda *_: check())
-    metrics, _ = evaluate(predictor, val, workers=workers)
+    predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
+    metrics, _ = evaluate(predictor, val, workers=workers, check=check)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is of detections
 
     @torch.no_grad()
     def own_share_of_loss() -> float:
         total = 0.0
-        for i in range(distributed.rank(), len(val), distributed.world()):
+        for i in range(distributed.rank(), len(val), distributed.world_size()):
             check()
             image, target, _ = val[i]
             small, target = predictor.resize(image, target)
@@ -43,5 +41,5 @@ def score(
 
     model.eval()
     with torch.random.fork_rng():
-        shares = distributed.gather(distributed.together(own_share_of_loss))
+        shares = distributed.gather(distributed.raise_on_all(own_share_of_loss))
     return {"val_loss": sum(shares) / len(val), **scores}

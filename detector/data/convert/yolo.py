@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from detector.config import read_config
 from detector.data.convert.writer import (
     Box,
     Findings,
@@ -19,6 +18,7 @@ from detector.data.convert.writer import (
 )
 from detector.data.image import MAX_PIXELS, read_size
 from detector.errors import DataError
+from detector.yaml_reader import parse_yaml
 
 CONVENTIONS = [
     "a line is: class index from 0, then centre x, centre y, width, height as fractions of the image's size",
@@ -58,10 +58,18 @@ def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
     chosen = [path for path in files if path.stem == "data"] or files
     if len(chosen) > 1:
         raise DataError(f"{folder}: which one is it: {', '.join(path.name for path in chosen)}? Name one data.yaml")
-    settings = read_config(chosen[0]) if chosen else {}
+    settings = _read_yaml(chosen[0]) if chosen else {}
     if "kpt_shape" in settings:
         raise DataError(f"{chosen[0]}: kpt_shape: these labels are of keypoints, not of boxes")
     return settings, chosen[0] if chosen else None
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    """Raises ConfigError for what is no YAML of `key: value` lines."""
+    content = parse_yaml(read_text(path), str(path)) or {}
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
+    return content
 
 
 def _names(folder: Path, settings: Mapping[str, Any], source: Path | None) -> tuple[list[str], object]:

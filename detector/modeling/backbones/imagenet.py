@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.errors import CheckpointError, ConfigError
-from detector.modeling.preprocess import Pixels
+from detector.modeling.preprocess import ImagePreprocessor
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ ADDED = re.compile(
 )
 TrainedWith = Mapping[
     str, Any
-]  # {"pixels": a section model.pixels, "stride_in": ...}, as scripts/convert_weights.py writes
+]  # {"pixels": a section model.preprocess, "stride_in": ...}, as scripts/convert_weights.py writes
 
 
 class Loaded(NamedTuple):
@@ -136,15 +136,15 @@ def _trained_with(content: Mapping[str, Any], path: Path) -> TrainedWith | None:
 def input_settings(trained_with: TrainedWith) -> dict[str, str]:
     """Keys and values, as they are written on a command line, of what weights want of a configuration."""
     pixels = trained_with["pixels"]
-    colours = {f"model.pixels.{name}": f"[{','.join(f'{x:g}' for x in pixels[name])}]" for name in ("mean", "std")}
+    colours = {f"model.preprocess.{name}": f"[{','.join(f'{x:g}' for x in pixels[name])}]" for name in ("mean", "std")}
     return {
-        "model.pixels.order": str(pixels["order"]),
+        "model.preprocess.order": str(pixels["order"]),
         **colours,
         "model.backbone.stride_in": str(trained_with["stride_in"]),
     }
 
 
-def check_input(backbone: nn.Module | None, pixels: Pixels) -> None:
+def check_input(backbone: nn.Module | None, pixels: ImagePreprocessor) -> None:
     """Raise ConfigError if a backbone has weights whose file says that they want other pixels, or the stride elsewhere.
 
     Nothing else would tell: such weights fit and find little.

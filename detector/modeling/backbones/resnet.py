@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.errors import ConfigError, check_range
 from detector.modeling.backbones.imagenet import Loaded, load_imagenet
 from detector.modeling.backbones.sac import SAC, AWSConv
 from detector.modeling.layers import Norm, caffe2_msra_, conv_norm, folded, is_foldable, make_norm
+from detector.schema.ranges import Fraction, Range, Width
+from detector.schema.signatures import checked
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # every convolution, and the 3x3 one (of a basic block the second) in layer2..layer4
@@ -124,6 +125,7 @@ class Stage(nn.Sequential):
         return x
 
 
+@checked
 class ResNet(nn.Module):
     """(N, 3, H, W) -> [C2..C5] at strides 4, 8, 16, 32 (C5 at 16 if dilated).
 
@@ -138,30 +140,27 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        depth: int = 50,
+        depth: Literal[18, 34, 50, 101, 152] = 50,
         *,
         weights: str | None = None,
         norm: Norm = "frozen",
-        norm_eps: float = 1e-5,
-        frozen_stages: int = 2,
+        norm_eps: Fraction = 1e-5,
+        frozen_stages: Annotated[int, Range(0, 5)] = 2,
         stride_in: Literal["3x3", "1x1"] = "3x3",
-        groups: int = 1,
-        width_per_group: int = 64,
+        groups: Width = 1,
+        width_per_group: Width = 64,
         stages: Literal[3, 4] = 4,
         dilated_c5: bool = False,
         conv: Literal["plain", "aws", "sac", "deformable_sac"] = "plain",
-        width: int = 64,
+        width: Annotated[int, Range(1, 1024)] = 64,
     ):
         super().__init__()
-        if depth not in BLOCKS:
-            raise ConfigError(f"model.backbone.depth: no ResNet-{depth}; choose one of {', '.join(map(str, BLOCKS))}")
         if depth < 50 and (groups, width_per_group, stride_in) != (1, 64, "3x3"):
-            raise ConfigError(
-                f"model.backbone.depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})"
+            raise ValueError(
+                f"depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})"
             )
         if dilated_c5 and stages < 4:
-            raise ConfigError("model.backbone.dilated_c5: there is no C5 to dilate with stages: 3")
-        check_range("model.backbone", 1, 1024, width=width)
+            raise ValueError("dilated_c5: there is no C5 to dilate with stages: 3")
         self.depth, self.weights, self.width, self.stages = depth, weights, width, stages
         self.network = f"resnet{depth}" if groups == 1 else f"resnext{depth}_{groups}x{width_per_group}d"
         self.dilated_c5, self.conv = dilated_c5, conv
@@ -218,9 +217,7 @@ class ResNet(nn.Module):
         """Stop the training of the stem (1), layer1 (2), ... layer4 (5), norms included; 0 frees everything."""
         parts = [[self.conv1, self.bn1], *([layer] for layer in self._layers())]
         if not 0 <= stages <= len(parts):
-            raise ConfigError(
-                f"model.backbone.frozen_stages: 0 (all trains) to {len(parts)} (nothing does), not {stages}"
-            )
+            raise ValueError(f"frozen_stages: 0 (all trains) to {len(parts)} (nothing does), not {stages}")
         self.frozen = [module for part in parts[:stages] for module in part]
         for module in self.frozen:
             module.requires_grad_(False).eval()

@@ -15,15 +15,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detector.errors import check_range
 from detector.modeling.layers import ConvNorm, caffe2_xavier_
 from detector.modeling.necks.fpn import subsample, up
+from detector.schema.ranges import Width
+from detector.schema.signatures import checked
 
 
+@checked
 class BottomUp(nn.Module):
     """[C2..C5] -> [P2..P6]: an FPN without the top-down path (table 1d): no level knows what lies above it."""
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
         self.lateral, self.output = _convs(channels, width, 1), _convs([width] * len(channels), width, 3)
         self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
@@ -34,13 +36,14 @@ class BottomUp(nn.Module):
         return [*p, subsample(p[-1])]
 
 
+@checked
 class TopDown(nn.Module):
     """[C2..C5] -> [P2..P6]: an FPN without laterals (table 1e): every level is C5 enlarged.
 
     The 1x1 convolution of C5 stays, for the width; the paper does not say whether it kept it.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
         self.lateral, self.output = _convs(channels[-1:], width, 1), _convs([width] * len(channels), width, 3)
         self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
@@ -53,10 +56,11 @@ class TopDown(nn.Module):
         return [*p, subsample(p[-1])]
 
 
+@checked
 class Finest(nn.Module):
     """[C2..C5] -> [P2]: an FPN of which only the finest map is used (table 1f), for anchors of all sizes."""
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
         self.lateral, self.output = _convs(channels, width, 1), _convs([width], width, 3)
         self.channels, self.strides = [width], list(strides[:1])
@@ -68,6 +72,7 @@ class Finest(nn.Module):
         return [self.output[0](m)]
 
 
+@checked
 class Hierarchy(nn.Module):
     """[C2..C5] -> [P2..P6]: every map of the backbone by itself (fig. 1c), as SSD reads its own.
 
@@ -75,7 +80,7 @@ class Hierarchy(nn.Module):
     The paper draws it and measures BottomUp in its place (sec. 5.1).
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
         self.lateral = _convs(channels, width, 1)
         self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
@@ -87,7 +92,6 @@ class Hierarchy(nn.Module):
 
 def _convs(channels: Sequence[int], width: int, kernel: int) -> nn.ModuleList:
     """A convolution to `width` channels for each of `channels`."""
-    check_range("model.neck", 1, 1e5, width=width)
     convs = nn.ModuleList(ConvNorm(c, width, kernel) for c in channels)
     caffe2_xavier_(convs)
     return convs

@@ -11,38 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.errors import check_range
 from detector.modeling.layers import glorot_
 from detector.modeling.necks.fpn import subsample, up
-from detector.structures import Levels
+from detector.schema.ranges import Width
+from detector.schema.signatures import checked
+from detector.structures import Features
 
 RATIOS = (0.1, 0.2, 0.3)  # of C5's height and width, to which its context is pooled (authors' code)
 
 
+@checked
 class AugFPN(nn.Module):
     """[C2..C5] -> [P2..P6]: an FPN whose M5 gets back the context that was lost when a 1x1 convolution narrowed C5.
 
-    In training it is Levels(p, raw): a list as ever, with `raw`, the laterals before anything was added to them.
+    In training it returns Features: the list of levels with the laterals before anything was added to them.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256):
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
-        check_range("model.neck", 1, 1e5, width=width)
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.residual = ResidualFeatureAugmentation(channels[-1], width)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
         glorot_(self)
         self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
-        self.raw_strides = list(strides)
+        self.lateral_strides = list(strides)
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
-        raw = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
-        m = [*raw[:-1], raw[-1] + self.residual(c[-1])]
-        for i in reversed(range(len(m) - 1)):  # top-down: M4 = M4 + up(M5), then M3, then M2; raw must stay as it is
+        laterals = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
+        m = [*laterals[:-1], laterals[-1] + self.residual(c[-1])]
+        for i in reversed(
+            range(len(m) - 1)
+        ):  # top-down: M4 = M4 + up(M5), then M3, then M2; `laterals` must not change
             m[i] = m[i] + up(m[i + 1], like=m[i])
         p = [output(x) for output, x in zip(self.output, m)]
         p.append(subsample(p[-1]))  # P6
-        return Levels(p, raw) if self.training else p
+        return Features(p, laterals) if self.training else p
 
 
 class ResidualFeatureAugmentation(nn.Module):

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from detector.modeling.layers import caffe2_msra_, normal_
 from detector.modeling.necks.fpn import FPN
+from detector.schema.ranges import Width
+from detector.schema.signatures import checked
 
 
+@checked
 class BFP(nn.Module):
     """[C2..C5] -> [P2..P6]: an FPN, then the same refined mean of all its levels added to each of them.
 
@@ -23,7 +26,7 @@ class BFP(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         *,
-        width: int = 256,
+        width: Width = 256,
         refine: Literal["non_local", "conv"] = "non_local",
     ):
         super().__init__()

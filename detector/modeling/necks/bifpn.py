@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.errors import check_range
 from detector.modeling.layers import ConvNorm, Norm, glorot_
 from detector.modeling.necks.fpn import up
+from detector.schema.ranges import Repeats, Width
+from detector.schema.signatures import checked
 
 LEVELS = 5
 
 
+@checked
 class BiFPN(nn.Module):
     """[C2..C5] -> [P2..P6], or from `first_level` 3 the paper's [C3..C5] -> [P3..P7]; every map has `width` channels.
 
@@ -35,8 +37,8 @@ class BiFPN(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         *,
-        width: int = 256,
-        repeats: int = 3,
+        width: Width = 256,
+        repeats: Repeats = 3,
         first_level: Literal[2, 3] = 2,
         fuse: Literal["fast", "softmax", "sum"] = "fast",
         separable: bool = True,
@@ -45,8 +47,6 @@ class BiFPN(nn.Module):
         pool_padding: Literal["symmetric", "same"] = "symmetric",
     ):
         super().__init__()
-        check_range("model.neck", 1, 1e5, width=width)
-        check_range("model.neck", 1, 100, repeats=repeats)
         needed = [2**level for level in range(first_level, 6)]  # strides of C2..C5 or C3..C5
         if list(strides[-len(needed) :]) != needed:
             raise ValueError(f"from P{first_level} on it needs maps of strides {needed}, not {list(strides)}")

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.errors import check_range
 from detector.modeling.layers import ConvNorm, Norm, caffe2_xavier_
+from detector.schema.ranges import Width
+from detector.schema.signatures import checked
 
 
+@checked
 class FPN(nn.Module):
     """[C2..C5] -> [P2..P6], or [P2..P7] where convolutions make the `extra` levels; every map has `width` channels.
 
@@ -27,14 +29,13 @@ class FPN(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         *,
-        width: int = 256,
+        width: Width = 256,
         norm: Norm | None = None,
         fuse: Literal["sum", "average"] = "sum",
         extra: Literal["pool", "c5", "m5", "p5"] = "pool",
         extra_relu: bool = True,
     ):
         super().__init__()
-        check_range("model.neck", 1, 1e5, width=width)
         self.lateral = nn.ModuleList(ConvNorm(c, width, 1, norm=norm) for c in channels)
         self.output = nn.ModuleList(ConvNorm(width, width, 3, norm=norm) for _ in channels)
         self.fuse = fuse_average if fuse == "average" else torch.add

@@ -8,12 +8,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.errors import check_range
 from detector.modeling.layers import ConvNorm, Norm, caffe2_xavier_
+from detector.schema.ranges import Repeats, Width
+from detector.schema.signatures import checked
 
 STRIDES = [8, 16, 32]  # of C3..C5
 
 
+@checked
 class NASFPN(nn.Module):
     """[C3..C5] -> [P3..P7], every map of `width` channels, through `stacks` stacks of the seven cells; C2 is not read.
 
@@ -28,14 +30,12 @@ class NASFPN(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         *,
-        width: int = 256,
-        stacks: int = 7,
+        width: Width = 256,
+        stacks: Repeats = 7,
         norm: Norm | None = "batch",
         form: Literal["authors", "mmdetection"] = "authors",
     ):
         super().__init__()
-        check_range("model.neck", 1, 1e5, width=width)
-        check_range("model.neck", 1, 100, stacks=stacks)
         if list(strides[-3:]) != STRIDES:
             raise ValueError(f"NAS-FPN makes P3..P7 of maps of strides {STRIDES}, the backbone's: {list(strides)}")
         mmdetection = form == "mmdetection"

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from detector.modeling.layers import ConvNorm, Norm, caffe2_xavier_
 from detector.modeling.necks.fpn import FPN, subsample
+from detector.schema.ranges import Width
+from detector.schema.signatures import checked
 
 
+@checked
 class PANet(nn.Module):
     """[C2..C5] -> [N2..N6]: an FPN, then a bottom-up path: N2 = P2, N_(k+1) = output(P_(k+1) + down(N_k)), N6 from N5.
 
@@ -29,7 +32,7 @@ class PANet(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         *,
-        width: int = 256,
+        width: Width = 256,
         form: Literal["authors", "mmdetection"] = "mmdetection",
         norm: Norm | None = None,
     ):

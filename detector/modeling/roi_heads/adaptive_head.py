@@ -12,24 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.errors import ConfigError, check_range
 from detector.modeling.layers import ConvNorm, Norm, caffe2_msra_, caffe2_xavier_
+from detector.schema.ranges import Width
+from detector.schema.signatures import checked
 
 FUSE = {"max": torch.maximum, "sum": torch.add}
 
 
+@checked
 class AdaptiveTwoFC(nn.Module):
     """`branches` maps (R, C, size, size) -> (R, width): a first layer for each level, `fuse`, one layer for all.
 
     The authors' code has a group norm after the second layer, the paper has none.
+
+    Args:
+        channels: C.
+        size: cells of a pooled region along each side.
+        branches: maps per region.
+        width: features of both layers.
+        fuse: how the levels' first layers are combined.
     """
 
     def __init__(
-        self, channels: int, size: int, branches: int, *, width: int = 1024, fuse: Literal["max", "sum"] = "max"
+        self, channels: int, size: int, branches: int, *, width: Width = 1024, fuse: Literal["max", "sum"] = "max"
     ):
         super().__init__()
         _check_branches(branches)
-        check_range("model.roi_head.box_head", 1, 1e5, width=width)
         self.fc1 = nn.ModuleList(nn.Linear(channels * size**2, width) for _ in range(branches))
         self.fc2 = nn.Linear(width, width)
         caffe2_xavier_(self)
@@ -40,19 +48,27 @@ class AdaptiveTwoFC(nn.Module):
         return F.relu_(self.fc2(x))
 
 
+@checked
 class AdaptiveConvFC(nn.Module):
     """`branches` maps (R, C, size, size) -> (R, width): 3x3 convolutions with norm, then one fully connected layer.
 
-    Of the `convs` convolutions in a row each level has its own first one, and `fuse` follows it.
+    Args:
+        channels: C.
+        size: cells of a pooled region along each side.
+        branches: maps per region.
+        convs: convolutions in a row; each level has its own first one, and `fuse` follows it.
+        conv_width: their channels.
+        width: features of the fully connected layer.
+        norm: after each convolution; null: none.
+        fuse: how the levels' first layers are combined.
     """
 
     def __init__(
-        self, channels: int, size: int, branches: int, *, convs: int = 4, conv_width: int = 256, width: int = 1024,
+        self, channels: int, size: int, branches: int, *, convs: Width = 4, conv_width: Width = 256, width: Width = 1024,
         norm: Norm | None = None, fuse: Literal["max", "sum"] = "max",
     ):  # fmt: skip
         super().__init__()
         _check_branches(branches)
-        check_range("model.roi_head.box_head", 1, 1e5, convs=convs, width=width, conv_width=conv_width)
         self.conv1 = nn.ModuleList(ConvNorm(channels, conv_width, 3, norm=norm) for _ in range(branches))
         self.convs = nn.ModuleList(ConvNorm(conv_width, conv_width, 3, norm=norm) for _ in range(convs - 1))
         self.fc1 = nn.Linear(conv_width * size**2, width)
@@ -70,5 +86,6 @@ class AdaptiveConvFC(nn.Module):
 
 def _check_branches(branches: int) -> None:
     if branches < 2:
-        raise ConfigError("model.roi_head.box_head: this one fuses several maps of a region, and the pool gives one: "
-                          "choose model.roi_head.pool {type: all_levels} for it")  # fmt: skip
+        raise ValueError(
+            "this box head fuses several maps per region, and the pool gives one: choose model.roi_head.pool {type: all_levels}"
+        )

@@ -6,17 +6,37 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from detector.errors import ConfigError, check_range
+from detector.modeling.boxes import BoxCoder
+from detector.modeling.matching import Matching
 from detector.modeling.roi_heads.pool import AllLevelPool
-from detector.modeling.roi_heads.roi_head import RegionHead, Regions, RoIHead, to_rois
-from detector.structures import Batch, Levels, Proposals, Target
+from detector.modeling.roi_heads.roi_head import RoIHead
+from detector.modeling.roi_heads.selection import DetectionSelection
+from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
+from detector.modeling.sampling import Sampling
+from detector.schema.ranges import Weight
+from detector.schema.signatures import checked
+from detector.structures import Batch, Features, Proposals, Target
 
 
+@checked
 class AuxiliaryRoIHead(RoIHead):
-    """The standard head, and in training one more that learns the same regions from each of the raw laterals M2..M5.
+    """The standard head, and in training one more stage that learns the same regions from each lateral M2..M5.
 
-    So the laterals are alike in meaning before the pyramid adds them up. All levels share the auxiliary head, which has
-    the main head's kind, options and losses, times `auxiliary_weight`. The other options are those of RegionHead.
+    This narrows the semantic gap between the laterals before they are fused. All levels share the auxiliary stage.
+
+    Args:
+        pool: levels and regions -> pooled regions.
+        box_head: pooled regions -> vectors.
+        new_box_head: makes the auxiliary stage's box head.
+        num_classes: K, without background.
+        lateral_strides: of the laterals M2..M5, from the pyramid; None if it has none.
+        auxiliary_weight: factor of the auxiliary losses.
+        class_agnostic: one set of deltas for all classes instead of one for each.
+        matching: which regions are positive.
+        sampling: how many regions of an image are learnt from.
+        coder: how deltas describe a box relative to its region.
+        loss: of classes and deltas, in both stages.
+        selection: which classified regions become detections.
     """
 
     def __init__(
@@ -25,39 +45,48 @@ class AuxiliaryRoIHead(RoIHead):
         box_head: nn.Module,
         new_box_head: Callable[[], nn.Module],
         num_classes: int,
-        raw_strides: Sequence[int] | None,
+        lateral_strides: Sequence[int] | None,
         *,
-        auxiliary_weight: float = 0.25,
-        **options,
+        auxiliary_weight: Weight = 0.25,
+        class_agnostic: bool = False,
+        matching: Matching = Matching(pos_iou=0.5),
+        sampling: Sampling = Sampling(batch_per_image=512, positive_fraction=0.25),
+        coder: BoxCoder = BoxCoder(weights=(10, 10, 5, 5)),
+        loss: RegionLoss = RegionLoss(),
+        selection: DetectionSelection = DetectionSelection(),
     ):
-        super().__init__(pool, box_head, num_classes, **options)
-        check_range("model.roi_head", 0, 1e6, auxiliary_weight=auxiliary_weight)
-        if raw_strides is None:
-            raise ConfigError(
-                "model.roi_head: the auxiliary head learns from the raw laterals of neck augfpn in a plain pyramid; set "
-                "model.neck.type=augfpn and model.pyramid.type=plain, or model.roi_head.type=standard"
+        parts = dict(class_agnostic=class_agnostic, matching=matching, sampling=sampling, coder=coder, loss=loss)
+        super().__init__(pool, box_head, num_classes, **parts, selection=selection)
+        if lateral_strides is None:
+            raise ValueError(
+                "the auxiliary head learns from the laterals of neck augfpn in a plain pyramid; set model.neck.type=augfpn and "
+                "model.pyramid.type=plain, or model.roi_head.type=standard"
             )
         if pool.branches > 1:
-            raise ConfigError("model.roi_head: the auxiliary head reads one map of a region; pools that give one are "
-                              "by_level and soft")  # fmt: skip
-        self.raw_pool = AllLevelPool([pool.channels], raw_strides, levels=len(raw_strides), size=pool.size,
-                                     samples=pool.samples, aligned=pool.aligned)  # fmt: skip
-        self.auxiliary = RegionHead(new_box_head(), num_classes, **options)
+            raise ValueError("the auxiliary head reads one map per region; the pools by_level and soft give one")
+        self.lateral_pool = AllLevelPool(
+            [pool.channels], lateral_strides, levels=len(lateral_strides), size=pool.size, samples=pool.samples,
+            aligned=pool.aligned,
+        )  # fmt: skip
+        self.auxiliary = Stage(new_box_head(), num_classes, **parts)
         self.auxiliary_weight = auxiliary_weight
 
     def losses(
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
         """{"roi_class", "roi_box"}, and in training {"aux_class", "aux_box"}, each summed over the levels."""
-        regions = self.sample_regions([r.boxes for r in proposals], targets)
-        class_loss, box_loss = self.region_losses(*self.head(p, to_rois(regions.boxes)), regions)
+        regions = self.stage.sample([r.boxes for r in proposals], targets)
+        logits, deltas = self.stage(self.pool(p, to_rois([r.boxes for r in regions])))
+        class_loss, box_loss = self.stage.losses(logits, deltas, regions, targets)
         losses = {"roi_class": class_loss, "roi_box": box_loss}
-        return losses | self._auxiliary_losses(p, regions) if self.training else losses
+        return losses | self._auxiliary_losses(p, regions, targets) if self.training else losses
 
-    def _auxiliary_losses(self, p: list[Tensor], regions: Regions) -> dict[str, Tensor]:
-        if not isinstance(p, Levels):
-            raise ValueError("the auxiliary losses need the raw laterals, but the neck gave none: it is in eval mode")
-        pooled = self.raw_pool(p.raw, to_rois(regions.boxes))  # of every level (S, C, size, size)
-        losses = [self.auxiliary.region_losses(*self.auxiliary.predict(x), regions) for x in pooled]
+    def _auxiliary_losses(
+        self, p: list[Tensor], regions: list[Regions], targets: list[Target]
+    ) -> dict[str, Tensor]:  # fmt: skip
+        if not isinstance(p, Features):
+            raise ValueError("the auxiliary losses need the laterals, but the neck gave none: it is in eval mode")
+        pooled = self.lateral_pool(p.laterals, to_rois([r.boxes for r in regions]))  # per level (S, C, size, size)
+        losses = [self.auxiliary.losses(*self.auxiliary(x), regions, targets) for x in pooled]
         class_loss, box_loss = (self.auxiliary_weight * sum(terms) for terms in zip(*losses))
         return {"aux_class": class_loss, "aux_box": box_loss}

@@ -4,43 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from detector.errors import ConfigError, check_range
 from detector.modeling.layers import log2_stride
 from detector.modeling.levels import fpn_level
+from detector.schema.ranges import Range
+from detector.schema.signatures import checked
+
+Levels = Annotated[int, Range(1, 100)]
+Size = Annotated[int, Range(1, 64)]  # cells of a pooled region
+Samples = Annotated[int, Range(0, 16)]  # sampling points per bin and axis
 
 
 class RegionPool(nn.Module):
-    """RoIAlign of regions on the finest `levels` maps of a pyramid; the classes below say which of them a region reads.
+    """RoIAlign of regions on the finest `levels` maps of a pyramid; the subclasses say which of them a region is read from.
 
-    `samples` points a bin and axis (0: as many as the bin has cells, which needs torchvision's kernel); `aligned`: the
-    half-pixel shift of Detectron2's ROIAlignV2.
+    Args:
+        channels: of every level.
+        strides: of every level, in pixels.
+        levels: how many levels, from the finest, regions are read from.
+        size: cells of a pooled region along each side.
+        samples: sampling points per bin and axis; 0: as many as the bin has cells, by torchvision's kernel.
+        aligned: the half-pixel shift of Detectron2's ROIAlignV2.
     """
 
-    branches = 1  # maps that the box head gets of a region
+    branches = 1  # maps per region that the box head gets
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        *,
-        levels: int = 4,
-        size: int = 7,
-        samples: int = 2,
-        aligned: bool = True,
+        self, channels: Sequence[int], strides: Sequence[int], *, levels: int, size: int, samples: int, aligned: bool
     ):
         super().__init__()
         if not 1 <= levels <= len(strides):
-            raise ConfigError(
-                f"model.roi_head.pool.levels: {levels} levels wanted, the neck makes {len(strides)}: {strides}"
-            )
-        check_range("model.roi_head.pool", 1, 64, size=size)
-        check_range("model.roi_head.pool", 0, 16, samples=samples)
+            raise ValueError(f"levels: {levels} wanted, the neck makes {len(strides)}, of strides {list(strides)}")
         self.channels, self.strides = channels[0], list(strides[:levels])
         self.size, self.samples, self.aligned = size, samples, aligned
 
@@ -51,22 +51,39 @@ class RegionPool(nn.Module):
         return torchvision_roi_align(x.float().contiguous(), *args).to(x.dtype)
 
 
+@checked
 class RoIPool(RegionPool):
-    """Regions -> (R, C, size, size), each from the level of its size: level k0 if its side is `canonical_size` pixels.
+    """Regions -> (R, C, size, size), each from the level of its size (FPN eq. 1).
 
-    The other options are those of RegionPool.
+    Args:
+        channels: of every level.
+        strides: of every level, in pixels; they must double.
+        levels: how many levels, from the finest, regions are read from.
+        size: cells of a pooled region along each side.
+        samples: sampling points per bin and axis; 0: as many as the bin has cells, by torchvision's kernel.
+        aligned: the half-pixel shift of Detectron2's ROIAlignV2.
+        k0: the level of a region whose side is `canonical_size`.
+        canonical_size: that side in pixels, 224 for an ImageNet crop.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], *, k0: int = 4, canonical_size: float = 224, **options
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        levels: Levels = 4,
+        size: Size = 7,
+        samples: Samples = 2,
+        aligned: bool = True,
+        k0: Annotated[int, Range(-30, 30)] = 4,
+        canonical_size: Annotated[float, Range(1, 1e5)] = 224,
     ):
-        super().__init__(channels, strides, **options)
+        super().__init__(channels, strides, levels=levels, size=size, samples=samples, aligned=aligned)
         if any(coarse != 2 * fine for fine, coarse in pairwise(self.strides)):
-            raise ConfigError(
-                "model.roi_head.pool: a region goes to the level of its size, so the levels' strides must double, not "
-                f"{self.strides}; a dilated C5 works alone: neck {{type: single}}, pool {{levels: 1}}"
+            raise ValueError(
+                f"a region goes to the level of its size, so the levels' strides must double, not {self.strides}; a dilated C5 "
+                "works alone: neck {type: single}, pool {levels: 1}"
             )
-        check_range("model.roi_head.pool", 1, 1e5, canonical_size=canonical_size)
         self.k0, self.canonical_size = k0, canonical_size
 
     def forward(self, p: list[Tensor], rois: Tensor) -> Tensor:
@@ -82,15 +99,26 @@ class RoIPool(RegionPool):
         return out
 
 
+@checked
 class AllLevelPool(RegionPool):
     """Adaptive feature pooling (Liu et al. 2018, PANet, sec. 3.2): every region is read from every level.
 
-    Returns `levels` maps of each region, finest first, for a box head that fuses them. The options are RegionPool's.
+    Returns `levels` maps of each region, finest first, for a box head that fuses them.
+
+    Args:
+        channels: of every level.
+        strides: of every level, in pixels.
+        levels: how many levels, from the finest, regions are read from.
+        size: cells of a pooled region along each side.
+        samples: sampling points per bin and axis; 0: as many as the bin has cells, by torchvision's kernel.
+        aligned: the half-pixel shift of Detectron2's ROIAlignV2.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], **options):
-        super().__init__(channels, strides, **options)
-        check_range("model.roi_head.pool", 2, 100, levels=len(self.strides))
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], *, levels: Annotated[int, Range(2, 100)] = 4, size: Size = 7,
+        samples: Samples = 2, aligned: bool = True,
+    ):  # fmt: skip
+        super().__init__(channels, strides, levels=levels, size=size, samples=samples, aligned=aligned)
         self.branches = len(self.strides)
 
     def forward(self, p: list[Tensor], rois: Tensor) -> list[Tensor]:

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from detector.errors import check_range
+from detector.schema.ranges import Count
+from detector.schema.signatures import checked
 from detector.structures import Batch, Detections, Proposals, Target
+
+
+@checked
+@dataclass(frozen=True)
+class BestProposals:
+    """The first proposals of an image."""
+
+    max_detections: Count = 100
+    """Detections per image."""
 
 
 class ProposalsOnly(nn.Module):
     """In the place of a second stage: the best proposals are reported as detections of one class, label 0.
 
-    Targets keep their `num_classes` labels, which nothing reads. `max_detections` of an image are reported.
+    Targets keep their `num_classes` labels, which nothing reads.
+
+    Args:
+        num_classes: K of the targets.
+        selection: how many proposals are reported.
     """
 
-    def __init__(self, num_classes: int, *, max_detections: int = 100):
+    reports_proposals = True
+
+    def __init__(self, num_classes: int, *, selection: BestProposals = BestProposals()):
         super().__init__()
-        check_range("model.roi_head", 1, 1e9, max_detections=max_detections)
-        self.num_classes, self.max_detections = num_classes, max_detections
+        self.num_classes, self.selection = num_classes, selection
 
     def losses(
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
@@ -27,9 +45,13 @@ class ProposalsOnly(nn.Module):
 
     def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
         """The best proposals of every image, their score the sigmoid of the objectness."""
-        return [self.report(of_image) for of_image in proposals]
+        return [self.postprocess(of_image) for of_image in proposals]
 
-    def report(self, proposals: Proposals) -> Detections:
+    def postprocess(self, proposals: Proposals) -> Detections:
         """Proposals of one image, best first, as detections of class 0."""
-        boxes, scores = (x[: self.max_detections].float() for x in (proposals.boxes, proposals.scores))
+        boxes, scores = (x[: self.selection.max_detections].float() for x in (proposals.boxes, proposals.scores))
         return Detections(boxes, scores.sigmoid(), scores.new_zeros(len(scores)).long())
+
+    def merge(self, views: Sequence[Detections], proposals: Proposals) -> Detections:
+        """The merged proposals of several views of one image (test-time augmentation)."""
+        return self.postprocess(proposals)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.errors import ConfigError
-
 
 class Res5(nn.Module):
     """(R, C, size, size) -> (R, width): layer4 at half the size, then its mean; 14 x 14 is usual.
@@ -16,8 +14,8 @@ class Res5(nn.Module):
     def __init__(self, channels: int, size: int, backbone: nn.Module):
         super().__init__()
         if getattr(backbone, "stages", 4) != 3 or channels != backbone.channels[-1]:
-            raise ConfigError(
-                "model.roi_head.box_head: res5 is the stage after C4, so it needs model.backbone {type: resnet, stages: 3} "
+            raise ValueError(
+                "res5 is the stage after C4, so it needs model.backbone {type: resnet, stages: 3} "
                 f"and model.neck {{type: single}}; this pool gives {channels} channels"
             )
         self.layer4 = backbone.layer4_for_head()
