@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from golden_models import (
+from helpers.golden_models import (
     MODELS,
     build,
     images_of,
@@ -16,7 +16,7 @@ from golden_models import (
     reference,
     train_as_torchvision,
 )
-from golden_rules import golden, ground_truth
+from helpers.golden_rules import golden, ground_truth
 
 
 def row(name: str) -> str:

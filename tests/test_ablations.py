@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
-from tiny_necks import CHANNELS, EVEN, NARROW, ODD, ONE_PIXEL, STRIDES, constant, count, half, identity_, maps, values
+from helpers.necks import (
+    CHANNELS,
+    EVEN,
+    NARROW,
+    ODD,
+    ONE_PIXEL,
+    STRIDES,
+    constant,
+    count,
+    half,
+    identity_,
+    maps,
+    values,
+)
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from torch import nn
 
 from detector.modeling.necks.ablations import BottomUp, Finest, Hierarchy, TopDown

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
-from tiny_necks import count
+from helpers.necks import count
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 
 from detector.errors import ConfigError
 from detector.modeling.layers import fold_norms

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from golden_rules import golden
+from helpers.golden_rules import golden
 
 from detector.modeling.anchors import AnchorGenerator, cell_anchors, centred_inside, grid_anchors, inside
 

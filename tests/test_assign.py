@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_rules import golden
+from helpers.golden_rules import golden
 from hypothesis import given
 from hypothesis import strategies as st
 

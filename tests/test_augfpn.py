@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import OBJECTS, gradients, picture, target, tiny_model
-from tiny_necks import CHANNELS, NARROW, STRIDES, assert_all_learn, constant, count, half, identity_, maps, values
+from helpers.necks import CHANNELS, NARROW, STRIDES, assert_all_learn, constant, count, half, identity_, maps, values
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model
 from torch import Tensor, nn
 
 from detector.errors import ConfigError

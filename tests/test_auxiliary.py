@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_rules import PROJECT
-from tiny import CLASSES, picture, target, tiny_model
+from helpers.golden_rules import PROJECT
+from helpers.tiny import CLASSES, picture, target, tiny_model
 from torch import Tensor
 
 from detector.errors import ConfigError

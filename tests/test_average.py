@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import draw_set, train, write_config
+from helpers.training import draw_set, train, write_config
 from torch import nn
 
 from detector.checkpoint import read_checkpoint

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.training import draw_set, script, train, write_config
 from PIL import Image
-from tiny_training import draw_set, script, train, write_config
 from torch import Tensor
 from torch.utils.data import Dataset
 

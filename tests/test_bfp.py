@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import OBJECTS, gradients, picture, target, tiny_model
-from tiny_necks import (
+from helpers.necks import (
     CHANNELS,
     EVEN,
     NARROW,
@@ -22,6 +21,7 @@ from tiny_necks import (
     maps,
     values,
 )
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model
 from torch import Tensor, nn
 
 from detector.modeling.necks.bfp import BFP, NonLocal, resize

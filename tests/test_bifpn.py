@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import gradients, picture, target, tiny_model
-from tiny_necks import (
+from helpers.necks import (
     CHANNELS,
     EVEN,
     NARROW,
@@ -26,6 +25,7 @@ from tiny_necks import (
     maps,
     values,
 )
+from helpers.tiny import gradients, picture, target, tiny_model
 from torch import Tensor, nn
 
 from detector.errors import ConfigError

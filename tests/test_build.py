@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from detector.data.dataset import build_dataset, data_settings, training_transform
+from helpers.tiny import CONFIG, picture, target, tiny_model
+from helpers.training import draw_set
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CONFIG, picture, target, tiny_model
-from tiny_training import draw_set
 
 import detector
 from detector.config import merge
 from detector.data.coco import CocoDataset
-from detector.data.dataset import build_dataset, data_settings, training_transform
 from detector.data.transforms import HorizontalFlip, Resize
 from detector.errors import ConfigError
 from detector.modeling.anchors import AnchorGenerator

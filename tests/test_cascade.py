@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny import CLASSES, picture, target, tiny_model
+from helpers.tiny import CLASSES, picture, target, tiny_model
 from torch import Tensor, nn
 
 from detector.errors import ConfigError

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from tiny_health import (
+from detector.data.dataset import build_dataset
+from helpers.health import (
     CATEGORIES,
     DirtySet,
     box,
@@ -24,8 +22,10 @@ from tiny_health import (
     run,
     tree,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from detector.data.dataset import build_dataset
 from detector.dataset_check.findings import KINDS
 from detector.errors import DataError
 from detector.modeling.build import load_config

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import MODEL
+from helpers.training import MODEL
 from torch import Tensor
 
 from detector import __version__, checkpoint

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from golden_rules import PROJECT, shared
+from helpers.golden_rules import PROJECT, shared
 
 import detector
 from detector.recipe import Recipe

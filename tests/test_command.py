@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_training import draw_set, script, write_config
+from helpers.training import draw_set, script, write_config
 
 
 @pytest.mark.parametrize("name", ["train", "check_data"])

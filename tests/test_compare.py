@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detector.data.dataset import build_dataset
+from helpers.training import ROOT, draw_set, script, train, write_config
 from PIL import Image
-from tiny_training import ROOT, draw_set, script, train, write_config
 from torch import Tensor, nn
 
 import detector
@@ -25,7 +26,6 @@ from detector.comparison.chart import AXES, draw_chart, place_names, ticks
 from detector.comparison.chart import Point as ChartPoint
 from detector.comparison.cost import count_flops, milliseconds
 from detector.comparison.table import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
-from detector.data.dataset import build_dataset
 from detector.errors import DataError
 
 METRICS = {  # all different, so that no two columns can be taken for each other

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.training import script
 from numpy.random import RandomState
 from pycocotools.coco import COCO
-from tiny_training import script
 
 from detector.data.synthetic.context import CLASSES, CLEAR, CONTEXTS, SCENE, draw_image, surroundings
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_rules import PROJECT
-from tiny import CONFIG, tiny_model
-from tiny_training import draw_set, script, train, write_config
+from helpers.golden_rules import PROJECT
+from helpers.tiny import CONFIG, tiny_model
+from helpers.training import draw_set, script, train, write_config
 from torch import Tensor
 from yaml import safe_dump, safe_load
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_necks import CHANNELS, NARROW, ODD, STRIDES, assert_all_learn, constant, count, identity_, maps, values
+from helpers.necks import CHANNELS, NARROW, ODD, STRIDES, assert_all_learn, constant, count, identity_, maps, values
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.fuzz import damaged, fuzz, json_values, outcome, tries, watchdog  # noqa: F401
+from helpers.training import draw_split, script
 from hypothesis import strategies as st
 from PIL import Image
 from test_voc import annotation, element
-from tiny_fuzz import damaged, fuzz, json_values, outcome, tries, watchdog  # noqa: F401
-from tiny_training import draw_split, script
 
 from detector.data.coco import CocoDataset
 from detector.data.convert.voc import convert_voc

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.fuzz import damaged, fuzz, grown, outcome, tries, watchdog  # noqa: F401
+from helpers.training import draw_set, script, write_config
 from test_checkpoint import equal, save
-from tiny_fuzz import damaged, fuzz, grown, outcome, tries, watchdog  # noqa: F401
-from tiny_training import draw_set, script, write_config
 from torch import nn
 
 from detector.checkpoint import read_checkpoint

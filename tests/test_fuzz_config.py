@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.fuzz import fuzz, grown, json_values, outcome, tries, watchdog  # noqa: F401
+from helpers.training import MODEL, ROOT
 from hypothesis import strategies as st
-from tiny_fuzz import fuzz, grown, json_values, outcome, tries, watchdog  # noqa: F401
-from tiny_training import MODEL, ROOT
 
 from detector.errors import ConfigError
 from detector.modeling.build import build_detector, load_config

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.fuzz import damaged, fuzz, grown, outcome, tries, watchdog  # noqa: F401
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_fuzz import damaged, fuzz, grown, outcome, tries, watchdog  # noqa: F401
 
 from detector.data.image import ImageError, read_image, read_size
 

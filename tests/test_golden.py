@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from golden_models import (
+from helpers.golden_models import (
     GIVEN_PROPOSALS,
     MODELS,
     build,
@@ -19,7 +19,7 @@ from golden_models import (
     reference,
     train_as_torchvision,
 )
-from golden_rules import golden, ground_truth, match_sets, record_errors, relative_error, shared
+from helpers.golden_rules import golden, ground_truth, match_sets, record_errors, relative_error, shared
 from torch import Tensor
 
 import detector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_rules import assert_near, golden
+from helpers.golden_rules import assert_near, golden
 from torch import Tensor, nn
 
 from detector.modeling.anchors import AnchorGenerator

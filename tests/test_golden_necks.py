@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from golden_rules import check_neck, filled, golden, neck_inputs
+from helpers.golden_rules import check_neck, filled, golden, neck_inputs
 from torch import Tensor, nn
 
 from detector.modeling.necks.fpn import FPN

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from golden_rules import check_neck, filled, golden, neck_inputs
+from helpers.golden_rules import check_neck, filled, golden, neck_inputs
 from torch import nn
 
 from detector.interop.mmdetection import FPN

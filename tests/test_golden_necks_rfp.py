@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_rules import check_neck, filled, formula_image, golden, neck_inputs
+from helpers.golden_rules import check_neck, filled, formula_image, golden, neck_inputs
 from torch import Tensor, nn
 
 from detector.interop.mmdetection import MMDETECTION

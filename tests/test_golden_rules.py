@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 import torch
-from golden_rules import Fill, fixed_proposals, formula_image, match_sets, record_errors
+from helpers.golden_rules import Fill, fixed_proposals, formula_image, match_sets, record_errors
 
 FILLS = [
     ("backbone.layer2.0.conv1.weight", (128, 256, 1, 1), 0.6430929, [0.07141145, -0.09679782, 0.06369711]),

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detector.data.dataset import data_settings
+from helpers.health import CATEGORIES, box, entry, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_health import CATEGORIES, box, entry, run
 
 from detector.config import merge
-from detector.data.dataset import data_settings
 from detector.dataset_check.anchors import fit, kmeans, propose
 from detector.dataset_check.findings import Findings
 from detector.dataset_check.records import Split, read_split
@@ -26,7 +26,7 @@ from detector.modeling.build import load_config
 SPLIT = {"images": ".", "annotations": "a.json"}
 CONFIG: dict[str, Any] = {
     "model": {
-        "backbone": {"type": "tiny_training.TinyBackbone"},
+        "backbone": {"type": "helpers.training.TinyBackbone"},
         "neck": {"type": "fpn", "width": 8},
         "rpn": {"anchors": {"sizes": [[16], [32], [64], [128], [256]], "ratios": [1.0]}},
         "roi_head": {"box_head": {"width": 8}},

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import torch
+from helpers.health import CATEGORIES, box, entry
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_health import CATEGORIES, box, entry
 
 from detector.dataset_check.boxes import SAME, check_annotations
 from detector.dataset_check.findings import Findings

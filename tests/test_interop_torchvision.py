@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from golden_rules import PROJECT, match_sets
-from tiny import picture
-from tiny_training import script as load_script
+from helpers.golden_rules import PROJECT, match_sets
+from helpers.tiny import picture
+from helpers.training import script as load_script
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import ROOT, assert_same_training, draw_set, train, write_config
+from helpers.training import ROOT, assert_same_training, draw_set, train, write_config
 
 from detector.checkpoint import read_checkpoint, save_checkpoint
 

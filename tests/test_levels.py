@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from golden_rules import golden
+from helpers.golden_rules import golden
 from hypothesis import given
 from hypothesis import strategies as st
 

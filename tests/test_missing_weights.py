@@ -9,8 +9,8 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from tiny import picture
-from tiny_training import draw_set, script, write_config
+from helpers.tiny import picture
+from helpers.training import draw_set, script, write_config
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
@@ -93,7 +93,7 @@ def backbone_config(folder: Path, weights: object) -> Path:
     path = write_config(folder / "config.yaml", draw_set(folder / "set"), epochs=1)
     path.write_text(
         path.read_text().replace(
-            "type: tiny_training.TinyBackbone", f"{{depth: 50, frozen_stages: 5, weights: {weights}}}"
+            "type: helpers.training.TinyBackbone", f"{{depth: 50, frozen_stages: 5, weights: {weights}}}"
         )
     )
     return path

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from detector.modeling.roi_heads.nms import soft_nms, suppress
 
 from detector.errors import ConfigError
 from detector.modeling.boxes import box_iou
-from detector.modeling.roi_heads.nms import soft_nms, suppress
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.structures import Batch, Detections

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import STEPS, assert_same_training, draw_set, place, table, train, write_config
+from helpers.training import STEPS, assert_same_training, draw_set, place, table, train, write_config
 
 from detector import checkpoint
 from detector.checkpoint import read_checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_necks import (
+from helpers.necks import (
     CHANNELS,
     EVEN,
     NARROW,

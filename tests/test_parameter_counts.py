@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_rules import PROJECT
+from helpers.golden_rules import PROJECT
 from torch import nn
 
 from detector.modeling.anchors import AnchorGenerator

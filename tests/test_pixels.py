@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import picture
+from helpers.tiny import picture
 
 from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torchvision
-from golden_rules import golden
+from helpers.golden_rules import golden
 
 from detector.errors import ConfigError
 from detector.modeling.roi_heads.pool import RoIPool, roi_align

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_rules import match_sets
-from tiny import CONFIG, picture, target, tiny_model
-from tiny_training import draw_set, script, train, write_config
+from detector.data.dataset import build_dataset
+from helpers.golden_rules import match_sets
+from helpers.tiny import CONFIG, picture, target, tiny_model
+from helpers.training import draw_set, script, train, write_config
 
 import detector
 from detector.config import merge
 from detector.data.coco import CocoDataset
-from detector.data.dataset import build_dataset
 from detector.data.proposal_file import ProposalFile, pack
 from detector.data.transforms import Compose, HorizontalFlip, LargeScaleJitter, Resize, VerticalFlip
 from detector.errors import ConfigError, DataError

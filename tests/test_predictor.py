@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_rules import match_sets
+from helpers.golden_rules import match_sets
+from helpers.tiny import CLASSES, CONFIG, picture, tiny_model
+from helpers.training import MODEL
 from PIL import Image
-from tiny import CLASSES, CONFIG, picture, tiny_model
-from tiny_training import MODEL
 from torch import Tensor
 
 import detector
@@ -251,7 +251,7 @@ def test_the_configuration_can_be_overridden(tmp_path: Path):
 def test_code_of_the_users_own_runs_only_with_trust(tmp_path: Path):
     config = {"model": {**MODEL, "num_classes": len(NAMES)}}
     path = save(tmp_path / "a.pth", build_detector(config), config)
-    with pytest.raises(CheckpointError, match=r"a\.pth: .*tiny_training\.TinyBackbone.*--trust"):
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*helpers.training\.TinyBackbone.*--trust"):
         load(path)
     assert load(path, trust=True, device="cpu").class_names == NAMES
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import draw_set, script, train, write_config
+from detector.data.dataset import build_dataset
+from helpers.training import draw_set, script, train, write_config
 from torch import Tensor
 
 import detector
 from detector.data.coco import CocoDataset
-from detector.data.dataset import build_dataset
 from detector.data.proposal_file import FORMAT, ProposalFile, pack
 from detector.errors import DataError
 from detector.evaluation.proposals import proposal_recall

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from golden_rules import match_sets
-from tiny import CLASSES, picture, target, tiny_model
+from helpers.golden_rules import match_sets
+from helpers.tiny import CLASSES, picture, target, tiny_model
 
 from detector.structures import Detections, Target
 

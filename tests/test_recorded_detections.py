@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 import pytest
-from golden_models import config_of, convert, match_detections, reference
-from golden_rules import Fill, formula_image
+from helpers.golden_models import config_of, convert, match_detections, reference
+from helpers.golden_rules import Fill, formula_image
 
 import detector
 from detector.interop.recognise import FRAMEWORKS, blank_state

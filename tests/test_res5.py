@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_rules import PROJECT
+from helpers.golden_rules import PROJECT
+from helpers.tiny import picture, target, tiny_model
 from test_single import ONE_LEVEL
-from tiny import picture, target, tiny_model
 from torch import nn
 
 from detector.errors import CheckpointError, ConfigError

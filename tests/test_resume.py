@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import CLASSES, ROOT, STEPS, assert_same_training, draw_set, place, table, train, write_config
+from helpers.training import CLASSES, ROOT, STEPS, assert_same_training, draw_set, place, table, train, write_config
 
 from detector.checkpoint import read_checkpoint
 from detector.errors import DataError

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_rules import PROJECT
-from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
-from tiny_necks import count
+from helpers.golden_rules import PROJECT
+from helpers.necks import count
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from torch import Tensor, nn
 
 from detector.errors import ConfigError

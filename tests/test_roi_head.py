@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import target
+from helpers.tiny import target
 
 from detector.errors import ConfigError
 from detector.modeling.boxes import box_iou, decode, encode

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from detector.data.dataset import build_dataset
+from helpers.tiny import CONFIG, picture, target
+from helpers.training import CLASSES, ROOT, draw_set, script, train, write_config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tiny import CONFIG, picture, target
-from tiny_training import CLASSES, ROOT, draw_set, script, train, write_config
 
 import detector
 from detector.checkpoint import read_checkpoint
 from detector.config import merge
-from detector.data.dataset import build_dataset
 from detector.errors import ConfigError
 from detector.evaluation.coco import METRICS, evaluate_results
 from detector.evaluation.run import evaluate

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
-from tiny_necks import count
+from helpers.necks import count
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from torch import Tensor, nn
 
 from detector.modeling.backbones.resnet import ResNet

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import run_processes
+from helpers.tiny import CONFIG, picture, tiny_model
+from helpers.training import draw_split, script, write_json
 from PIL import Image
-from tiny import CONFIG, picture, tiny_model
-from tiny_processes import run_processes
-from tiny_training import draw_split, script, write_json
 
 from detector.checkpoint import save_checkpoint
 from detector.config import merge

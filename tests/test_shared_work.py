@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_processes import run_processes, start_processes
+from helpers.processes import run_processes, start_processes
 
-from detector.distributed import ROUND, on_rank0, processes, rank, map_sharded, should_report, raise_on_all
+from detector.distributed import ROUND, map_sharded, on_rank0, processes, raise_on_all, rank, should_report
 from detector.errors import DataError, Interrupted
 
 LONG = 5 * ROUND + 1  # more than one round of three processes

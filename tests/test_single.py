@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 
 from detector.errors import ConfigError
 from detector.modeling.backbones.resnet import ResNet

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import OBJECTS, gradients, picture, target, tiny_model
-from tiny_necks import count
+from helpers.necks import count
+from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 

@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from golden_rules import PROJECT
-from tiny import picture, target
+from helpers.golden_rules import PROJECT
+from helpers.tiny import picture, target
 
 from detector.modeling.build import build_detector, load_config
 from detector.modeling.rcnn import GeneralizedRCNN

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from golden_rules import PROJECT, Fill, Match, formula_image, match_sets, shared
+from helpers.golden_rules import PROJECT, Fill, Match, formula_image, match_sets, shared
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn_v2

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
+from helpers.training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint

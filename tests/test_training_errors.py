@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
+from helpers.training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
 
 from detector.checkpoint import read_checkpoint
 from detector.modeling.build import build_detector

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_processes import ROOT, run_processes, start_processes
-from tiny_training import draw_split, leaves, train, write_config, write_json
+from helpers.processes import ROOT, run_processes, start_processes
+from helpers.training import draw_split, leaves, train, write_config, write_json
 
 from detector.checkpoint import read_checkpoint
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from golden_rules import match_sets
-from tiny import CONFIG, picture, tiny_model
-from tiny_training import draw_set, script, train, write_config
+from helpers.golden_rules import match_sets
+from helpers.tiny import CONFIG, picture, tiny_model
+from helpers.training import draw_set, script, train, write_config
 from torchvision.ops import box_iou, nms
 
 import detector

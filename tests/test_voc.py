@@ -11,8 +11,8 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
+from helpers.formats import SETS, convert, known_set, objects, refusal
 from PIL import Image
-from tiny_formats import SETS, convert, known_set, objects, refusal
 
 from detector.data.coco import CocoDataset
 from detector.data.image import ORIENTATION

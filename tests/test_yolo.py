@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.formats import SETS, convert, known_set, objects, refusal
 from PIL import Image
-from tiny_formats import SETS, convert, known_set, objects, refusal
 
 from detector.data.coco import CocoDataset
 from detector.data.image import ORIENTATION

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tiny_training import script, write_config, write_json
+
+from helpers.training import script, write_config, write_json
 
 WIDE, TALL = (96, 64), (64, 96)
 CATEGORIES = [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 SHARED = PROJECT.parent / "shared"
 
 Shapes = Mapping[str, Sequence[int]]

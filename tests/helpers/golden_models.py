@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from golden_rules import PROJECT, Match, filled, fixed_proposals, formula_image, golden, match_sets
-from tiny_training import script
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
@@ -23,6 +21,8 @@ from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.cascade import Cascade
 from detector.modeling.roi_heads.roi_head import to_rois
 from detector.structures import Batch, Detections, Proposals
+from helpers.golden_rules import PROJECT, Match, filled, fixed_proposals, formula_image, golden, match_sets
+from helpers.training import script
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from detector.checkpoint import read_checkpoint
 from detector.modeling.layers import make_norm
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLASSES = {"square": 3, "disc": 7}  # name -> category id
 COLOURS = {"square": "red", "disc": "blue", "ring": "green"}
 STEPS = 3  # an epoch: six images in batches of two
 STABLE = ["step", "epoch", "lr", "loss", "grad_norm", "val_loss", "AP", "AP50", "AR100"]  # no times, no memory
 MODEL = {
-    "backbone": {"type": "tiny_training.TinyBackbone"},
+    "backbone": {"type": "helpers.training.TinyBackbone"},
     "neck": {"type": "fpn", "width": 32},
     "rpn": {"anchors": {"sizes": [[16], [32], [48], [64], [96]]}, "pre_nms": [200, 100], "post_nms": [100, 50]},
     "roi_head": {"batch_per_image": 32, "box_head": {"width": 32}, "pool": {"canonical_size": 56}},

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden_rules import shared
-from tiny_training import draw_split, script
+
+from helpers.golden_rules import shared
+from helpers.training import draw_split, script
 
 SETS = ["drawn", "bccd"]
 
