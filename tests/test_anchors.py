@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.golden_rules import golden
 
-from detector.modeling.anchors import AnchorGenerator, cell_anchors, centred_inside, grid_anchors, inside
+from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors, inside_border, inside_padding
 
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 PYRAMID = (4, 8, 16, 32, 64)  # the strides of P2..P6
@@ -235,12 +235,12 @@ def test_a_copy_makes_the_same_anchors(clone):
 
 
 def test_inside():
-    """On the left and above the border itself is inside, on the right and below it is not."""
+    """On the left and above the border itself is inside_border, on the right and below it is not."""
     anchors = torch.tensor([[0.0, 0, 59, 39], [-1, 0, 59, 39], [0, 0, 60, 39], [0, 0, 59, 41], [20, 10, 30, 20]])
     size = (40, 60)  # (h, w)
-    assert inside(anchors, size, border=0).tolist() == [True, False, False, False, True]
-    assert inside(anchors, size, border=1).tolist() == [True, True, True, False, True]
-    assert inside(anchors[:0], size, border=0).shape == (0,)
+    assert inside_border(anchors, size, border=0).tolist() == [True, False, False, False, True]
+    assert inside_border(anchors, size, border=1).tolist() == [True, True, True, False, True]
+    assert inside_border(anchors[:0], size, border=0).shape == (0,)
 
 
 def test_centred_inside():
@@ -248,5 +248,5 @@ def test_centred_inside():
     anchors = torch.tensor(
         [[-5.0, -5, 5, 5], [50, 10, 69.9999, 20], [50, 10, 69, 20], [10, 35, 20, 45], [10, 30, 20, 45]]
     )
-    assert centred_inside(anchors, (40, 60)).tolist() == [True, False, True, False, True]
-    assert centred_inside(anchors[:0], (40, 60)).shape == (0,)
+    assert inside_padding(anchors, (40, 60)).tolist() == [True, False, True, False, True]
+    assert inside_padding(anchors[:0], (40, 60)).shape == (0,)

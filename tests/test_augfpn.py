@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from detector.errors import ConfigError
 from detector.modeling.necks.augfpn import RATIOS, AugFPN, ResidualFeatureAugmentation
 from detector.modeling.necks.fpn import FPN
-from detector.structures import Levels
 
 ODD = [(75, 93), (38, 47), (19, 24), (10, 12)]
 TINY = [(7, 5), (4, 3), (2, 2), (1, 1)]

@@ -6,17 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.golden_rules import PROJECT
-from helpers.tiny import CLASSES, picture, target, tiny_model
+from helpers.tiny import CLASSES, grouped, picture, target, tiny_model
 from torch import Tensor
 
+from detector.config.config import load_config
 from detector.errors import ConfigError
 from detector.modeling.boxes import encode
-from detector.modeling.build import load_config
+from detector.modeling.necks.augfpn import AugFPN
 from detector.modeling.roi_heads.auxiliary import AuxiliaryRoIHead
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.pool import AllLevelPool, RoIPool
 from detector.modeling.roi_heads.roi_head import to_rois
-from detector.structures import Batch, Levels, Proposals, Target
+from detector.modeling.roi_heads.soft_pool import SoftRoIPool
+from detector.structures import Batch, Features, Proposals, Target
 
 CHANNELS, STRIDES = [4] * 5, [4, 8, 16, 32, 64]
 BATCH = Batch(torch.zeros(2, 3, 64, 96), [(64, 96)] * 2)
@@ -32,25 +34,25 @@ IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
 TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85, 1))]
 
 
-def make_head(pool=None, raw_strides=STRIDES[:4], **settings) -> AuxiliaryRoIHead:
+def make_head(pool=None, lateral_strides=STRIDES[:4], **settings) -> AuxiliaryRoIHead:
     def new_box_head() -> TwoFC:
         return TwoFC(4, 7, width=8)
 
     pool = RoIPool(CHANNELS, STRIDES) if pool is None else pool
-    return AuxiliaryRoIHead(pool, new_box_head(), new_box_head, CLASSES, raw_strides, **settings)
+    return AuxiliaryRoIHead(pool, new_box_head(), new_box_head, CLASSES, lateral_strides, **grouped(AuxiliaryRoIHead, **settings))
 
 
-def levels(seed: int = 0) -> Levels:
+def levels(seed: int = 0) -> Features:
     """P2..P6 and M2..M5 of two images of 64 x 96 pixels."""
     random = torch.Generator().manual_seed(seed)
     p = [torch.randn(2, 4, -(-64 // s), -(-96 // s), generator=random).requires_grad_() for s in STRIDES]
     raw = [torch.randn(x.shape, generator=random).requires_grad_() for x in p[:4]]
-    return Levels(p, raw)
+    return Features(p, raw)
 
 
 def spread(head: AuxiliaryRoIHead) -> AuxiliaryRoIHead:
     """With scores and deltas that tell regions apart."""
-    for part in (head, head.auxiliary):
+    for part in (head.stage, head.auxiliary):
         for layer in (part.class_score, part.box_delta):
             torch.nn.init.normal_(layer.weight, std=0.3)
     return head
@@ -67,12 +69,14 @@ def losses(head: AuxiliaryRoIHead, p: list[Tensor], objects: list[Target] = OBJE
 def test_the_losses_are_those_of_every_level_added_up(settings):
     head, p = spread(make_head(**settings)), levels()
     found = losses(head, p)
-    regions = head.sample_regions([r.boxes for r in PROPOSALS], OBJECTS)  # everything is taken
+    regions = head.stage.sample([r.boxes for r in PROPOSALS], OBJECTS)  # everything is taken
+    boxes, labels = torch.cat([r.boxes for r in regions]), torch.cat([r.labels for r in regions])
+    matched = torch.cat([t.boxes[r.gt_index] if len(t) else r.boxes for r, t in zip(regions, OBJECTS)])
     class_sum = box_sum = 0.0
-    for level, stride in zip(p.raw, STRIDES):
+    for level, stride in zip(p.laterals, STRIDES):
         one_level = RoIPool([4], [stride], levels=1)
-        maps = one_level([level], to_rois(regions.boxes))
-        for x, box, label, goal in zip(maps, torch.cat(regions.boxes), regions.labels, regions.goals, strict=True):
+        maps = one_level([level], to_rois([r.boxes for r in regions]))
+        for x, box, label, goal in zip(maps, boxes, labels, matched, strict=True):
             features = head.auxiliary.box_head(x[None])
             class_sum += F.cross_entropy(head.auxiliary.class_score(features)[0], label)
             if label < CLASSES:
@@ -81,7 +85,7 @@ def test_the_losses_are_those_of_every_level_added_up(settings):
                 d = (deltas - encode(box[None], goal[None], (10, 10, 5, 5))[0]).abs()
                 beta = settings.get("beta", 0.0)
                 box_sum += torch.where(d < beta, 0.5 * d**2 / max(beta, 1e-9), d - 0.5 * beta).sum()
-    weight = settings.get("auxiliary_weight", 0.25) / len(regions.labels)
+    weight = settings.get("auxiliary_weight", 0.25) / len(labels)
     torch.testing.assert_close(found["aux_class"], weight * class_sum)
     torch.testing.assert_close(found["aux_box"], weight * box_sum)
     assert found["aux_box"] > 0
@@ -90,7 +94,7 @@ def test_the_losses_are_those_of_every_level_added_up(settings):
 def test_the_regions_are_those_of_the_main_head():
     head = make_head(batch_per_image=4)  # fewer than there are: which ones is chance
     seen = []
-    for pool in (head.pool, head.raw_pool):
+    for pool in (head.pool, head.lateral_pool):
         pool.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
     losses(head, levels())
     main, auxiliary = seen
@@ -100,7 +104,7 @@ def test_the_regions_are_those_of_the_main_head():
 def test_the_main_losses_read_the_pyramid_and_the_auxiliary_ones_the_raw_laterals():
     head, p, other = spread(make_head()), levels(0), levels(1)
     found = losses(head, p)
-    for changed, same in ((Levels(p, other.raw), "roi"), (Levels(other, p.raw), "aux")):
+    for changed, same in ((Features(p, other.laterals), "roi"), (Features(other, p.laterals), "aux")):
         for name, loss in losses(head, changed).items():
             assert torch.allclose(loss, found[name], rtol=1e-4) == name.startswith(same), name
 
@@ -112,7 +116,7 @@ def test_the_auxiliary_head_is_another_one_and_learns_from_every_raw_level():
     own = {id(x) for x in head.auxiliary.parameters()}
     for name, parameter in head.named_parameters():
         assert (parameter.grad is not None and parameter.grad.any()) == (id(parameter) in own), name
-    assert all(x.grad.any() for x in p.raw) and all(x.grad is None for x in p)
+    assert all(x.grad.any() for x in p.laterals) and all(x.grad is None for x in p)
 
 
 def test_all_levels_share_it():
@@ -142,7 +146,7 @@ def test_at_inference_nothing_of_it_runs_or_is_read():
     model = tiny_model(**SYSTEM).eval()
     before = model(IMAGES)
     head = model.roi_head
-    for module in (head.auxiliary, head.auxiliary.box_head, head.raw_pool):
+    for module in (head.auxiliary, head.auxiliary.box_head, head.lateral_pool):
         module.register_forward_pre_hook(lambda *_: pytest.fail("the auxiliary head ran"))
     for parameter in head.auxiliary.parameters():
         parameter.fill_(torch.nan)
@@ -185,10 +189,10 @@ def test_without_regions_there_is_nothing_to_learn():
 
 
 def test_the_three_parts_of_the_published_recipe_have_the_published_sizes():
-    model = load_config(PROJECT / "configs/augfpn_r50_1x_coco.yaml")["model"]
-    assert model["neck"] == {"type": "augfpn"}
-    assert (model["roi_head"]["type"], model["roi_head"]["pool"]) == ("auxiliary", {"type": "soft"})
-    assert model["rpn"]["post_nms"] == [2000, 2000]
+    calls = load_config(PROJECT / "configs/augfpn_r50_1x_coco.yaml").model.calls
+    assert calls["neck"] == (AugFPN, {}) and calls["roi_head.pool"] == (SoftRoIPool, {})
+    assert calls["roi_head"].constructor is AuxiliaryRoIHead
+    assert calls["rpn"].arguments["selection"].post_nms == (2000, 2000)
 
 
 # --- what does not fit
@@ -212,12 +216,12 @@ def test_the_neck_alone_fits_the_recursive_pyramid():
 
 
 def test_a_pool_that_gives_many_maps_of_a_region_is_refused():
-    with pytest.raises(ConfigError, match="by_level and soft"):
+    with pytest.raises(ValueError, match="by_level and soft"):
         make_head(AllLevelPool(CHANNELS, STRIDES))
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(ConfigError, match=r"model\.roi_head\.auxiliary_weight"):
+    with pytest.raises(ValueError, match="AuxiliaryRoIHead: auxiliary_weight"):
         make_head(auxiliary_weight=-1.0)
 
 

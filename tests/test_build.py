@@ -11,24 +11,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from detector.data.dataset import build_dataset, data_settings, training_transform
 from helpers.tiny import CONFIG, picture, target, tiny_model
 from helpers.training import draw_set
 from hypothesis import given
 from hypothesis import strategies as st
 
 import detector
-from detector.config import merge
+from detector.config.config import build_detector, check_config, load_config
+from detector.config.inherit import merge
 from detector.data.coco import CocoDataset
+from detector.data.settings import build_dataset, data_settings, training_transform
 from detector.data.transforms import HorizontalFlip, Resize
 from detector.errors import ConfigError
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.build import build_detector, check_config, load_config
 from detector.modeling.necks.fpn import FPN
 from detector.modeling.necks.panet import PANet
 from detector.modeling.parts import ATTRIBUTES
-from detector.modeling.preprocess import Pixels
 from detector.modeling.pyramid import Pyramid
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.pool import RoIPool
@@ -133,7 +132,7 @@ def test_names_are_constructors():
 def test_an_empty_model_section_is_the_default_detector():
     model = on_meta({"model": {"num_classes": 80}})
     assert model.pyramid.backbone.depth == 50 and type(model.pyramid.neck) is FPN
-    assert model.roi_head.class_score.out_features == 81 and model.roi_head.box_delta.out_features == 320
+    assert model.roi_head.stage.class_score.out_features == 81 and model.roi_head.stage.box_delta.out_features == 320
     assert sum(p.numel() for p in model.rpn.parameters()) == 593_935
 
 
@@ -145,8 +144,8 @@ def test_arguments_reach_the_part_that_they_are_meant_for():
     )
     assert (model.rpn.nms_iou, model.roi_head.suppression["iou"]) == (0.6, 0.4)
     assert model.rpn.anchors.per_cell == 1 and model.rpn.objectness.out_channels == 1
-    assert model.roi_head.pool.size == 5 and model.roi_head.box_head.fc1.in_features == 32 * 5 * 5
-    assert (model.pixels.order, model.pixels.divisor) == ("bgr", 64)
+    assert model.roi_head.pool.size == 5 and model.roi_head.stage.box_head.fc1.in_features == 32 * 5 * 5
+    assert (model.preprocess.order, model.preprocess.divisor) == ("bgr", 64)
 
 
 def test_convolutions_are_channels_last():
@@ -190,7 +189,7 @@ def test_a_typo_is_told_with_file_path_and_nearest_key(tmp_path):
         ),
         ("model.rpn.pre_nms", 1000, "model.rpn.pre_nms: expected a list of 2"),
         ("model.rpn.anchors.sizes", [32, 64], "model.rpn.anchors.sizes: expected a list of a list of a number"),
-        ("model.pixels.mean", [1, 2], "model.pixels.mean: expected a list of 3"),
+        ("model.preprocess.mean", [1, 2], "model.preprocess.mean: expected a list of 3"),
         ("model.roi_head", 3, "model.roi_head: expected a section"),
         ("model.roi_head.pool", None, "model.roi_head.pool: expected a section"),
         ("model", None, "model: expected a section"),
@@ -240,8 +239,8 @@ def test_the_number_of_classes_may_be_left_to_the_data_but_not_to_nobody():
         ("neck.width", -1, "model.neck.width: must lie in"),
         ("roi_head.pool.levels", 6, "model.roi_head.pool.levels: 6 levels wanted"),
         ("roi_head.box_head.width", -3, "model.roi_head.box_head.width: must lie in"),
-        ("pixels.divisor", 0, "model.pixels does not fit: .*divisor"),
-        ("pixels.std", [1, 0, 1], "model.pixels does not fit: .*std"),
+        ("pixels.divisor", 0, "model.preprocess does not fit: .*divisor"),
+        ("pixels.std", [1, 0, 1], "model.preprocess does not fit: .*std"),
     ],
 )
 def test_parts_that_do_not_fit_each_other(path, value, message):
@@ -374,7 +373,7 @@ def test_train_and_val_must_both_be_given():
 def test_a_split_must_be_there():
     config = CONFIG | {"data": DATA}
     with pytest.raises(ConfigError, match=r"data\.test: the configuration has no such split"):
-        build_dataset(config, "test")
+        build_dataset(config.data, "test")
     with pytest.raises(ConfigError, match=r"data: the configuration has no such section"):
         build_dataset(CONFIG, "train")
 
@@ -392,7 +391,7 @@ PATHS = """
     model model.num_classes model.backbone model.backbone.type model.backbone.depth model.backbone.weights model.neck
     model.neck.type model.neck.width model.neck.fuse model.rpn model.rpn.type model.rpn.pre_nms model.rpn.beta
     model.rpn.anchors model.rpn.anchors.sizes model.rpn.anchors.ratios model.roi_head model.roi_head.pool
-    model.roi_head.pool.levels model.roi_head.box_head.type model.pixels model.pixels.mean model.pixels.order data
+    model.roi_head.pool.levels model.roi_head.box_head.type model.preprocess model.preprocess.mean model.preprocess.order data
     data.root data.train data.val.images data.resize data.resize.short data.transforms data.classes train train.lr
     train.milestones train.schedule nonsense
 """.split()
@@ -442,10 +441,10 @@ class Reversed(CocoDataset):
 def test_a_data_set_of_ones_own_is_named_by_its_dotted_path(tmp_path):
     data = {split: {"images": "images", "annotations": f"{split}.json"} for split in ("train", "val")}
     config = {"data": data | {"root": str(draw_set(tmp_path)), "type": "test_build.Reversed"}}
-    own = build_dataset(config, "val", class_names=["square", "disc"])
+    own = build_dataset(config.data, "val", class_names=["square", "disc"])
     assert type(own).__name__ == "Reversed" and [own[i][2] for i in range(len(own))] == [11, 10]
     with pytest.raises(ConfigError, match=r"data.type: .*--trust"):
-        build_dataset(config, "val", trust=False)
+        build_dataset(config.data, "val", trust=False)
 
 
 class Nameless:
@@ -458,7 +457,7 @@ class Nameless:
 def test_a_data_set_of_ones_own_that_lacks_something_is_told_what(tmp_path):
     config = {"data": DATA | {"type": "test_build.Nameless"}}
     with pytest.raises(ConfigError, match=r"^data.type: Nameless must have the attribute `image_ids`: the id of every"):
-        build_dataset(config, "val")
+        build_dataset(config.data, "val")
 
 
 @pytest.mark.parametrize("name", ["os.system", "os.getcwd", "builtins.int", "collections.OrderedDict"])

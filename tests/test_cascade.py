@@ -7,16 +7,15 @@ import math
 
 import pytest
 import torch
-from helpers.tiny import CLASSES, picture, target, tiny_model
+from helpers.tiny import CLASSES, grouped, picture, target, tiny_model
 from torch import Tensor, nn
 
-from detector.errors import ConfigError
+from detector.config.config import load_config
 from detector.modeling.boxes import box_iou
-from detector.modeling.build import load_config
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.cascade import Cascade, refine
 from detector.modeling.roi_heads.pool import RoIPool
-from detector.modeling.roi_heads.roi_head import RegionHead
+from detector.modeling.roi_heads.stage import Stage
 from detector.structures import Batch, Proposals, Target
 
 SIZE = (60, 90)  # (h, w) of an image, padded to 64 x 96
@@ -27,7 +26,7 @@ MMDETECTION = dict(resample=True, average="logits", scale_gradient=False, stage_
 def make_cascade(stages: int = 3, **settings) -> Cascade:
     per_stage = dict(ious=[0.5, 0.6, 0.7][:stages], box_weights=[(10, 10, 5, 5)] * stages, stage_weights=[1.0] * stages)
     pool = RoIPool([4], [8], levels=1)
-    return Cascade(pool, lambda: TwoFC(4, 7, width=8), CLASSES, **(per_stage | settings))
+    return Cascade(pool, lambda: TwoFC(4, 7, width=8), CLASSES, **grouped(Cascade, **(per_stage | settings)))
 
 
 def level(images: int = 1) -> list[Tensor]:
@@ -39,7 +38,7 @@ def steer(cascade: Cascade, deltas: list[list[float]], logits: list[list[float]]
     for i, stage in enumerate(cascade.stages):
         for layer in (stage.box_delta, stage.class_score):
             nn.init.zeros_(layer.weight)
-        stage.box_delta.bias.data = torch.tensor(deltas[i]) * torch.tensor(stage.box_weights)
+        stage.box_delta.bias.data = torch.tensor(deltas[i]) * torch.tensor(stage.coder.weights)
         if logits:
             stage.class_score.bias.data = torch.tensor(logits[i])
     return cascade
@@ -113,12 +112,12 @@ OBJECTS = Target.of(target((10, 10, 40, 40, 1), (50, 20, 80, 55, 2)))
 NEAR = torch.tensor([[12.0, 8, 40, 40], [52, 25, 80, 55], [0, 0, 20, 20], [60, 0, 90, 20], [14, 4, 44, 34]])
 
 
-class Recorded(RegionHead):
+class Recorded(Stage):
     """A stage that notes what it was given to learn from."""
 
-    def region_losses(self, logits, deltas, regions):
-        self.regions = regions
-        return super().region_losses(logits, deltas, regions)
+    def losses(self, logits, deltas, regions, targets):
+        (self.regions,) = regions
+        return super().losses(logits, deltas, regions, targets)
 
 
 def regions_of_stages(cascade: Cascade, boxes: Tensor = NEAR) -> list:
@@ -135,15 +134,15 @@ def slow_labels(boxes: Tensor, iou: float) -> list[int]:
 
 def as_rows(regions) -> list[tuple]:
     """Boxes with their labels, whatever their order."""
-    rows = torch.cat([regions.boxes[0], regions.labels[:, None].float()], dim=1)
+    rows = torch.cat([regions.boxes, regions.labels[:, None].float()], dim=1)
     return sorted(tuple(round(x, 3) for x in row) for row in rows.tolist())
 
 
 def test_later_stages_label_all_refined_boxes_by_their_own_iou_as_in_detectron2():
     first, second, third = regions_of_stages(steer(make_cascade(), [[0.1, 0, 0, 0], STILL, STILL]))
     assert len(first.labels) == len(NEAR) + 2  # with the objects, once
-    shift = 0.1 * (first.boxes[0][:, 2] - first.boxes[0][:, 0])
-    moved = first.boxes[0] + shift[:, None] * torch.tensor([1.0, 0, 1, 0])
+    shift = 0.1 * (first.boxes[:, 2] - first.boxes[:, 0])
+    moved = first.boxes + shift[:, None] * torch.tensor([1.0, 0, 1, 0])
     moved[:, 2].clamp_(max=90)
     for regions, iou in ((second, 0.6), (third, 0.7)):
         labels = torch.tensor(slow_labels(moved, iou), dtype=torch.float32)
@@ -156,9 +155,9 @@ def test_later_stages_draw_again_with_the_objects_themselves_as_in_mmdetection()
     first, second, third = regions_of_stages(steer(make_cascade(**MMDETECTION), [[0.1, 0, 0, 0], STILL, STILL]))
     for regions in (second, third):
         assert len(regions.labels) == len(first.labels)  # refined objects went, true ones joined
-        boxes = [tuple(box) for box in regions.boxes[0].tolist()]
+        boxes = [tuple(box) for box in regions.boxes.tolist()]
         assert all(tuple(box) in boxes for box in OBJECTS.boxes.tolist())
-        assert regions.is_object[0].sum() == 2
+        assert regions.is_gt.sum() == 2
     background = torch.tensor([[0.0, 0, 9, 9]]).repeat(8, 1)
     few = regions_of_stages(make_cascade(batch_per_image=4, **MMDETECTION), torch.cat([NEAR, background]))
     assert [len(regions.labels) for regions in few] == [4, 4, 4]
@@ -202,7 +201,7 @@ def test_the_pyramid_gets_a_third_of_the_gradient_and_the_heads_all_of_theirs():
 def test_refined_boxes_carry_no_gradient():
     cascade = make_cascade(2)
     regions = regions_of_stages(cascade)
-    assert not regions[1].boxes[0].requires_grad
+    assert not regions[1].boxes.requires_grad
 
 
 # --- as a detector
@@ -254,7 +253,7 @@ def test_parameters():
     "settings", [{"ious": [0.5, 0.6]}, {"stage_weights": [1.0]}, {"ious": [], "box_weights": [], "stage_weights": []}]
 )
 def test_every_stage_needs_its_numbers(settings):
-    with pytest.raises(ConfigError, match="one of each for every stage"):
+    with pytest.raises(ValueError, match="one of each for every stage"):
         make_cascade(**settings)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detector.data.dataset import build_dataset
 from helpers.health import (
     CATEGORIES,
     DirtySet,
@@ -26,9 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detector.config.config import load_config
+from detector.data.settings import build_dataset
 from detector.dataset_check.findings import KINDS
 from detector.errors import DataError
-from detector.modeling.build import load_config
 
 SMALL = ["model.backbone.depth=18", "model.neck.width=8", "model.roi_head.box_head.width=8", "data.workers=0"]
 
@@ -112,9 +112,9 @@ def test_what_is_called_an_error_stops_a_training_and_what_is_called_a_warning_d
         data = load_config(config, (tmp_path / "overrides").read_text().splitlines())
         if status:
             with pytest.raises(DataError, match="must not be negative"):
-                build_dataset(data, "train")
+                build_dataset(data.data, "train")
         else:
-            assert len(build_dataset(data, "train")) == 3
+            assert len(build_dataset(data.data, "train")) == 3
 
 
 def test_a_class_that_the_file_lacks_is_an_error(tmp_path: Path) -> None:
@@ -248,8 +248,8 @@ def trainable(folder: Path) -> int:
     overrides = [*(folder / "overrides").read_text().splitlines(), "data.keep_empty=true"]
     config = load_config(folder / "config.yaml", overrides)
     try:
-        train = build_dataset(config, "train")
-        for split in (train, build_dataset(config, "val", class_names=train.class_names)):
+        train = build_dataset(config.data, "train")
+        for split in (train, build_dataset(config.data, "val", class_names=train.class_names)):
             for i in range(len(split)):
                 split.image(i)
     except DataError:

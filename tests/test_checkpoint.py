@@ -19,9 +19,9 @@ from torch import Tensor
 
 from detector import __version__, checkpoint
 from detector.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint
-from detector.config import merge
+from detector.config.config import build_detector
+from detector.config.inherit import merge
 from detector.errors import CheckpointError
-from detector.modeling.build import build_detector
 from detector.modeling.rcnn import GeneralizedRCNN
 
 HEAD = {f"roi_head.{layer}.{part}" for layer in ("class_score", "box_delta") for part in ("weight", "bias")}

@@ -11,7 +11,7 @@ import pytest
 from helpers.golden_rules import PROJECT, shared
 
 import detector
-from detector.recipe import Recipe
+from detector.data.transforms import Resize
 
 sys.path.insert(0, str(PROJECT / "scripts"))
 import train as train_script
@@ -48,13 +48,13 @@ def train(recipe: str, output: Path, *overrides: str) -> list[dict[str, str]]:
 def test_recipes_are_the_published_ones(path):
     """L of the specification: batch 16, lr 0.02, warm-up 1000 steps; 12 epochs with steps at 8 and 11, or 36, 28 and 34."""
     config = detector.load_config(path, ["data.root=somewhere"])
-    recipe = Recipe(**config["train"])
+    recipe = config.train
     assert (recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay) == (16, 0.02, 0.9, 1e-4)
     assert (recipe.warmup_steps, recipe.warmup_factor) == (1000, 0.001)
     expected = (36, [28, 34]) if "_3x_" in path.name else (12, [8, 11])
     assert (recipe.epochs, recipe.milestones) == expected
-    assert config["data"]["resize"] == {"short": [640, 672, 704, 736, 768, 800], "long": 1333}
-    backbone = config["model"]["backbone"]  # DetectoRS trains the affine map of its norms, never their statistics
+    assert config.data.resize == Resize([640, 672, 704, 736, 768, 800], 1333)
+    backbone = config.model.calls["backbone"].arguments  # DetectoRS trains the affine map of its norms, never their statistics
     assert backbone["frozen_stages"] == 2 and backbone["norm"] == ("affine" if "conv" in backbone else "frozen")
 
 

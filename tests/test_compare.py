@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from detector.data.dataset import build_dataset
 from helpers.training import ROOT, draw_set, script, train, write_config
 from PIL import Image
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from detector.comparison.chart import AXES, draw_chart, place_names, ticks
 from detector.comparison.chart import Point as ChartPoint
 from detector.comparison.cost import count_flops, milliseconds
 from detector.comparison.table import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
+from detector.data.settings import build_dataset
 from detector.errors import DataError
 
 METRICS = {  # all different, so that no two columns can be taken for each other
@@ -348,7 +348,7 @@ def test_a_damaged_metrics_file_is_named(tmp_path: Path, content: str):
 def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tmp_path: Path, data: Path):
     assert train(Path(configs[0]), tmp_path / "run") == 0
     predictor = detector.load(tmp_path / "run/best.pth", trust=True)
-    dataset = build_dataset(predictor.config, "val")
+    dataset = build_dataset(predictor.config.data, "val")
     counted = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:

@@ -15,14 +15,14 @@ from torch import Tensor
 from yaml import safe_dump, safe_load
 
 from detector.checkpoint import read_checkpoint, save_checkpoint
-from detector.config import merge
+from detector.config.config import build_detector, load_config
+from detector.config.inherit import merge
 from detector.errors import CheckpointError
 from detector.interop.convert import export_weights
 from detector.interop.imagenet import CAFFE2, DETECTRON2, to_classifier
 from detector.interop.names import rename
 from detector.interop.recognise import COMPAT, FRAMEWORKS, blank_state, fitting, model_settings, which_framework
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.build import build_detector, load_config
 
 CONFIGS = sorted(path.stem for path in COMPAT.glob("[a-z]*.yaml"))
 QUICK = (
@@ -93,7 +93,7 @@ def test_a_detector_of_no_known_framework_is_said():
 
 def test_settings_are_complete_and_know_defaults():
     settings = model_settings(load_config(COMPAT / "detectron2_faster_rcnn_R_50_FPN.yaml"))
-    assert settings["model.pixels.order"] == "bgr" and settings["model.backbone.stride_in"] == "1x1"
+    assert settings["model.preprocess.order"] == "bgr" and settings["model.backbone.stride_in"] == "1x1"
     assert settings["model.backbone.norm_eps"] == 1e-5 and settings["model.roi_head.pool.aligned"] is True
     assert "model.rpn.batch_per_image" not in settings  # only training reads it
 
@@ -252,7 +252,7 @@ PANET_HEAD = {"pool": {"type": "all_levels"}, "box_head": {"type": "adaptive_two
     ("sections", "targets", "message"),
     [
         ({"neck": {"type": "bifpn", "width": 32}}, FRAMEWORKS, "without a name there: pyramid.neck"),
-        ({"roi_head": PANET_HEAD}, FRAMEWORKS, "without a name there: roi_head.box_head.fc1.0.weight"),
+        ({"roi_head": PANET_HEAD}, FRAMEWORKS, "without a name there: roi_head.stage.box_head.fc1.0.weight"),
         ({"roi_head": {"class_agnostic": True}}, ["torchvision"], "its deltas are those of every class"),
     ],
 )
@@ -281,8 +281,8 @@ BROKEN = {
         BIAS.replace("bias", "weight")].double() + 1e300},
     "whole numbers, not weights: rpn.objectness.bias": lambda state: {BIAS: torch.ones(3, dtype=torch.int8)},
     "there under two names: rpn.head.conv.bias": lambda state: {"rpn.head.conv.bias": torch.zeros(32)},
-    "of another shape: roi_head.class_score.bias () for (4,)": lambda state: {SCORES + "bias": torch.tensor(1.0)},
-    "of another shape: roi_head.class_score.bias (0,) for (4,)": lambda state: {SCORES + "bias": torch.ones(0)},
+    "of another shape: roi_head.stage.class_score.bias () for (4,)": lambda state: {SCORES + "bias": torch.tensor(1.0)},
+    "of another shape: roi_head.stage.class_score.bias (0,) for (4,)": lambda state: {SCORES + "bias": torch.ones(0)},
 }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from helpers.fuzz import fuzz, grown, json_values, outcome, tries, watchdog  # n
 from helpers.training import MODEL, ROOT
 from hypothesis import strategies as st
 
+from detector.config.config import build_detector, load_config
 from detector.errors import ConfigError
-from detector.modeling.build import build_detector, load_config
 
 CONFIGS = [ROOT / "configs" / name for name in (
     "faster_rcnn_r50_fpn_1x_coco.yaml", "detectors_r50_1x_coco.yaml", "libra_r50_1x_coco.yaml", "shapes_r18_fpn.yaml",

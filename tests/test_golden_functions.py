@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detector.modeling.roi_heads.nms import soft_nms
 from helpers.golden_rules import assert_near, golden
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -13,6 +12,7 @@ from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchor
 from detector.modeling.boxes import box_iou, clip_boxes, decode, encode
 from detector.modeling.levels import fpn_level
 from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, assign
+from detector.modeling.nms import soft_nms
 from detector.modeling.roi_heads.pool import RoIPool
 
 # --- anchors

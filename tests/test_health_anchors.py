@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detector.data.dataset import data_settings
 from helpers.health import CATEGORIES, box, entry, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.config import merge
+from detector.config.config import load_config
+from detector.config.inherit import merge
+from detector.data.settings import data_settings
 from detector.dataset_check.anchors import fit, kmeans, propose
 from detector.dataset_check.findings import Findings
 from detector.dataset_check.records import Split, read_split
 from detector.dataset_check.scale import Geometry, Scaled, best_iou, geometry, level_counts
 from detector.modeling.anchors import inside
 from detector.modeling.boxes import box_iou
-from detector.modeling.build import load_config
 
 SPLIT = {"images": ".", "annotations": "a.json"}
 CONFIG: dict[str, Any] = {

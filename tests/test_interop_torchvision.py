@@ -17,11 +17,11 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_res
 
 import detector
 from detector.checkpoint import read_checkpoint
+from detector.config.config import load_config
 from detector.errors import CheckpointError
 from detector.interop.classes import COCO_80
 from detector.interop.recognise import blank_state
 from detector.interop.torchvision import TORCHVISION
-from detector.modeling.build import load_config
 
 V1, V2 = "torchvision_fasterrcnn_resnet50_fpn", "torchvision_fasterrcnn_resnet50_fpn_v2"
 MAKERS = {V1: fasterrcnn_resnet50_fpn, V2: fasterrcnn_resnet50_fpn_v2}
@@ -77,15 +77,15 @@ def test_there_and_back_is_the_identity(version):
 
 def test_classes_move_the_background_to_the_end():
     ours = convert(their_state(V1), V1)
-    assert ours["roi_head.class_score.bias"].tolist() == [*range(1, 91), 0]
-    assert ours["roi_head.box_delta.bias"].tolist() == [*range(4, 364)]
+    assert ours["roi_head.stage.class_score.bias"].tolist() == [*range(1, 91), 0]
+    assert ours["roi_head.stage.box_delta.bias"].tolist() == [*range(4, 364)]
 
 
 def test_coco80_drops_the_ten_unused_columns():
     assert len(COCO_80) == 80 and {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}.isdisjoint(COCO_80)
     ours = convert(their_state(V1), V1, classes=80)
-    assert ours["roi_head.class_score.bias"].tolist() == [*COCO_80, 0]
-    assert ours["roi_head.box_delta.bias"][::4].tolist() == [4 * column for column in COCO_80]
+    assert ours["roi_head.stage.class_score.bias"].tolist() == [*COCO_80, 0]
+    assert ours["roi_head.stage.box_delta.bias"][::4].tolist() == [4 * column for column in COCO_80]
 
 
 def test_names_of_2019_are_understood():
@@ -107,7 +107,7 @@ TROUBLES: list[tuple[Callable[[State], State], str]] = [
     (lambda s: s | {"mask_head.weight": torch.ones(1)}, "without a place: mask_head.weight"),
     (without_bias, "missing: rpn.objectness.bias"),
     (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(5)}, r"rpn.objectness.bias \(5,\) for \(3,\)"),
-    (lambda s: s | {"roi_heads.box_predictor.bbox_pred.bias": torch.ones(7)}, r"roi_head.box_delta.bias \(7,\)"),
+    (lambda s: s | {"roi_heads.box_predictor.bbox_pred.bias": torch.ones(7)}, r"roi_head.stage.box_delta.bias \(7,\)"),
     (lambda s: {}, "missing: pyramid.backbone.conv1.weight"),
 ]
 
@@ -192,7 +192,7 @@ def test_class_names_and_ids_are_stored(script, theirs, ours, tmp_path):
     assert run(script, *arguments(theirs[1], tmp_path / "real.pth", "--classes", "coco80")) == 0
     real = read_checkpoint(tmp_path / "real.pth")
     assert real["category_ids"] == COCO_80 and real["class_names"][-1] == "toothbrush"
-    assert len(real["model"]["roi_head.class_score.bias"]) == 81
+    assert len(real["model"]["roi_head.stage.class_score.bias"]) == 81
 
 
 def test_a_checkpoint_goes_back_to_torchvision(script, built, theirs, ours, capsys):

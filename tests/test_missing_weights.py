@@ -20,7 +20,7 @@ from detector.interop.imagenet import CAFFE2
 from detector.interop.names import rename
 from detector.modeling.backbones.imagenet import check_input
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from detector.training.run import train
 
 
@@ -112,7 +112,7 @@ def test_the_message_says_what_to_set(converted, tmp_path, capsys):
     settings = error.partition("; set ")[2].split()
     assert len(settings) == 4 and settings[-1] == "model.backbone.stride_in=1x1"
     assert run(config, *settings[1:]) == 2
-    assert capsys.readouterr().err.endswith("than model.pixels.order=rgb; set model.pixels.order=bgr\n")
+    assert capsys.readouterr().err.endswith("than model.preprocess.order=rgb; set model.preprocess.order=bgr\n")
     assert not (tmp_path / "run").exists()
     assert run(config, *settings) == 0
 
@@ -120,13 +120,13 @@ def test_the_message_says_what_to_set(converted, tmp_path, capsys):
 def test_a_backbone_of_bgr_sees_the_same_in_the_same_images(classifier, converted):
     torch_net, msra = ResNet(50, stride_in="1x1").eval(), ResNet(50, weights=str(converted), stride_in="1x1").eval()
     torch_net.load_state_dict(classifier)
-    bgr = Pixels(order="bgr", mean=IMAGENET_MEAN[::-1], std=(1, 1, 1))
+    bgr = ImagePreprocessor(order="bgr", mean=IMAGENET_MEAN[::-1], std=(1, 1, 1))
     check_input(msra, bgr)
     images = [picture(64, 96), picture(96, 64, seed=1)]
     with torch.no_grad():
         expected, found = (
             net(pixels.batch(images, torch.device("cpu"), torch.float32).images)
-            for net, pixels in [(torch_net, Pixels()), (msra, bgr)]
+            for net, pixels in [(torch_net, ImagePreprocessor()), (msra, bgr)]
         )
     for one, other in zip(found, expected, strict=True):
         assert one.std() > 0 and (one - other).abs().max() < 1e-4 * other.std()
@@ -136,8 +136,8 @@ def test_a_backbone_of_bgr_sees_the_same_in_the_same_images(classifier, converte
 def test_weights_that_say_nothing_go_with_all_pixels(classifier, tmp_path, weights):
     if weights:
         torch.save(classifier, weights := tmp_path / "r50.pth")
-    check_input(ResNet(50, weights=weights and str(weights), stride_in="1x1"), Pixels(order="bgr"))
-    check_input(None, Pixels())
+    check_input(ResNet(50, weights=weights and str(weights), stride_in="1x1"), ImagePreprocessor(order="bgr"))
+    check_input(None, ImagePreprocessor())
 
 
 def test_what_a_file_says_in_a_form_of_its_own_is_refused(tmp_path):

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from detector.modeling.roi_heads.nms import soft_nms, suppress
+from helpers.tiny import grouped
 
-from detector.errors import ConfigError
 from detector.modeling.boxes import box_iou
+from detector.modeling.nms import soft_nms, suppress
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead
-from detector.structures import Batch, Detections
+from detector.structures import Detections
 
 A, B, C = [0.0, 0, 20, 20], [10.0, 0, 30, 20], [50.0, 30, 80, 50]  # A and B overlap by a third, C stands alone
 SETTINGS = dict(iou=0.3, min_score=0.01, limit=100)
@@ -101,9 +101,10 @@ def test_the_best_come_first_and_only_so_many(kind):
 def detect(scores: list[list[float]], boxes: list[list[float]], **settings) -> Detections:
     box_head = torch.nn.Identity()
     box_head.width = 1
-    head = RoIHead(RoIPool([1], [4], levels=1), box_head, 2, **settings)
-    batch = Batch(torch.zeros(1, 3, 64, 96), [(60, 90)])
-    return head.select(torch.tensor(scores).log(), torch.zeros(len(boxes), 2, 4), [torch.tensor(boxes)], batch)[0]
+    head = RoIHead(RoIPool([1], [4], levels=1), box_head, 2, **grouped(RoIHead, **settings))
+    return head.postprocess(
+        torch.tensor(scores).log(), torch.zeros(len(boxes), 2, 4), [torch.tensor(boxes)], [(60, 90)]
+    )[0]  # fmt: skip
 
 
 SCORES = [[0.6, 0.0, 0.4], [0.0, 0.9, 0.1]]  # A is of class 0, B of class 1
@@ -125,5 +126,5 @@ def test_soft_scores_are_reported_with_the_labels_of_their_boxes():
 
 def test_a_least_score_of_zero_is_refused():
     """Soft suppression never ends at zero: what is gone would come back."""
-    with pytest.raises(ConfigError, match="soft_min_score"):
+    with pytest.raises(ValueError, match="soft_min_score"):
         detect(SCORES, [A, B], soft_min_score=0.0)

@@ -7,9 +7,9 @@ import torch
 from helpers.golden_rules import PROJECT
 from torch import nn
 
+from detector.config.config import build_detector, load_config
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.build import build_detector, load_config
 from detector.modeling.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
 from detector.modeling.necks.fpn import FPN
 from detector.modeling.necks.panet import PANet
@@ -110,6 +110,6 @@ def test_system(system):
     """As its configuration builds it."""
     no_weights = ["model.backbone.weights=null", "model.backbone.frozen_stages=0"]
     config = load_config(PROJECT / f"configs/{system}.yaml", no_weights)
-    config["model"].setdefault("num_classes", 80)
+    config = config if config.model.num_classes else config.with_num_classes(80)
     with torch.device("meta"):
         assert count(build_detector(config)) == SYSTEMS[system]

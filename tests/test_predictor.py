@@ -17,11 +17,11 @@ from torch import Tensor
 
 import detector
 from detector.checkpoint import save_checkpoint
-from detector.config import merge
+from detector.config.config import build_detector
+from detector.config.inherit import merge
 from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.inference.predictor import Predictor, load, rescale
-from detector.modeling.build import build_detector
 from detector.modeling.layers import FrozenBatchNorm
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Detections

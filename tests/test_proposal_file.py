@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detector.data.dataset import build_dataset
 from helpers.training import draw_set, script, train, write_config
 from torch import Tensor
 
 import detector
 from detector.data.coco import CocoDataset
 from detector.data.proposal_file import FORMAT, ProposalFile, pack
+from detector.data.settings import build_dataset
 from detector.errors import DataError
 from detector.evaluation.proposals import proposal_recall
 from detector.structures import Proposals
@@ -203,7 +203,7 @@ def test_the_proposals_of_every_image_are_written(checkpoint: Path, data: Path, 
     boxes = {}
     for i, image_id in enumerate(dataset.image_ids.tolist()):
         image, found = dataset.image(i), dataset.target(i).proposals
-        ((_, expected),) = predictor.detect_with_proposals([predictor.prepare(image)], [tuple(image.shape[1:])])
+        expected = predictor.detect([predictor.prepare(image)], [tuple(image.shape[1:])])[0].proposals
         assert 0 < len(found.boxes) <= 50 and (found.scores.diff() <= 0).all()
         torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-3)
         boxes[image_id] = found.boxes
@@ -248,4 +248,4 @@ def test_it_is_what_a_detector_without_an_rpn_takes(checkpoint: Path, data: Path
         scores.append(json.loads((tmp_path / "out/metrics.json").read_text())["proposals"])
     assert scores[0] == pytest.approx(scores[1])
     keep_empty = detector.load_config(config, ["model.rpn=precomputed", *given, "data.keep_empty=true"])
-    assert len(build_dataset(keep_empty, "train")) == 6
+    assert len(build_dataset(keep_empty.data, "train")) == 6

@@ -100,7 +100,8 @@ def test_detection_does_not_change_the_model(model):
 
 @torch.no_grad()
 def test_proposals_come_with_the_detections(model):
-    (first, proposals), _ = model.detect_with_proposals(IMAGES)
+    first, _ = model.detect(IMAGES)
+    proposals = first.proposals
     assert torch.equal(first.boxes, model(IMAGES)[0].boxes)
     assert 0 < len(proposals.boxes) == len(proposals.scores) <= 1000
     assert (proposals.scores.diff() <= 0).all()
@@ -125,7 +126,8 @@ def test_no_detections_above_a_threshold_that_nothing_reaches():
 @torch.no_grad()
 def test_no_proposals_are_no_detections():
     model = tiny_model(rpn={"min_size": 1000.0}).eval()
-    for found, proposals in model.detect_with_proposals(IMAGES):
+    for found in model.detect(IMAGES):
+        proposals = found.proposals
         assert len(proposals.boxes) == 0
         assert_nothing(found)
 
@@ -235,13 +237,14 @@ def test_boxes_of_another_number_type_are_taken_as_float32(dtype):
     "part",
     [
         "pyramid.backbone.conv1", "pyramid.neck.lateral.3.conv", "rpn.objectness", "rpn.deltas",
-        "roi_head.box_head.fc1", "roi_head.class_score", "roi_head.box_delta",
+        "roi_head.stage.box_head.fc1", "roi_head.stage.class_score", "roi_head.stage.box_delta",
     ],
 )  # fmt: skip
 def test_weights_that_are_not_numbers_detect_nothing_and_do_not_crash(part, value):
     model = tiny_model().eval()
     model.get_submodule(part).weight.fill_(value)
-    for found, proposals in model.detect_with_proposals(IMAGES):
+    for found in model.detect(IMAGES):
+        proposals = found.proposals
         assert_nothing(found)
         assert proposals.boxes.isfinite().all()
 
@@ -249,7 +252,7 @@ def test_weights_that_are_not_numbers_detect_nothing_and_do_not_crash(part, valu
 @torch.no_grad()
 def test_one_weight_that_is_not_a_number_gives_no_box_that_is_not_a_number():
     model = tiny_model().eval()
-    model.roi_head.box_delta.weight[0] = math.nan  # dx of class 0
+    model.roi_head.stage.box_delta.weight[0] = math.nan  # dx of class 0
     found = model(IMAGES)[0]
     assert len(found) > 0 and found.boxes.isfinite().all() and 0 not in found.labels
 

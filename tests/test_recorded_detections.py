@@ -14,8 +14,8 @@ from helpers.golden_models import config_of, convert, match_detections, referenc
 from helpers.golden_rules import Fill, formula_image
 
 import detector
+from detector.config.config import load_config
 from detector.interop.recognise import FRAMEWORKS, blank_state
-from detector.modeling.build import load_config
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_detections.json").read_text())
 SIZE = (480, 640)

@@ -9,12 +9,12 @@ from helpers.tiny import picture, target, tiny_model
 from test_single import ONE_LEVEL
 from torch import nn
 
+from detector.config.config import build_detector, load_config
 from detector.errors import CheckpointError, ConfigError
 from detector.interop.detectron2 import DETECTRON2
 from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.build import build_detector, load_config
 from detector.modeling.layers import FrozenBatchNorm, GroupNorm, fold_norms
 from detector.modeling.roi_heads.res5 import Res5
 
@@ -149,7 +149,7 @@ def test_the_names_of_other_frameworks(theirs):
     framework = DETECTRON2 if "roi_heads" in theirs else MMDETECTION
     state = c4_model().state_dict()
     assert [name for name in rename(theirs, framework.rows_of(state)) if name in state] == [
-        "roi_head.box_head.layer4.0.conv1.weight"
+        "roi_head.stage.box_head.layer4.0.conv1.weight"
     ]
 
 
@@ -159,7 +159,7 @@ def test_the_recipe():
     )
     with torch.device("meta"):
         model = build_detector(config)
-    assert count(model.rpn) == 9_515_083 and model.roi_head.box_head.width == 2048
+    assert count(model.rpn) == 9_515_083 and model.roi_head.stage.box_head.width == 2048
     assert model.roi_head.pool.size == 14
 
 
@@ -176,5 +176,5 @@ def test_what_it_needs(stages, neck, levels):
 
 
 def test_three_stages_have_no_c5_to_dilate():
-    with pytest.raises(ConfigError, match="no C5 to dilate"):
+    with pytest.raises(ValueError, match="no C5 to dilate"):
         ResNet(18, stages=3, dilated_c5=True)

@@ -24,7 +24,7 @@ from detector.training import loop
 from detector.training import validate as score
 from detector.training.loop import Trainer
 
-HEAD = ("roi_head.class_score.", "roi_head.box_delta.")
+HEAD = ("roi_head.stage.class_score.", "roi_head.stage.box_delta.")
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +123,14 @@ def test_the_second_signal_does_not_wait(
 def test_a_signal_does_not_wait_for_the_evaluation(
     tmp_path: Path, config: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    detect, seen = Predictor.detect_with_proposals, []
+    detect, seen = Predictor.detect, []
 
     def look(self: Predictor, *batch: Any) -> list:
         seen.append(detect(self, *batch))
         signal.raise_signal(signal.SIGINT)
         return seen[-1]
 
-    monkeypatch.setattr(Predictor, "detect_with_proposals", look)
+    monkeypatch.setattr(Predictor, "detect", look)
     assert train(config, tmp_path / "run") == 130
     assert len(seen) == 1 and place(tmp_path / "run") == (STEPS, 0)
     monkeypatch.undo()

@@ -12,9 +12,9 @@ from helpers.necks import count
 from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from torch import Tensor, nn
 
+from detector.config.config import build_detector, load_config
 from detector.errors import ConfigError
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.build import build_detector, load_config
 from detector.modeling.layers import fold_norms
 from detector.modeling.necks.fpn import FPN
 from detector.modeling.necks.panet import PANet

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from helpers.tiny import target
+from helpers.tiny import grouped, target
 
-from detector.errors import ConfigError
 from detector.modeling.boxes import box_iou, decode, encode
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.pool import RoIPool
@@ -23,7 +22,7 @@ CHANNELS, STRIDES = [4] * 4, [4, 8, 16, 32]
 
 def make_head(**settings) -> RoIHead:
     settings = {"num_classes": CLASSES} | settings
-    return RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7, width=8), **settings)
+    return RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7, width=8), **grouped(RoIHead, **settings))
 
 
 def pyramid(images: int = 1) -> list[torch.Tensor]:
@@ -49,7 +48,7 @@ def detect(boxes: Rows, scores: Rows, deltas: torch.Tensor | None = None, **sett
     scores = torch.as_tensor(scores, dtype=torch.float32)
     deltas = torch.zeros(len(boxes), scores.shape[1] - 1, 4) if deltas is None else deltas
     head = make_head(num_classes=scores.shape[1] - 1, **settings)
-    return head.select(scores.log(), deltas, [boxes], batch_of(SIZE))[0]
+    return head.postprocess(scores.log(), deltas, [boxes], [SIZE])[0]
 
 
 A, B, C = [0, 0, 20, 20], [2, 0, 22, 20], [50, 30, 80, 50]  # A and B overlap by 18 / 22
@@ -150,7 +149,7 @@ def test_a_region_whose_numbers_are_bad_is_not_detected_and_does_not_hide_others
 def test_images_are_told_apart():
     head = make_head(score_threshold=0.0, nms_iou=1.0)
     boxes = [torch.tensor([A, C]).float(), torch.zeros(0, 4), torch.tensor([B]).float()]
-    found = head.select(torch.zeros(3, 4), torch.zeros(3, 3, 4), boxes, batch_of(SIZE, SIZE, SIZE))
+    found = head.postprocess(torch.zeros(3, 4), torch.zeros(3, 3, 4), boxes, [SIZE] * 3)
     assert [len(f) for f in found] == [6, 0, 3]
     assert found[2].boxes.tolist() == [B] * 3
 
@@ -174,7 +173,8 @@ NEAR = proposals((12, 8, 40, 40), (52, 25, 80, 55), (0, 0, 20, 20), (60, 0, 90, 
 
 def losses(head: RoIHead, regions: Proposals, objects: Target, logits, deltas) -> dict[str, float]:
     """The losses if the head gives rows of these tables, looked up by the first coordinate of each region."""
-    head.head = lambda p, rois: (logits[rois[:, 1].long()], deltas[rois[:, 1].long()])
+    head.pool.forward = lambda p, rois: rois
+    head.stage.forward = lambda rois: (logits[rois[:, 1].long()], deltas[rois[:, 1].long()])
     return {name: loss.item() for name, loss in head.losses(pyramid(), [regions], batch_of(SIZE), [objects]).items()}
 
 
@@ -207,15 +207,15 @@ def test_losses_equal_a_loop(beta, agnostic):
 
 def test_everything_is_learnt_without_the_objects_where_that_is_wanted():
     head = make_head(batch_per_image=2)
-    regions = head.sample_regions([NEAR.boxes], [OBJECTS], everything=True)
-    assert sorted(regions.boxes[0].tolist()) == sorted(NEAR.boxes.tolist())
-    assert regions.labels.tolist().count(CLASSES) == 2 and not regions.is_object[0].any()
-    drawn = make_head().sample_regions([NEAR.boxes], [OBJECTS])
-    assert drawn.boxes[0][drawn.is_object[0]].tolist() in (OBJECTS.boxes.tolist(), OBJECTS.boxes.flip(0).tolist())
+    (regions,) = head.stage.sample([NEAR.boxes], [OBJECTS], use_all=True)
+    assert sorted(regions.boxes.tolist()) == sorted(NEAR.boxes.tolist())
+    assert regions.labels.tolist().count(CLASSES) == 2 and not regions.is_gt.any()
+    (drawn,) = make_head().stage.sample([NEAR.boxes], [OBJECTS])
+    assert drawn[drawn.is_gt].boxes.tolist() in (OBJECTS.boxes.tolist(), OBJECTS.boxes.flip(0).tolist())
 
 
 def test_the_balanced_loss_needs_a_corner():
-    with pytest.raises(ConfigError, match="beta"):
+    with pytest.raises(ValueError, match="beta"):
         make_head(box_loss="balanced_l1")
 
 
@@ -230,7 +230,8 @@ def test_weights_of_the_losses():
 def seen(head: RoIHead, regions: list[Proposals], objects: list[Target]) -> torch.Tensor:
     """The rois (R, 5) that the head is trained on."""
     rows = []
-    head.head = lambda p, rois: (rows.append(rois), torch.zeros(len(rois), 4), torch.zeros(len(rois), 3, 4))[1:]
+    head.pool.forward = lambda p, rois: (rows.append(rois), rois)[1]
+    head.stage.forward = lambda rois: (torch.zeros(len(rois), 4), torch.zeros(len(rois), 3, 4))
     head.losses(pyramid(len(regions)), regions, batch_of(*[SIZE] * len(regions)), objects)
     return rows[0]
 
@@ -284,11 +285,11 @@ def test_losses_are_float32_under_mixed_precision():
 def test_parameters_of_the_predictor(classes, agnostic, parameters):
     with torch.device("meta"):
         head = RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7), classes, class_agnostic=agnostic)
-    assert sum(p.numel() for m in (head.class_score, head.box_delta) for p in m.parameters()) == parameters
+    assert sum(p.numel() for m in (head.stage.class_score, head.stage.box_delta) for p in m.parameters()) == parameters
 
 
 def test_fresh_weights():
     head = RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7), 80)
-    assert head.class_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert head.box_delta.weight.std().item() == pytest.approx(0.001, rel=0.05)
-    assert head.class_score.bias.abs().sum() == head.box_delta.bias.abs().sum() == 0
+    assert head.stage.class_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert head.stage.box_delta.weight.std().item() == pytest.approx(0.001, rel=0.05)
+    assert head.stage.class_score.bias.abs().sum() == head.stage.box_delta.bias.abs().sum() == 0

@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from helpers.tiny import target
+from helpers.tiny import grouped, target
 from torch import nn
 
-from detector.errors import ConfigError
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.boxes import box_iou, decode, encode
-from detector.modeling.matching import NEGATIVE, POSITIVE, assign_boxes
+from detector.modeling.matching import NEGATIVE, POSITIVE, Matching
 from detector.modeling.rpn import RPN, flatten_level
 from detector.structures import Batch, Target
 
@@ -24,7 +23,7 @@ def bare_rpn(strides=STRIDES, sizes=SIZES, ratios=(1.0,), **settings) -> RPN:
     """An RPN whose input maps are its outputs: the A logits of a cell, then its 4A deltas."""
     anchors = AnchorGenerator(strides, sizes, ratios)
     a = anchors.per_cell
-    rpn = RPN([5 * a] * len(strides), anchors, convs=0, **settings)
+    rpn = RPN([5 * a] * len(strides), anchors, **grouped(RPN, convs=0, **settings))
     with torch.no_grad():
         rpn.objectness.weight.copy_(torch.eye(5 * a)[:a, :, None, None])
         rpn.deltas.weight.copy_(torch.eye(5 * a)[a:, :, None, None])
@@ -206,7 +205,7 @@ def slow_losses(rpn: RPN, p, target: Target, beta: float) -> tuple[float, float]
     """Every labelled anchor is sampled, and looked at by itself."""
     logits, deltas = (torch.cat(rows, dim=1)[0].detach() for rows in rpn.head(p))
     anchors = torch.cat(rpn.anchors(p, (64, 96)))
-    labels, gt_index = assign_boxes(target.boxes, anchors, pos_iou=0.7, neg_iou=0.3, force_match="own")
+    labels, gt_index = Matching(pos_iou=0.7, neg_iou=0.3, low_quality="keep_best_gt")(target.boxes, anchors)
     objectness, box, count = 0.0, 0.0, 0
     for logit, delta, anchor, label, g in zip(logits, deltas, anchors, labels.tolist(), gt_index):
         if label == POSITIVE:
@@ -247,14 +246,14 @@ def normalisers(objects: list[Target], **settings) -> dict[str, float]:
 
 def test_the_losses_can_be_divided_by_the_number_of_anchors_wanted():
     """Of 96 anchors a quarter of 200 would be positive if there were so many."""
-    settings = dict(batch_per_image=200, normaliser="wanted")
+    settings = dict(batch_per_image=200, normalizer="batch_size")
     assert normalisers([to_target(), to_target()], **settings) == pytest.approx(2 * 96 / (2 * 200))
 
 
 def test_where_nothing_is_positive_one_may_be_counted_all_the_same():
     objects = to_target((16, 16, 32, 32, 0))
     sampled = 32 + 32  # at most half of them positive: one; no positive in the second image
-    settings = dict(batch_per_image=32, normaliser="at_least_one")
+    settings = dict(batch_per_image=32, normalizer="num_sampled_min1")
     assert normalisers([objects, to_target()], **settings) == pytest.approx(sampled / (sampled + 1))
     assert normalisers([objects, objects], **settings) == pytest.approx(1)
 
@@ -278,9 +277,9 @@ def test_anchors_that_cross_the_border_can_be_left_out():
     """Squares of 16 at stride 8 in an image of 60 x 90: rows 1..6 and columns 1..10 lie inside."""
     settings = dict(strides=(8,), sizes=((16,),), batch_per_image=10_000)
     assert sampled(bare_rpn(**settings), to_target()).all()
-    inside = sampled(bare_rpn(**settings, border=0), to_target())
+    inside = sampled(bare_rpn(**settings, allowed_border=0), to_target())
     assert inside.nonzero().tolist() == [[y, x] for y in range(1, 7) for x in range(1, 11)]
-    assert sampled(bare_rpn(**settings, border=8), to_target()).all()  # the first ones lie out by half their side
+    assert sampled(bare_rpn(**settings, allowed_border=8), to_target()).all()  # the first ones lie out by half their side
 
 
 def test_an_object_finds_its_best_anchor_among_those_that_may_train():
@@ -294,7 +293,7 @@ def test_an_object_finds_its_best_anchor_among_those_that_may_train():
         return (p[0].grad[0, 1:] != 0).any(dim=0).nonzero().tolist()
 
     assert positives(bare_rpn(**settings)) == [[2, 1]]
-    assert positives(bare_rpn(**settings, border=0)) == [[2, 2]]
+    assert positives(bare_rpn(**settings, allowed_border=0)) == [[2, 2]]
 
 
 def test_anchors_beyond_the_images_own_padding_can_be_left_out():
@@ -312,11 +311,11 @@ def test_a_forced_anchor_may_go_to_the_object_that_forced_it():
     """The cell at (16, 16) is the best of both objects; by its own IoU it belongs to the first."""
     objects = to_target((8, 8, 24, 24, 0), (12, 8, 20, 26, 1))
     goals = {}
-    for force_match in ("own", "promoter"):
-        rpn = bare_rpn((8,), ((16,),), batch_per_image=10_000, force_match=force_match, min_force_iou=0.3)
-        positive, _, goal = rpn._sample(torch.cat(rpn.anchors(random_maps(rpn), (64, 96))), SIZE, objects)
-        goals[force_match] = goal[positive == 2 * 12 + 2].tolist()
-    assert goals == {"own": [[8, 8, 24, 24]], "promoter": [[12, 8, 20, 26]]}
+    for low_quality in ("keep_best_gt", "force_gt"):
+        rpn = bare_rpn((8,), ((16,),), batch_per_image=10_000, low_quality=low_quality, min_pos_iou=0.3)
+        positive, _, goal = rpn.sample(torch.cat(rpn.anchors(random_maps(rpn), (64, 96))), SIZE, objects)
+        goals[low_quality] = goal[positive == 2 * 12 + 2].tolist()
+    assert goals == {"keep_best_gt": [[8, 8, 24, 24]], "force_gt": [[12, 8, 20, 26]]}
 
 
 def test_how_much_an_anchor_may_shrink_can_be_bounded():
@@ -339,7 +338,7 @@ def test_anchors_in_a_crowd_are_not_background():
 @pytest.mark.parametrize("border", [None, 0, -1000])
 def test_without_objects_everything_still_has_a_gradient(border):
     """Also where the border filter leaves no anchor at all."""
-    rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES), border=border)
+    rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES), allowed_border=border)
     p = [torch.randn(1, 8, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
     _, losses = rpn.losses(p, batch_of(SIZE), [to_target()])
     sum(losses.values()).backward()
@@ -394,5 +393,5 @@ def test_the_convolutions_can_have_another_width_than_the_levels():
 
 
 def test_one_head_needs_levels_of_one_width():
-    with pytest.raises(ConfigError, match=r"\[8, 16\] channels"):
+    with pytest.raises(ValueError, match=r"\[8, 16\] channels"):
         RPN([8, 16], AnchorGenerator(STRIDES, SIZES))

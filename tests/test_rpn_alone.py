@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detector.data.dataset import build_dataset
 from helpers.tiny import CONFIG, picture, target
 from helpers.training import CLASSES, ROOT, draw_set, script, train, write_config
 from pycocotools.coco import COCO
@@ -18,13 +17,14 @@ from pycocotools.cocoeval import COCOeval
 
 import detector
 from detector.checkpoint import read_checkpoint
-from detector.config import merge
+from detector.config.config import build_detector, load_config, parse_config
+from detector.config.inherit import merge
+from detector.data.settings import build_dataset
 from detector.errors import ConfigError
 from detector.evaluation.coco import METRICS, evaluate_results
 from detector.evaluation.run import evaluate
-from detector.modeling.build import build_detector, check_config, load_config
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.modeling.roi_heads.proposals_only import ProposalsOnly
+from detector.modeling.roi_heads.proposals_only import BestProposals, ProposalsOnly
 from detector.structures import Proposals
 
 IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
@@ -52,7 +52,7 @@ def test_either_stage_alone_has_as_many_parameters_as_published(name, second):
 
 
 def test_it_has_no_parameters_beyond_the_rpn():
-    whole, alone = build_detector(CONFIG), rpn_alone()
+    whole, alone = build_detector(parse_config(CONFIG, trust=True)), rpn_alone()
     second_stage = sum(p.numel() for p in whole.roi_head.parameters())
     assert sum(p.numel() for p in alone.parameters()) == sum(p.numel() for p in whole.parameters()) - second_stage
     assert list(alone.roi_head.parameters()) == []
@@ -70,7 +70,8 @@ def test_every_parameter_gets_a_gradient_from_two_losses(targets):
 @torch.no_grad()
 def test_its_detections_are_its_best_proposals():
     model = rpn_alone(rpn={"post_nms": [300, 300]}).eval()
-    for found, proposals in model.detect_with_proposals(IMAGES):
+    for found in model.detect(IMAGES):
+        proposals = found.proposals
         assert len(found) == 100 < len(proposals.boxes)
         assert torch.equal(found.boxes, proposals.boxes[:100]) and found.boxes.dtype == torch.float32
         assert torch.equal(found.scores, proposals.scores[:100].sigmoid())
@@ -83,16 +84,16 @@ def test_as_many_are_reported_as_there_are():
     first, none = head.detect([], [rows, Proposals(torch.zeros(0, 4), torch.zeros(0))], None)
     assert first.scores.tolist() == pytest.approx([0.8807970779778823, 0.5])
     assert none.boxes.shape == (0, 4) and none.labels.shape == (0,)
-    with pytest.raises(ConfigError, match=r"model\.roi_head\.max_detections"):
-        ProposalsOnly(3, max_detections=0)
+    with pytest.raises(ValueError, match="max_detections"):
+        ProposalsOnly(3, selection=BestProposals(max_detections=0))
 
 
 def test_a_section_that_nothing_would_read_is_refused():
     for name, section in (("pool", {"size": 7}), ("box_head", {"width": 8})):
         with pytest.raises(ConfigError, match=rf"model\.roi_head\.{name}: this type of roi_head has none"):
-            check_config({"model": {"roi_head": {"type": "none", name: section}}})
-    with pytest.raises(ConfigError, match=r"model\.roi_head\.nms_iou: unknown key"):
-        check_config({"model": {"roi_head": {"type": "none", "nms_iou": 0.5}}})
+            parse_config({"model": {"roi_head": {"type": "none", name: section}}}, trust=True)
+    with pytest.raises(ConfigError, match=r"model\.roi_head\.selection\.nms_iou: unknown key"):
+        parse_config({"model": {"roi_head": {"type": "none", "selection": {"nms_iou": 0.5}}}}, trust=True)
 
 
 def test_a_type_alone_replaces_a_section_that_names_none():
@@ -210,7 +211,7 @@ def test_it_is_evaluated_as_one_class(finished: Path, tmp_path: Path, capsys):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics) == ["bbox", "per_class", "proposals"] and list(metrics["per_class"]) == ["object"]
     predictor = detector.load(finished / "best.pth", trust=True, device="cpu")
-    dataset = build_dataset(predictor.config, "val", class_names=predictor.class_names)
+    dataset = build_dataset(predictor.config.data, "val", class_names=predictor.class_names)
     assert evaluate(predictor, dataset, workers=0, progress=False)[0] == metrics
 
 

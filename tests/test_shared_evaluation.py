@@ -17,9 +17,9 @@ from helpers.training import draw_split, script, write_json
 from PIL import Image
 
 from detector.checkpoint import save_checkpoint
-from detector.config import merge
+from detector.config.config import build_detector
+from detector.config.inherit import merge
 from detector.distributed import processes, rank
-from detector.modeling.build import build_detector
 
 CLASSES = {"square": 3, "disc": 7, "ring": 90}
 SPLITS = {
@@ -115,7 +115,7 @@ def save_detectors(folder: Path) -> None:
         config = merge(CONFIG, {"model": change, "data": merge(settings, given) if name == "fast" else settings})
         model = tiny_model() if name == "whole" else build_detector(config)
         if name == "blind":
-            torch.nn.init.constant_(model.roi_head.class_score.bias[-1:], 1e4)  # all is background
+            torch.nn.init.constant_(model.roi_head.stage.class_score.bias[-1:], 1e4)  # all is background
         names, ids = list(CLASSES), list(CLASSES.values())
         save_checkpoint(folder / f"{name}.pth", model=model, config=config, class_names=names, category_ids=ids)
 

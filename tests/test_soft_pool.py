@@ -10,7 +10,6 @@ from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from detector.errors import ConfigError
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.soft_pool import SoftRoIPool
 
@@ -95,7 +94,7 @@ def test_runs_in_bfloat16():
 
 
 def test_more_levels_than_the_neck_makes_are_refused():
-    with pytest.raises(ConfigError, match="4 levels wanted, the neck makes 3"):
+    with pytest.raises(ValueError, match="levels: 4 wanted, the neck makes 3"):
         SoftRoIPool(CHANNELS[:3], STRIDES[:3])
 
 

@@ -20,10 +20,10 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
+from detector.config.config import build_detector, load_config
 from detector.data.image import read_image
 from detector.data.transforms import Resize
 from detector.interop.torchvision import TORCHVISION
-from detector.modeling.build import build_detector, load_config
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
 

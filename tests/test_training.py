@@ -17,10 +17,10 @@ from helpers.training import CLASSES, STEPS, draw_set, draw_split, train, write_
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
+from detector.config.config import load_config
 from detector.data.coco import CocoDataset
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import load
-from detector.modeling.build import load_config
 from detector.training.loop import Trainer, memory_mib
 from detector.training.metrics import SCORES
 

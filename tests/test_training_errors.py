@@ -19,7 +19,7 @@ import yaml
 from helpers.training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
 
 from detector.checkpoint import read_checkpoint
-from detector.modeling.build import build_detector
+from detector.config.config import build_detector
 from detector.modeling.rcnn import GeneralizedRCNN
 
 

@@ -15,12 +15,12 @@ from helpers.training import draw_set, script, train, write_config
 from torchvision.ops import box_iou, nms
 
 import detector
-from detector.config import merge
+from detector.config.config import build_detector
+from detector.config.inherit import merge
 from detector.data.settings import DataSettings
 from detector.errors import ConfigError
 from detector.inference.predictor import Predictor
-from detector.inference.tta import Augmented, mirror
-from detector.modeling.build import build_detector
+from detector.inference.tta import TTAPredictor, mirror
 from detector.structures import Detections, Proposals
 
 NAMES, IDS = ["cat", "dog", "eel"], [3, 7, 90]
@@ -28,7 +28,7 @@ SPLIT = {"images": "images", "annotations": "a.json"}
 DATA = {"root": ".", "train": SPLIT, "val": SPLIT, "resize": {"short": 64, "long": 200}}
 
 
-def augmented(model: torch.nn.Module | None = None, kind: type[Predictor] = Augmented, **tta: Any) -> Predictor:
+def augmented(model: torch.nn.Module | None = None, kind: type[Predictor] = TTAPredictor, **tta: Any) -> Predictor:
     config = {**CONFIG, "data": DATA | {"tta": tta}}
     return kind(model or tiny_model(), config, NAMES, IDS, device="cpu")
 
@@ -51,7 +51,7 @@ def assert_same(found: Detections, expected: Detections, px: float = 0.02, score
 
 def test_the_default_is_detectron2s_at_the_size_of_coco():
     config = CONFIG | {"data": DATA | {"resize": {"short": [640, 800], "long": 1333}}}
-    views = Augmented(tiny_model(), config, NAMES, IDS, device="cpu")
+    views = TTAPredictor(tiny_model(), config, NAMES, IDS, device="cpu")
     shorts = [min(scale.shape[1:]) for scale in views.prepare(picture(40, 50))]
     assert shorts == [400, 500, 600, 700, 800, 900, 1000, 1100, 1200]
     assert len(views.views) == 18 and max(max(s.shape[1:]) for s in views.prepare(picture(20, 100))) == 2000
@@ -203,7 +203,8 @@ def test_the_views_of_an_rpn_alone_are_merged_by_its_own_nms():
         merge(CONFIG, {"model": {"roi_head": "none", "rpn": {"nms_iou": 0.6, "post_nms": [200, 150]}}})
     )
     views, image = augmented(model, scales=[1, 1.5]), picture(111, 149)
-    ((found, proposals),) = views.detect_with_proposals([views.prepare(image)], [(111, 149)])
+    (found,) = views.detect([views.prepare(image)], [(111, 149)])
+    proposals = found.proposals
     assert (
         len(proposals.boxes) == 150
         and (box_iou(proposals.boxes, proposals.boxes).fill_diagonal_(0) <= 0.6 + 1e-6).all()
@@ -217,15 +218,16 @@ def test_given_proposals_are_seen_in_every_view():
     model = build_detector(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
     model.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("rpn.")})
     config = {**CONFIG, "data": DATA | {"tta": {"scales": [1]}}}
-    views = Augmented(model, config, NAMES, IDS, device="cpu")
+    views = TTAPredictor(model, config, NAMES, IDS, device="cpu")
     views.views = [(0, True)]
     image = picture(111, 149)
     given = Proposals(torch.tensor([[5.0, 9, 60, 80], [70, 20, 149, 111]]), torch.tensor([1.0, 0.0]))
-    ((found, regions),) = views.detect_with_proposals([views.prepare(image)], [(111, 149)], [given])
+    (found,) = views.detect([views.prepare(image)], [(111, 149)], [given])
+    regions = found.proposals
     torch.testing.assert_close(regions.boxes, given.boxes, rtol=0, atol=1e-3)
     plain = Predictor(model, config, NAMES, IDS, device="cpu")
     flipped = [plain.prepare(image).flip(-1)]
-    ((expected, _),) = plain.detect_with_proposals(flipped, [(111, 149)], [mirror(given, 149)])
+    (expected,) = plain.detect(flipped, [(111, 149)], [mirror(given, 149)])
     assert len(found) > 0
     torch.testing.assert_close(found.boxes, mirror(expected, 149).boxes, rtol=0, atol=1e-3)
 
@@ -244,10 +246,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_scripts_take_the_views_of_the_configuration(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    seen: list[Augmented] = []
-    look = Augmented.detect_with_proposals
+    seen: list[TTAPredictor] = []
+    look = TTAPredictor.detect_with_proposals
     monkeypatch.setattr(
-        Augmented, "detect_with_proposals", lambda self, *a, **k: seen.append(self) or look(self, *a, **k)
+        TTAPredictor, "detect_with_proposals", lambda self, *a, **k: seen.append(self) or look(self, *a, **k)
     )
     common = [str(finished / "best.pth"), "--trust", "--device", "cpu", "--output"]
     assert script("evaluate").main([*common, str(tmp_path / "plain")]) == 0 and not seen
@@ -263,5 +265,5 @@ def test_the_scripts_take_the_views_of_the_configuration(
 
 
 def test_a_predictor_is_loaded_by_its_kind(finished: Path):
-    views = detector.load(finished / "best.pth", trust=True, device="cpu", kind=Augmented)
-    assert type(views) is Augmented and len(views.views) == 4
+    views = detector.load(finished / "best.pth", trust=True, device="cpu", kind=TTAPredictor)
+    assert type(views) is TTAPredictor and len(views.views) == 4

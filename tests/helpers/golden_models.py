@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
+from detector.config.config import build_detector
 from detector.interop.names import Row
 from detector.interop.recognise import FRAMEWORKS
-from detector.modeling.build import build_detector
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.cascade import Cascade
 from detector.modeling.roi_heads.roi_head import to_rois
@@ -193,7 +193,7 @@ def proposals_of(name: str, images: list[Tensor]) -> list[Proposals] | None:
 def outputs(name: str, case: str) -> Outputs:
     """The images of a case share one padded batch here, as they do in the reference."""
     model, images = build(name), images_of(name, case)
-    batch = model.pixels.batch(images, torch.device("cpu"), torch.float32)
+    batch = model.preprocess.batch(images, torch.device("cpu"), torch.float32)
     batch.proposals = proposals_of(name, images) or ()
     p = model.pyramid(batch.images)
     objectness, deltas = ([], []) if name in GIVEN_PROPOSALS else model.rpn.head(p)
@@ -235,7 +235,7 @@ def as_contiguous(model: GeneralizedRCNN) -> GeneralizedRCNN:
     of a batch norm by 1e-3. In float64 the channels-last models give the recorded numbers.
     """
     model.to(memory_format=torch.contiguous_format)
-    for part in (model.pyramid, model.roi_head.box_head):
+    for part in (model.pyramid, model.roi_head.stage.box_head):
         part.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return model
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detector.config import merge
-from detector.modeling.build import build_detector
+from detector.config.config import build_detector, parse_config
+from detector.config.inherit import merge
 from detector.modeling.rcnn import GeneralizedRCNN
 
 CLASSES = 3
@@ -29,12 +32,25 @@ def tiny_model(**sections: Any) -> GeneralizedRCNN:
     Its class scores and proposals are spread, so that there is something to detect without any training.
     """
     torch.manual_seed(0)
-    model = build_detector(merge(CONFIG, {"model": sections}))
+    model = build_detector(parse_config(merge(CONFIG, {"model": sections}), trust=True))
     with torch.no_grad():
-        for head in getattr(model.roi_head, "stages", [model.roi_head]):  # of a cascade
+        for head in getattr(model.roi_head, "stages", None) or [model.roi_head.stage]:  # of a cascade
             head.class_score.weight.normal_(std=0.3)
         model.rpn.deltas.weight.normal_(std=0.05)
     return model
+
+
+def grouped(part: Callable, **flat: Any) -> dict[str, Any]:
+    """Arguments of a constructor whose options come in groups, by the options' own names: {"matching": Matching(...), ...}."""
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(part).parameters.items():
+        if name in flat:
+            arguments[name] = flat.pop(name)
+        elif dataclasses.is_dataclass(parameter.default):
+            own = {f.name: flat.pop(f.name) for f in dataclasses.fields(parameter.default) if f.name in flat}
+            arguments[name] = dataclasses.replace(parameter.default, **own)
+    assert not flat, f"{part.__name__} has no {', '.join(flat)}"
+    return arguments
 
 
 def picture(height: int, width: int, seed: int = 0) -> Tensor:

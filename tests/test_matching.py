@@ -15,11 +15,21 @@ from hypothesis import strategies as st
 
 from detector.modeling import matching as module
 from detector.modeling.boxes import box_iou
-from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, assign, assign_boxes
+from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, Matching
 
 RPN = dict(pos_iou=0.7, neg_iou=0.3)  # with an ignore band
 ROI = dict(pos_iou=0.5, neg_iou=0.5)  # without
 NONE = torch.zeros(0, 4)
+
+
+def assign(iou: torch.Tensor, **rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and matches by an IoU matrix."""
+    return Matching(**rule).assign([iou], iou.shape[1], iou.device)
+
+
+def assign_boxes(gt_boxes, candidates, *, crowd=None, **rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and matches by boxes."""
+    return Matching(**rule)(gt_boxes, candidates, crowd)
 
 
 def matrix(*rows: list[float]) -> torch.Tensor:
@@ -60,53 +70,53 @@ def test_of_two_equal_objects_the_first_is_found():
 def test_a_weak_object_has_its_best_candidate():
     iou = matrix([0.1, 0.4, 0.2])
     assert assign(iou, **RPN)[0].tolist() == [NEGATIVE, IGNORE, NEGATIVE]
-    assert assign(iou, **RPN, force_match="own")[0].tolist() == [NEGATIVE, POSITIVE, NEGATIVE]
+    assert assign(iou, **RPN, low_quality="keep_best_gt")[0].tolist() == [NEGATIVE, POSITIVE, NEGATIVE]
 
 
 def test_all_of_an_objects_equally_good_candidates_are_forced():
-    assert assign(matrix([0.2, 0.1, 0.2]), **RPN, force_match="own")[0].tolist() == [POSITIVE, NEGATIVE, POSITIVE]
+    assert assign(matrix([0.2, 0.1, 0.2]), **RPN, low_quality="keep_best_gt")[0].tolist() == [POSITIVE, NEGATIVE, POSITIVE]
 
 
 def test_an_untouched_object_changes_nothing():
     touched, untouched = [0.8, 0.1, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0]
-    alone = assign(matrix(touched), **RPN, force_match="own")[0]
+    alone = assign(matrix(touched), **RPN, low_quality="keep_best_gt")[0]
     for iou in (matrix(untouched, touched), matrix(touched, untouched), matrix(touched, untouched, untouched)):
-        for force_match in ("own", "promoter"):
-            assert torch.equal(assign(iou, **RPN, force_match=force_match)[0], alone)
+        for low_quality in ("keep_best_gt", "force_gt"):
+            assert torch.equal(assign(iou, **RPN, low_quality=low_quality)[0], alone)
     assert alone.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE]
 
 
 def test_a_forced_candidate_finds_its_own_best_object_or_the_one_that_forced_it():
     iou = matrix([0.9, 0.6, 0.1], [0.2, 0.5, 0.1])  # object 1 forces candidate 1, which overlaps object 0 better
-    for force_match, found in (("own", 0), ("promoter", 1)):
-        label, gt_index = assign(iou, **RPN, force_match=force_match)
+    for low_quality, found in (("keep_best_gt", 0), ("force_gt", 1)):
+        label, gt_index = assign(iou, **RPN, low_quality=low_quality)
         assert label.tolist() == [POSITIVE, POSITIVE, NEGATIVE]
         assert gt_index[:2].tolist() == [0, found]
 
 
 def test_of_several_promoters_the_last_one_wins():
     iou = matrix([0.4, 0.1], [0.4, 0.1], [0.3, 0.1])
-    assert assign(iou, **RPN, force_match="promoter")[1][0] == 2
-    assert assign(iou, **RPN, force_match="own")[1][0] == 0
+    assert assign(iou, **RPN, low_quality="force_gt")[1][0] == 2
+    assert assign(iou, **RPN, low_quality="keep_best_gt")[1][0] == 0
 
 
 def test_nothing_is_forced_below_the_least_iou():
     iou = matrix([0.2, 0.1], [0.1, 0.4])
-    label, _ = assign(iou, **RPN, force_match="promoter", min_force_iou=0.3)
+    label, _ = assign(iou, **RPN, low_quality="force_gt", min_pos_iou=0.3)
     assert label.tolist() == [NEGATIVE, POSITIVE]
 
 
 # --- sizes of nothing
 
 
-@pytest.mark.parametrize("force_match", [None, "own", "promoter"])
+@pytest.mark.parametrize("low_quality", [None, "keep_best_gt", "force_gt"])
 @pytest.mark.parametrize(("objects", "candidates"), [(0, 3), (2, 0), (0, 0)])
-def test_empties(objects, candidates, force_match):
-    label, gt_index = assign(torch.zeros(objects, candidates), **RPN, force_match=force_match)
+def test_empties(objects, candidates, low_quality):
+    label, gt_index = assign(torch.zeros(objects, candidates), **RPN, low_quality=low_quality)
     assert label.tolist() == [NEGATIVE] * candidates
     assert gt_index.shape == (candidates,)
     boxes = torch.tensor([square(0, 0), square(50, 0), square(100, 0)])
-    found = assign_boxes(boxes[:objects], boxes[:candidates] + 200, **RPN, force_match=force_match, crowd=NONE)
+    found = assign_boxes(boxes[:objects], boxes[:candidates] + 200, **RPN, low_quality=low_quality, crowd=NONE)
     assert torch.equal(found[0], label) and found[1].shape == (candidates,)
 
 
@@ -144,13 +154,13 @@ rules = st.fixed_dictionaries(
     {
         "pos_iou": st.sampled_from([0.5, 0.75]),
         "neg_iou": st.sampled_from([0.25, 0.5]),
-        "force_match": st.sampled_from([None, "own", "promoter"]),
-        "min_force_iou": st.sampled_from([0.0, 0.25, 0.625]),
+        "low_quality": st.sampled_from([None, "keep_best_gt", "force_gt"]),
+        "min_pos_iou": st.sampled_from([0.0, 0.25, 0.625]),
     }
 )
 
 
-def slow_assign(iou, candidates, *, pos_iou, neg_iou, force_match, min_force_iou):
+def slow_assign(iou, candidates, *, pos_iou, neg_iou, low_quality, min_pos_iou):
     """The rules in words, one candidate and one object at a time."""
     label, gt_index = [], []
     for p in range(candidates):
@@ -158,12 +168,12 @@ def slow_assign(iou, candidates, *, pos_iou, neg_iou, force_match, min_force_iou
         best = max(column, default=0.0)
         label.append(POSITIVE if best >= pos_iou else NEGATIVE if best < neg_iou else IGNORE)
         gt_index.append(column.index(best) if column else 0)
-    for g, row in enumerate(iou if force_match else []):
+    for g, row in enumerate(iou if low_quality else []):
         best = max(row, default=0.0)
         for p in range(candidates):
-            if row[p] == best > 0 and best >= min_force_iou:
+            if row[p] == best > 0 and best >= min_pos_iou:
                 label[p] = POSITIVE
-                gt_index[p] = g if force_match == "promoter" else gt_index[p]
+                gt_index[p] = g if low_quality == "force_gt" else gt_index[p]
     return label, gt_index
 
 
@@ -203,7 +213,7 @@ def test_no_block_of_the_matrix_is_larger_than_the_limit(monkeypatch):
     monkeypatch.setattr(module, "box_iou", spy)
     monkeypatch.setattr(module, "MATRIX_LIMIT", 1000)
     boxes = torch.rand(300, 4).sort(dim=1).values
-    assign_boxes(boxes, boxes[:90], **RPN, force_match="own")
+    assign_boxes(boxes, boxes[:90], **RPN, low_quality="keep_best_gt")
     assert max(shapes) <= 1000 and sum(shapes) == 2 * 300 * 90  # seen twice: for the best, then for the forced ones
 
 
@@ -214,13 +224,12 @@ def test_thousands_of_objects_take_half_a_gigabyte_at_most(objects, candidates, 
     """The whole matrix with what is made on the way takes 1.2 and 2 GB, more with every object."""
     program = f"""
 import torch
-from test_assign import ROI, RPN
-from detector.modeling.matching import assign_boxes
+from test_matching import ROI, RPN, assign_boxes
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 
-rule = RPN | {{"force_match": "own"}} if "{phase}" == "RPN" else ROI
+rule = RPN | {{"low_quality": "keep_best_gt"}} if "{phase}" == "RPN" else ROI
 boxes = torch.rand({candidates}, 4).sort(dim=1).values
 assign_boxes(boxes[:9], boxes[:9], **rule)
 before = peak()
@@ -239,7 +248,7 @@ print(peak() - before)
 @pytest.mark.parametrize("case", [0, 2, 3])  # case 1 has an untouched object, which forces every candidate there
 def test_equals_detectron2(case):
     recorded = golden("functions")["assigners"][case]
-    for rule, name in ((RPN | {"force_match": "own"}, "d2_rpn"), (ROI, "d2_roi")):
+    for rule, name in ((RPN | {"low_quality": "keep_best_gt"}, "d2_rpn"), (ROI, "d2_roi")):
         label, gt_index = assign(torch.tensor(recorded["iou"]), **rule)
         assert label.tolist() == recorded[name]["label"]
         assert gt_index.tolist() == recorded[name]["match"]
@@ -248,7 +257,7 @@ def test_equals_detectron2(case):
 @pytest.mark.parametrize("case", range(4))
 def test_equals_mmdetection(case):
     recorded = golden("functions")["assigners"][case]
-    promoter = RPN | dict(force_match="promoter", min_force_iou=0.3)
+    promoter = RPN | dict(low_quality="force_gt", min_pos_iou=0.3)
     for rule, name in ((promoter, "mm_rpn"), (ROI, "mm_roi_0.5")):
         label, gt_index = assign(torch.tensor(recorded["iou"]), **rule)
         theirs = torch.where(label == POSITIVE, gt_index + 1, label)  # index and verdict in one integer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tiny import picture
 
-from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessor
 
 CPU = torch.device("cpu")
 
@@ -17,9 +17,9 @@ def batch(pixels: Pixels, *images: torch.Tensor, dtype: torch.dtype = torch.floa
 
 def test_normalised_by_hand():
     image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
-    rgb = batch(Pixels(mean=(1, 2, 3), std=(1, 2, 4), divisor=1), image).images
+    rgb = batch(ImagePreprocessor(mean=(1, 2, 3), std=(1, 2, 4), divisor=1), image).images
     assert rgb[0, :, 0, 0].tolist() == [9, 9, 6.75]
-    bgr = batch(Pixels(order="bgr", mean=(1, 2, 3), std=(1, 2, 4), divisor=1), image).images
+    bgr = batch(ImagePreprocessor(order="bgr", mean=(1, 2, 3), std=(1, 2, 4), divisor=1), image).images
     assert bgr[0, :, 0, 0].tolist() == [29, 9, 1.75]  # the mean is in the order of the channels
 
 
@@ -27,38 +27,38 @@ def test_torchvisions_numbers_are_the_default():
     image = picture(8, 8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (image / 255 - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(batch(Pixels(divisor=1), image).images[0], expected)
+    torch.testing.assert_close(batch(ImagePreprocessor(divisor=1), image).images[0], expected)
     assert [round(m * 255, 3) for m in (0.485, 0.456, 0.406)] == list(IMAGENET_MEAN)
     assert [round(s * 255, 3) for s in (0.229, 0.224, 0.225)] == list(IMAGENET_STD)
 
 
 @pytest.mark.parametrize(("divisor", "padded"), [(1, (33, 65)), (32, (64, 96)), (128, (128, 128))])
 def test_sides_are_rounded_up_to_the_divisor(divisor, padded):
-    pixels, image = Pixels(divisor=divisor), picture(33, 65)
+    pixels, image = ImagePreprocessor(divisor=divisor), picture(33, 65)
     assert pixels.padded_size(image) == padded
     assert batch(pixels, image).images.shape == (1, 3, *padded)
 
 
 def test_images_of_all_sizes_share_a_batch_and_padding_is_zero_right_and_below():
     small, wide, tall = picture(20, 30), picture(32, 64), picture(50, 10)
-    made = batch(Pixels(), small, wide, tall)
+    made = batch(ImagePreprocessor(), small, wide, tall)
     assert made.images.shape == (3, 3, 64, 64) and made.sizes == [(20, 30), (32, 64), (50, 10)]
     for slot, image in zip(made.images, (small, wide, tall)):
         h, w = image.shape[1:]
-        alone = batch(Pixels(divisor=1), image).images[0]
+        alone = batch(ImagePreprocessor(divisor=1), image).images[0]
         assert torch.equal(slot[:, :h, :w], alone)
         assert slot[:, h:].abs().sum() == slot[:, :, w:].abs().sum() == 0
 
 
 def test_a_batch_is_channels_last_and_of_the_dtype_that_is_asked_for():
-    images = batch(Pixels(), picture(32, 32), dtype=torch.bfloat16).images
+    images = batch(ImagePreprocessor(), picture(32, 32), dtype=torch.bfloat16).images
     assert images.dtype == torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_given_image_is_not_changed():
     image = picture(20, 20)
     before = image.clone()
-    batch(Pixels(order="bgr"), image)
+    batch(ImagePreprocessor(order="bgr"), image)
     assert torch.equal(image, before)
 
 
@@ -77,4 +77,4 @@ def test_the_given_image_is_not_changed():
 )
 def test_what_is_no_image_is_refused(image):
     with pytest.raises(ValueError, match=r"image 1: expected a uint8 RGB tensor of shape \(3, H, W\)"):
-        batch(Pixels(), picture(8, 8), image)
+        batch(ImagePreprocessor(), picture(8, 8), image)
