@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.config import merge
-from detector.modeling.build import build_detector
+from detector.config.config import build_detector, parse_config
+from detector.config.inherit import merge
 from detector.modeling.rcnn import GeneralizedRCNN
 
 CLASSES = 3
@@ -29,10 +29,10 @@ def tiny_model(**sections: Any) -> GeneralizedRCNN:
     Its class scores and proposals are spread, so that there is something to detect without any training.
     """
     torch.manual_seed(0)
-    model = build_detector(merge(CONFIG, {"model": sections}))
+    model = build_detector(parse_config(merge(CONFIG, {"model": sections}), trust=True))
     with torch.no_grad():
-        for head in getattr(model.roi_head, "stages", [model.roi_head]):  # of a cascade
-            head.class_score.weight.normal_(std=0.3)
+        for stage in getattr(model.roi_head, "stages", None) or [model.roi_head.stage]:  # several of a cascade
+            stage.class_score.weight.normal_(std=0.3)
         model.rpn.deltas.weight.normal_(std=0.05)
     return model
 

@@ -174,6 +174,8 @@ class ResNet(nn.Module):
         width: Annotated[int, Range(1, 1024)] = 64,
     ):
         super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"depth: there is no ResNet-{depth}; choose one of {', '.join(map(str, BLOCKS))}")
         if depth < 50 and (groups, width_per_group, stride_in) != (1, 64, "3x3"):
             raise ValueError(f"groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})")
         if dilated_c5 and stages < 4:
