@@ -11,7 +11,7 @@ from detector.interop.mmdetection import MMDETECTION
 from detector.interop.names import rename
 from detector.modeling.backbones.resnet import ResNet
 from detector.modeling.necks.fpn import FPN
-from detector.modeling.preprocess import Pixels
+from detector.modeling.preprocess import ImagePreprocessor
 from detector.modeling.recursive_pyramid import RecursivePyramid
 
 
@@ -37,7 +37,7 @@ class SecondLook(nn.Module):
         again = ResNet(50, conv="aws", norm="affine", frozen_stages=2)
         self.pyramid = RecursivePyramid(backbone, neck, lambda: again)
         image = formula_image(2, 256, 320)
-        self.images = Pixels().batch([image], torch.device("cpu"), torch.float64).images
+        self.images = ImagePreprocessor().batch([image], torch.device("cpu"), torch.float64).images
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         self.pyramid.backbone.c = c

@@ -29,7 +29,7 @@ from helpers.necks import (
     maps,
 )
 from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
-from torch import Tensor, nn
+from torch import nn
 
 from detector.modeling.parts import NECKS
 from detector.schema.ranges import Range
@@ -153,8 +153,8 @@ each_case = pytest.mark.parametrize(
     "case", CASES, ids=[", ".join([c.name, *(f"{k}={v}" for k, v in c.options.items())]) for c in CASES]
 )
 each_neck = pytest.mark.parametrize("name", NECKS)
-DEFAULTS = [next(case for case in CASES if case.name == name) for name in NECKS]
-each_default = pytest.mark.parametrize("case", DEFAULTS, ids=list(NECKS))
+# of cases that differ only in other options the first
+FORMS = {(c.name, *map(c.options.get, ("first_level", "form", "refine"))): c for c in reversed(CASES)}
 
 
 # --- sizes
@@ -304,7 +304,7 @@ def test_widths_and_repeats_begin_at_1():
 # --- in a detector
 
 
-@each_default
+@pytest.mark.parametrize("case", FORMS.values(), ids=[" ".join(str(x) for x in form if x) for form in FORMS])
 @pytest.mark.parametrize("objects", [OBJECTS, target()], ids=["objects", "no objects"])
 def test_a_detector_with_it_trains_with_and_without_objects(case, objects):
     sections: dict[str, Any] = {"neck": {"type": case.name, **case.options}}

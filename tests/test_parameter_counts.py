@@ -9,7 +9,7 @@ from torch import nn
 
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.build import build_detector, load_config
+from detector.config.config import build_detector, load_config
 from detector.modeling.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
 from detector.modeling.necks.fpn import FPN
 from detector.modeling.necks.panet import PANet

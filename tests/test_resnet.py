@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from helpers.necks import count
 from torch import nn
 
-from detector.errors import CheckpointError, ConfigError
+from detector.errors import CheckpointError
+from detector.files import load_tensors
 from detector.modeling.backbones.resnet import ResNet
 from detector.modeling.layers import AffineBatchNorm, BatchNorm, FrozenBatchNorm, GroupNorm, SyncBatchNorm, fold_norms
 
@@ -20,10 +24,6 @@ def on_meta(*args, **kwargs) -> ResNet:
     """A network without memory: shapes and counts cost nothing."""
     with torch.device("meta"):
         return ResNet(*args, **kwargs)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def randomise_norms(model: nn.Module) -> None:
@@ -154,13 +154,13 @@ def test_frozen_stages(stages, trainable):
 @pytest.mark.parametrize("stages", [-1, 6])
 def test_there_are_five_stages_to_freeze(stages):
     """-1 means "none" in another framework; as an index it would freeze nearly everything."""
-    with pytest.raises(ConfigError, match="frozen_stages"):
+    with pytest.raises(ValueError, match="frozen_stages: expected a whole number in 0..5"):
         on_meta(18, frozen_stages=stages)
 
 
 def test_three_stages_leave_four_to_freeze():
     assert not any(p.requires_grad for p in on_meta(18, stages=3, frozen_stages=4).parameters())
-    with pytest.raises(ConfigError, match=r"frozen_stages: 0 \(all trains\) to 4"):
+    with pytest.raises(ValueError, match=r"frozen_stages: expected 0 \(all train\) to 4"):
         on_meta(18, stages=3, frozen_stages=5)
 
 
@@ -304,6 +304,43 @@ def test_a_checkpoint_that_runs_code_is_not_opened(tmp_path):
     assert "not a file of tensors that torch can read safely" in refused(tmp_path / "evil.pth")
 
 
+def test_damaged_weights_are_refused(weights):
+    """Torch itself would take the changed bytes for weights."""
+    content = bytearray(weights.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(255 - byte for byte in content[middle : middle + 64])
+    weights.write_bytes(content)
+    torch.load(weights, weights_only=True)
+    assert f"{weights}: damaged (changed since it was written)" in refused(weights)
+    with pytest.raises(zipfile.BadZipFile):
+        load_tensors(weights)
+    assert load_tensors(weights, intact=True).keys() == torch.load(weights, weights_only=True).keys()
+
+
+def packed(path: Path) -> Path:
+    """A copy of an archive with compressed entries."""
+    copy = path.with_name(f"packed_{path.name}")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry) if entry.file_size < 10**5 else bytes(entry.file_size))
+    return copy
+
+
+def test_packed_weights_are_refused(weights):
+    """A few bytes would fill the memory."""
+    assert "damaged (its entries are larger than the file)" in refused(packed(weights))
+
+
+def test_weights_in_the_form_of_an_older_torch_are_read(classifier, tmp_path):
+    torch.save(classifier.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(ResNet(18, weights=str(tmp_path / "old.pth")).conv1.weight, classifier.conv1.weight)
+
+
+def test_mapped_tensors_are_those_that_are_read(weights):
+    mapped, read = load_tensors(weights, mmap=True), load_tensors(weights)
+    assert mapped.keys() == read.keys() and all(torch.equal(mapped[key], tensor) for key, tensor in read.items())
+
+
 @pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}])
 def test_a_file_of_something_else(tmp_path, content):
     torch.save(content, tmp_path / "else.pth")
@@ -343,11 +380,11 @@ def test_without_a_network_the_message_says_where_the_file_is(monkeypatch):
 
 
 def test_a_depth_that_does_not_exist():
-    with pytest.raises(ConfigError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
+    with pytest.raises(ValueError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
         on_meta(51)
 
 
 @pytest.mark.parametrize("settings", [dict(groups=32), dict(width_per_group=8), dict(stride_in="1x1")])
 def test_basic_blocks_have_no_bottleneck_settings(settings):
-    with pytest.raises(ConfigError, match="depth >= 50, not 18"):
+    with pytest.raises(ValueError, match="depth >= 50, not 18"):
         on_meta(18, **settings)
