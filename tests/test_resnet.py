@@ -154,7 +154,7 @@ def test_frozen_stages(stages, trainable):
 @pytest.mark.parametrize("stages", [-1, 6])
 def test_there_are_five_stages_to_freeze(stages):
     """-1 means "none" in another framework; as an index it would freeze nearly everything."""
-    with pytest.raises(ValueError, match="frozen_stages: expected a whole number in 0..5"):
+    with pytest.raises(ValueError, match=r"frozen_stages: expected a whole number in 0\.\.5"):
         on_meta(18, frozen_stages=stages)
 
 

@@ -251,7 +251,7 @@ def test_it_detects_in_bfloat16():
 
 @pytest.mark.parametrize("steps", [0, 1, 11])
 def test_it_looks_at_least_twice(steps):
-    with pytest.raises(ValueError, match="steps: expected a whole number in 2..10"):
+    with pytest.raises(ValueError, match=r"steps: expected a whole number in 2\.\.10"):
         recursive(steps=steps)
 
 
