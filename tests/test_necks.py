@@ -44,7 +44,7 @@ def grid(**choices: tuple) -> list[dict[str, Any]]:
     return [dict(zip(choices, values)) for values in product(*choices.values())]
 
 
-# neck -> options that are tested
+# neck -> options that are tested; of other necks the defaults
 OPTIONS = {
     "fpn": [
         *grid(extra=("pool", "c5", "m5", "p5"), norm=(None, "batch", "group"), width=(32,)),
@@ -59,24 +59,16 @@ OPTIONS = {
     "bfp": grid(refine=("non_local", "conv")),
 }
 
-FIRST_LAST = {  # numbers of the finest and the coarsest level
-    "fpn": (2, 6), "panet": (2, 6), "bifpn": (2, 6), "nas_fpn": (3, 7), "augfpn": (2, 6), "bfp": (2, 6), "single": (5, 5),
-    "bottom_up": (2, 6), "top_down": (2, 6), "finest": (2, 2), "hierarchy": (2, 6),
-}  # fmt: skip
+# numbers of the finest and the coarsest level, where they are not 2 and 6
+FIRST_LAST = {"nas_fpn": (3, 7), "single": (5, 5), "finest": (2, 2)}
 
 # neck -> whether level P_k depends on map C_j; P6 and P7 depend on the maps that P5 depends on
 CONNECTIONS: dict[str, Callable[[int, int], bool]] = {
-    "fpn": lambda k, j: j >= k,
-    "panet": lambda k, j: True,
-    "bifpn": lambda k, j: True,
+    **dict.fromkeys(["panet", "bifpn", "bfp", "finest"], lambda k, j: True),
+    **dict.fromkeys(["fpn", "augfpn"], lambda k, j: j >= k),
+    **dict.fromkeys(["bottom_up", "hierarchy"], lambda k, j: j == k),
+    **dict.fromkeys(["top_down", "single"], lambda k, j: j == 5),
     "nas_fpn": lambda k, j: j > 2,
-    "augfpn": lambda k, j: j >= k,
-    "bfp": lambda k, j: True,
-    "single": lambda k, j: j == 5,
-    "bottom_up": lambda k, j: j == k,
-    "top_down": lambda k, j: j == 5,
-    "finest": lambda k, j: True,
-    "hierarchy": lambda k, j: j == k,
 }
 
 LATERALS, OUTPUT = 984_064, 590_080  # parameters of an FPN: all four laterals, one output
@@ -124,12 +116,12 @@ class Case(NamedTuple):
         return neck
 
     def first_last(self) -> tuple[int, int]:
-        """Numbers of its finest and its coarsest level; those of its strides, if they are not known."""
-        if self.name not in FIRST_LAST:
+        """Numbers of its finest and its coarsest level; a neck that is not in the tables may have others than 2 and 6."""
+        if self.name not in CONNECTIONS:
             return tuple(int(math.log2(self.make().strides[i])) for i in (0, -1))
-        shift = self.options.get("first_level", 2) - 2 + (self.options.get("extra", "pool") != "pool")
-        first, last = FIRST_LAST[self.name]
-        return self.options.get("first_level", first), last + shift
+        shift = self.options.get("first_level", 2) - 2
+        first, last = FIRST_LAST.get(self.name, (2, 6))
+        return first + shift, last + shift + (self.options.get("extra", "pool") != "pool")
 
     def sizes(self, c: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The sizes of its levels for maps of the sizes `c`."""
@@ -171,24 +163,18 @@ def test_as_many_parameters_as_published(name, options, number):
 
 
 @each_case
-def test_strides_and_channels_are_those_of_the_levels(case):
-    neck = case.make().eval()
+@torch.no_grad()
+def test_levels_have_the_shapes_that_strides_and_channels_promise(case):
+    neck = case.make().to(memory_format=torch.channels_last).eval()
     first, last = case.first_last()
     assert neck.strides == [2**level for level in range(first, last + 1)]
-    assert neck.channels == [p.shape[1] for p in neck(maps(EVEN))]
-    if "width" in parameters_of(NECKS[case.name]):
-        assert set(neck.channels) == {case.options.get("width", 8)}
-
-
-@each_case
-def test_a_level_has_the_size_of_its_stride_for_maps_of_any_size(case):
-    neck = case.make().to(memory_format=torch.channels_last).eval()
-    for sizes in SIZES:
-        for mixed in (False, True):
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                p = neck(maps(sizes))
-            assert [tuple(x.shape[2:]) for x in p] == case.sizes(sizes) and {len(x) for x in p} == {2}
-            assert all(x.isfinite().all() for x in p)
+    width = case.options.get("width", 8) if "width" in parameters_of(NECKS[case.name]) else NARROW[-1]
+    assert neck.channels == [width] * len(neck.strides)
+    for sizes, mixed in product(SIZES, (False, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            p = neck(maps(sizes))
+        assert [x.shape for x in p] == [(2, width, *size) for size in case.sizes(sizes)]
+        assert all(x.isfinite().all() for x in p)
 
 
 @each_neck
@@ -297,7 +283,7 @@ def test_widths_and_repeats_begin_at_1():
     """The ranges of 0.1."""
     found = {(name, option): ranges(parameter.annotation) for name, kind in NECKS.items()
              for option, parameter in parameters_of(kind).items()}  # fmt: skip
-    assert all(found[name, "width"] == [Range(1, 10**5)] for name in FIRST_LAST if name != "single")
+    assert all(found[name, "width"] == [Range(1, 10**5)] for name in CONNECTIONS if name != "single")
     assert found["bifpn", "repeats"] == found["nas_fpn", "stacks"] == [Range(1, 100)]
 
 
