@@ -16,7 +16,7 @@ ODD = [(75, 93), (38, 47), (19, 24), (10, 12)]
 
 
 def identity_neck(*, attention: float) -> AugFPN:
-    """One channel; every convolution hands its pixel on, and the attention has this logit everywhere."""
+    """One channel; every convolution is the identity, and the attention has this logit everywhere."""
     neck = identity_(AugFPN([1, 1, 1, 1], STRIDES, width=1))
     last = neck.residual.attention[2]
     nn.init.zeros_(last.weight), nn.init.constant_(last.bias, attention)
@@ -138,7 +138,7 @@ def test_without_its_residual_it_is_an_fpn():
         torch.testing.assert_close(ours, theirs)
 
 
-# --- what goes along in training
+# --- laterals in training
 
 
 def test_the_laterals_in_training_are_those_before_fusion():
@@ -159,7 +159,7 @@ def test_at_inference_there_is_a_plain_list_with_the_same_levels():
     assert all(torch.equal(a, b) for a, b in zip(trained, found, strict=True))
 
 
-# --- sizes and gradients
+# --- the whole image
 
 
 def test_the_context_of_the_whole_image_reaches_every_pixel():

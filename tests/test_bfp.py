@@ -21,7 +21,7 @@ def levels(*numbers: float) -> list[Tensor]:
 
 
 def one_channel(refine: str = "non_local") -> BFP:
-    """Its refinement hands every pixel on: as it is built, or by a convolution with only a centre (and a ReLU)."""
+    """Its refinement is the identity: as built, or by a convolution with only a centre (and a ReLU)."""
     neck = BFP([1, 1, 1, 1], STRIDES, width=1, refine=refine)
     if refine == "conv":
         nn.init.dirac_(neck.refine.conv.weight)

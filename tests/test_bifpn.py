@@ -18,7 +18,7 @@ FIRST = [2, 3]
 
 
 def identity_bifpn(**settings) -> BiFPN:
-    """Every convolution hands its pixel on; of large numbers swish is the identity, too."""
+    """Every convolution is the identity, and so is swish for large numbers."""
     return identity_(BiFPN([1, 1, 1, 1], STRIDES, width=1, **{"repeats": 1, "fuse": "sum"} | settings))
 
 
@@ -89,7 +89,7 @@ def test_p6_and_p7_are_pooled():
 
 
 @pytest.mark.parametrize("first", FIRST)
-def test_the_pass_up_has_laterals_of_its_own(first):
+def test_the_pass_up_has_separate_laterals(first):
     """All but the finest of the backbone's maps; without them nothing changes on the way down."""
     neck, c = BiFPN(NARROW, STRIDES, width=8, first_level=first, repeats=1).eval(), maps()
     assert len(neck.lateral_down) == 6 - first and len(neck.lateral_up) == 5 - first
@@ -162,7 +162,7 @@ def slow_pool(x: Tensor, before: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (4, 4), (5, 5), (6, 7), (7, 8), (8, 1)])
 def test_pooling(size):
-    x = torch.randn(*size) - 10  # all negative: what is padded must not win
+    x = torch.randn(*size) - 10  # all negative: padding must not win
     total = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in size]  # TensorFlow's rule; the larger half behind
     assert torch.equal(pool_same(x[None, None])[0, 0], slow_pool(x, [t // 2 for t in total]))
     assert torch.equal(pool_symmetric(x[None, None])[0, 0], slow_pool(x, [1, 1]))

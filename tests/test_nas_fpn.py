@@ -19,7 +19,7 @@ FORMS = ["authors", "mmdetection"]
 
 
 def identity_nas_fpn(**settings) -> NASFPN:
-    """One channel; every convolution hands its pixel on."""
+    """One channel; every convolution is the identity."""
     return identity_(NASFPN([1, 1, 1, 1], STRIDES, width=1, norm=None, **{"stacks": 1} | settings))
 
 
@@ -129,7 +129,7 @@ def slow_resize(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def slow_stack(stack: PyramidNetwork, p: list[Tensor], form: str) -> list[Tensor]:
-    """The search's own rule of what is added: an input that no cell has read when an output of its level is made."""
+    """The rule of the search: an input that no cell has read is added when an output of its level is made."""
     found, unread = list(zip(range(3, 8), p)), set(range(5))
     for cell, level, inputs in CELLS:
         height, width = p[level - 3].shape[-2:]
@@ -176,7 +176,7 @@ def test_a_detector_says_which_part_does_not_fit():
 
 
 def test_its_inputs_are_left_as_they_were():
-    """The ReLU works in place, on what the cell alone has."""
+    """The in-place ReLU changes only maps that the cell made."""
     neck, c = NASFPN(NARROW, STRIDES, width=8, stacks=1).eval(), maps(ODD)
     before = [x.clone() for x in c]
     p = neck(c)

@@ -80,6 +80,7 @@ PARAMETERS = [  # of the published architectures, on a ResNet-50
     ("panet", {"form": "authors"}, 3_344_384 + 3_540_480),
     ("panet", {"form": "authors", "norm": "group"}, 3_344_384 + GAINS_AND_SHIFTS + 3_543_552),
     ("bifpn", {"width": 64, "repeats": 3, "first_level": 3}, 675_001),
+    ("bifpn", {"width": 64, "repeats": 3, "first_level": 3, "bias": False}, 675_001 - (6 + 3 * 8) * 64),
     ("bifpn", {"width": 160, "repeats": 6, "first_level": 3}, 2_716_594),
     ("bifpn", {"repeats": 3, "first_level": 3}, 3_879_481),
     ("bifpn", {"repeats": 6, "first_level": 3}, 5_526_130),
@@ -108,11 +109,10 @@ class Case(NamedTuple):
         return NECKS[self.name](NARROW, STRIDES, **small | self.options)
 
     def started(self) -> nn.Module:
-        """One after its first step: a new non-local block is the identity and passes no gradient to its inner layers."""
+        """A narrow one as after a training step: a new non-local block is the identity and its inner layers have no gradient."""
         neck = self.make()
-        for block in [neck.refine] if self.name == "bfp" else []:
-            for p in block.parameters():
-                nn.init.normal_(p, std=0.3)
+        for p in neck.refine.parameters() if self.name == "bfp" else ():
+            nn.init.normal_(p, std=0.3)
         return neck
 
     def first_last(self) -> tuple[int, int]:
@@ -134,7 +134,7 @@ class Case(NamedTuple):
         return every[first - 2 : last - 1]
 
     def unread(self) -> int:
-        """How many of the finest maps give nothing but their size."""
+        """How many of the finest maps it does not read, or only their sizes."""
         reads = CONNECTIONS.get(self.name, CONNECTIONS["bfp"])
         finest = min(j for j in range(2, 6) if reads(j, j)) - 2
         return max(finest, self.options.get("first_level", 2) - 2)
@@ -180,7 +180,7 @@ def test_levels_have_the_shapes_that_strides_and_channels_promise(case):
 @each_neck
 def test_as_many_maps_as_the_neck_was_made_for(name):
     if name == "single":
-        pytest.skip("reads the last map, whatever comes before")
+        pytest.skip("reads only the last map")
     with pytest.raises((ValueError, RuntimeError), match=r"zip|channels"):
         Case(name, {}).make()(maps()[:3])
 
@@ -196,7 +196,7 @@ def test_every_parameter_and_every_map_has_a_gradient(case, sizes):
 
 @each_case
 def test_every_parameter_has_a_finite_gradient_in_training(case):
-    """A bias before a batch norm has none to speak of; but None would stop distributed training."""
+    """None would stop distributed training. The gradient of a bias before a batch norm is 0."""
     neck = case.started().train()
     sum((p * torch.randn_like(p)).sum() for p in neck(maps())).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in neck.parameters())
@@ -255,9 +255,9 @@ def test_folded_norms_keep_the_function(case):
 
 
 @each_case
-def test_mixed_precision_keeps_the_maps_small_and_in_place(case):
+def test_mixed_precision_keeps_maps_in_bfloat16_and_channels_last(case):
     if case.name == "single" or case.options.get("norm") == "group":
-        pytest.skip("a map is handed on as it is, a group norm makes it contiguous")
+        pytest.skip("single returns its input; a group norm makes maps contiguous")
     with torch.no_grad():
         assert_mixes(case.make(), maps(EVEN))
 

@@ -13,7 +13,7 @@ from detector.modeling.necks.panet import PANet
 
 
 def identity_panet(*, down: float = 1.0, output: float = 1.0, form: str = "mmdetection") -> PANet:
-    """One channel; every convolution hands its pixel on, those of the path times a factor."""
+    """One channel; every convolution is the identity, those of the path times a factor."""
     panet = identity_(PANet([1, 1, 1, 1], STRIDES, width=1, form=form))
     with torch.no_grad():
         for layers, factor in ((panet.down, down), (panet.output, output)):

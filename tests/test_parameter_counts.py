@@ -22,7 +22,7 @@ def rpn(channels: int, *, levels: int = 1, sizes: int = 5, **settings) -> RPN:
 
 
 class Predictor(nn.Module):
-    """What a RoIHead has beside its box head of 1024 numbers."""
+    """A RoIHead without its box head of width 1024."""
 
     def __init__(self, classes: int, **settings):
         super().__init__()

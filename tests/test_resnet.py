@@ -50,23 +50,19 @@ def assert_same_maps(found: list[torch.Tensor], expected: list[torch.Tensor]) ->
 # --- size
 
 
-def test_parameters_of_resnet_50():
-    assert count(on_meta(50, norm="frozen", frozen_stages=0)) == 23_454_912
-    assert count(on_meta(50, norm="batch", frozen_stages=0)) == 23_508_032
+@pytest.mark.parametrize(("norm", "parameters"), [("frozen", 23_454_912), ("batch", 23_508_032)])
+def test_parameters_of_resnet_50(norm, parameters):
+    assert count(on_meta(50, norm=norm, frozen_stages=0)) == parameters
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_as_many_parameters_as_torchvisions(depth):
-    with torch.device("meta"):
-        classifier = torchvision.models.get_model(f"resnet{depth}", weights=None)
-    assert count(on_meta(depth, norm="batch")) == count(classifier) - count(classifier.fc)
+RESNEXTS = {"resnext50_32x4d": (50, 32, 4), "resnext101_32x8d": (101, 32, 8), "resnext101_64x4d": (101, 64, 4)}
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "groups", "width"),
-    [("resnext50_32x4d", 50, 32, 4), ("resnext101_32x8d", 101, 32, 8), ("resnext101_64x4d", 101, 64, 4)],
+    ("name", "options"), [*((f"resnet{depth}", (depth, 1, 64)) for depth in DEPTHS), *RESNEXTS.items()]
 )
-def test_as_many_parameters_as_torchvisions_resnext(name, depth, groups, width):
+def test_as_many_parameters_as_torchvisions(name, options):
+    depth, groups, width = options
     with torch.device("meta"):
         classifier = torchvision.models.get_model(name, weights=None)
     ours = on_meta(depth, norm="batch", groups=groups, width_per_group=width)
@@ -277,7 +273,7 @@ def test_three_stages_leave_the_fourth_in_the_file(weights, caplog):
     assert torch.equal(net.conv1.weight, torch.load(weights)["conv1.weight"])
 
 
-# --- what cannot be loaded
+# --- files that cannot be loaded
 
 
 def refused(weights: object, **settings: object) -> str:
@@ -286,22 +282,34 @@ def refused(weights: object, **settings: object) -> str:
     return str(error.value)
 
 
-def test_a_missing_file(tmp_path):
-    assert f"{tmp_path}/none.pth: no such file" in refused(tmp_path / "none.pth")
+@pytest.mark.parametrize("name", ["none.pth", "."])
+def test_a_missing_file_and_a_folder(tmp_path, name):
+    assert f"{tmp_path / name}: no such file" in refused(tmp_path / name)
 
 
-def test_a_folder(tmp_path):
-    assert str(tmp_path) in refused(tmp_path)
-
-
-def test_a_file_that_is_no_checkpoint(tmp_path):
+def test_a_file_of_no_tensors_and_one_that_runs_code(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
-    assert f"{tmp_path}/text.pth: not a file of tensors" in refused(tmp_path / "text.pth")
-
-
-def test_a_checkpoint_that_runs_code_is_not_opened(tmp_path):
     torch.save({"model": print}, tmp_path / "evil.pth")
-    assert "not a file of tensors that torch can read safely" in refused(tmp_path / "evil.pth")
+    for name in ("text.pth", "evil.pth"):
+        assert f"{tmp_path / name}: not a file of tensors that torch can read safely" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}])
+def test_a_file_of_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "else.pth")
+    assert "not the weights of this resnet18" in refused(tmp_path / "else.pth")
+
+
+def test_weights_of_another_depth_or_width(weights):
+    message = refused(weights, depth=34)
+    assert "not the weights of this resnet34 (missing: layer1.2." in message and "model.backbone.depth" in message
+    assert "other shape: " in refused(weights, depth=50)
+
+
+def test_a_name_or_a_network_that_torchvision_does_not_have():
+    message = refused("IMAGENET1K_V9")
+    assert "'IMAGENET1K_V9' is neither a file nor one of torchvision's resnet18 weights (IMAGENET1K_V1" in message
+    assert "torchvision has no resnext50_8x8d" in refused("DEFAULT", depth=50, groups=8, width_per_group=8)
 
 
 def test_damaged_weights_are_refused(weights):
@@ -341,33 +349,9 @@ def test_mapped_tensors_are_those_that_are_read(weights):
     assert mapped.keys() == read.keys() and all(torch.equal(mapped[key], tensor) for key, tensor in read.items())
 
 
-@pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}])
-def test_a_file_of_something_else(tmp_path, content):
-    torch.save(content, tmp_path / "else.pth")
-    assert "not the weights of this resnet18" in refused(tmp_path / "else.pth")
-
-
-def test_weights_of_another_depth(weights):
-    message = refused(weights, depth=34)
-    assert "not the weights of this resnet34 (missing: layer1.2." in message and "model.backbone.depth" in message
-
-
-def test_weights_of_another_width(weights):
-    assert "other shape: " in refused(weights, depth=50)
-
-
 def test_weights_of_another_network(classifier, tmp_path):
     torch.save({"backbone." + k: v for k, v in classifier.state_dict().items()}, tmp_path / "other.pth")
     assert "unknown: backbone.conv1.weight" in refused(tmp_path / "other.pth")
-
-
-def test_a_name_that_torchvision_does_not_know():
-    message = refused("IMAGENET1K_V9")
-    assert "'IMAGENET1K_V9' is neither a file nor one of torchvision's resnet18 weights (IMAGENET1K_V1" in message
-
-
-def test_a_network_that_torchvision_does_not_have():
-    assert "torchvision has no resnext50_8x8d" in refused("DEFAULT", depth=50, groups=8, width_per_group=8)
 
 
 def test_without_a_network_the_message_says_where_the_file_is(monkeypatch):

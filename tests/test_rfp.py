@@ -1,4 +1,4 @@
-"""DetectoRS' recursive feature pyramid: what is fed back, where it arrives, and how old and new are fused."""
+"""DetectoRS' recursive feature pyramid: the feedback, where it joins, and the fusion of old and new levels."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_the_gate_is_the_new_pyramids_and_goes_from_old_to_new():
 
 
 class Count(nn.Module):
-    """A backbone and a neck at once: maps of a constant, and what was fed back is recorded."""
+    """A backbone and a neck at once: constant maps; the feedback is recorded."""
 
     def __init__(self, value: float):
         super().__init__()
@@ -246,7 +246,7 @@ def test_it_detects_in_bfloat16():
     assert found.scores.isfinite().all() and found.boxes.isfinite().all()
 
 
-# --- what does not fit
+# --- parts that do not fit
 
 
 @pytest.mark.parametrize("steps", [0, 1, 11])

@@ -73,7 +73,7 @@ def test_something_is_found():
     assert len(one_level().eval()(IMAGES)[0]) > 0
 
 
-# --- what does not fit
+# --- parts that do not fit
 
 
 def test_a_pool_of_more_levels_is_refused():

@@ -43,7 +43,7 @@ def test_every_trainable_parameter_has_a_gradient(name, objects):
 @pytest.mark.parametrize("divisor", [None, 1])
 @torch.no_grad()
 def test_an_image_too_small_for_the_coarsest_level_is_padded(name, size, divisor, monkeypatch):
-    """To the system's own multiple; and where a user chose not to pad, no level becomes empty either."""
+    """To the system's divisor; without padding (divisor 1), too, no level becomes empty."""
     model = system(name).eval()
     monkeypatch.setattr(model.preprocess, "divisor", divisor or model.preprocess.divisor)
     batch = model.preprocess.batch([picture(*size)], torch.device("cpu"), torch.float32)
