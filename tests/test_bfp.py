@@ -9,7 +9,7 @@ import torch
 from helpers.necks import NARROW, STRIDES, constant, maps, values
 from torch import Tensor, nn
 
-from detector.modeling.necks.bfp import BFP, NonLocal, resize
+from detector.modeling.necks.bfp import BFP, NonLocal, resize_to
 from detector.modeling.necks.fpn import FPN
 
 each_refinement = pytest.mark.parametrize("refine", ["non_local", "conv"])
@@ -67,7 +67,7 @@ def test_the_mean_is_repeated_for_finer_levels_and_coarser_ones_get_its_largest_
 
 def test_a_map_keeps_its_pixels_where_the_size_is_the_same():
     x = torch.randn(1, 2, 5, 3)
-    assert torch.equal(resize(x, (5, 3)), x)
+    assert torch.equal(resize_to(x, (5, 3)), x)
 
 
 def test_it_reads_an_fpn():

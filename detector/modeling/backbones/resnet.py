@@ -16,7 +16,7 @@ from detector.modeling.preprocess import ImagePreprocessor
 from detector.schema.ranges import Fraction, Range, Width
 from detector.schema.signatures import checked
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCK_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # all convolutions, and the 3x3 one (the second one of a basic block) in layer2..layer4
 CONVS: dict[str, tuple[Callable, Callable]] = {
     "plain": (nn.Conv2d, nn.Conv2d),
@@ -121,7 +121,7 @@ class Bottleneck(Block):
         self.bn3 = make_norm(norm, 4 * planes, eps)
 
 
-class Stage(nn.Sequential):
+class ResNetStage(nn.Sequential):
     """The blocks of one resolution; the first one reads feedback (DetectoRS, sec. 3.1)."""
 
     def forward(self, x: Tensor, feedback: Tensor | None = None) -> Tensor:
@@ -174,8 +174,8 @@ class ResNet(nn.Module):
         width: Annotated[int, Range(1, 1024)] = 64,
     ):
         super().__init__()
-        if depth not in BLOCKS:
-            raise ValueError(f"depth: there is no ResNet-{depth}; choose one of {', '.join(map(str, BLOCKS))}")
+        if depth not in BLOCK_COUNTS:
+            raise ValueError(f"depth: there is no ResNet-{depth}; choose one of {', '.join(map(str, BLOCK_COUNTS))}")
         if depth < 50 and (groups, width_per_group, stride_in) != (1, 64, "3x3"):
             raise ValueError(f"groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})")
         if dilated_c5 and stages < 4:
@@ -198,7 +198,7 @@ class ResNet(nn.Module):
         self.missing_weights, self._trained_with = self._load(self)
         self.freeze(frozen_stages)
 
-    def _stage(self, number: int) -> Stage:
+    def _stage(self, number: int) -> ResNetStage:
         """A new layer1, layer2, layer3 or layer4."""
         # all blocks are dilated, as in Detectron2 and MMDetection; in torchvision the first one is not
         dilation = 2 if number == 4 and self.dilated_c5 else 1
@@ -208,10 +208,10 @@ class ResNet(nn.Module):
         planes, expansion = self.width * 2 ** (number - 1), self.block.expansion
         c_in = self.width if number == 1 else planes // 2 * expansion
         first = self.block(c_in, planes, stride=stride, **options)
-        rest = BLOCKS[self.depth][number - 1] - 1
-        return Stage(first, *(self.block(planes * expansion, planes, stride=1, **options) for _ in range(rest)))
+        rest = BLOCK_COUNTS[self.depth][number - 1] - 1
+        return ResNetStage(first, *(self.block(planes * expansion, planes, stride=1, **options) for _ in range(rest)))
 
-    def layer4_for_head(self) -> Stage:
+    def layer4_for_head(self) -> ResNetStage:
         """A new layer4 with the options of this network, filled with its ImageNet weights."""
         stage = self._stage(4)
         initialise(stage)
@@ -238,7 +238,7 @@ class ResNet(nn.Module):
         for layer in self._layers()[1:]:
             layer[0].add_feedback(channels)
 
-    def _layers(self) -> list[Stage]:
+    def _layers(self) -> list[ResNetStage]:
         return [getattr(self, f"layer{number}") for number in range(1, self.stages + 1)]
 
     def freeze(self, stages: int) -> None:

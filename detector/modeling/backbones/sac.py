@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-EPS = 1e-5  # added to the variance of a filter
+VARIANCE_EPS = 1e-5  # added to the variance of a filter
 
 
 class AWSConv(nn.Conv2d):
@@ -107,7 +107,7 @@ def std_and_mean(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Filters (C, c_in, k, k) -> the standard deviation and the mean of each, (C, 1, 1, 1), in float32 or wider."""
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     mean, variance = weight.mean((1, 2, 3), keepdim=True), weight.var((1, 2, 3), keepdim=True)
-    return (variance + EPS).sqrt(), mean
+    return (variance + VARIANCE_EPS).sqrt(), mean
 
 
 def global_mean(x: Tensor) -> Tensor:

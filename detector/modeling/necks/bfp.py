@@ -46,11 +46,11 @@ class BFP(nn.Module):
     def balance(self, p: list[Tensor]) -> list[Tensor]:
         """Gather at the middle level (P4 of P2..P6), average, refine, scatter."""
         middle = p[len(p) // 2].shape[-2:]
-        balanced = self.refine(sum(resize(x, middle) for x in p) / len(p))
-        return [x + resize(balanced, x.shape[-2:]) for x in p]
+        balanced = self.refine(sum(resize_to(x, middle) for x in p) / len(p))
+        return [x + resize_to(balanced, x.shape[-2:]) for x in p]
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """(N, C, H, W) -> (N, C, *size): a larger size by nearest neighbour, a smaller one by adaptive max pooling."""
     if size[0] > x.shape[-2] or size[1] > x.shape[-1]:
         return F.interpolate(x, size=size, mode="nearest")
