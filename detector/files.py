@@ -28,6 +28,7 @@ WITNESS = {  # what looks like anybody's is ours beside this
     "ap_latency.png": "table.csv",
 }
 ADVICE = "choose another --output"
+ARCHIVE = b"PK\x03\x04"  # the first bytes of a zip file; torch reads any other file in the form of torch < 1.6
 
 
 class NotWritten(CheckpointError):
@@ -45,6 +46,22 @@ def check_archive(path: Path, *, intact: bool = False) -> None:
             raise zipfile.BadZipFile("its entries are larger than the file")
         if not intact and archive.testzip() is not None:
             raise zipfile.BadZipFile("changed since it was written")
+
+
+def load_tensors(path: Path, *, intact: bool = False, mmap: bool = False) -> Any:
+    """The content of a file that torch.save wrote, on the CPU; no code in it is run.
+
+    Raises zipfile.BadZipFile for an archive that is damaged or compressed, and torch's own errors for any other file that
+    it cannot read safely. Files older than torch 1.6 are no archives; torch reads them as they are.
+
+    Args:
+        path: the file.
+        intact: the archive is known to be undamaged; its checksums are not compared.
+        mmap: map the tensors' memory to the file instead of reading it.
+    """
+    if begins(path, (ARCHIVE,)):
+        check_archive(path, intact=intact)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def write_atomically(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:

@@ -44,7 +44,11 @@ class Maps(Protocol):
 
 
 class Backbone(Maps, Protocol):
-    """(N, 3, H, W) -> [C2..C5]."""
+    """(N, 3, H, W) -> [C2..C5].
+
+    Optional members are `missing_weights`, the reason why pretrained weights could not be downloaded, or None; and
+    `check_input(preprocess)`, which raises ValueError if such weights need other input. Training asks for both.
+    """
 
     def __call__(self, images: Tensor, /) -> list[Tensor]: ...
 

@@ -1,24 +1,22 @@
-"""AugFPN's neck: the augmented top level against slow loops, what goes along in training, and a gradient everywhere."""
+"""AugFPN's neck: the augmented top level against slow loops, and the laterals that it returns in training."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.necks import CHANNELS, NARROW, STRIDES, assert_all_learn, constant, count, half, identity_, maps, values
-from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model
+from helpers.necks import NARROW, STRIDES, constant, identity_, maps, values
 from torch import Tensor, nn
 
-from detector.errors import ConfigError
 from detector.modeling.necks.augfpn import RATIOS, AugFPN, ResidualFeatureAugmentation
 from detector.modeling.necks.fpn import FPN
+from detector.structures import Features
 
 ODD = [(75, 93), (38, 47), (19, 24), (10, 12)]
-TINY = [(7, 5), (4, 3), (2, 2), (1, 1)]
 
 
 def identity_neck(*, attention: float) -> AugFPN:
-    """One channel; every convolution hands its pixel on, and the attention has this logit everywhere."""
+    """One channel; every convolution is the identity, and the attention has this logit everywhere."""
     neck = identity_(AugFPN([1, 1, 1, 1], STRIDES, width=1))
     last = neck.residual.attention[2]
     nn.init.zeros_(last.weight), nn.init.constant_(last.bias, attention)
@@ -140,16 +138,16 @@ def test_without_its_residual_it_is_an_fpn():
         torch.testing.assert_close(ours, theirs)
 
 
-# --- what goes along in training
+# --- laterals in training
 
 
-def test_the_raw_laterals_are_those_before_anything_was_added():
+def test_the_laterals_in_training_are_those_before_fusion():
     neck, c = AugFPN(NARROW, STRIDES, width=8), maps(ODD)
     p = neck(c)
-    assert type(p) is Levels and len(p.raw) == len(c) == len(neck.raw_strides)
-    for raw, lateral, x in zip(p.raw, neck.lateral, c, strict=True):
-        assert torch.equal(raw, lateral(x))
-    sum(raw.sum() for raw in p.raw).backward()
+    assert type(p) is Features and neck.lateral_strides == STRIDES
+    for found, lateral, x in zip(p.laterals, neck.lateral, c, strict=True):
+        assert torch.equal(found, lateral(x))
+    sum(lateral.sum() for lateral in p.laterals).backward()
     assert all(layer.weight.grad.any() for layer in neck.lateral)
     assert all(tensor.grad is None for part in (neck.residual, neck.output) for tensor in part.parameters())
 
@@ -161,38 +159,7 @@ def test_at_inference_there_is_a_plain_list_with_the_same_levels():
     assert all(torch.equal(a, b) for a, b in zip(trained, found, strict=True))
 
 
-# --- sizes and gradients
-
-
-def test_parameters():
-    with torch.device("meta"):
-        neck = AugFPN(CHANNELS, STRIDES)
-    assert (count(neck.residual.lateral), count(neck.residual.attention)) == (1_573_632, 203_779)
-    assert count(neck) == 3_344_384 + 1_573_632 + 203_779
-
-
-@pytest.mark.parametrize("sizes", [ODD, TINY])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_shapes_strides_and_channels(sizes, precision):
-    neck = AugFPN(NARROW, STRIDES, width=8).to(memory_format=torch.channels_last)
-    assert neck.strides == [4, 8, 16, 32, 64] and neck.channels == [8] * 5 and neck.raw_strides == STRIDES
-    with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
-        p = neck(maps(sizes))
-    assert [x.shape for x in p] == [(2, 8, *size) for size in [*sizes, half(sizes[-1])]]
-    assert [x.shape for x in p.raw] == [(2, 8, *size) for size in sizes]
-    assert all(x.isfinite().all() for x in p)
-
-
-@pytest.mark.parametrize("sizes", [ODD, TINY])
-def test_every_parameter_and_every_level_has_a_gradient(sizes):
-    assert_all_learn(AugFPN(NARROW, STRIDES, width=8), maps(sizes))
-
-
-def test_every_level_sees_all_that_lies_above_it():
-    neck, c = AugFPN(NARROW, STRIDES, width=8), maps(ODD)
-    for i, p in enumerate(neck(c)):
-        above = c[min(i, 3) :]
-        assert all(g.any() for g in torch.autograd.grad(p.sum(), above, retain_graph=True)), f"P{i + 2}"
+# --- the whole image
 
 
 def test_the_context_of_the_whole_image_reaches_every_pixel():
@@ -200,14 +167,3 @@ def test_the_context_of_the_whole_image_reaches_every_pixel():
     residual, c5 = ResidualFeatureAugmentation(4, 4), torch.randn(1, 4, 9, 9, requires_grad=True)
     residual(c5)[0, :, 0, 0].sum().backward()
     assert c5.grad[0, :, 8, 8].any()
-
-
-@pytest.mark.parametrize("objects", [OBJECTS, target()])
-def test_in_a_detector_with_the_standard_head(objects):
-    """Nobody reads the raw laterals there."""
-    gradients(tiny_model(neck={"type": "augfpn", "width": 32}), [picture(64, 96)], [objects])
-
-
-def test_a_width_below_1_is_refused():
-    with pytest.raises(ConfigError, match=r"model\.neck\.width"):
-        AugFPN(NARROW, STRIDES, width=0)

@@ -1,4 +1,4 @@
-"""BiFPN: constants by hand, the authors' table of nodes as a slow oracle, pooling by loops, and a gradient everywhere."""
+"""BiFPN: constants by hand, the authors' table of nodes as a slow oracle, and pooling by loops."""
 
 from __future__ import annotations
 
@@ -7,25 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.necks import (
-    CHANNELS,
-    EVEN,
-    NARROW,
-    ODD,
-    ONE_PIXEL,
-    STRIDES,
-    assert_all_learn,
-    assert_all_see_all,
-    assert_folds,
-    assert_mixes,
-    constant,
-    count,
-    half,
-    identity_,
-    maps,
-    values,
-)
-from helpers.tiny import gradients, picture, target, tiny_model
+from helpers.necks import NARROW, ODD, STRIDES, constant, identity_, maps, values
+from helpers.tiny import tiny_model
 from torch import Tensor, nn
 
 from detector.errors import ConfigError
@@ -35,7 +18,7 @@ FIRST = [2, 3]
 
 
 def identity_bifpn(**settings) -> BiFPN:
-    """Every convolution hands its pixel on; of large numbers swish is the identity, too."""
+    """Every convolution is the identity, and so is swish for large numbers."""
     return identity_(BiFPN([1, 1, 1, 1], STRIDES, width=1, **{"repeats": 1, "fuse": "sum"} | settings))
 
 
@@ -106,7 +89,7 @@ def test_p6_and_p7_are_pooled():
 
 
 @pytest.mark.parametrize("first", FIRST)
-def test_the_pass_up_has_laterals_of_its_own(first):
+def test_the_pass_up_has_separate_laterals(first):
     """All but the finest of the backbone's maps; without them nothing changes on the way down."""
     neck, c = BiFPN(NARROW, STRIDES, width=8, first_level=first, repeats=1).eval(), maps()
     assert len(neck.lateral_down) == 6 - first and len(neck.lateral_up) == 5 - first
@@ -179,21 +162,13 @@ def slow_pool(x: Tensor, before: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 3), (4, 4), (5, 5), (6, 7), (7, 8), (8, 1)])
 def test_pooling(size):
-    x = torch.randn(*size) - 10  # all negative: what is padded must not win
+    x = torch.randn(*size) - 10  # all negative: padding must not win
     total = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in size]  # TensorFlow's rule; the larger half behind
     assert torch.equal(pool_same(x[None, None])[0, 0], slow_pool(x, [t // 2 for t in total]))
     assert torch.equal(pool_symmetric(x[None, None])[0, 0], slow_pool(x, [1, 1]))
 
 
 # --- sizes
-
-
-@pytest.mark.parametrize(("width", "repeats", "number"), [(64, 3, 675_001), (160, 6, 2_716_594), (256, 3, 3_879_481),
-                                                         (256, 6, 5_526_130)])  # fmt: skip
-def test_parameters(width, repeats, number):
-    with torch.device("meta"):
-        neck = BiFPN(CHANNELS, STRIDES, width=width, repeats=repeats, first_level=3)
-    assert count(neck) == number
 
 
 def test_the_authors_batch_norm():
@@ -208,68 +183,13 @@ def test_initial_weights():
     assert neck.layers[0].up[0].weight.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("sizes", [ODD, EVEN, ONE_PIXEL, [(7, 5), (4, 3), (2, 2), (1, 1)]])
-@pytest.mark.parametrize("padding", ["symmetric", "same"])
-@pytest.mark.parametrize("first", FIRST)
-def test_shapes_strides_and_channels(first, padding, sizes):
-    neck = BiFPN(NARROW, STRIDES, width=8, repeats=2, first_level=first, pool_padding=padding).eval()
-    assert neck.strides == [2**level for level in range(first, first + 5)] and neck.channels == [8] * 5
-    expected = list(sizes[first - 2 :])
-    while len(expected) < 5:
-        expected.append(half(expected[-1]))
-    assert [p.shape for p in neck(maps(sizes))] == [(2, 8, *size) for size in expected]
-
-
 @pytest.mark.parametrize(("first", "strides"), [(2, [4, 8, 16, 16]), (3, [4, 8, 16, 16]), (2, [8, 16, 32])])
 def test_maps_that_it_cannot_use_are_refused(first, strides):
     """A dilated C5 has the size of C4; without a C2 there is no P2."""
-    with pytest.raises(ValueError, match=f"from P{first} on it needs maps of strides .*8, 16, 32"):
+    with pytest.raises(ValueError, match=f"levels from P{first} need maps of strides .*8, 16, 32"):
         BiFPN(NARROW[-len(strides) :], strides, width=8, first_level=first)
 
 
-def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="width"):
-        BiFPN(NARROW, STRIDES, width=0)
-    with pytest.raises(ConfigError, match="repeats"):
-        BiFPN(NARROW, STRIDES, repeats=0)
-
-
 def test_a_detector_says_which_part_does_not_fit():
-    with pytest.raises(ConfigError, match="neck does not fit: from P2"):
+    with pytest.raises(ConfigError, match="neck does not fit: levels from P2"):
         tiny_model(neck={"type": "bifpn"}, backbone={"dilated_c5": True})
-
-
-# --- inference copies and mixed precision
-
-
-@pytest.mark.parametrize("separable", [True, False])
-def test_folded_norms_keep_the_function(separable):
-    assert_folds(BiFPN(NARROW, STRIDES, width=8, separable=separable), maps())
-
-
-@pytest.mark.parametrize("fuse", ["fast", "softmax", "sum"])
-def test_mixed_precision_keeps_the_maps_small_and_in_place(fuse):
-    assert_mixes(BiFPN(NARROW, STRIDES, width=8, fuse=fuse), maps(EVEN))
-
-
-# --- gradients
-
-
-@pytest.mark.parametrize("first", FIRST)
-@pytest.mark.parametrize("fuse", ["fast", "softmax", "sum"])
-@pytest.mark.parametrize("separable", [True, False])
-def test_every_parameter_and_every_level_has_a_gradient(separable, fuse, first):
-    neck = BiFPN(NARROW, STRIDES, width=8, repeats=2, first_level=first, fuse=fuse, separable=separable).eval()
-    assert_all_learn(neck, maps(), unread=first - 2)
-
-
-def test_every_level_sees_every_other_after_one_layer():
-    assert_all_see_all(BiFPN(NARROW, STRIDES, width=8, repeats=1).eval(), maps())
-
-
-@pytest.mark.parametrize("objects", [[(10, 12, 60, 70, 1), (30, 30, 44, 41, 0)], []])
-@pytest.mark.parametrize("first", FIRST)
-def test_a_detector_with_it_trains_with_and_without_objects(first, objects):
-    model = tiny_model(neck={"type": "bifpn", "width": 32, "repeats": 2, "first_level": first}).train()
-    found = gradients(model, [picture(96, 128), picture(80, 100, 1)], [target(*objects), target()])
-    assert found["pyramid.neck.layers.0.down.0.weight"].any()

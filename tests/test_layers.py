@@ -101,7 +101,7 @@ def test_a_frozen_norm_lets_the_gradient_through_to_the_filters():
     assert close(ours, expected)
 
 
-def test_a_bias_only_where_there_is_no_norm_or_where_it_is_wanted():
+def test_a_bias_only_without_a_norm_or_by_option():
     assert ConvNorm(3, 32, 3).conv.bias is not None
     assert ConvNorm(3, 32, 3, norm="group").conv.bias is None
     assert ConvNorm(3, 32, 3, norm="group", bias=True).conv.bias is not None

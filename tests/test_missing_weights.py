@@ -1,4 +1,4 @@
-"""ImageNet weights that are not there, in another form, or for other pixels: a training with them does not start."""
+"""ImageNet weights that are missing, in another form, or for other input: a training with them does not start."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 import detector
+from detector.config.config import parse_config
 from detector.errors import CheckpointError
 from detector.interop.imagenet import CAFFE2
 from detector.interop.names import rename
-from detector.modeling.backbones.imagenet import check_input
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessor
 from detector.training.run import train
 
 
@@ -35,7 +35,7 @@ def offline(monkeypatch):
 def test_the_model_is_built_and_the_reason_said_aloud(offline, caplog):
     config = {"model": {"backbone": {"depth": 18, "weights": "IMAGENET1K_V1"}, "num_classes": 3}}
     with caplog.at_level(logging.WARNING):
-        model = detector.build_detector(config)
+        model = detector.build_detector(parse_config(config, trust=True))
     assert "no network" in caplog.text and "resnet18-" in caplog.text  # the file to download elsewhere
     assert "could not be downloaded" in model.pyramid.backbone.missing_weights
 
@@ -45,11 +45,11 @@ def test_a_training_does_not_start(offline, tmp_path):
     data["root"] = str(draw_set(tmp_path / "set"))
     config = {"model": {"backbone": {"depth": 18, "weights": "IMAGENET1K_V1"}}, "data": data}
     with pytest.raises(CheckpointError, match=r"resnet18-.*give the path of the file"):
-        train(config, tmp_path / "run")
+        train(parse_config(config, trust=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-# --- weights for other pixels than the configuration gives
+# --- weights for other input than the configuration gives
 
 State = dict[str, Tensor]
 EPS = 1e-5
@@ -121,7 +121,7 @@ def test_a_backbone_of_bgr_sees_the_same_in_the_same_images(classifier, converte
     torch_net, msra = ResNet(50, stride_in="1x1").eval(), ResNet(50, weights=str(converted), stride_in="1x1").eval()
     torch_net.load_state_dict(classifier)
     bgr = ImagePreprocessor(order="bgr", mean=IMAGENET_MEAN[::-1], std=(1, 1, 1))
-    check_input(msra, bgr)
+    msra.check_input(bgr)
     images = [picture(64, 96), picture(96, 64, seed=1)]
     with torch.no_grad():
         expected, found = (
@@ -133,11 +133,10 @@ def test_a_backbone_of_bgr_sees_the_same_in_the_same_images(classifier, converte
 
 
 @pytest.mark.parametrize("weights", [None, "file"])
-def test_weights_that_say_nothing_go_with_all_pixels(classifier, tmp_path, weights):
+def test_weights_without_such_an_entry_go_with_all_input(classifier, tmp_path, weights):
     if weights:
         torch.save(classifier, weights := tmp_path / "r50.pth")
-    check_input(ResNet(50, weights=weights and str(weights), stride_in="1x1"), ImagePreprocessor(order="bgr"))
-    check_input(None, ImagePreprocessor())
+    ResNet(50, weights=weights and str(weights), stride_in="1x1").check_input(ImagePreprocessor(order="bgr"))
 
 
 def test_what_a_file_says_in_a_form_of_its_own_is_refused(tmp_path):
@@ -158,17 +157,17 @@ def refused(weights: Path) -> str:
 
 
 def test_another_frameworks_backbone_has_to_be_converted(caffe2, tmp_path):
-    command = f"python scripts/convert_weights.py {caffe2} --from auto --output {caffe2.parent}/R-50_converted.pth"
+    command = f"detector convert-weights {caffe2} --from auto --output {caffe2.parent}/R-50_converted.pth"
     assert refused(caffe2).endswith(f"convert it first: {command}")
     named = tmp_path / "my file.pth"
     torch.save({"model": {"stem.conv1.weight": torch.ones(1)}}, named)
     output = f"'{tmp_path}/my file_converted.pth'"
-    assert refused(named).endswith(f"have to be converted first: python scripts/convert_weights.py '{named}' --from auto "
-                                   f"--output {output}")  # fmt: skip
+    advice = f"Convert weights with other names first: detector convert-weights '{named}' --from auto --output {output}"
+    assert refused(named).endswith(advice)
     assert "R-60.pkl: no such file" in refused(tmp_path / "R-60.pkl")
 
 
 def test_a_whole_detector_is_no_backbone(tmp_path):
     path = tmp_path / "ours.pth"
     torch.save({"format": "ours", "model": {"pyramid.backbone.conv1.weight": torch.ones(1)}}, path)
-    assert refused(path).endswith(f"begin with it by --init-from {path}")
+    assert refused(path).endswith(f"start from it by --init-from {path}")

@@ -1,41 +1,19 @@
-"""PANet's bottom-up path over an FPN: by hand, in both forms, sizes, and a gradient everywhere."""
+"""PANet's bottom-up path over an FPN: by hand, in both forms."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.necks import (
-    CHANNELS,
-    EVEN,
-    NARROW,
-    ODD,
-    ONE_PIXEL,
-    STRIDES,
-    assert_all_learn,
-    assert_all_see_all,
-    constant,
-    count,
-    half,
-    identity_,
-    maps,
-    values,
-)
+from helpers.necks import NARROW, STRIDES, constant, identity_, maps, values
 from torch import nn
 
 from detector.modeling.necks.fpn import FPN
 from detector.modeling.necks.panet import PANet
 
-FORMS = {
-    "mmdetection": {"width": 8},
-    "authors, no norm": {"width": 8, "form": "authors"},
-    "authors": {"width": 32, "form": "authors", "norm": "group"},
-}
-each_form = pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
-
 
 def identity_panet(*, down: float = 1.0, output: float = 1.0, form: str = "mmdetection") -> PANet:
-    """One channel; every convolution hands its pixel on, those of the path times a factor."""
+    """One channel; every convolution is the identity, those of the path times a factor."""
     panet = identity_(PANet([1, 1, 1, 1], STRIDES, width=1, form=form))
     with torch.no_grad():
         for layers, factor in ((panet.down, down), (panet.output, output)):
@@ -108,21 +86,6 @@ def test_the_authors_norms_are_followed_by_a_relu_on_the_path_alone():
     assert found[0].min() < 0 and all(n.min() == 0 for n in found[1:4])
 
 
-def test_parameters():
-    with torch.device("meta"):
-        panet, authors = PANet(CHANNELS, STRIDES), PANet(CHANNELS, STRIDES, form="authors", norm="group")
-    assert (count(panet.fpn), count(panet)) == (3_344_384, 3_344_384 + 3_540_480)
-    assert count(authors) == count(authors.fpn) + 3_543_552
-
-
-@each_form
-@pytest.mark.parametrize("sizes", [ODD, EVEN, ONE_PIXEL])
-def test_shapes_strides_and_channels(settings, sizes):
-    panet, width = PANet(NARROW, STRIDES, **settings), settings["width"]
-    assert panet.strides == [4, 8, 16, 32, 64] and panet.channels == [width] * 5
-    assert [n.shape for n in panet(maps(sizes))] == [(2, width, *size) for size in [*sizes, half(sizes[-1])]]
-
-
 def test_the_path_needs_every_level_at_half_the_size_of_the_one_before():
     """A dilated C5 has the size of C4."""
     with pytest.raises(ValueError, match="16, 16"):
@@ -130,20 +93,10 @@ def test_the_path_needs_every_level_at_half_the_size_of_the_one_before():
 
 
 def test_one_map_has_no_path():
-    with pytest.raises(ValueError, match="two maps or more"):
+    with pytest.raises(ValueError, match="at least two maps"):
         PANet([8], [16])
 
 
 def test_a_norm_is_the_authors():
     with pytest.raises(ValueError, match="form: authors"):
         PANet(NARROW, STRIDES, norm="group")
-
-
-@each_form
-def test_every_parameter_and_every_level_has_a_gradient(settings):
-    assert_all_learn(PANet(NARROW, STRIDES, **settings), maps())
-
-
-@each_form
-def test_every_level_sees_every_other(settings):
-    assert_all_see_all(PANet(NARROW, STRIDES, **settings), maps())

@@ -1,30 +1,19 @@
-"""As many parameters as the published architectures: a part that is missing, shared or doubled changes a number."""
+"""As many parameters as the published heads and systems (test_necks.py and test_resnet.py have necks and backbones)."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from helpers.golden_rules import PROJECT
+from helpers.necks import count
 from torch import nn
 
 from detector.config.config import build_detector, load_config
 from detector.modeling.anchors import AnchorGenerator
-from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.necks.ablations import BottomUp, Finest, Hierarchy, TopDown
-from detector.modeling.necks.fpn import FPN
-from detector.modeling.necks.panet import PANet
-from detector.modeling.necks.single import Single
 from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
 from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.rpn import RPN
-
-CHANNELS, STRIDES = [256, 512, 1024, 2048], [4, 8, 16, 32]
-LATERALS, OUTPUT = 984_064, 590_080  # of an FPN: all four laterals, one output
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def rpn(channels: int, *, levels: int = 1, sizes: int = 5, **settings) -> RPN:
@@ -33,7 +22,7 @@ def rpn(channels: int, *, levels: int = 1, sizes: int = 5, **settings) -> RPN:
 
 
 class Predictor(nn.Module):
-    """What a RoIHead has beside its box head of 1024 numbers."""
+    """A RoIHead without its box head of width 1024."""
 
     def __init__(self, classes: int, **settings):
         super().__init__()
@@ -43,20 +32,6 @@ class Predictor(nn.Module):
 
 
 PARTS = {
-    "ResNet-50": (lambda: ResNet(50, norm="frozen", frozen_stages=0), 23_454_912),
-    "ResNet-50, trained affine": (lambda: ResNet(50, norm="batch", frozen_stages=0), 23_508_032),
-    "FPN": (lambda: FPN(CHANNELS, STRIDES), 3_344_384),
-    "PANet, mmdetection": (lambda: PANet(CHANNELS, STRIDES), 3_344_384 + 3_540_480),
-    "PANet, authors without norm": (lambda: PANet(CHANNELS, STRIDES, form="authors"), 3_344_384 + 3_540_480),
-    "PANet, authors": (  # eight biases of the FPN give way to eight gains and shifts
-        lambda: PANet(CHANNELS, STRIDES, form="authors", norm="group"),
-        3_344_384 + 8 * 256 + 3_543_552,
-    ),
-    "bottom-up": (lambda: BottomUp(CHANNELS, STRIDES), LATERALS + 4 * OUTPUT),
-    "top-down": (lambda: TopDown(CHANNELS, STRIDES), 2048 * 256 + 256 + 4 * OUTPUT),
-    "finest": (lambda: Finest(CHANNELS, STRIDES), LATERALS + OUTPUT),
-    "hierarchy": (lambda: Hierarchy(CHANNELS, STRIDES), LATERALS),
-    "single": (lambda: Single(CHANNELS, STRIDES), 0),
     "RPN": (lambda: rpn(256, levels=5, sizes=1), 593_935),
     "RPN on C4": (lambda: rpn(1024), 9_515_083),
     "RPN on dilated C5": (lambda: rpn(2048), 37_904_459),

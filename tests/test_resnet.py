@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from helpers.necks import count
 from torch import nn
 
-from detector.errors import CheckpointError, ConfigError
+from detector.errors import CheckpointError
+from detector.files import load_tensors
 from detector.modeling.backbones.resnet import ResNet
 from detector.modeling.layers import AffineBatchNorm, BatchNorm, FrozenBatchNorm, GroupNorm, SyncBatchNorm, fold_norms
 
@@ -20,10 +24,6 @@ def on_meta(*args, **kwargs) -> ResNet:
     """A network without memory: shapes and counts cost nothing."""
     with torch.device("meta"):
         return ResNet(*args, **kwargs)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def randomise_norms(model: nn.Module) -> None:
@@ -50,23 +50,19 @@ def assert_same_maps(found: list[torch.Tensor], expected: list[torch.Tensor]) ->
 # --- size
 
 
-def test_parameters_of_resnet_50():
-    assert count(on_meta(50, norm="frozen", frozen_stages=0)) == 23_454_912
-    assert count(on_meta(50, norm="batch", frozen_stages=0)) == 23_508_032
+@pytest.mark.parametrize(("norm", "parameters"), [("frozen", 23_454_912), ("batch", 23_508_032)])
+def test_parameters_of_resnet_50(norm, parameters):
+    assert count(on_meta(50, norm=norm, frozen_stages=0)) == parameters
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_as_many_parameters_as_torchvisions(depth):
-    with torch.device("meta"):
-        classifier = torchvision.models.get_model(f"resnet{depth}", weights=None)
-    assert count(on_meta(depth, norm="batch")) == count(classifier) - count(classifier.fc)
+RESNEXTS = {"resnext50_32x4d": (50, 32, 4), "resnext101_32x8d": (101, 32, 8), "resnext101_64x4d": (101, 64, 4)}
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "groups", "width"),
-    [("resnext50_32x4d", 50, 32, 4), ("resnext101_32x8d", 101, 32, 8), ("resnext101_64x4d", 101, 64, 4)],
+    ("name", "options"), [*((f"resnet{depth}", (depth, 1, 64)) for depth in DEPTHS), *RESNEXTS.items()]
 )
-def test_as_many_parameters_as_torchvisions_resnext(name, depth, groups, width):
+def test_as_many_parameters_as_torchvisions(name, options):
+    depth, groups, width = options
     with torch.device("meta"):
         classifier = torchvision.models.get_model(name, weights=None)
     ours = on_meta(depth, norm="batch", groups=groups, width_per_group=width)
@@ -154,13 +150,13 @@ def test_frozen_stages(stages, trainable):
 @pytest.mark.parametrize("stages", [-1, 6])
 def test_there_are_five_stages_to_freeze(stages):
     """-1 means "none" in another framework; as an index it would freeze nearly everything."""
-    with pytest.raises(ConfigError, match="frozen_stages"):
+    with pytest.raises(ValueError, match=r"frozen_stages: expected a whole number in 0\.\.5"):
         on_meta(18, frozen_stages=stages)
 
 
 def test_three_stages_leave_four_to_freeze():
     assert not any(p.requires_grad for p in on_meta(18, stages=3, frozen_stages=4).parameters())
-    with pytest.raises(ConfigError, match=r"frozen_stages: 0 \(all trains\) to 4"):
+    with pytest.raises(ValueError, match=r"frozen_stages: expected 0 \(all train\) to 4"):
         on_meta(18, stages=3, frozen_stages=5)
 
 
@@ -277,7 +273,7 @@ def test_three_stages_leave_the_fourth_in_the_file(weights, caplog):
     assert torch.equal(net.conv1.weight, torch.load(weights)["conv1.weight"])
 
 
-# --- what cannot be loaded
+# --- files that cannot be loaded
 
 
 def refused(weights: object, **settings: object) -> str:
@@ -286,22 +282,16 @@ def refused(weights: object, **settings: object) -> str:
     return str(error.value)
 
 
-def test_a_missing_file(tmp_path):
-    assert f"{tmp_path}/none.pth: no such file" in refused(tmp_path / "none.pth")
+@pytest.mark.parametrize("name", ["none.pth", "."])
+def test_a_missing_file_and_a_folder(tmp_path, name):
+    assert f"{tmp_path / name}: no such file" in refused(tmp_path / name)
 
 
-def test_a_folder(tmp_path):
-    assert str(tmp_path) in refused(tmp_path)
-
-
-def test_a_file_that_is_no_checkpoint(tmp_path):
+def test_a_file_of_no_tensors_and_one_that_runs_code(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
-    assert f"{tmp_path}/text.pth: not a file of tensors" in refused(tmp_path / "text.pth")
-
-
-def test_a_checkpoint_that_runs_code_is_not_opened(tmp_path):
     torch.save({"model": print}, tmp_path / "evil.pth")
-    assert "not a file of tensors that torch can read safely" in refused(tmp_path / "evil.pth")
+    for name in ("text.pth", "evil.pth"):
+        assert f"{tmp_path / name}: not a file of tensors that torch can read safely" in refused(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}])
@@ -310,27 +300,58 @@ def test_a_file_of_something_else(tmp_path, content):
     assert "not the weights of this resnet18" in refused(tmp_path / "else.pth")
 
 
-def test_weights_of_another_depth(weights):
+def test_weights_of_another_depth_or_width(weights):
     message = refused(weights, depth=34)
     assert "not the weights of this resnet34 (missing: layer1.2." in message and "model.backbone.depth" in message
-
-
-def test_weights_of_another_width(weights):
     assert "other shape: " in refused(weights, depth=50)
+
+
+def test_a_name_or_a_network_that_torchvision_does_not_have():
+    message = refused("IMAGENET1K_V9")
+    assert "'IMAGENET1K_V9' is neither a file nor one of torchvision's resnet18 weights (IMAGENET1K_V1" in message
+    assert "torchvision has no resnext50_8x8d" in refused("DEFAULT", depth=50, groups=8, width_per_group=8)
+
+
+def test_damaged_weights_are_refused(weights):
+    """Torch itself would take the changed bytes for weights."""
+    content = bytearray(weights.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(255 - byte for byte in content[middle : middle + 64])
+    weights.write_bytes(content)
+    torch.load(weights, weights_only=True)
+    assert f"{weights}: damaged (changed since it was written)" in refused(weights)
+    with pytest.raises(zipfile.BadZipFile):
+        load_tensors(weights)
+    assert load_tensors(weights, intact=True).keys() == torch.load(weights, weights_only=True).keys()
+
+
+def packed(path: Path) -> Path:
+    """A copy of an archive with compressed entries."""
+    copy = path.with_name(f"packed_{path.name}")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry) if entry.file_size < 10**5 else bytes(entry.file_size))
+    return copy
+
+
+def test_packed_weights_are_refused(weights):
+    """A few bytes would fill the memory."""
+    assert "damaged (its entries are larger than the file)" in refused(packed(weights))
+
+
+def test_weights_in_the_form_of_an_older_torch_are_read(classifier, tmp_path):
+    torch.save(classifier.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(ResNet(18, weights=str(tmp_path / "old.pth")).conv1.weight, classifier.conv1.weight)
+
+
+def test_mapped_tensors_are_those_that_are_read(weights):
+    mapped, read = load_tensors(weights, mmap=True), load_tensors(weights)
+    assert mapped.keys() == read.keys() and all(torch.equal(mapped[key], tensor) for key, tensor in read.items())
 
 
 def test_weights_of_another_network(classifier, tmp_path):
     torch.save({"backbone." + k: v for k, v in classifier.state_dict().items()}, tmp_path / "other.pth")
     assert "unknown: backbone.conv1.weight" in refused(tmp_path / "other.pth")
-
-
-def test_a_name_that_torchvision_does_not_know():
-    message = refused("IMAGENET1K_V9")
-    assert "'IMAGENET1K_V9' is neither a file nor one of torchvision's resnet18 weights (IMAGENET1K_V1" in message
-
-
-def test_a_network_that_torchvision_does_not_have():
-    assert "torchvision has no resnext50_8x8d" in refused("DEFAULT", depth=50, groups=8, width_per_group=8)
 
 
 def test_without_a_network_the_message_says_where_the_file_is(monkeypatch):
@@ -343,11 +364,11 @@ def test_without_a_network_the_message_says_where_the_file_is(monkeypatch):
 
 
 def test_a_depth_that_does_not_exist():
-    with pytest.raises(ConfigError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
+    with pytest.raises(ValueError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
         on_meta(51)
 
 
 @pytest.mark.parametrize("settings", [dict(groups=32), dict(width_per_group=8), dict(stride_in="1x1")])
 def test_basic_blocks_have_no_bottleneck_settings(settings):
-    with pytest.raises(ConfigError, match="depth >= 50, not 18"):
+    with pytest.raises(ValueError, match="depth >= 50, not 18"):
         on_meta(18, **settings)

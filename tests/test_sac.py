@@ -12,7 +12,7 @@ from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmove
 from torch import Tensor, nn
 
 from detector.modeling.backbones.resnet import ResNet
-from detector.modeling.backbones.sac import EPS, SAC, AWSConv, mean_5x5
+from detector.modeling.backbones.sac import SAC, VARIANCE_EPS, AWSConv, mean_5x5
 from detector.modeling.layers import FrozenBatchNorm, fold_norms
 
 KINDS = ["aws", "sac", "deformable_sac"]
@@ -43,7 +43,7 @@ def test_a_filter_is_standardised_by_hand():
         conv.weight.copy_(torch.tensor([1.0, 2, 3, 6]).view(1, 4, 1, 1))
         conv.weight_gamma.fill_(2)
         conv.weight_beta.fill_(10)
-    spread = math.sqrt((4 + 1 + 0 + 9) / 3 + EPS)  # around the mean 3, by n - 1
+    spread = math.sqrt((4 + 1 + 0 + 9) / 3 + VARIANCE_EPS)  # around the mean 3, by n - 1
     expected = [10 + 2 * d / spread for d in (-2, -1, 0, 3)]
     assert conv.filters().flatten().tolist() == pytest.approx(expected)
     x = torch.tensor([1.0, 1, 1, 1]).view(1, 4, 1, 1)
@@ -191,7 +191,7 @@ def slow_sac(conv: SAC, x: Tensor) -> Tensor:
     switch = torch.stack([torch.stack([point(conv.switch, near[:, i, j]) for j in range(0, w, stride)], dim=-1)
                           for i in range(0, h, stride)], dim=-2)  # fmt: skip
     w0 = conv.weight
-    spread = (w0.flatten(1).var(dim=1) + EPS).sqrt().view(-1, 1, 1, 1)
+    spread = (w0.flatten(1).var(dim=1) + VARIANCE_EPS).sqrt().view(-1, 1, 1, 1)
     weight = conv.weight_gamma * (w0 - w0.flatten(1).mean(dim=1).view(-1, 1, 1, 1)) / spread + conv.weight_beta
     offsets = [torch.zeros(18, *switch.shape[1:], dtype=x.dtype)] * 2
     if conv.offset_s is not None:

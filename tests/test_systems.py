@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 from helpers.golden_rules import PROJECT
-from helpers.tiny import picture, target
+from helpers.tiny import OBJECTS, picture, target
 
 from detector.config.config import build_detector, load_config
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -16,7 +16,6 @@ SYSTEMS = sorted(path.stem for path in (PROJECT / "configs/shapes").glob("*.yaml
 # all tests of a system follow one another, and it is built once
 each_system = pytest.mark.parametrize("name", SYSTEMS, scope="module")
 SMALL = [(1, 1), (20, 500), (500, 20)]
-OBJECTS = target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2), (2, 2, 94, 62, 1))
 
 
 @functools.lru_cache(maxsize=1)
@@ -44,7 +43,7 @@ def test_every_trainable_parameter_has_a_gradient(name, objects):
 @pytest.mark.parametrize("divisor", [None, 1])
 @torch.no_grad()
 def test_an_image_too_small_for_the_coarsest_level_is_padded(name, size, divisor, monkeypatch):
-    """To the system's own multiple; and where a user chose not to pad, no level becomes empty either."""
+    """To the system's divisor; without padding (divisor 1), too, no level becomes empty."""
     model = system(name).eval()
     monkeypatch.setattr(model.preprocess, "divisor", divisor or model.preprocess.divisor)
     batch = model.preprocess.batch([picture(*size)], torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""Convolutions with their norms, and the initialisers that the papers name."""
+"""Norms, convolutions with norms, initialisers and box losses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Norm = Literal["frozen", "affine", "batch", "sync", "group"]
 
 
 class FrozenBatchNorm(nn.Module):
-    """y = x * scale + shift with the statistics and the affine map of a trained batch norm, all constant."""
+    """A batch norm with constant statistics and a constant affine map: y = x * scale + shift."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -28,7 +28,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def scale_shift(self) -> tuple[Tensor, Tensor]:
-        """(C,), (C,)"""
+        """scale (C,) and shift (C,) of y = x * scale + shift."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -37,21 +37,21 @@ class FrozenBatchNorm(nn.Module):
         return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        state_dict.pop(prefix + "num_batches_tracked", None)  # of a trained batch norm; nothing counts here
+        state_dict.pop(prefix + "num_batches_tracked", None)  # of a trained batch norm; a frozen one does not count
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class AffineBatchNorm(nn.BatchNorm2d):
-    """A batch norm that keeps the statistics of its weights while its affine map trains (mmdetection's norm_eval)."""
+    """A batch norm with constant statistics and a trained affine map (MMDetection's norm_eval)."""
 
     def train(self, mode: bool = True) -> AffineBatchNorm:
         return super().train(False)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """A batch norm that takes the running statistics, as evaluation does, of a batch of one value per channel.
+    """Torch's batch norm, but a batch of one value per channel (one image, one cell) uses the running statistics.
 
-    That is one image on a map of one cell. Its variance is 0: the batch's statistics would leave the bias alone.
+    The variance of such a batch is 0, so its own statistics would reduce the output to the bias.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,13 +59,13 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class SyncBatchNorm(BatchNorm):
-    """A batch norm over the batch of all processes together. Torch's own is for GPUs alone, this one for CPUs too."""
+    """A batch norm over the batches of all processes. Torch's SyncBatchNorm needs GPUs; this one also runs on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         count = distributed.all_reduce_sum(x.new_full((), x.numel() / x.shape[1], dtype=torch.float32))
-        centred = x.float()  # sums in float32 under mixed precision too
+        centred = x.float()  # sums are in float32 under mixed precision, too
         mean = distributed.all_reduce_sum(centred.sum(dim=(0, 2, 3))) / count  # (C,)
         centred = centred - mean[:, None, None]
         var = distributed.all_reduce_sum(centred.square().sum(dim=(0, 2, 3))) / count
@@ -78,7 +78,7 @@ class SyncBatchNorm(BatchNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Torch's; but over channels-last maps on CPUs that one subtracts two large sums, and loses digits."""
+    """Torch's group norm, with contiguous input on CPUs: its channels-last kernel subtracts large sums and loses digits."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.is_cuda else x.contiguous())
@@ -94,7 +94,7 @@ def _by_running(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
-    """A norm layer over `channels` channels; "group" has 32 groups (Wu & He 2018)."""
+    """A norm layer for `channels` channels; "group" has 32 groups (Wu and He 2018, arXiv 1803.08494)."""
     if norm == "group":
         return GroupNorm(32, channels, eps=eps)
     kinds = {
@@ -104,8 +104,8 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)). A frozen norm is a constant factor on the filters, so it never touches the (much larger) map."""
-    if not isinstance(norm, FrozenBatchNorm) or type(conv) is not nn.Conv2d:  # other kinds are no one set of filters
+    """norm(conv(x)). A frozen norm scales the filters instead of the much larger map."""
+    if not isinstance(norm, FrozenBatchNorm) or type(conv) is not nn.Conv2d:  # SAC has more than one set of filters
         return norm(conv(x))
     scale, shift = norm.scale_shift()
     weight = conv.weight * scale[:, None, None, None]
@@ -115,7 +115,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """One convolution that computes norm(conv(x)) of an inference-mode batch norm or a frozen norm."""
+    """One convolution equal to norm(conv(x)) for a frozen norm or a batch norm at inference."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     out = nn.utils.skip_init(
@@ -128,7 +128,17 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 
 
 class ConvNorm(nn.Module):
-    """conv -> norm (where there is one): a bias where there is no norm, or where `bias` asks for one."""
+    """norm(conv(x)), with padding that keeps the size at stride 1.
+
+    Args:
+        c_in: channels of the input.
+        c_out: channels of the output.
+        kernel: odd side of the filters.
+        stride: of the convolution.
+        norm: norm layer after the convolution; None: none.
+        bias: give the convolution a bias despite a norm; without a norm it always has one.
+        eps: added to the norm's variance.
+    """
 
     def __init__(
         self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, norm: Norm | None = None, bias: bool = False,
@@ -142,18 +152,18 @@ class ConvNorm(nn.Module):
         return conv_norm(self.conv, self.norm, x)
 
     def fold(self) -> None:
-        """For inference: the norm goes into the convolution."""
+        """Fold the norm into the convolution, for inference."""
         if is_foldable(self.norm):
             self.conv, self.norm = folded(self.conv, self.norm), nn.Identity()
 
 
 def is_foldable(norm: nn.Module) -> bool:
-    """Group norm depends on the map and stays; batch and frozen norms are constants at inference."""
+    """Whether a norm is constant at inference: batch and frozen norms are, a group norm depends on the map."""
     return isinstance(norm, FrozenBatchNorm | nn.modules.batchnorm._BatchNorm)
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
-    """Fold every foldable norm of an inference copy, in place: modules that own a norm say how in `fold`."""
+    """Fold every foldable norm of an inference copy, in place, by the `fold` methods of its modules."""
     for module in list(model.modules()):
         if hasattr(module, "fold"):
             module.fold()
@@ -181,7 +191,7 @@ def normal_(module: nn.Module, std: float) -> None:
 
 
 def _fill(module: nn.Module, weight_: Callable[[Tensor], Tensor]) -> None:
-    """`weight_` fills the weights of all convolutions and fully connected layers, in the order of their definition."""
+    """Apply `weight_` to the weights of all convolutions and linear layers, in order of definition, and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             weight_(layer.weight)
@@ -190,15 +200,15 @@ def _fill(module: nn.Module, weight_: Callable[[Tensor], Tensor]) -> None:
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Sum over all elements of 0.5 d^2 / beta where d = |prediction - target| < beta, else d - 0.5 beta; L1 at 0."""
+    """Sum over all elements of 0.5 d^2 / beta where d = |prediction - target| < beta, else d - 0.5 beta; L1 for beta 0."""
     return F.smooth_l1_loss(prediction, target, beta=beta, reduction="sum")
 
 
 def balanced_l1(prediction: Tensor, target: Tensor, beta: float, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
     """Sum over all elements of the balanced L1 loss (Libra R-CNN, Pang et al. 2019, arXiv 1904.02701, sec. 3.3).
 
-    Its gradient alpha * ln(b * d / beta + 1) grows faster for small d = |prediction - target| than that of smooth L1; from
-    d = beta on it is gamma, which fixes b.
+    For small d = |prediction - target| its gradient alpha * ln(b * d / beta + 1) grows faster than that of smooth L1. From
+    d = beta on the gradient is gamma; b makes it continuous there.
     """
     d = (prediction - target).abs()
     b = math.exp(gamma / alpha) - 1

@@ -16,11 +16,18 @@ from detector.schema.signatures import checked
 
 @checked
 class RecursivePyramid(nn.Module):
-    """(N, 3, H, W) -> [P2..P6]: backbone and neck run `steps` times, from the second on with the last pyramid fed back.
+    """(N, 3, H, W) -> [P2..P6]: backbone and neck run several times; each later step reads the pyramid before it.
 
-    Every step has a backbone with weights of its own (as in the published models; all start from ImageNet's); the neck
-    is one. At initialisation the feedback adds nothing, and the gate takes the mean of the old and the new pyramid.
-    It is a whole pyramid and no neck, for the backbone runs inside its loop.
+    Every step has its own backbone weights, as in the published models; all start from the same ImageNet weights. The
+    steps share the neck. At initialisation the feedback adds nothing, and the gate averages the old and the new pyramid.
+    This is a pyramid rather than a neck because the backbone runs inside its loop. Raises ValueError for a neck or a
+    backbone that does not fit.
+
+    Args:
+        backbone: image -> maps [C2..C5], for the first step.
+        neck: maps [C2..C5] -> levels [P2..P6], shared by all steps.
+        new_backbone: makes the backbone of a later step.
+        steps: how many times backbone and neck run.
     """
 
     def __init__(
@@ -32,12 +39,12 @@ class RecursivePyramid(nn.Module):
         width = neck.channels[0]
         if list(neck.strides[:levels]) != list(backbone.strides) or width % 4 or set(neck.channels[:levels]) != {width}:
             raise ValueError(
-                f"feedback needs a level for each of the backbone's strides {backbone.strides}, of equal widths that 4 "
-                f"divides; the neck makes strides {neck.strides} of widths {neck.channels}. model.neck {{type: fpn}} fits"
+                f"feedback needs a level for each of the backbone's strides {backbone.strides}, all with one width "
+                f"divisible by 4, as an FPN has; the neck has strides {neck.strides} and widths {neck.channels}"
             )
         if not hasattr(backbone, "add_feedback"):
             raise ValueError(
-                f"the backbone takes no feedback; {{type: resnet}} does, {type(backbone).__name__} does not"
+                f"the backbone must have `add_feedback`, as ResNet has; {type(backbone).__name__} has none"
             )
         self.backbone, self.neck = backbone, neck
         self.unrolled = nn.ModuleList(new_backbone() for _ in range(steps - 1))
@@ -60,15 +67,15 @@ class RecursivePyramid(nn.Module):
         return p
 
     def fuse(self, old: Tensor, new: Tensor) -> Tensor:
-        """g * new + (1 - g) * old, where the new map gives the gate g of every pixel (sec. 3.4, the fusion module)."""
+        """g * new + (1 - g) * old with a gate g per pixel, computed from the new map (sec. 3.4, fusion module)."""
         gate = self.gate(new).sigmoid()  # (N, 1, H, W)
         return gate * new + (1 - gate) * old
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (sec. 3.3): (N, C, H, W) -> (N, C, H, W), four views of C/4 channels each.
+    """Atrous spatial pyramid pooling (sec. 3.3): (N, C, H, W) -> (N, C, H, W), four branches of C/4 channels each.
 
-    The pixel, its surroundings at dilations 3 and 6, and the map's mean; no convolution after their concatenation.
+    A 1x1 convolution, 3x3 convolutions with dilations 3 and 6, and the mean of the map; their concatenation is the output.
     """
 
     def __init__(self, channels: int):

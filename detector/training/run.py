@@ -22,10 +22,10 @@ from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
 from detector.files import write_beside
-from detector.modeling.backbones.imagenet import check_input
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
 from detector.rng import seed
+from detector.schema.signatures import prefixed
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
 from detector.training.signals import Stop
@@ -74,8 +74,10 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     backbone = getattr(model.pyramid, "backbone", None)  # a pyramid of the user's own may have none
     if getattr(backbone, "missing_weights", None):
         raise CheckpointError(backbone.missing_weights)
-    with in_file(config.source):
-        check_input(backbone, model.preprocess)
+    check_input = getattr(backbone, "check_input", None)
+    if check_input is not None:
+        with in_file(config.source), prefixed("model.backbone.weights"):
+            check_input(model.preprocess)
     started = _start_from(init_from, model, train_set) if last is None and init_from is not None else None
     if last is not None:
         _check_same_run(last, config.raw, train_set, path)

@@ -34,10 +34,15 @@ def tiny_model(**sections: Any) -> GeneralizedRCNN:
     torch.manual_seed(0)
     model = build_detector(parse_config(merge(CONFIG, {"model": sections}), trust=True))
     with torch.no_grad():
-        for head in getattr(model.roi_head, "stages", None) or [model.roi_head.stage]:  # of a cascade
-            head.class_score.weight.normal_(std=0.3)
+        for stage in getattr(model.roi_head, "stages", None) or [model.roi_head.stage]:  # several of a cascade
+            stage.class_score.weight.normal_(std=0.3)
         model.rpn.deltas.weight.normal_(std=0.05)
     return model
+
+
+def built(config: dict[str, Any], **options: Any) -> GeneralizedRCNN:
+    """The detector of a plain configuration."""
+    return build_detector(parse_config(config, trust=True), **options)
 
 
 def grouped(part: Callable, **flat: Any) -> dict[str, Any]:

@@ -1,48 +1,55 @@
-"""ImageNet weights under torchvision's names, from a file or by torchvision's own name for them."""
+"""ImageNet weights under torchvision's names, from a file or from torchvision's downloads."""
 
 from __future__ import annotations
 
 import logging
 import re
 import shlex
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from detector.errors import CheckpointError, ConfigError
+from detector.errors import CheckpointError
+from detector.files import load_tensors
 from detector.modeling.preprocess import ImagePreprocessor
 
 log = logging.getLogger(__name__)
 
 CLASSIFIER = "fc."  # the ImageNet head, which a detector does not have
-# what a classifier has not, and what keeps its initial value (or follows from a weight that is loaded: sac.py)
+# tensors that a classifier lacks; they keep their initial value or follow from a loaded weight (sac.py)
 ADDED = re.compile(
     r"(.*\.)?(num_batches_tracked|weight_(gamma|beta|diff)|(switch|pre_context|post_context|offset_[sl])\..*)"
 )
-TrainedWith = Mapping[
-    str, Any
-]  # {"pixels": a section model.preprocess, "stride_in": ...}, as scripts/convert_weights.py writes
+# {"pixels": {"order", "mean", "std"}, "stride_in": ...}, which `detector convert-weights` writes beside the weights
+TrainedWith = Mapping[str, Any]
 
 
 class Loaded(NamedTuple):
-    """Why the weights could not be downloaded, and what their file says that they were trained with."""
+    """The result of loading weights."""
 
     missing: str | None = None
+    """Why they could not be downloaded."""
     trained_with: TrainedWith | None = None
+    """The settings of their training, where their file states them."""
 
 
 def load_imagenet(
     part: nn.Module, weights: str, network: str, *, prefix: str = "", elsewhere: Sequence[str] = ()
 ) -> Loaded:
-    """Fill `part` of a `network` (torchvision's name) with the tensors whose names begin with `prefix`.
+    """Fill a module with ImageNet weights.
 
-    Those that begin with one of `elsewhere` belong to parts that are filled elsewhere or nowhere. Raises CheckpointError
-    unless every tensor of the part is filled and every other tensor used. Weights that cannot be downloaded are no reason
-    not to build the model (a checkpoint may fill it): the reason is logged and returned, and training does not start
-    without them.
+    A failed download does not raise, because a checkpoint may still fill the model: the reason is logged and returned, and
+    training refuses to start. Raises CheckpointError unless all tensors of the module are filled and all others are used.
+
+    Args:
+        part: the module.
+        weights: a file, or torchvision's name for weights of the network.
+        network: torchvision's name of the network.
+        prefix: beginning of the names of this module's tensors in the file.
+        elsewhere: beginnings of the names of tensors that this module does not use.
     """
     try:
         state, trained_with = _read(weights, network)
@@ -68,18 +75,18 @@ def load_imagenet(
 
 
 def _advice(weights: str, state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
-    """What to do about tensors that do not fit."""
+    """Advice for tensors that do not fit."""
     if any(name.startswith("pyramid.") for name in state):
-        return f"It is a whole detector of this project: begin with it by --init-from {shlex.quote(weights)}"
+        return f"It is a whole detector of this project: start from it by --init-from {shlex.quote(weights)}"
     if state and not ours.keys() & state.keys():
-        return f"Weights under other names have to be converted first: {_conversion(Path(weights))}"
+        return f"Convert weights with other names first: {_conversion(Path(weights))}"
     return "Check model.backbone.depth, norm, groups and width_per_group."
 
 
 def _conversion(path: Path) -> str:
-    """The command that gives a file torchvision's names."""
+    """The command that converts a file to torchvision's names."""
     output = path.with_name(f"{path.stem}_converted.pth")
-    return f"python scripts/convert_weights.py {shlex.quote(str(path))} --from auto --output {shlex.quote(str(output))}"
+    return f"detector convert-weights {shlex.quote(str(path))} --from auto --output {shlex.quote(str(output))}"
 
 
 def _read(weights: str, network: str) -> tuple[dict[str, Tensor], TrainedWith | None]:
@@ -87,14 +94,7 @@ def _read(weights: str, network: str) -> tuple[dict[str, Tensor], TrainedWith | 
     if path.suffix in (".pth", ".pt", ".pkl", ".safetensors") or path.exists():
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file (model.backbone.weights)")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch's own text is long and advises to read the file unsafely
-            raise CheckpointError(
-                f"{path}: not a file of tensors that torch can read safely (model.backbone.weights). If it is another "
-                f"framework's, convert it first: {_conversion(path)}"
-            ) from error
-        content = content if isinstance(content, dict) else {}
+        content = _load_file(path)
         state = content.get("state_dict", content.get("model", content))
         entries = state.items() if isinstance(state, dict) else ()
         tensors = {k: v for k, v in entries if isinstance(k, str) and isinstance(v, Tensor)}
@@ -102,8 +102,23 @@ def _read(weights: str, network: str) -> tuple[dict[str, Tensor], TrainedWith | 
     return _by_torchvision_name(weights, network), None
 
 
+def _load_file(path: Path) -> dict:
+    try:
+        content = load_tensors(path)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error}); copy or download it again (model.backbone.weights)"
+        ) from error
+    except Exception as error:  # torch's message is long and advises unsafe loading
+        raise CheckpointError(
+            f"{path}: not a file of tensors that torch can read safely (model.backbone.weights). If another framework wrote "
+            f"it, convert it first: {_conversion(path)}"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
 def _by_torchvision_name(name: str, network: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights  # the list of names; only needed by who asks for one
+    from torchvision.models import get_model_weights  # slow to import, and a file does not need it
 
     try:
         choices = get_model_weights(network)
@@ -118,8 +133,8 @@ def _by_torchvision_name(name: str, network: str) -> dict[str, Tensor]:
         return choices[name].get_state_dict(progress=True, check_hash=True)
     except OSError as error:
         raise OSError(
-            f"{name} of {network} could not be downloaded ({error}). Download {choices[name].url} elsewhere and give the "
-            "path of the file, or null to start from scratch."
+            f"{name} of {network} could not be downloaded ({error}). Download {choices[name].url} on another machine and "
+            "give the path of the file, or null to start from scratch."
         ) from error
 
 
@@ -129,12 +144,14 @@ def _trained_with(content: Mapping[str, Any], path: Path) -> TrainedWith | None:
         if found is not None:
             input_settings(found)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its entry `trained_with` is malformed; convert the original anew") from error
+        raise CheckpointError(
+            f"{path}: its entry `trained_with` is malformed; convert the original file again"
+        ) from error
     return found
 
 
 def input_settings(trained_with: TrainedWith) -> dict[str, str]:
-    """Keys and values, as they are written on a command line, of what weights want of a configuration."""
+    """The configuration keys and values that weights require, in the form of the command line."""
     pixels = trained_with["pixels"]
     colours = {f"model.preprocess.{name}": f"[{','.join(f'{x:g}' for x in pixels[name])}]" for name in ("mean", "std")}
     return {
@@ -144,21 +161,13 @@ def input_settings(trained_with: TrainedWith) -> dict[str, str]:
     }
 
 
-def check_input(backbone: nn.Module | None, pixels: ImagePreprocessor) -> None:
-    """Raise ConfigError if a backbone has weights whose file says that they want other pixels, or the stride elsewhere.
-
-    Nothing else would tell: such weights fit and find little.
-    """
-    trained_with = getattr(backbone, "trained_with", None)
-    if trained_with is None:
-        return
-    colours = {name: getattr(pixels, name).flatten().tolist() for name in ("mean", "std")}
-    stride_in = backbone.settings.get("stride_in", "3x3")  # where basic blocks have it, too
-    here = input_settings({"pixels": {"order": pixels.order} | colours, "stride_in": stride_in})
-    wanted = {key: value for key, value in input_settings(trained_with).items() if value != here[key]}
-    if wanted:
-        raise ConfigError(
-            f"model.backbone.weights: {backbone.weights} was trained with other settings than "
-            f"{', '.join(f'{key}={here[key]}' for key in wanted)}; set "
-            f"{' '.join(f'{key}={value}' for key, value in wanted.items())}"
+def check_trained_with(trained_with: TrainedWith, preprocess: ImagePreprocessor, stride_in: str, weights: str) -> None:
+    """Raise ValueError, with the settings to change, where a model differs from the training of its `weights`."""
+    colours = {name: getattr(preprocess, name).flatten().tolist() for name in ("mean", "std")}
+    current = input_settings({"pixels": {"order": preprocess.order} | colours, "stride_in": stride_in})
+    required = {key: value for key, value in input_settings(trained_with).items() if value != current[key]}
+    if required:
+        raise ValueError(
+            f"{weights} was trained with other settings than {', '.join(f'{key}={current[key]}' for key in required)}; set "
+            f"{' '.join(f'{key}={value}' for key, value in required.items())}"
         )

@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.modeling.backbones.imagenet import Loaded, load_imagenet
+from detector.modeling.backbones.imagenet import Loaded, check_trained_with, load_imagenet
 from detector.modeling.backbones.sac import SAC, AWSConv
 from detector.modeling.layers import Norm, caffe2_msra_, conv_norm, folded, is_foldable, make_norm
+from detector.modeling.preprocess import ImagePreprocessor
 from detector.schema.ranges import Fraction, Range, Width
 from detector.schema.signatures import checked
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-# every convolution, and the 3x3 one (of a basic block the second) in layer2..layer4
+BLOCK_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# all convolutions, and the 3x3 one (the second one of a basic block) in layer2..layer4
 CONVS: dict[str, tuple[Callable, Callable]] = {
     "plain": (nn.Conv2d, nn.Conv2d),
     "aws": (AWSConv, AWSConv),
@@ -26,9 +27,15 @@ CONVS: dict[str, tuple[Callable, Callable]] = {
 
 
 class Block(nn.Module):
-    """y = relu(F(x) + shortcut(x)); the subclasses build F as (conv1, bn1), (conv2, bn2), ...
+    """y = relu(F(x) + shortcut(x)); subclasses build F as (conv1, bn1), (conv2, bn2), ...
 
-    `conv` makes a convolution, `switch` the 3x3 one that may be switchable.
+    Args:
+        c_in: channels of x.
+        c_out: channels of y.
+        stride: of the shortcut.
+        norm: norm layer after each convolution.
+        eps: added to the norms' variances.
+        conv: makes a convolution.
     """
 
     expansion: int
@@ -41,13 +48,13 @@ class Block(nn.Module):
         self.c_out, self.rfp_conv = c_out, None
 
     def add_feedback(self, channels: int) -> None:
-        """From now on a map of so many channels joins the sum before the last ReLU, with no weight at first."""
+        """Add a convolution of a feedback map with `channels` channels to the sum before the last ReLU, initially 0."""
         self.rfp_conv = nn.Conv2d(channels, self.c_out, 1)
         nn.init.zeros_(self.rfp_conv.weight)
         nn.init.zeros_(self.rfp_conv.bias)
 
     def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
-        """The convolutions of F with their norms, in order."""
+        """The convolutions of F and their norms, in order."""
         names = [name for name in ("1", "2", "3") if hasattr(self, "conv" + name)]
         return [(getattr(self, "conv" + n), getattr(self, "bn" + n)) for n in names]
 
@@ -61,7 +68,7 @@ class Block(nn.Module):
         return F.relu_(y if feedback is None else y + self.rfp_conv(feedback))
 
     def fold(self) -> None:
-        """For inference: the norms go into the convolutions."""
+        """Fold the norms into the convolutions, for inference."""
         for i, (conv, norm) in enumerate(self.pairs(), start=1):
             conv, norm = fold_pair(conv, norm)
             setattr(self, f"conv{i}", conv)
@@ -71,15 +78,15 @@ class Block(nn.Module):
 
 
 def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> tuple[nn.Conv2d, nn.Module]:
-    """For inference: a convolution that has its norm in it where it can, and what remains of the norm."""
-    if isinstance(conv, SAC):  # ends in a mean over the map, which a norm cannot pass
+    """A convolution with its norm folded in where that is possible, and the remaining norm, for inference."""
+    if isinstance(conv, SAC):  # adds a function of its output's mean, so the norm does not fold into its filters
         return conv, norm
     conv = conv.plain() if isinstance(conv, AWSConv) else conv
     return (folded(conv, norm), nn.Identity()) if is_foldable(norm) else (conv, norm)
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions; the stride sits in the first."""
+    """Two 3x3 convolutions; the first one has the stride. `switch` makes the second one, which may be switchable."""
 
     expansion = 1
 
@@ -95,7 +102,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1 down, 3x3, 1x1 up to four times the planes. `stride_in` names the convolution that strides."""
+    """1x1, 3x3 and 1x1 convolutions with 4 * `planes` output channels. `switch` makes the 3x3 one; `stride_in` has the stride."""
 
     expansion = 4
 
@@ -114,8 +121,8 @@ class Bottleneck(Block):
         self.bn3 = make_norm(norm, 4 * planes, eps)
 
 
-class Stage(nn.Sequential):
-    """The blocks of one resolution; feedback (DetectoRS, sec. 3.1) reaches the first."""
+class ResNetStage(nn.Sequential):
+    """The blocks of one resolution; the first one reads feedback (DetectoRS, sec. 3.1)."""
 
     def forward(self, x: Tensor, feedback: Tensor | None = None) -> Tensor:
         first, *rest = self
@@ -127,15 +134,27 @@ class Stage(nn.Sequential):
 
 @checked
 class ResNet(nn.Module):
-    """(N, 3, H, W) -> [C2..C5] at strides 4, 8, 16, 32 (C5 at 16 if dilated).
+    """(N, 3, H, W) -> [C2..C5] with strides 4, 8, 16 and 32.
 
-    `weights`: an ImageNet checkpoint: a file, or a name of torchvision's weights (e.g. "IMAGENET1K_V1"), which
-    torchvision then downloads. `norm`: "frozen" keeps the statistics of those weights, "affine" too while scale and shift
-    train, "batch" and "sync" learn their own, "group" needs none. `frozen_stages` = n: the stem and layer1..layer(n-1) do
-    not train (n = 0: all trains). `stride_in`: "3x3" as in torchvision, "1x1" as in MSRA's and Detectron's weights; both
-    load without complaint, so the wrong one costs accuracy silently. `dilated_c5`: layer4 keeps stride 16 and dilates by 2
-    instead. `stages`: 3 ends in C4 and leaves layer4 to a box head (modeling/roi_heads/res5.py). `conv`: DetectoRS' convolutions
-    (sac.py). `width`: of the stem; a network a quarter as wide learns from scratch on a CPU.
+    `missing_weights` is None, or the reason why `weights` could not be downloaded; training refuses to start then. Raises
+    ValueError for options that exclude each other, CheckpointError for a file of weights that does not fit.
+
+    Args:
+        depth: number of layers; from 50 on the blocks are bottlenecks.
+        weights: ImageNet weights: a file, or torchvision's name for weights that it downloads, such as IMAGENET1K_V1;
+            null: random.
+        norm: norm layer after each convolution; frozen keeps statistics, scale and shift of the weights, affine only the
+            statistics, batch and sync learn all of them, and group has no statistics.
+        norm_eps: added to the norms' variances.
+        frozen_stages: how many of the stem, layer1, layer2, layer3 and layer4 do not train, in this order; 0: all train.
+        stride_in: convolution of a bottleneck that has the stride, 3x3 as in torchvision or 1x1 as in the weights of MSRA
+            and Detectron; weights load with either, and the wrong one costs accuracy.
+        groups: groups of a bottleneck's 3x3 convolution (ResNeXt).
+        width_per_group: channels of each group in layer1 (ResNeXt).
+        stages: 4 ends in C5; 3 ends in C4 and leaves layer4 to a box head (roi_heads/res5.py).
+        dilated_c5: whether layer4 keeps stride 16 and has dilation 2 instead.
+        conv: kind of convolution, plain or one of DetectoRS' (backbones/sac.py).
+        width: channels of the stem; a network of width 16 learns from scratch on a CPU.
     """
 
     def __init__(
@@ -155,19 +174,20 @@ class ResNet(nn.Module):
         width: Annotated[int, Range(1, 1024)] = 64,
     ):
         super().__init__()
+        if depth not in BLOCK_COUNTS:
+            raise ValueError(f"depth: there is no ResNet-{depth}; choose one of {', '.join(map(str, BLOCK_COUNTS))}")
         if depth < 50 and (groups, width_per_group, stride_in) != (1, 64, "3x3"):
-            raise ValueError(
-                f"depth: groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})"
-            )
+            raise ValueError(f"groups, width_per_group and stride_in need bottlenecks (depth >= 50, not {depth})")
         if dilated_c5 and stages < 4:
-            raise ValueError("dilated_c5: there is no C5 to dilate with stages: 3")
+            raise ValueError("dilated_c5: with stages: 3 there is no C5")
         self.depth, self.weights, self.width, self.stages = depth, weights, width, stages
         self.network = f"resnet{depth}" if groups == 1 else f"resnext{depth}_{groups}x{width_per_group}d"
         self.dilated_c5, self.conv = dilated_c5, conv
         self.block = BasicBlock if depth < 50 else Bottleneck
-        self.settings: dict = dict(norm=norm, eps=norm_eps)
+        self.stride_in = stride_in
+        self._block_options: dict = dict(norm=norm, eps=norm_eps)
         if depth >= 50:
-            self.settings |= dict(stride_in=stride_in, groups=groups, width_per_group=width_per_group)
+            self._block_options |= dict(stride_in=stride_in, groups=groups, width_per_group=width_per_group)
         self.conv1 = CONVS[conv][0](3, width, 7, 2, padding=3, bias=False)
         self.bn1 = make_norm(norm, width, norm_eps)
         for number in range(1, stages + 1):
@@ -175,24 +195,24 @@ class ResNet(nn.Module):
         self.channels = [width * 2**i * self.block.expansion for i in range(stages)]
         self.strides = [4, 8, 16, 16 if dilated_c5 else 32][:stages]
         initialise(self)
-        self.missing_weights, self.trained_with = self._load(self)
+        self.missing_weights, self._trained_with = self._load(self)
         self.freeze(frozen_stages)
 
-    def _stage(self, number: int) -> Stage:
-        """layer1 .. layer4"""
-        # all blocks dilate, as in Detectron2 and mmdetection; torchvision's first one does not
+    def _stage(self, number: int) -> ResNetStage:
+        """A new layer1, layer2, layer3 or layer4."""
+        # all blocks are dilated, as in Detectron2 and MMDetection; in torchvision the first one is not
         dilation = 2 if number == 4 and self.dilated_c5 else 1
         stride = 1 if number == 1 or dilation == 2 else 2
         conv, switch = CONVS[self.conv]
-        settings = self.settings | dict(dilation=dilation, conv=conv, switch=conv if number == 1 else switch)
+        options = self._block_options | dict(dilation=dilation, conv=conv, switch=conv if number == 1 else switch)
         planes, expansion = self.width * 2 ** (number - 1), self.block.expansion
         c_in = self.width if number == 1 else planes // 2 * expansion
-        first = self.block(c_in, planes, stride=stride, **settings)
-        rest = BLOCKS[self.depth][number - 1] - 1
-        return Stage(first, *(self.block(planes * expansion, planes, stride=1, **settings) for _ in range(rest)))
+        first = self.block(c_in, planes, stride=stride, **options)
+        rest = BLOCK_COUNTS[self.depth][number - 1] - 1
+        return ResNetStage(first, *(self.block(planes * expansion, planes, stride=1, **options) for _ in range(rest)))
 
-    def layer4_for_head(self) -> Stage:
-        """A new layer4 in this network's settings, with the ImageNet weights that this network has left aside."""
+    def layer4_for_head(self) -> ResNetStage:
+        """A new layer4 with the options of this network, filled with its ImageNet weights."""
         stage = self._stage(4)
         initialise(stage)
         if self.missing_weights is None:
@@ -205,32 +225,40 @@ class ResNet(nn.Module):
         elsewhere = [f"layer{number}." for number in range(self.stages + 1, 5)] if not prefix else []
         return load_imagenet(part, self.weights, self.network, prefix=prefix, elsewhere=elsewhere)
 
+    def check_input(self, preprocess: ImagePreprocessor) -> None:
+        """Raise ValueError, with the settings to change, if the file of weights was made for other colours or strides.
+
+        Such weights load and detect little; nothing else would reveal the mistake.
+        """
+        if self._trained_with is not None:
+            check_trained_with(self._trained_with, preprocess, self.stride_in, str(self.weights))
+
     def add_feedback(self, channels: int) -> None:
-        """Every stage but the first takes a map of its own size and so many channels from now on."""
+        """Let every stage but the first read a feedback map of its output's size with `channels` channels."""
         for layer in self._layers()[1:]:
             layer[0].add_feedback(channels)
 
-    def _layers(self) -> list[Stage]:
+    def _layers(self) -> list[ResNetStage]:
         return [getattr(self, f"layer{number}") for number in range(1, self.stages + 1)]
 
     def freeze(self, stages: int) -> None:
-        """Stop the training of the stem (1), layer1 (2), ... layer4 (5), norms included; 0 frees everything."""
+        """Freeze the first `stages` of the stem, layer1, layer2, layer3 and layer4, with their norms."""
         parts = [[self.conv1, self.bn1], *([layer] for layer in self._layers())]
         if not 0 <= stages <= len(parts):
-            raise ValueError(f"frozen_stages: 0 (all trains) to {len(parts)} (nothing does), not {stages}")
+            raise ValueError(f"frozen_stages: expected 0 (all train) to {len(parts)} (none trains), got {stages}")
         self.frozen = [module for part in parts[:stages] for module in part]
         for module in self.frozen:
             module.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> ResNet:
-        """Batch norms of frozen stages stay on their running statistics."""
+        """Torch's `train`, but the batch norms of frozen stages keep using their running statistics."""
         super().train(mode)
         for module in self.frozen:
             module.eval()
         return self
 
     def forward(self, x: Tensor, feedback: Sequence[Tensor | None] | None = None) -> list[Tensor]:
-        """`feedback`: a map for each stage, after `add_feedback`; None for layer1."""
+        """Images -> [C2..C5]; after `add_feedback`, `feedback` has a map for each stage, None for layer1."""
         x = F.max_pool2d(F.relu_(conv_norm(self.conv1, self.bn1, x)), 3, 2, padding=1)
         c = []
         for layer, added in zip(self._layers(), feedback or [None] * self.stages, strict=True):
@@ -239,12 +267,12 @@ class ResNet(nn.Module):
         return c
 
     def fold(self) -> None:
-        """For inference: the stem's norm goes into its convolution (the blocks fold their own)."""
+        """Fold the stem's norm into its convolution, for inference; the blocks fold their own."""
         self.conv1, self.bn1 = fold_pair(self.conv1, self.bn1)
 
 
 def initialise(module: nn.Module) -> None:
-    """Random convolutions (He et al. 2015), DetectoRS' with the function of the plain ones."""
+    """Random convolutions (He et al. 2015, arXiv 1502.01852); those of DetectoRS start equal to plain ones."""
     caffe2_msra_(module)
     for conv in (m for m in module.modules() if isinstance(m, AWSConv)):
         conv.start_plain()

@@ -1,4 +1,4 @@
-"""The convolutions of DetectoRS (Qiao et al. 2020, arXiv 2006.02334, sec. 4): they start as the plain one they replace."""
+"""The convolutions of DetectoRS (Qiao et al. 2020, arXiv 2006.02334, sec. 4); they start equal to plain convolutions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-EPS = 1e-5  # beside the variance of a filter
+VARIANCE_EPS = 1e-5  # added to the variance of a filter
 
 
 class AWSConv(nn.Conv2d):
-    """Adaptive weight standardisation: every filter w acts as gamma * (w - mean) / spread + beta.
+    """Adaptive weight standardisation: a convolution with the filters gamma * (w - mean) / std + beta.
 
-    Gamma and beta are constants, the spread and mean of the filters at the start, so that the function is then the plain
-    convolution's. Weights that come without them (ImageNet's) bring their own spread and mean.
+    Gamma and beta are constants: the std and mean of the initial filters, so that training starts from the plain
+    convolution. For weights without gamma and beta (ImageNet's) they are computed when the weights are loaded.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, **options: Any):
@@ -25,22 +25,22 @@ class AWSConv(nn.Conv2d):
         self.register_buffer("weight_beta", torch.zeros(c_out, 1, 1, 1))
 
     def filters(self) -> Tensor:
-        """The weight that acts, at least in float32."""
-        spread, mean = spread_and_mean(self.weight)
-        return self.weight_gamma * ((self.weight - mean) / spread) + self.weight_beta
+        """The standardised filters, in float32 or wider."""
+        std, mean = std_and_mean(self.weight)
+        return self.weight_gamma * ((self.weight - mean) / std) + self.weight_beta
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.filters().to(x.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     @torch.no_grad()
     def start_plain(self) -> None:
-        """Make the function that of a plain convolution with the present weight."""
-        for constant, value in zip((self.weight_gamma, self.weight_beta), spread_and_mean(self.weight)):
+        """Set gamma and beta so that the function is that of a plain convolution with the current weight."""
+        for constant, value in zip((self.weight_gamma, self.weight_beta), std_and_mean(self.weight)):
             constant.copy_(value)
 
     @torch.no_grad()
     def plain(self) -> nn.Conv2d:
-        """For inference: a plain convolution with the filters that act."""
+        """A plain convolution with the standardised filters, for inference."""
         out = nn.utils.skip_init(
             nn.Conv2d, self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
             self.groups, bias=False,
@@ -51,15 +51,15 @@ class AWSConv(nn.Conv2d):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         names = prefix + "weight_gamma", prefix + "weight_beta"
         if prefix + "weight" in state_dict and not any(name in state_dict for name in names):
-            state_dict.update(zip(names, spread_and_mean(state_dict[prefix + "weight"])))
+            state_dict.update(zip(names, std_and_mean(state_dict[prefix + "weight"])))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class SAC(AWSConv):
     """Switchable atrous convolution (sec. 4.2): S * conv(x, w, dilation d) + (1 - S) * conv(x, w + dw, dilation 3d).
 
-    The switch S is one number a pixel, 1 at first, and bounded by nothing; before and after, the mean over the map adds to
-    every pixel (global context, sec. 4.3). Both convolutions are deformable (Dai et al. 2017) by their own offsets, if wanted.
+    The switch S is one unbounded number per pixel, initially 1. Before and after, a function of the map's mean is added to
+    every pixel (global context, sec. 4.3). With `deformable`, each convolution has its own offsets (Dai et al. 2017).
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class SAC(AWSConv):
         return y + self.post_context(global_mean(y))
 
     def _convolve(self, x: Tensor, weight: Tensor, times: int, near: Tensor, offset: nn.Conv2d | None) -> Tensor:
-        """With dilation and padding `times` their own."""
+        """The convolution with dilation and padding multiplied by `times`."""
         dilation, padding = ((times * d, times * d) for d in (self.dilation[0], self.padding[0]))
         if offset is None:
             return F.conv2d(x, weight.to(x.dtype), None, self.stride, padding, dilation, self.groups)
-        full = weight.dtype  # float32: the kernel knows no bfloat16
+        full = weight.dtype  # float32: the kernel does not support bfloat16
         y = deform_conv2d(x.to(full), offset(near).to(full), weight, None, self.stride, padding, dilation)
         return y.to(x.dtype)
 
@@ -103,19 +103,19 @@ class SAC(AWSConv):
         self.switch.bias.fill_(1)
 
 
-def spread_and_mean(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Filters (C, c_in, k, k) -> the standard deviation and the mean of each, (C, 1, 1, 1) float32."""
+def std_and_mean(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Filters (C, c_in, k, k) -> the standard deviation and the mean of each, (C, 1, 1, 1), in float32 or wider."""
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     mean, variance = weight.mean((1, 2, 3), keepdim=True), weight.var((1, 2, 3), keepdim=True)
-    return (variance + EPS).sqrt(), mean
+    return (variance + VARIANCE_EPS).sqrt(), mean
 
 
 def global_mean(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, 1, 1)"""
+    """The mean over the map: (N, C, H, W) -> (N, C, 1, 1)."""
     return x.mean((2, 3), keepdim=True)
 
 
 def mean_5x5(x: Tensor) -> Tensor:
-    """The mean around every pixel, of a map that is mirrored at its border."""
-    mode = "reflect" if min(x.shape[-2:]) > 2 else "replicate"  # two pixels have no third to mirror
+    """The mean of the 5x5 window around every pixel; beyond its border the map is mirrored."""
+    mode = "reflect" if min(x.shape[-2:]) > 2 else "replicate"  # mirroring two pixels needs a side of three
     return F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode=mode), 5, stride=1)

@@ -1,6 +1,6 @@
 """The FPN without one of its parts (Lin et al. 2017, arXiv 1612.03144, sec. 5.1 and 5.2, tables 1 and 2, rows d-f).
 
-Each level has a 1x1 convolution l and a 3x3 convolution o of its own; up enlarges a map to the next finer one's size:
+Each level has its own 1x1 convolution l and 3x3 convolution o; `up` enlarges a map to the size of the next finer one:
     fpn         P_k = o(M_k),  M_k = l(C_k) + up(M_(k+1)),  M_5 = l(C_5)
     bottom_up   P_k = o(l(C_k))
     top_down    P_k = o(M_k),  M_k = up(M_(k+1)),  M_5 = l(C_5)
@@ -23,7 +23,13 @@ from detector.schema.signatures import checked
 
 @checked
 class BottomUp(nn.Module):
-    """[C2..C5] -> [P2..P6]: an FPN without the top-down path (table 1d): no level knows what lies above it."""
+    """[C2..C5] -> [P2..P6]: an FPN without the top-down path (table 1d); a level depends on its own map alone.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level.
+    """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
@@ -38,9 +44,14 @@ class BottomUp(nn.Module):
 
 @checked
 class TopDown(nn.Module):
-    """[C2..C5] -> [P2..P6]: an FPN without laterals (table 1e): every level is C5 enlarged.
+    """[C2..C5] -> [P2..P6]: an FPN without laterals (table 1e); every level is C5 enlarged.
 
-    The 1x1 convolution of C5 stays, for the width; the paper does not say whether it kept it.
+    The 1x1 convolution of C5 remains, because it sets the width; the paper does not say whether it kept it.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
@@ -50,7 +61,7 @@ class TopDown(nn.Module):
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         m = [self.lateral[0](c[-1])]
-        for finer in reversed(c[:-1]):  # up to C4, C3, C2, of which only the size is read
+        for finer in reversed(c[:-1]):  # only the sizes of C4, C3 and C2 are read
             m.insert(0, up(m[0], like=finer))
         p = [output(x) for output, x in zip(self.output, m, strict=True)]
         return [*p, subsample(p[-1])]
@@ -58,7 +69,13 @@ class TopDown(nn.Module):
 
 @checked
 class Finest(nn.Module):
-    """[C2..C5] -> [P2]: an FPN of which only the finest map is used (table 1f), for anchors of all sizes."""
+    """[C2..C5] -> [P2]: an FPN of which only the finest map is used (table 1f), for anchors of all sizes.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of the level.
+    """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
@@ -74,10 +91,15 @@ class Finest(nn.Module):
 
 @checked
 class Hierarchy(nn.Module):
-    """[C2..C5] -> [P2..P6]: every map of the backbone by itself (fig. 1c), as SSD reads its own.
+    """[C2..C5] -> [P2..P6]: a 1x1 convolution for each map of the backbone and nothing else (fig. 1c), as in SSD.
 
-    RPN and box head are shared by all levels and need one width: a 1x1 convolution for each level and nothing else.
-    The paper draws it and measures BottomUp in its place (sec. 5.1).
+    The convolutions are needed because all levels share the RPN and the box head, which read one width. The paper draws
+    this form and measures BottomUp instead (sec. 5.1).
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
@@ -91,7 +113,7 @@ class Hierarchy(nn.Module):
 
 
 def _convs(channels: Sequence[int], width: int, kernel: int) -> nn.ModuleList:
-    """A convolution to `width` channels for each of `channels`."""
+    """For each of `channels` a convolution to `width` channels."""
     convs = nn.ModuleList(ConvNorm(c, width, kernel) for c in channels)
     caffe2_xavier_(convs)
     return convs

@@ -22,9 +22,14 @@ RATIOS = (0.1, 0.2, 0.3)  # of C5's height and width, to which its context is po
 
 @checked
 class AugFPN(nn.Module):
-    """[C2..C5] -> [P2..P6]: an FPN whose M5 gets back the context that was lost when a 1x1 convolution narrowed C5.
+    """[C2..C5] -> [P2..P6]: an FPN whose M5 regains context that C5 loses in its 1x1 convolution.
 
-    In training it returns Features: the list of levels with the laterals before anything was added to them.
+    In training it returns Features: the list of levels with the `laterals` before fusion, which auxiliary losses read.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
@@ -39,17 +44,15 @@ class AugFPN(nn.Module):
     def forward(self, c: list[Tensor]) -> list[Tensor]:
         laterals = [lateral(x) for lateral, x in zip(self.lateral, c, strict=True)]
         m = [*laterals[:-1], laterals[-1] + self.residual(c[-1])]
-        for i in reversed(
-            range(len(m) - 1)
-        ):  # top-down: M4 = M4 + up(M5), then M3, then M2; `laterals` must not change
-            m[i] = m[i] + up(m[i + 1], like=m[i])
+        for i in reversed(range(len(m) - 1)):  # top-down: M4 = M4 + up(M5), then M3, then M2
+            m[i] = m[i] + up(m[i + 1], like=m[i])  # not in place: `laterals` must not change
         p = [output(x) for output, x in zip(self.output, m)]
         p.append(subsample(p[-1]))  # P6
         return Features(p, laterals) if self.training else p
 
 
 class ResidualFeatureAugmentation(nn.Module):
-    """C5 (N, C, H, W) -> what M5 gets, (N, width, H, W): C5's context at three scales, weighed pixel by pixel."""
+    """C5 (N, C, H, W) -> the residual of M5, (N, width, H, W): context of C5 at three scales, weighted per pixel."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -60,16 +63,16 @@ class ResidualFeatureAugmentation(nn.Module):
         return self.attention([self._context(c5, ratio, lateral) for ratio, lateral in zip(RATIOS, self.lateral)])
 
     def _context(self, c5: Tensor, ratio: float, lateral: nn.Conv2d) -> Tensor:
-        """Ratio-invariant adaptive pooling: to `ratio` of C5's height and width, so in its aspect ratio, and back."""
+        """Ratio-invariant adaptive pooling: to `ratio` of C5's height and width, then back to its size."""
         size = c5.shape[-2:]
         pooled = F.adaptive_avg_pool2d(c5, [max(1, int(side * ratio)) for side in size])
         return F.interpolate(lateral(pooled), size=size, mode="bilinear", align_corners=True)
 
 
 class AdaptiveSpatialFusion(nn.Sequential):
-    """L maps (N, C, H, W) -> their sum (N, C, H, W), each weighed at every pixel by what all of them say there.
+    """L maps (N, C, H, W) -> their weighted sum (N, C, H, W); convolutions over all L maps give the weights of a pixel.
 
-    The weights lie in 0..1 each and need not sum to 1.
+    Each weight lies in 0..1; they need not sum to 1.
     """
 
     def __init__(self, maps: int, width: int):

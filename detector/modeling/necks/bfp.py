@@ -16,9 +16,15 @@ from detector.schema.signatures import checked
 
 @checked
 class BFP(nn.Module):
-    """[C2..C5] -> [P2..P6]: an FPN, then the same refined mean of all its levels added to each of them.
+    """[C2..C5] -> [P2..P6]: an FPN, then the refined mean of all levels is added to each level.
 
-    P6 is one of them, as in mmdetection; the paper's fig. 4 stops at P5.
+    P6 is among them, as in MMDetection; the paper's fig. 4 ends at P5.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level.
+        refine: layer that refines the mean, a non-local block or a 3x3 convolution with a ReLU.
     """
 
     def __init__(
@@ -40,11 +46,11 @@ class BFP(nn.Module):
     def balance(self, p: list[Tensor]) -> list[Tensor]:
         """Gather at the middle level (P4 of P2..P6), average, refine, scatter."""
         middle = p[len(p) // 2].shape[-2:]
-        balanced = self.refine(sum(resize(x, middle) for x in p) / len(p))
-        return [x + resize(balanced, x.shape[-2:]) for x in p]
+        balanced = self.refine(sum(resize_to(x, middle) for x in p) / len(p))
+        return [x + resize_to(balanced, x.shape[-2:]) for x in p]
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """(N, C, H, W) -> (N, C, *size): a larger size by nearest neighbour, a smaller one by adaptive max pooling."""
     if size[0] > x.shape[-2] or size[1] > x.shape[-1]:
         return F.interpolate(x, size=size, mode="nearest")
@@ -64,10 +70,10 @@ class ConvReLU(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """x + out(softmax(theta(x)^T phi(x)) g(x)): every pixel looks at all pixels, in the embedded-Gaussian form.
+    """x + out(softmax(theta(x)^T phi(x)) g(x)): attention of every pixel over all pixels, in the embedded-Gaussian form.
 
-    Wang et al. 2018, arXiv 1711.07971, sec. 3.2 and 3.3, but without their halved channels and their subsampling. As
-    `out` begins at 0, the block begins as the identity.
+    Wang et al. 2018, arXiv 1711.07971, sec. 3.2 and 3.3, without halved channels and without subsampling. `out` is
+    initialised to 0, so the block starts as the identity.
     """
 
     def __init__(self, width: int):

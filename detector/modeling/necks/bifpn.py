@@ -21,15 +21,23 @@ LEVELS = 5
 
 @checked
 class BiFPN(nn.Module):
-    """[C2..C5] -> [P2..P6], or from `first_level` 3 the paper's [C3..C5] -> [P3..P7]; every map has `width` channels.
+    """[C2..C5] -> [P2..P6], or with `first_level` 3 the paper's [C3..C5] -> [P3..P7].
 
-    `repeats` layers, each a pass down and a pass up; `width` and `repeats` are 64 and 3 in D0, 384 and 8 in D7. `fuse`:
-    the maps that meet are weighted by "fast" normalised fusion (sec. 3.3) or a "softmax", or plainly added ("sum", D6
-    and D7). `separable`: depthwise and pointwise convolutions, or full ones. `bias`: convolutions that a norm follows
-    have one all the same, as in the authors' weights. `pool_padding`: "symmetric" centres the 3x3 windows that halve a
-    map on its even pixels, as a ResNet's strided convolutions do; "same", TensorFlow's, on its odd ones where a side
-    is even: half a coarse pixel further right and down.
-    Raises ValueError for a backbone without one of the maps.
+    Raises ValueError for a backbone that lacks one of these maps.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level; 64 in EfficientDet-D0, 384 in D7.
+        repeats: layers, each a pass down and a pass up; 3 in EfficientDet-D0, 8 in D7.
+        first_level: number of the finest level.
+        fuse: weights of the maps that meet, by fast normalised fusion (sec. 3.3) or a softmax; sum adds without weights
+            (D6 and D7).
+        separable: depthwise and pointwise convolutions instead of full ones.
+        norm: norm layer after each convolution.
+        bias: whether convolutions before a norm have a bias, as in the authors' weights.
+        pool_padding: symmetric centres the 3x3 windows that halve a map on its even pixels, as a ResNet's strided
+            convolutions do; same is TensorFlow's rule, which centres them on the odd pixels of an even side.
     """
 
     def __init__(
@@ -49,8 +57,8 @@ class BiFPN(nn.Module):
         super().__init__()
         needed = [2**level for level in range(first_level, 6)]  # strides of C2..C5 or C3..C5
         if list(strides[-len(needed) :]) != needed:
-            raise ValueError(f"from P{first_level} on it needs maps of strides {needed}, not {list(strides)}")
-        # the authors' eps, not their momentum of 0.01: running statistics as slow are stale after a few hundred steps
+            raise ValueError(f"levels from P{first_level} need maps of strides {needed}, got {list(strides)}")
+        # The authors' eps, but not their momentum of 0.01: statistics that slow are still stale after some hundred steps.
         conv = partial(ConvNorm, norm=norm, bias=bias, eps=1e-3)
         fusion = partial(Fusion, width=width, fuse=fuse, separable=separable, conv=conv)
         c = list(channels[-len(needed) :])
@@ -64,13 +72,13 @@ class BiFPN(nn.Module):
         self.strides = [needed[0] * 2**i for i in range(LEVELS)]
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:
-        c = c[-len(self.lateral_down) :]  # a pyramid from P3 on leaves C2 alone
+        c = c[-len(self.lateral_down) :]  # a pyramid from P3 on does not read C2
         above = [self.pool(self.top(c[-1]))]  # P6
         while len(c) + len(above) < LEVELS:  # P7, in a pyramid from P3 on
             above.append(self.pool(above[-1]))
         p = [lateral(x) for lateral, x in zip(self.lateral_down, c, strict=True)] + above
-        # the two passes of the first layer read the backbone through laterals of their own (authors' code); the pass up
-        # has no node at the finest level
+        # As in the authors' code, each pass of the first layer has its own laterals; the pass up has no node at the finest
+        # level.
         p_up = p[:1] + [lateral(x) for lateral, x in zip(self.lateral_up, c[1:], strict=True)] + above
         for layer in self.layers:
             p = p_up = layer(p, p_up)
@@ -78,7 +86,7 @@ class BiFPN(nn.Module):
 
 
 class BiFPNLayer(nn.Module):
-    """One pass down and one up (fig. 2d); levels are named as in P3..P7. `fusion(n)` makes a node where n maps meet."""
+    """One pass down and one up (fig. 2d); comments name levels as in P3..P7. `fusion(n)` makes a node for n maps."""
 
     def __init__(self, fusion: Callable[[int], nn.Module], pool: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -87,7 +95,7 @@ class BiFPNLayer(nn.Module):
         self.pool = pool
 
     def forward(self, p: list[Tensor], p_up: list[Tensor]) -> list[Tensor]:
-        """[P3..P7] as the pass down reads them, and as the pass up does -> [O3..O7]."""
+        """The inputs [P3..P7] of the pass down and of the pass up -> [O3..O7]."""
         t = list(p)
         for i in reversed(range(LEVELS - 1)):  # T6 from P6 and P7, then T5, T4, and O3
             t[i] = self.down[i](p[i], up(t[i + 1], like=p[i]))
@@ -98,7 +106,7 @@ class BiFPNLayer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """conv(swish(w1 x1 + w2 x2 + ...)) of maps of one size; w >= 0 and sums to (nearly) 1, or is 1 each for "sum"."""
+    """conv(swish(w1 x1 + w2 x2 + ...)) of maps of one size; w >= 0 sums to nearly 1, or for "sum" every w is 1."""
 
     def __init__(self, maps: int, *, width: int, fuse: str, separable: bool, conv: Callable[..., ConvNorm]):
         super().__init__()
@@ -111,11 +119,11 @@ class Fusion(nn.Module):
         if self.normalise is None:
             return self.conv(F.silu(reduce(torch.add, x)))
         weighted = (w * x_i for w, x_i in zip(self.normalise(self.weight), x, strict=True))
-        return self.conv(F.silu(reduce(iadd, weighted)))  # in place: the first product is nobody else's
+        return self.conv(F.silu(reduce(iadd, weighted)))  # in place: nothing else refers to the first product
 
 
 def fast_normalised(weight: Tensor) -> Tensor:
-    """w_i = relu(a_i) / (sum_j relu(a_j) + 1e-4), sec. 3.3: as good as a softmax and faster."""
+    """w_i = relu(a_i) / (sum_j relu(a_j) + 1e-4) (sec. 3.3)."""
     positive = weight.relu()
     return positive / (positive.sum() + 1e-4)
 
@@ -126,5 +134,5 @@ def pool_symmetric(x: Tensor) -> Tensor:
 
 
 def pool_same(x: Tensor) -> Tensor:
-    """Half the size, rounded up: TensorFlow's SAME pads an even side at its end alone, an odd one at both ends."""
+    """Half the size, rounded up: TensorFlow's SAME pads an even side only at its end, an odd side at both ends."""
     return F.max_pool2d(x, 3, stride=2, padding=[side % 2 for side in x.shape[-2:]], ceil_mode=True)

@@ -16,12 +16,18 @@ from detector.schema.signatures import checked
 
 @checked
 class FPN(nn.Module):
-    """[C2..C5] -> [P2..P6], or [P2..P7] where convolutions make the `extra` levels; every map has `width` channels.
+    """[C2..C5] -> [P2..P6], or [P2..P7] where convolutions make the extra levels.
 
-    `fuse`: M_k is the "sum" of the lateral and the upsampled map or, as Detectron2's fuse_type "avg", their "average".
-    `extra`: P6 is every second row and column of P5 ("pool", footnote 1); or P6 and P7 come by two strided convolutions
-    from C5 ("c5"), the lateral M5 ("m5", mmdetection's on_lateral) or P5 ("p5"), with a ReLU between the two if
-    `extra_relu` (RetinaNet, Lin et al. 2017, arXiv 1708.02002, sec. 4).
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level.
+        norm: norm layer after each convolution; null: none.
+        fuse: how a lateral and the upsampled map above it become M_k; average is Detectron2's fuse_type avg.
+        extra: pool makes P6 of every second row and column of P5 (footnote 1); c5, m5 and p5 make P6 and P7 by two
+            strided convolutions of C5, of the merged map M5 (MMDetection's on_lateral) or of P5 (RetinaNet, Lin et al.
+            2017, arXiv 1708.02002, sec. 4).
+        extra_relu: whether a ReLU comes between these two convolutions.
     """
 
     def __init__(
@@ -66,12 +72,12 @@ def subsample(x: Tensor) -> Tensor:
 
 
 def fuse_average(lateral: Tensor, top_down: Tensor) -> Tensor:
-    """The mean of the two maps, which goes on down the path as it is."""
+    """The mean of the two maps; the top-down path continues from this mean."""
     return (lateral + top_down) / 2
 
 
 class PoolP6(nn.Module):
-    """P6, for the RPN alone, by subsampling P5."""
+    """P6, which only the RPN reads, by subsampling P5."""
 
     levels = 1
 
@@ -80,7 +86,7 @@ class PoolP6(nn.Module):
 
 
 class ConvP6P7(nn.Module):
-    """P6 = conv(x), P7 = conv(relu(P6)) or, without `relu`, conv(P6), both 3x3 with stride 2."""
+    """P6 = conv(x) and P7 = conv(relu(P6)), both 3x3 with stride 2; without `relu`, P7 = conv(P6)."""
 
     levels = 2
 

@@ -17,12 +17,19 @@ STRIDES = [8, 16, 32]  # of C3..C5
 
 @checked
 class NASFPN(nn.Module):
-    """[C3..C5] -> [P3..P7], every map of `width` channels, through `stacks` stacks of the seven cells; C2 is not read.
+    """[C3..C5] -> [P3..P7]; C2 is not read.
 
-    `form`: "authors" or "mmdetection"; the weights of one do not serve the other. Global pooling scales the finer of
-    two maps in the authors' code (`gate_low`), the coarser in mmdetection's (`gate_high`), which also has a 1x1
-    convolution before each of the poolings that make P6 and P7. Made for images padded to multiples of 128; on others
-    `resize` makes maps fit. Raises ValueError for a backbone whose last maps are not of strides 8, 16 and 32.
+    Meant for images padded to multiples of 128; for other sizes `resize` makes maps fit. Raises ValueError for a backbone
+    whose last three maps do not have strides 8, 16 and 32.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+        width: channels of every level.
+        stacks: how many times the seven merging cells follow each other.
+        norm: norm layer after each convolution; null: none.
+        form: which map global pooling scales, the finer (authors) or the coarser (mmdetection); mmdetection also has 1x1
+            convolutions before P6 and P7, so that weights of one form do not fit the other.
     """
 
     def __init__(
@@ -37,7 +44,7 @@ class NASFPN(nn.Module):
     ):
         super().__init__()
         if list(strides[-3:]) != STRIDES:
-            raise ValueError(f"NAS-FPN makes P3..P7 of maps of strides {STRIDES}, the backbone's: {list(strides)}")
+            raise ValueError(f"NAS-FPN makes P3..P7 of maps of strides {STRIDES}, got {list(strides)}")
         mmdetection = form == "mmdetection"
         self.lateral = nn.ModuleList(ConvNorm(c, width, 1, norm=norm) for c in channels[-3:])
         self.extra = nn.ModuleList(
@@ -60,9 +67,9 @@ class NASFPN(nn.Module):
 
 
 class PyramidNetwork(nn.Module):
-    """One stack: the seven merging cells that the search found, in the order in which it built them.
+    """One stack: the seven merging cells of the searched architecture, in its order.
 
-    A cell's name says how, what and where: gp_64_4 merges P6 and P4 by global pooling into a P4, sum_43_3 adds.
+    A cell's name gives operation, inputs and output: gp_64_4 merges P6 and P4 by global pooling into a P4, sum_43_3 adds.
     """
 
     def __init__(self, width: int, norm: Norm | None, gate: Callable[[Tensor, Tensor], Tensor]):
@@ -77,9 +84,9 @@ class PyramidNetwork(nn.Module):
         self.gp_75_6 = MergingCell(width, norm)
 
     def forward(self, p: list[Tensor]) -> list[Tensor]:
-        """[P3..P7] -> [P3..P7]. The inputs P5 and P7, which no cell reads, are added to the outputs of their levels.
+        """[P3..P7] -> [P3..P7]. No cell reads the inputs P5 and P7, so they are added to the outputs of their levels.
 
-        A level's name is its input until a cell makes its output, and that output from there on.
+        `p3` to `p7` are the inputs of a level until its output cell, and its output afterwards.
         """
         p3, p4, p5, p6, p7 = p
         gp = self.gate
@@ -94,45 +101,45 @@ class PyramidNetwork(nn.Module):
 
 
 class MergingCell(ConvNorm):
-    """What a cell does with the merged map x: norm(conv(relu(x))). The convolution keeps its bias before a norm, too."""
+    """norm(conv(relu(x))) of the merged map x; the convolution has a bias even before a norm."""
 
     def __init__(self, width: int, norm: Norm | None):
         super().__init__(width, width, 3, norm=norm, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.relu_(x))  # in place: nobody else reads the merged map
+        return super().forward(F.relu_(x))  # in place: nothing else reads the merged map
 
 
 def gate_low(high: Tensor, low: Tensor) -> Tensor:
-    """Global pooling, authors' code: the high (coarser) level's maxima say how much of the low level is added to it."""
+    """Global pooling, authors' code: the maxima of the high (coarser) level gate the low level, which is added to it."""
     return high + low * high.amax(dim=(-2, -1), keepdim=True).sigmoid()
 
 
 def gate_high(high: Tensor, low: Tensor) -> Tensor:
-    """Global pooling, mmdetection: the low (finer) level's means say how much of the high level is added to it."""
+    """Global pooling, MMDetection: the means of the low (finer) level gate the high level, which is added to it."""
     return low + high * low.mean(dim=(-2, -1), keepdim=True).sigmoid()
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
-    """x at the size of a finer map by nearest neighbour, of a coarser one by the maximum of blocks.
+    """x at the size of `like`: a finer one by nearest neighbour, a coarser one by the maximum of blocks.
 
-    Where the blocks do not fit, zeros go around the map, the odd row or column to the right and below (mmdetection).
+    Where the blocks do not fit, the map is padded by zeros, with the odd row or column below and to the right (MMDetection).
     """
     size = like.shape[-2:]
-    if x.shape[-2:] < size:  # by height and, of equal heights, by width: mmdetection's comparison too
+    if x.shape[-2:] < size:  # compares heights, then widths, as in MMDetection
         return F.interpolate(x, size=size, mode="nearest")
     block = [-(-side // target) for side, target in zip(x.shape[-2:], size)]
-    rows, columns = (b * target - side for b, side, target in zip(block, x.shape[-2:], size))  # that are missing
+    rows, columns = (b * target - side for b, side, target in zip(block, x.shape[-2:], size))  # of padding
     if rows or columns:
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
     return F.max_pool2d(x, block)
 
 
 def halve_ceil(x: Tensor) -> Tensor:
-    """Half the size, rounded up: the maximum of 2x2 blocks, cut off at the end of an odd side."""
+    """Half the size, rounded up: the maximum of 2x2 blocks; the last block of an odd side is smaller."""
     return F.max_pool2d(x, 2, ceil_mode=True)
 
 
 def halve_floor(x: Tensor) -> Tensor:
-    """Half the size, rounded down, but at least 1: the maximum of 2x2 blocks, without the last row of an odd side."""
+    """Half the size, rounded down, but at least 1: the maximum of 2x2 blocks; the last row of an odd side is dropped."""
     return F.max_pool2d(x, [min(2, side) for side in x.shape[-2:]], stride=2)

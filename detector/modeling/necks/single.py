@@ -1,6 +1,6 @@
-"""No neck: one map serves RPN and head, as before pyramids (Ren et al. 2015, arXiv 1506.01497).
+"""No neck: RPN and RoI head read one map, as in Faster R-CNN (Ren et al. 2015, arXiv 1506.01497).
 
-The FPN paper's baselines a and b (Lin et al. 2017, arXiv 1612.03144, tables 1-3).
+These are baselines a and b of the FPN paper (Lin et al. 2017, arXiv 1612.03144, tables 1-3).
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 
 class Single(nn.Module):
-    """[C2..C5] -> [C5], the last map as it is: C4 of a backbone of three stages; a dilated C5 has C4's stride."""
+    """[C2..C5] -> [C5], the last map unchanged: C4 of a backbone with three stages; a dilated C5 has the stride of C4.
+
+    Args:
+        channels: of the backbone's maps [C2..C5].
+        strides: pixels of the image between two cells of each of these maps.
+    """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]):
         super().__init__()
