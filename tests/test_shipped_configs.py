@@ -11,7 +11,7 @@ import torch
 from detector.config.config import build_detector, load_config
 from detector.config.describe import DEFAULT, EffectiveConfig
 from detector.config.inherit import shipped_configs
-from detector.config.keys import Key, Section, key_table
+from detector.config.keys import Key, KeySection, key_table
 
 FILES = sorted(shipped_configs().rglob("*.yaml"))
 VARIANTS = shipped_configs() / "variants"
@@ -22,7 +22,7 @@ def effective() -> list[EffectiveConfig]:
     return [EffectiveConfig(path) for path in FILES]
 
 
-def option(section: Section, key: Key) -> tuple[str | None, ...]:
+def option(section: KeySection, key: Key) -> tuple[str | None, ...]:
     """What makes a key one option: a group of options is the same everywhere, an inherited option in all types."""
     place = "" if "." in key.name and section.path.startswith("model") else section.path
     return place, key.name, key.sentence or section.type

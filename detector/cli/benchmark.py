@@ -122,7 +122,7 @@ def summary(rounds: dict[str, list]) -> dict[str, dict[str, float]]:
     return out
 
 
-def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
     """Print one table."""
     beside = "torchvision" in rows
     heads = "".join(f"{stage:>9}" for stage in TIMED) + f"{'total s':>9}{'img/s':>8}"
@@ -152,7 +152,7 @@ def benchmark(args: argparse.Namespace) -> None:
         figures[work] = summary(measure(args, names, training=work == "train"))
         for candidate, row in figures[work].items():
             row["peak_mib"] = peak_memory(args, candidate, work)
-        show(f"{title}, medians of {args.pairs}, seconds", figures[work])
+        print_table(f"{title}, medians of {args.pairs}, seconds", figures[work])
     if args.json:
         make_folder(args.json.parent, "name another file")
         write_text(args.json, json.dumps(figures, indent=2) + "\n")

@@ -63,11 +63,11 @@ def check(args: argparse.Namespace) -> int:
             make_folder(args.picture.parent, "name another file")
             write_bytes(args.picture, png(health))
     finally:
-        show(text(health))
+        print_report(text(health))
     return 1 if health.findings.count("error") else 0
 
 
-def show(report: str) -> None:
+def print_report(report: str) -> None:
     """Print text that may hold letters unknown to this terminal, for a reader that may stop early (`| head`)."""
     encoding = sys.stdout.encoding or "utf-8"
     try:

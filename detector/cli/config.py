@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from detector.cli.arguments import CONFIG_HELP, OVERRIDES_HELP, CommandParser
-from detector.cli.check_data import show
+from detector.cli.check_data import print_report
 from detector.cli.ending import ending
 from detector.config.describe import EffectiveConfig, keys_to_text
-from detector.config.keys import key_table, select, to_markdown
+from detector.config.keys import key_table, keys_below, keys_to_markdown
 
 USAGE = """detector config CONFIG [--keys PATH] [key=value ...]
        detector config --keys [PATH]
@@ -31,21 +31,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def describe(args: argparse.Namespace) -> str:
+def requested_text(args: argparse.Namespace) -> str:
     """The text that was asked for."""
     if args.markdown:
-        return to_markdown(key_table()).rstrip("\n")
+        return keys_to_markdown(key_table()).rstrip("\n")
     if args.config is None:
-        return keys_to_text(select(key_table(), args.keys))
+        return keys_to_text(keys_below(key_table(), args.keys))
     effective = EffectiveConfig(args.config, args.overrides)
     if args.keys is None:
         return effective.to_text(effective.sections)
-    return keys_to_text(select(effective.sections, args.keys), effective.settings)
+    return keys_to_text(keys_below(effective.sections, args.keys), effective.settings)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print a configuration or the meaning of keys; the exit status."""
     args = parse(argv)
     with ending(args) as end:
-        show(describe(args))
+        print_report(requested_text(args))
     return end.status

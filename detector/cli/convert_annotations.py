@@ -34,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def convert(args: argparse.Namespace) -> dict[str, Any]:
+def convert_folder(args: argparse.Namespace) -> dict[str, Any]:
     """The COCO document."""
     common = {"split": args.split, "classes": args.classes, "max_pixels": args.max_pixels}
     if args.format == "yolo":
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     with ending(args) as end:
         check_new_file(args.output)
-        document = convert(args)
+        document = convert_folder(args)
         make_folder(args.output.parent, "name another file")
         write_text(args.output, json.dumps(document) + "\n")
         print("\n".join(report(document)))

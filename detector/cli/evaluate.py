@@ -83,10 +83,10 @@ def score_checkpoint(args: argparse.Namespace) -> None:
     on_rank0(check_own, folder, "metrics.json", "detections.json")
     metrics, results = evaluate(predictor, dataset, workers=workers)
     if is_rank0():
-        report(predictor, folder, metrics, results)
+        write_report(predictor, folder, metrics, results)
 
 
-def report(predictor: Predictor, folder: Path, metrics: dict[str, Any], results: list[dict[str, Any]]) -> None:
+def write_report(predictor: Predictor, folder: Path, metrics: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """Write metrics.json and detections.json; print the tables even where the disk is full."""
     reports_proposals = predictor.model.reports_proposals  # whose boxes have no category
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from detector.config.config import Config, parse_config
 from detector.config.inherit import SHIPPED, Layer, Reader, shipped_configs
-from detector.config.keys import REQUIRED, Section, as_yaml, key_table, sentence
+from detector.config.keys import REQUIRED, KeySection, as_yaml, key_table, sentence
 from detector.modeling.parts import DEFAULT_TYPES
 from detector.renames import rename_config
 
@@ -42,7 +42,7 @@ class EffectiveConfig:
         self.settings = {key: Setting(value, _origin(key, self.config.raw, reader.layers))
                          for key, value in effective_options(self.config, self.sections).items()}  # fmt: skip
 
-    def to_text(self, sections: Sequence[Section]) -> str:
+    def to_text(self, sections: Sequence[KeySection]) -> str:
         """Sections as lines "key  value  origin"."""
         blocks = []
         for section in sections:
@@ -54,7 +54,7 @@ class EffectiveConfig:
         return "\n\n".join(blocks)
 
 
-def effective_options(config: Config, sections: Sequence[Section]) -> dict[str, Any]:
+def effective_options(config: Config, sections: Sequence[KeySection]) -> dict[str, Any]:
     """The values that a configuration gives to the keys of its sections, by their dotted paths."""
     options = {}
     for section in sections:
@@ -109,7 +109,7 @@ def _short_path(source: str) -> str:
     return SHIPPED + os.path.relpath(real, shipped) if real.startswith(shipped + os.sep) else source
 
 
-def keys_to_text(sections: Sequence[Section], settings: Mapping[str, Setting] | None = None) -> str:
+def keys_to_text(sections: Sequence[KeySection], settings: Mapping[str, Setting] | None = None) -> str:
     """What each key means, at most 100 columns wide; `settings` adds the value that it has."""
     blocks = []
     for section in sections:

@@ -36,7 +36,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Section:
+class KeySection:
     """The keys of one type of a section."""
 
     path: str
@@ -55,9 +55,9 @@ class Section:
         return self.path if self.type is None else f"{self.path} {{type: {self.type}}}"
 
 
-def key_table(config: Config | None = None) -> list[Section]:
+def key_table(config: Config | None = None) -> list[KeySection]:
     """All sections with all their types or, with a configuration, with its types alone."""
-    sections = [Section("model", None, True, "The detector.", (_num_classes(),))]
+    sections = [KeySection("model", None, True, "The detector.", (_num_classes(),))]
     for key, slot in PARTS.items():
         constructors = dict(slot.types)
         if config is not None:
@@ -67,16 +67,16 @@ def key_table(config: Config | None = None) -> list[Section]:
             choice = name if len(slot.types) > 1 or name not in slot.types else None
             first = constructor is next(iter(slot.types.values()))
             keys = tuple(_keys(constructor, slot.supplied))
-            sections.append(Section(f"model.{key}", choice, first, _summary(constructor), keys))
+            sections.append(KeySection(f"model.{key}", choice, first, _summary(constructor), keys))
     if config is None or config.data is not None:
         sections.append(
-            Section("data", None, True, "The data set.", tuple(_keys(DataSettings, ("type",), _data_type())))
+            KeySection("data", None, True, "The data set.", tuple(_keys(DataSettings, ("type",), _data_type())))
         )
     if config is None:
         for name, constructor in TRANSFORMS.items():
             keys = tuple(_keys(constructor))
-            sections.append(Section("data.transforms[]", name, False, _summary(constructor), keys))
-    sections.append(Section("train", None, True, _summary(Recipe), tuple(_keys(Recipe))))
+            sections.append(KeySection("data.transforms[]", name, False, _summary(constructor), keys))
+    sections.append(KeySection("train", None, True, _summary(Recipe), tuple(_keys(Recipe))))
     return sections
 
 
@@ -141,7 +141,7 @@ def _kind(hint: Any) -> str:
     return "a list, each a section with a `type`" if hint == list[Callable] else describe(hint)
 
 
-def select(sections: Sequence[Section], path: str) -> list[Section]:
+def keys_below(sections: Sequence[KeySection], path: str) -> list[KeySection]:
     """The keys at and below a dotted path. Raises ConfigError, with the nearest path, where there are none."""
     found = []
     for section in sections:
@@ -178,7 +178,7 @@ def as_yaml(value: Any) -> str:
     return str(value) if isinstance(value, str | int) else _name_of(value, {})
 
 
-def to_markdown(sections: Sequence[Section]) -> str:
+def keys_to_markdown(sections: Sequence[KeySection]) -> str:
     """The content of docs/keys.md."""
     lines = [
         "# Keys of a configuration\n",
