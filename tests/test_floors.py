@@ -17,8 +17,9 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file directly in the package
     {"__main__"},
     {"cli"},
+    {"dataset_check"},
     {"comparison"},
-    {"dataset_check", "training"},
+    {"training"},
     {"evaluation"},
     {"inference", "interop"},
     {"config"},
