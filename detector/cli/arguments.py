@@ -27,7 +27,8 @@ class CommandParser(argparse.ArgumentParser):
     """Parses the arguments of one command; every command has `--debug`. argparse makes those of FORMATs with `prog` alone."""
 
     def __init__(self, command: str = "", *, prog: str | None = None, **options: Any):
-        super().__init__(prog=prog or f"detector {command}", description=COMMANDS.get(command), **options)
+        options.setdefault("description", COMMANDS.get(command))
+        super().__init__(prog=prog or f"detector {command}", **options)
         # suppressed: the default of a subcommand would replace the value given before it
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
 

@@ -68,12 +68,9 @@ def check(args: argparse.Namespace) -> int:
 
 
 def print_report(report: str) -> None:
-    """Print text that may hold letters unknown to this terminal, for a reader that may stop early (`| head`)."""
+    """Print text that may hold letters unknown to this terminal."""
     encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(report.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain on leaving
+    print(report.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """How every command ends: an exit status that says what happened and, unless it succeeded, one line on stderr.
 
 The statuses are 0 done, 1 the work failed (a loss that is not finite, errors in the data), 2 wrong input, 124 the time limit,
-129 a lost terminal, 130 Ctrl-C, 143 SIGTERM. A fault of the program itself is left to Python, which shows the traceback.
+129 a lost terminal, 130 Ctrl-C, 141 a reader of the output that stopped (`| head`), 143 SIGTERM. A fault of the program itself
+is left to Python, which shows the traceback.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import FrameType, TracebackType
 from detector.errors import DetectorError, Interrupted
 
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
+LOST_READER = 141  # as a shell reports SIGPIPE
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -55,6 +57,12 @@ class ending:
         """Report an expected error and set `status`; anything else is raised."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if isinstance(error, BrokenPipeError) or (error is None and _reader_is_gone()):
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # Python would complain when it flushes at exit
+            self.status = self.status or LOST_READER
+            return True
         if error is None:
             return False
         ended = self._explain(error)
@@ -82,6 +90,15 @@ class ending:
         if isinstance(error, RuntimeError) and _is_lost_process(error):
             return 2, f"error: another process died ({error}); if memory ran out, lower data.workers"
         return None
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the output any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _is_ignored_hangup(number: int) -> bool:
