@@ -104,16 +104,16 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return x / world_size()
 
 
-def raise_on_all(work: Callable[[], T]) -> T:
-    """What `work` gives on this process. What it raises on one of them is raised on all; see `should_report`.
+def raise_on_all(work: Callable[..., T], *args: Any) -> T:
+    """What `work(*args)` gives on this process. What it raises on one of them is raised on all; see `should_report`.
 
     The others meet the error here, or wherever within `work` they gather next: none waits for one that has left. All must
     call it.
     """
     if world_size() == 1:
-        return work()
+        return work(*args)
     try:
-        result = work()
+        result = work(*args)
     except Exception as error:
         if getattr(error, "is_shared", False):
             raise
@@ -127,9 +127,13 @@ def raise_on_all(work: Callable[[], T]) -> T:
     return result
 
 
-def on_rank0(work: Callable[[], T]) -> T:
-    """What `work` gives on the first process, where alone it is done, on all. All must call it."""
-    return gather(raise_on_all(lambda: work() if is_rank0() else None))[0]
+def on_rank0(work: Callable[..., T], *args: Any) -> T:
+    """What `work(*args)` gives on the first process, where alone it is done, on all. All must call it."""
+    return gather(raise_on_all(work, *args) if is_rank0() else raise_on_all(_nothing))[0]
+
+
+def _nothing() -> None:
+    """The part of the other processes."""
 
 
 def map_sharded(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batch: int = 1) -> Iterator[R]:

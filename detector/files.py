@@ -20,7 +20,7 @@ BEGINNINGS = {  # of our own files
     "table.csv": (b"system,seeds,AP,",),
     "table.md": (b"| system | seeds | AP |",),
     "ap_latency.png": (b"\x89PNG",),
-    "output.txt": (b"scripts/compare.py: ",),
+    "output.txt": (b"detector compare: ", b"scripts/compare.py: "),  # the latter by version 0.1
 }
 WITNESS = {  # what looks like anybody's is ours beside this
     "detections.json": "metrics.json",

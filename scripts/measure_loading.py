@@ -1,4 +1,4 @@
-"""What annotations of the size of COCO's cost: seconds to load, and memory, also that of processes that load images."""
+"""Cost of annotations of the size of COCO's: seconds to load, and memory, also of the processes that load images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from detector.cli.ending import run
+from detector.cli.arguments import CommandParser
+from detector.cli.ending import ending
 from detector.data.coco import CocoDataset
 from detector.errors import DetectorError
 
@@ -28,7 +29,8 @@ MIB = 2**20
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """The arguments."""
+    parser = CommandParser(prog="measure_loading.py", description=__doc__)
     parser.add_argument("annotations", nargs="?", type=Path, help="a COCO file (default: one of COCO's size is made)")
     return parser.parse_args(argv)
 
@@ -63,7 +65,7 @@ def objects(rng: np.random.Generator) -> Iterator[dict]:
 
 
 def memory() -> dict[str, float]:
-    """Of this process, in MiB: resident, its share of it (PSS), and what no other process shares."""
+    """Memory of this process in MiB: resident, its share of it (PSS), and the part that no other process shares."""
     lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     kib = {name.rstrip(":"): int(number) for name, number, *_ in lines}
     own = kib["Private_Clean"] + kib["Private_Dirty"]
@@ -71,7 +73,7 @@ def memory() -> dict[str, float]:
 
 
 class Targets(Dataset):
-    """The objects of every image without the image; and who read them, in what memory."""
+    """The objects of every image without the image, with the worker that read them and its memory."""
 
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
@@ -87,7 +89,7 @@ class Targets(Dataset):
 
 
 def walk(dataset: CocoDataset, workers: int) -> list[tuple[float, float]]:
-    """MiB that every process has to itself, at its first targets and after all of them."""
+    """Private MiB of every process, at its first targets and after all of them."""
     seen: dict[int, list[float]] = {}
     for batch in DataLoader(Targets(dataset), BATCH, num_workers=workers, collate_fn=list):
         for worker, own in batch:
@@ -97,7 +99,7 @@ def walk(dataset: CocoDataset, workers: int) -> list[tuple[float, float]]:
 
 
 def measure(path: Path) -> None:
-    """In a process that has loaded nothing before."""
+    """Print seconds and memory; this process must have loaded nothing before."""
     before, began, worked = memory(), time.perf_counter(), time.process_time()
     dataset = CocoDataset(path.parent, path)
     seconds, of_processor, after = time.perf_counter() - began, time.process_time() - worked, memory()
@@ -106,19 +108,20 @@ def measure(path: Path) -> None:
     print(f"{'':14}{'resident':>10}{'share':>10}{'own':>10}  MiB")
     for name, row in (("before", before), ("loaded", after), ("added", {k: after[k] - before[k] for k in after})):
         print(f"{name:14}" + "".join(f"{row[k]:10.1f}" for k in ("resident", "share", "own")))
-    print(f"\n{'workers':>7}{'at first':>12}{'in the end':>12}  MiB of its own for each, on average")
+    print(f"\n{'workers':>7}{'at first':>12}{'in the end':>12}  MiB private to each, on average")
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores
     for workers in WORKERS:
         first, last = np.mean(walk(dataset, workers), axis=0)
         print(f"{workers:7}{first:12.1f}{last:12.1f}")
 
 
-def measure_as_asked(args: argparse.Namespace) -> int | None:
-    """A process that holds nothing else does it."""
+def measure_in_child(args: argparse.Namespace) -> int:
+    """Measure a given file in this process, or a made one in a child, which holds nothing else; the exit status."""
     if not os.path.exists("/proc/self/smaps_rollup"):
         raise DetectorError("this system does not say what processes share: no /proc/self/smaps_rollup")
     if args.annotations is not None:
-        return measure(args.annotations)
+        measure(args.annotations)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "annotations.json"
         write_annotations(path)
@@ -126,8 +129,11 @@ def measure_as_asked(args: argparse.Namespace) -> int | None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure; the exit status."""
     args = parse(argv)
-    return run(lambda: measure_as_asked(args))
+    with ending(args) as end:
+        end.status = measure_in_child(args)
+    return end.status
 
 
 if __name__ == "__main__":

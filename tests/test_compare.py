@@ -1,4 +1,4 @@
-"""scripts/compare.py: a table that repeats what train.py and evaluate.py measured, however often it was interrupted."""
+"""`detector compare`: a table that repeats what training and evaluation measured, however often it was interrupted."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 import yaml
-from helpers.training import ROOT, draw_set, script, train, write_config
+from helpers.training import CLASSES, ROOT, draw_set, write_config
 from PIL import Image
 from torch import Tensor, nn
 
 import detector
-from detector.comparison.chart import AXES, draw_chart, place_names, ticks
-from detector.comparison.chart import Point as ChartPoint
+from detector.checkpoint import save_checkpoint
+from detector.cli import compare as command
+from detector.cli import evaluate as evaluate_command
+from detector.cli import train as train_command
+from detector.comparison import execution
+from detector.comparison.chart import AXES, ChartPoint, draw_chart, place_names, ticks
 from detector.comparison.cost import count_flops, milliseconds
 from detector.comparison.table import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
+from detector.config.config import build_detector, load_config
 from detector.data.settings import build_dataset
 from detector.errors import DataError
 
@@ -40,16 +47,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_set(tmp_path_factory.mktemp("data"))
 
 
-def write_configs(folder: Path, data: Path) -> list[str]:
-    """Two systems, an epoch of three steps each."""
-    paths = [write_config(folder / f"{name}.yaml", data, epochs=1) for name in ("fpn", "panet")]
-    edit(paths[1], "model", neck={"type": "panet", "width": 32})
-    return [str(path) for path in paths]
-
-
 @pytest.fixture
 def configs(tmp_path: Path, data: Path) -> list[str]:
-    return write_configs(tmp_path, data)
+    """Two systems, an epoch of three steps each."""
+    paths = [write_config(tmp_path / f"{name}.yaml", data, epochs=1) for name in ("fpn", "panet")]
+    edit(paths[1], "model", neck={"type": "panet", "width": 32})
+    return [str(path) for path in paths]
 
 
 def edit(path: Path, section: str, **values) -> None:
@@ -65,20 +68,39 @@ def change(config: str, name: str, **model) -> Path:
     return copy
 
 
-class Compare:
-    """scripts/compare.py with its two scripts called in this process, which saves their start; `stop_at` call: a signal."""
+def made_training(arguments: list[str]) -> int:
+    """The files of `detector train CONFIG key=value ... --output DIR`, with the weights of the beginning."""
+    config, *overrides = arguments[: arguments.index("--output")]
+    folder = Path(arguments[arguments.index("--output") + 1])
+    made = load_config(config, overrides).with_num_classes(len(CLASSES))
+    torch.manual_seed(made.train.seed)
+    names, ids = zip(*sorted(CLASSES.items(), key=lambda item: item[1]))
+    model = build_detector(made, pretrained=False)
+    save_checkpoint(folder / "best.pth", model=model, config=made.raw, class_names=list(names), category_ids=list(ids))
+    shutil.copy(folder / "best.pth", folder / "last.pth")
+    (folder / "config.yaml").write_text(yaml.safe_dump(made.raw))
+    (folder / "metrics.csv").write_text("step,memory_mib\n1,10\n")
+    return 0
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.script, self.commands, self.stop_at = script("compare"), [], None
-        monkeypatch.setattr(self.script, "call", self.call)
+
+class Compare:
+    """`detector compare`, its children called in this process; `stop_at` call: a signal; trainings of `fails` diverge."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, train: Callable[[list[str]], int] = made_training):
+        self.commands, self.stop_at, self.fails, self.train = [], None, "", train
+        monkeypatch.setattr(execution, "call", self.call)
 
     def __call__(self, *arguments: object) -> int:
         self.commands = []
-        return self.script.main([*map(str, arguments), "--trust"])
+        return command.main([*map(str, arguments), "--trust"])
 
-    def call(self, command: list[str], output) -> int:
-        self.commands.append(" ".join([Path(command[1]).stem, *command[2:]]))
-        status = script(Path(command[1]).stem).main(command[2:])
+    def call(self, child: list[str], output: IO[str]) -> int:
+        assert child[1:3] == ["-m", "detector"]
+        self.commands.append(" ".join(child[3:]))
+        if self.fails and self.fails in child[4]:
+            print("stopped: the loss is NaN", file=output)
+            return 1
+        status = self.train(child[4:]) if child[3] == "train" else evaluate_command.main(child[4:])
         if len(self.commands) == self.stop_at:
             raise KeyboardInterrupt
         return status
@@ -89,94 +111,83 @@ def compare(monkeypatch: pytest.MonkeyPatch) -> Compare:
     return Compare(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The folder of a comparison of both systems with two seeds; not to be written into."""
-    folder = tmp_path_factory.mktemp("compared")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        assert Compare(monkeypatch)(*write_configs(folder, data), "--seeds", 0, 1, "--output", folder / "out") == 0
-    return folder / "out"
-
-
-@pytest.fixture
-def out(compared: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return shutil.copytree(compared, tmp_path / "out")
-
-
 def read_table(folder: Path) -> dict[str, dict[str, str]]:
     with open(folder / "table.csv", newline="") as file:
         return {row["system"]: row for row in csv.DictReader(file)}
 
 
-def test_the_table_repeats_what_evaluate_measured(compared: Path):
-    out = compared
-    table = read_table(out)
-    assert list(table) == ["fpn", "panet"]
-    for name, row in table.items():
-        runs = [json.loads((out / f"{name}_seed{seed}/score/metrics.json").read_text()) for seed in (0, 1)]
-        for part, columns in (("bbox", BOXES), ("proposals", RECALLS)):
-            for column in columns:
-                a, b = (run[part][column] for run in runs)
-                if a < 0:  # COCO: no object of this size
-                    assert row[column] == row[f"{column}_spread"] == ""
-                    continue
-                assert float(row[column]) == pytest.approx((a + b) / 2, abs=1e-6)
-                assert float(row[f"{column}_spread"]) == pytest.approx(abs(a - b) / 2, abs=1e-6)
-        model = detector.load(out / f"{name}_seed0/best.pth", trust=True).model
-        assert float(row["parameters"]) >= sum(p.numel() for p in model.parameters())  # norms are folded in there
-        assert float(row["flops"]) > 0 and float(row["ms"]) > 0 and float(row["memory_mib"]) > 0
-    assert float(table["panet"]["parameters"]) > float(table["fpn"]["parameters"])
-    assert "| panet | 2 |" in (out / "table.md").read_text()
+def test_the_table_repeats_what_two_trainings_measured(configs: list[str], tmp_path: Path, monkeypatch):
+    """The only test here, but for the slow one, that trains."""
+    out = tmp_path / "out"
+    assert Compare(monkeypatch, train_command.main)(configs[0], "--seeds", 0, 1, "--output", out) == 0
+    row = read_table(out)["fpn"]
+    runs = [json.loads((out / f"fpn_seed{seed}/score/metrics.json").read_text()) for seed in (0, 1)]
+    for part, columns in (("bbox", BOXES), ("proposals", RECALLS)):
+        for column in columns:
+            a, b = (run[part][column] for run in runs)
+            if a < 0:  # COCO: no object of this size
+                assert row[column] == row[f"{column}_spread"] == ""
+                continue
+            assert float(row[column]) == pytest.approx((a + b) / 2, abs=1e-6)
+            assert float(row[f"{column}_spread"]) == pytest.approx(abs(a - b) / 2, abs=1e-6)
+    model = detector.load(out / "fpn_seed0/best.pth", trust=True).model
+    assert float(row["parameters"]) >= sum(p.numel() for p in model.parameters())  # norms are folded in there
+    assert float(row["flops"]) > 0 and float(row["ms"]) > 0 and float(row["memory_mib"]) > 0
+    assert "| fpn | 2 |" in (out / "table.md").read_text()
     assert Image.open(out / "ap_latency.png").size == (1200, 800)
     seeds = [yaml.safe_load((out / f"fpn_seed{seed}/config.yaml").read_text())["train"]["seed"] for seed in (0, 1)]
     assert seeds == [0, 1]
 
 
 @pytest.mark.parametrize("stop_at", [1, 2])
-def test_interrupted_it_goes_on_with_what_is_missing(compare, configs, tmp_path, capsys, stop_at: int):
+def test_interrupted_it_continues_with_what_is_missing(compare, configs, tmp_path, capsys, stop_at: int):
     out = tmp_path / "out"
     compare.stop_at = stop_at  # after a training, after its evaluation
     assert compare(*configs, "--output", out) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("stopped by SIGINT; the same command continues\n")
     compare.stop_at = None
     assert compare(*configs, "--output", out) == 0
     expected = ["train fpn --resume", "evaluate fpn", "train panet", "evaluate panet"]
-    assert [brief(command) for command in compare.commands] == expected[0 if stop_at == 1 else 2 :]
-    assert list(read_table(out)) == ["fpn", "panet"]
+    assert [brief(child) for child in compare.commands] == expected[0 if stop_at == 1 else 2 :]
+    table = read_table(out)
+    assert list(table) == ["fpn", "panet"] and float(table["panet"]["parameters"]) > float(table["fpn"]["parameters"])
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*/*")}
     assert compare(*configs, "--output", out) == 0 and compare.commands == []  # only the table is made anew
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*/*")} == before
 
 
-def brief(command: str) -> str:
+def brief(child: str) -> str:
     """train CONFIG ... --output DIR/fpn_seed0 [--resume] -> "train fpn --resume"."""
-    name = "panet" if "panet_seed0" in command else "fpn"
-    return f"{command.split()[0]} {name}" + (" --resume" if command.endswith("--resume") else "")
+    name = "panet" if "panet_seed0" in child else "fpn"
+    return f"{child.split()[0]} {name}" + (" --resume" if child.endswith("--resume") else "")
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(compare, configs, tmp_path, capsys):
-    broken = change(configs[0], "broken", pixels={"mean": [math.inf] * 3})  # which no network survives
-    assert compare(broken, configs[0], "--output", tmp_path / "out") == 1
+def test_a_run_that_fails_is_named_and_the_others_continue(compare, configs, tmp_path, capsys):
+    compare.fails = "broken.yaml"
+    assert compare(change(configs[0], "broken"), configs[0], "--output", tmp_path / "out") == 1
     printed = capsys.readouterr()
-    assert "[1/2] broken seed 0: train.py left with status 1" in printed.out
+    assert "[1/2] broken seed 0: train ended with status 1: stopped: the loss is NaN (see " in printed.out
     assert "failed: broken seed 0" in printed.err
     assert list(read_table(tmp_path / "out")) == ["fpn"]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named_and_the_others_are_tabulated(compare, configs, out, capsys):
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_others_are_tabulated(compare, configs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compare(*configs, "--output", out) == 0
     (out / "fpn_seed0/best.pth").write_bytes(b"half of a checkpoint")
-    assert compare(*configs, "--seeds", 0, 1, "--output", out) == 1 and compare.commands == []
+    assert compare(*configs, "--output", out) == 1 and compare.commands == []
     printed = capsys.readouterr()
     assert f"fpn seed 0: {out / 'fpn_seed0/best.pth'}: damaged" in printed.out
     assert printed.err.splitlines()[-1] == "failed: fpn seed 0"
-    assert {name: row["seeds"] for name, row in read_table(out).items()} == {"panet": "2", "fpn": "1"}
+    assert list(read_table(out)) == ["panet"]
 
 
-def test_detectors_with_proposals_of_their_own_files_are_compared_with_others(compare, configs, out, data, tmp_path):
+def test_detectors_with_proposals_of_their_own_files_are_compared_with_others(compare, configs, tmp_path):
+    out = tmp_path / "out"
+    assert compare(configs[0], "--output", out) == 0
     for split in ("train", "val"):
         given = [str(out / "fpn_seed0/best.pth"), "--split", split, "--proposals", str(tmp_path / f"{split}.pth")]
-        assert script("evaluate").main([*given, "--trust"]) == 0
+        assert evaluate_command.main([*given, "--trust"]) == 0
     fast = change(configs[0], "fast", rpn={"type": "precomputed"})
     for split in ("train", "val"):
         own = yaml.safe_load(fast.read_text())["data"][split]
@@ -216,8 +227,8 @@ def test_what_cannot_be_compared_is_one_error_before_any_training(compare, confi
 
 def test_a_folder_of_other_settings_is_refused(compare, configs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert train(Path(configs[0]), out / "fpn_seed0", ["train.seed=0", "train.lr=0.005"]) == 0
-    capsys.readouterr()
+    (out / "fpn_seed0").mkdir(parents=True)
+    assert made_training([configs[0], "train.seed=0", "train.lr=0.005", "--output", str(out / "fpn_seed0")]) == 0
     assert compare(*configs, "--output", out) == 2
     assert "train.lr = 0.005, now it is 0.01" in capsys.readouterr().err
     assert compare(*configs, "--output", out, "train.lr=0.005") == 0  # the same run, finished
@@ -241,23 +252,23 @@ def test_what_no_comparison_wrote_is_refused_and_kept(compare, configs, tmp_path
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [path]
 
 
-def test_a_picture_without_our_table_beside_it_is_refused(compare, configs, out, capsys):
-    (out / "table.csv").unlink()
-    (out / "table.md").unlink()
+def test_a_picture_without_our_table_beside_it_is_refused(compare, configs, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    Image.new("RGB", (8, 8)).save(out / "ap_latency.png")
     assert compare(*configs, "--output", out) == 2
     assert "ap_latency.png: not of an earlier run" in capsys.readouterr().err
 
 
-def test_seeds_may_be_followed_by_anything(compare, capsys):
-    parse = compare.script.parse
-    args = parse(["a.yaml", "--output", "out", "--seeds", "0", "1", "train.epochs=1", "b.yaml"])
+def test_seeds_may_be_followed_by_anything(capsys):
+    args = command.parse(["a.yaml", "--output", "out", "--seeds", "0", "1", "train.epochs=1", "b.yaml"])
     assert (
         args.seeds == [0, 1]
         and args.overrides == ["train.epochs=1"]
         and list(map(str, args.configs)) == ["a.yaml", "b.yaml"]
     )
     with pytest.raises(SystemExit):
-        parse(["a.yaml", "--output", "out", "--seeds", "few"])
+        command.parse(["a.yaml", "--output", "out", "--seeds", "few"])
     assert "--seeds: few is no whole number" in capsys.readouterr().err
 
 
@@ -266,18 +277,18 @@ def test_a_signal_in_the_midst_of_a_training_loses_nothing(configs, tmp_path):
     """As a user sees it, in processes of their own."""
     edit(configs[0], "train", epochs=20, evaluate_every=20)
     out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "scripts/compare.py"), configs[0], "--output", str(out), "--trust"]
+    program = [sys.executable, str(ROOT / "scripts/compare.py"), configs[0], "--output", str(out), "--trust"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
     metrics = out / "fpn_seed0/metrics.csv"
     while not metrics.exists() or metrics.read_text().count("\n") < 6:
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
-    assert "goes on" in first.communicate(timeout=60)[1] and first.returncode == 128 + signal.SIGTERM
+    assert "continues" in first.communicate(timeout=60)[1] and first.returncode == 128 + signal.SIGTERM
     done = metrics.read_text().count("\n")
     assert (out / "fpn_seed0/last.pth").exists() and done < 60
-    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    second = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     assert "resumed from" in (out / "fpn_seed0/train.log").read_text()
     with open(metrics, newline="") as file:
@@ -326,16 +337,16 @@ def test_a_bar_in_a_name_does_not_end_its_cell(tmp_path: Path):
     assert to_markdown([row]).splitlines()[2].startswith(r"| a\|b | 1 | 30.0 |")
 
 
-def test_an_earlier_picture_goes_when_there_is_nothing_to_draw(compare, tmp_path: Path):
+def test_an_earlier_picture_goes_when_there_is_nothing_to_draw(tmp_path: Path):
     run = write_run(tmp_path / "a")
     rows = {alone: make_row("a", [read_run(run, rpn_alone=alone)], COSTS) for alone in (False, True)}
-    compare.script.write_table([rows[False]], tmp_path)
+    command.write_tables([rows[False]], tmp_path)
     assert Image.open(tmp_path / "ap_latency.png").format == "PNG"
-    compare.script.write_table([rows[True]], tmp_path)
+    command.write_tables([rows[True]], tmp_path)
     assert sorted(p.name for p in tmp_path.glob("*.*")) == ["table.csv", "table.md"]
     (tmp_path / "ap_latency.png").mkdir()
     with pytest.raises(DataError, match=r"ap_latency\.png: cannot be written"):
-        compare.script.write_table([rows[False]], tmp_path)
+        command.write_tables([rows[False]], tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"bbox": 1}'])
@@ -345,10 +356,10 @@ def test_a_damaged_metrics_file_is_named(tmp_path: Path, content: str):
         read_run(tmp_path / "a")
 
 
-def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tmp_path: Path, data: Path):
-    assert train(Path(configs[0]), tmp_path / "run") == 0
-    predictor = detector.load(tmp_path / "run/best.pth", trust=True)
-    dataset = build_dataset(predictor.config.data, "val")
+def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tmp_path: Path):
+    assert made_training([configs[0], "--output", str(tmp_path)]) == 0
+    predictor = detector.load(tmp_path / "best.pth", trust=True)
+    dataset = build_dataset(predictor.config.needed_data(), "val")
     counted = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:

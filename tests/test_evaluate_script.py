@@ -1,18 +1,19 @@
-"""scripts/evaluate.py: what it prints, writes and refuses."""
+"""`detector evaluate`: what it prints, writes and refuses."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
 import detector
+from detector.cli import evaluate as command
+from detector.config.config import parse_config
 from detector.errors import CheckpointError, DataError
 
 ROOT = Path(__file__).parents[1]
@@ -30,14 +31,6 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts/evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     """--detections and --annotations of a perfect result."""
@@ -47,12 +40,13 @@ def files(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def faked(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """A checkpoint and a data set that cost nothing; gathers what the script asked them for."""
+def faked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A checkpoint and a data set that cost nothing; gathers what the command asked them for."""
     asked: dict[str, object] = {}
     split = {"images": "images", "annotations": "a.json"}
-    config = {"data": {"root": ".", "train": split, "val": split, "workers": 0}}
-    predictor = SimpleNamespace(config=config, class_names=["cell"], is_rpn_alone=False)
+    config = parse_config({"data": {"root": ".", "train": split, "val": split, "workers": 0}}, trust=False)
+    model = SimpleNamespace(reports_proposals=False)
+    predictor = SimpleNamespace(config=config, class_names=["cell"], model=model)
 
     def load(path: Path, trust: bool, overrides: list[str], **how: str) -> SimpleNamespace:
         if not path.exists():
@@ -60,8 +54,8 @@ def faked(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, obje
         asked.update(overrides=overrides, trust=trust)
         return predictor
 
-    def build_dataset(config: dict, split: str, class_names: list[str], trust: bool) -> SimpleNamespace:
-        asked.update(split=split, class_names=class_names, data_trust=trust)
+    def build_dataset(data: object, split: str, class_names: list[str]) -> SimpleNamespace:
+        asked.update(split=split, class_names=class_names, keep_empty=data.keep_empty)
         return SimpleNamespace(report="1 image")
 
     def evaluate(predictor: object, dataset: object, workers: int) -> tuple[dict, list]:
@@ -69,27 +63,27 @@ def faked(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, obje
         return METRICS, FOUND
 
     monkeypatch.setattr(detector, "load", load)
-    monkeypatch.setattr(script, "build_dataset", build_dataset)
-    monkeypatch.setattr(script, "evaluate", evaluate)
+    monkeypatch.setattr(command, "build_dataset", build_dataset)
+    monkeypatch.setattr(command, "evaluate", evaluate)
     return asked
 
 
-def test_results_file_is_scored(script: ModuleType, files: list[str], tmp_path: Path, capsys) -> None:
-    assert script.main([*files]) == 0
+def test_results_file_is_scored(files: list[str], tmp_path: Path, capsys) -> None:
+    assert command.main([*files]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].split()[0] == "AP" and "cell" in out and "proposals" not in out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["found.json", "truth.json"]  # nothing is written unasked
-    assert script.main([*files, "--output", str(tmp_path / "new")]) == 0
+    assert command.main([*files, "--output", str(tmp_path / "new")]) == 0
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["metrics.json"]
     metrics = json.loads((tmp_path / "new/metrics.json").read_text())
     assert metrics["bbox"]["AP"] == pytest.approx(1) and metrics["per_class"]["cell"]["AP50"] == pytest.approx(1)
 
 
-def test_checkpoint_is_evaluated_beside_itself(script: ModuleType, faked: dict, tmp_path: Path, capsys) -> None:
+def test_checkpoint_is_evaluated_beside_itself(faked: dict, tmp_path: Path, capsys) -> None:
     (tmp_path / "best.pth").write_bytes(b"weights")
-    assert script.main([str(tmp_path / "best.pth"), "data.root=there", "--split", "test", "data.workers=0"]) == 0
+    assert command.main([str(tmp_path / "best.pth"), "data.root=there", "--split", "test", "data.workers=0"]) == 0
     expected = {"overrides": ["data.root=there", "data.workers=0"], "split": "test", "class_names": ["cell"]}
-    assert faked == expected | {"workers": 0, "trust": False, "data_trust": False}
+    assert faked == expected | {"workers": 0, "trust": False, "keep_empty": True}
     assert json.loads((tmp_path / "metrics.json").read_text()) == METRICS
     assert json.loads((tmp_path / "detections.json").read_text()) == FOUND
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "detections.json", "metrics.json"]
@@ -97,23 +91,23 @@ def test_checkpoint_is_evaluated_beside_itself(script: ModuleType, faked: dict, 
     assert "AR1000" in printed.out and "1 image" in printed.err
 
 
-def test_output_folder_is_chosen_and_tried_first(script: ModuleType, faked: dict, tmp_path: Path, capsys) -> None:
+def test_output_folder_is_chosen_and_tried_first(faked: dict, tmp_path: Path, capsys) -> None:
     (tmp_path / "best.pth").write_bytes(b"weights")
-    assert script.main([str(tmp_path / "best.pth"), "--output", str(tmp_path / "a/b")]) == 0
+    assert command.main([str(tmp_path / "best.pth"), "--output", str(tmp_path / "a/b")]) == 0
     assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == ["detections.json", "metrics.json"]
     faked.clear()
-    assert script.main([str(tmp_path / "best.pth"), "--output", str(tmp_path / "best.pth")]) == 2
+    assert command.main([str(tmp_path / "best.pth"), "--output", str(tmp_path / "best.pth")]) == 2
     assert "workers" not in faked  # refused before the long part
     assert (tmp_path / "best.pth").read_bytes() == b"weights"
 
 
-def test_numbers_survive_a_failed_write(script: ModuleType, faked: dict, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_numbers_survive_a_failed_write(faked: dict, tmp_path: Path, monkeypatch, capsys) -> None:
     def full(path: Path, text: str) -> None:
         raise DataError(f"{path}: cannot be written (the disk is full)")
 
-    monkeypatch.setattr(script, "write_text", full)
+    monkeypatch.setattr(command, "write_text", full)
     (tmp_path / "best.pth").write_bytes(b"weights")
-    assert script.main([str(tmp_path / "best.pth")]) == 2
+    assert command.main([str(tmp_path / "best.pth")]) == 2
     printed = capsys.readouterr()
     assert "0.250000" in printed.out and "metrics.json: cannot be written" in printed.err
 
@@ -121,29 +115,29 @@ def test_numbers_survive_a_failed_write(script: ModuleType, faked: dict, tmp_pat
 @pytest.mark.parametrize("name", ["metrics.json", "detections.json"])
 @pytest.mark.parametrize("content", ['{"mine": 1}', '[{"file_name": "a.png", "image_id": 1}]', "", None])
 def test_foreign_files_are_not_written_over(
-    script: ModuleType, faked: dict, tmp_path: Path, name: str, content: str | None, capsys
+    faked: dict, tmp_path: Path, name: str, content: str | None, capsys
 ) -> None:
     """Of other content, or, where there is none, a folder of that name."""
     (tmp_path / "best.pth").write_bytes(b"weights")
-    assert script.main([str(tmp_path / "best.pth")]) == 0
-    assert script.main([str(tmp_path / "best.pth")]) == 0  # its own files it may
+    assert command.main([str(tmp_path / "best.pth")]) == 0
+    assert command.main([str(tmp_path / "best.pth")]) == 0  # its own files it may
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_text(content)
     faked.clear()
-    assert script.main([str(tmp_path / "best.pth")]) == 2
+    assert command.main([str(tmp_path / "best.pth")]) == 2
     assert f"{name}: not of an earlier run" in capsys.readouterr().err and "workers" not in faked
     assert content is None or (tmp_path / name).read_text() == content
 
 
 def test_results_of_somebody_else_are_not_ours_because_they_look_alike(
-    script: ModuleType, faked: dict, files: list[str], tmp_path: Path
+    faked: dict, files: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "best.pth").write_bytes(b"weights")
     (tmp_path / "detections.json").write_text(json.dumps(FOUND))  # but there is no metrics.json beside it
-    assert script.main([str(tmp_path / "best.pth")]) == 2
-    assert script.main([*files, "--output", str(tmp_path)]) == 0  # which writes metrics.json alone
+    assert command.main([str(tmp_path / "best.pth")]) == 2
+    assert command.main([*files, "--output", str(tmp_path)]) == 0  # which writes metrics.json alone
     (tmp_path / "metrics.json").write_text("{}")
-    assert script.main([*files, "--output", str(tmp_path)]) == 2
+    assert command.main([*files, "--output", str(tmp_path)]) == 2
 
 
 @pytest.mark.parametrize(
@@ -157,39 +151,42 @@ def test_results_of_somebody_else_are_not_ours_because_they_look_alike(
         (["best.pth", "--proposals", "p.pth", "--output", "out"], "--proposals FILE goes"),
     ],
 )
-def test_wrong_command_line(script: ModuleType, arguments: list[str], message: str, capsys) -> None:
+def test_wrong_command_line(arguments: list[str], message: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
-        script.main(arguments)
+        command.main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_bad_input_is_one_message(script: ModuleType, files: list[str], faked: dict, tmp_path: Path, capsys) -> None:
-    assert script.main([str(tmp_path / "none.pth")]) == 2
-    assert script.main([files[0], str(tmp_path / "none.json"), *files[2:]]) == 2
-    assert script.main([*files[:3], files[1]]) == 2  # the results given as annotations
+def test_bad_input_is_one_message(files: list[str], faked: dict, tmp_path: Path, capsys) -> None:
+    assert command.main([str(tmp_path / "none.pth")]) == 2
+    assert command.main([files[0], str(tmp_path / "none.json"), *files[2:]]) == 2
+    assert command.main([*files[:3], files[1]]) == 2  # the results given as annotations
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True] * 3
     assert "none.pth" in lines[0] and "none.json" in lines[1]
     assert "found.json: is not a COCO annotation file" in lines[2]
 
 
-def test_official_files(script: ModuleType, tmp_path: Path, capsys) -> None:
+def test_official_files(tmp_path: Path, capsys) -> None:
     if not COCOAPI.exists():
         pytest.skip("the COCO API's files are not here")
     results = COCOAPI / "results/instances_val2014_fakebbox100_results.json"
     annotations = COCOAPI / "annotations/instances_val2014_100.json"
     arguments = ["--detections", str(results), "--annotations", str(annotations), "--output", str(tmp_path)]
-    assert script.main(arguments) == 0
+    assert command.main(arguments) == 0
     printed = capsys.readouterr()
     assert "0.504581  0.696973  0.572982  0.585626  0.519400  0.501398" in printed.out and printed.err == ""
     assert "0.386813  0.593680  0.595353  0.639811  0.566421  0.564291" in printed.out
     assert json.loads((tmp_path / "metrics.json").read_text())["bbox"]["AP"] == pytest.approx(0.504581, abs=5e-7)
 
 
-def test_as_a_program(files: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "start", [[str(ROOT / "scripts/evaluate.py")], ["-m", "detector", "evaluate"]], ids=["script", "module"]
+)
+def test_as_a_program(files: list[str], tmp_path: Path, start: list[str]) -> None:
     """Results of an image that the annotations lack: status 2, one line, no traceback, nothing written."""
     (tmp_path / "found.json").write_text(json.dumps([FOUND[0] | {"image_id": 999}]))
-    command = [sys.executable, ROOT / "scripts/evaluate.py", *files, "--output", tmp_path / "out"]
+    command = [sys.executable, *start, *files, "--output", tmp_path / "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     refused = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert refused.returncode == 2 and refused.stdout == ""

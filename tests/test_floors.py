@@ -15,8 +15,11 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file directly in the package
-    {"cli", "__main__"},
-    {"comparison", "dataset_check", "training"},
+    {"__main__"},
+    {"cli"},
+    {"dataset_check"},
+    {"comparison"},
+    {"training"},
     {"evaluation"},
     {"inference", "interop"},
     {"config"},
@@ -91,7 +94,7 @@ def test_no_imports_go_in_a_circle_among_files():
 def test_the_documents_show_these_floors_in_this_order():
     text = (ROOT / "docs/extending.md").read_text()
     rows = re.findall(r"^\| \d+ \| (.+?) \|", text, flags=re.M)
-    assert [set(re.findall(r"`(\w+)[/.`]", row)) for row in rows] == [rooms - {"__main__"} for rooms in FLOORS]
+    assert [set(re.findall(r"`(\w+)[/.`]", row)) for row in rows] == FLOORS[1:]
 
 
 def test_only_the_core_packages_are_needed():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -14,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 import detector
+from detector.cli.infer import main
 from detector.errors import CheckpointError, DataError
 from detector.inference.folder import SUFFIXES, find_images, infer_images
 from detector.structures import Detections
-
-ROOT = Path(__file__).parents[1]
 
 
 class FakePredictor:
@@ -40,14 +37,6 @@ class FakePredictor:
     def find(self, w: int, h: int) -> Detections:
         boxes = torch.tensor([[0.0, 0.0, w / 2, h], [w / 2, 0.0, w, h]])
         return Detections(boxes, torch.tensor([0.9, 0.3]), torch.tensor([1, 0]), ["cell", "dust"])
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("infer_script", ROOT / "scripts/infer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -161,15 +150,18 @@ def test_every_suffix_can_be_written(tmp_path: Path, suffix: str):
     assert Image.open(tmp_path / "out" / f"a{suffix.upper()}").size == (40, 30)
 
 
-def test_the_script_names_a_corrupt_image_goes_on_and_ends_with_2(
-    photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+@pytest.fixture
+def any_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is loaded is a FakePredictor."""
     monkeypatch.setattr(detector, "load", lambda path, trust, **how: FakePredictor(), raising=False)
-    assert script.main(["any.pth", "photos", "--output", "good"]) == 0
+
+
+def test_it_names_a_corrupt_image_goes_on_and_ends_with_2(photos: Path, any_checkpoint, capsys: pytest.CaptureFixture):
+    assert main(["any.pth", "photos", "--output", "good"]) == 0
     (photos / "b.jpg").write_bytes(b"no image")
     write_image(photos / "big.png", size=(200, 200))  # more than FakePredictor.max_pixels
     capsys.readouterr()
-    assert script.main(["any.pth", "photos", "--output", "out"]) == 2
+    assert main(["any.pth", "photos", "--output", "out"]) == 2
     captured = capsys.readouterr()
     assert "b.jpg" in captured.err and "big.png" in captured.err and "2 of 4 images" in captured.err
     found = json.loads(Path("out/detections.json").read_text())
@@ -177,9 +169,8 @@ def test_the_script_names_a_corrupt_image_goes_on_and_ends_with_2(
     assert not Path("out/b.jpg").exists() and Path("out/day/a.png").exists()
 
 
-def test_the_script_works_when_no_image_can_be_read(photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(detector, "load", lambda path, trust, **how: FakePredictor(), raising=False)
-    assert script.main(["any.pth", "photos/notes.txt", "--output", "out"]) == 2
+def test_it_works_when_no_image_can_be_read(photos: Path, any_checkpoint):
+    assert main(["any.pth", "photos/notes.txt", "--output", "out"]) == 2
     assert json.loads(Path("out/detections.json").read_text()) == []
 
 
@@ -189,31 +180,28 @@ def test_the_script_works_when_no_image_can_be_read(photos: Path, script: Module
 )
 def test_wrong_paths_are_known_before_the_checkpoint_is_read(
     photos: Path,
-    script: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     arguments: list[str],
 ):
     monkeypatch.setattr(detector, "load", lambda path, trust, **how: pytest.fail("loaded"), raising=False)
-    assert script.main(["any.pth", *arguments]) == 2
+    assert main(["any.pth", *arguments]) == 2
     assert arguments[-1 if len(arguments[0]) < 7 else 0] in capsys.readouterr().err
     assert not Path("out").exists()
 
 
-def test_a_bad_checkpoint_is_one_message(
-    photos: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_a_bad_checkpoint_is_one_message(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     def load(path: Path, trust: bool, **how: str) -> FakePredictor:
         raise CheckpointError(f"{path}: not a checkpoint")
 
     monkeypatch.setattr(detector, "load", load, raising=False)
-    assert script.main(["any.pth", "photos", "--output", "out/deep"]) == 2
+    assert main(["any.pth", "photos", "--output", "out/deep"]) == 2
     assert capsys.readouterr().err == "error: any.pth: not a checkpoint\n"
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("option", [["--score", "50"], ["--score", "nan"], ["--batch", "0"], []])
-def test_wrong_options_end_with_2(script: ModuleType, option: list[str]):
+def test_wrong_options_end_with_2(option: list[str]):
     output = ["--output", "out"] if option else []
     with pytest.raises(SystemExit, match="2"):
-        script.main(["any.pth", "photos", *output, *option])
+        main(["any.pth", "photos", *output, *option])

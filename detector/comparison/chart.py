@@ -15,12 +15,12 @@ RADIUS = 6
 DISTANCES = (10, 26, 44, 64, 90)  # pixels from a point to its name; the nearest without overlap wins
 DIRECTIONS = [(x, y) for x in (1, -1, 0) for y in (0, -1, 1) if x or y]
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 
 @dataclass(frozen=True)
-class Point:
-    """A named point; `spread` is drawn as a bar of so much up and down."""
+class ChartPoint:
+    """A named point; a bar reaches `spread` above and below it."""
 
     name: str
     x: float
@@ -28,8 +28,8 @@ class Point:
     spread: float
 
 
-def draw_chart(points: Sequence[Point], x_label: str, y_label: str) -> Image.Image:
-    """The points with grid, ticks and axis labels; each name stands near its point and off the others."""
+def draw_chart(points: Sequence[ChartPoint], x_label: str, y_label: str) -> Image.Image:
+    """The points with grid, ticks and axis labels; names are placed near their points without overlap where possible."""
     picture = Image.new("RGB", SIZE, "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20)
     x_ticks = ticks([p.x for p in points])
@@ -52,8 +52,8 @@ def draw_chart(points: Sequence[Point], x_label: str, y_label: str) -> Image.Ima
     return picture
 
 
-def place_names(marks: Sequence[Box], sizes: Sequence[tuple[float, float]]) -> list[Box]:
-    """A place of (w, h) for the name of every mark: in the plane, over as little else as possible, as near as possible."""
+def place_names(marks: Sequence[Rectangle], sizes: Sequence[tuple[float, float]]) -> list[Rectangle]:
+    """A rectangle of size (w, h) for the name of every mark: within AXES, with the least overlap, then the nearest."""
     taken, names = list(marks), []
     for (x1, y1, x2, y2), (w, h) in zip(marks, sizes):
         candidates = []
@@ -70,14 +70,14 @@ def place_names(marks: Sequence[Box], sizes: Sequence[tuple[float, float]]) -> l
     return names
 
 
-def _shared(a: Box, b: Box) -> float:
-    """Area of the overlap."""
+def _shared(a: Rectangle, b: Rectangle) -> float:
+    """Area of the intersection."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(width, 0) * max(height, 0)
 
 
 def ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers at equal distances, from below the least value to above the largest."""
+    """Round, equidistant numbers that enclose the values."""
     low, high = min(values), max(values)
     rough = max(high - low, abs(high) / 100, 1e-9) / 5
     unit = 10 ** math.floor(math.log10(rough))

@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, arithmetic, and time beside others."""
+"""Cost of a detector: parameters, floating-point operations, and latency side by side with others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detector.config.config import Config, build_detector
 from detector.data.coco import CocoDataset
 from detector.inference.predictor import Predictor
 
-IMAGES, ROUNDS = 16, 3  # of the data set, and how often each detector sees each of them
+IMAGES, ROUNDS = 16, 3  # of the data set, and passes over them
 
 
 def count_parameters(config: Config) -> int:
@@ -22,7 +22,7 @@ def count_parameters(config: Config) -> int:
 
 
 def count_flops(predictor: Predictor, dataset: CocoDataset) -> int:
-    """Operations (two a multiplication with its addition) on the first image, in matrix products and convolutions alone."""
+    """Operations of matrix products and convolutions on the first image; a multiplication with its addition counts as two."""
     given = prepared(predictor, dataset, 0)
     with FlopCounterMode(display=False) as counter:
         predictor.detect(*given)
@@ -30,10 +30,10 @@ def count_flops(predictor: Predictor, dataset: CocoDataset) -> int:
 
 
 def milliseconds(predictors: Sequence[Predictor], datasets: Sequence[CocoDataset]) -> list[float]:
-    """Median of every predictor from a prepared image to its boxes, one image at a time.
+    """Median latency of every predictor from a prepared image to its boxes, one image at a time.
 
-    The data sets are of the same images, each with the proposals that its predictor may need. The predictors take turns on
-    each image, so that whatever slows the machine down for a while slows all of them.
+    The data sets hold the same images, each with the proposals that its predictor may need. The predictors alternate on
+    each image, so that a temporary slowdown of the machine affects all of them.
     """
     seconds: list[list[float]] = [[] for _ in predictors]
     for turn in range(ROUNDS + 1):
@@ -47,7 +47,7 @@ def milliseconds(predictors: Sequence[Predictor], datasets: Sequence[CocoDataset
 
 
 def prepared(predictor: Predictor, dataset: CocoDataset, i: int) -> tuple:
-    """What `predictor.detect` takes for one image of the data set."""
+    """The arguments of `predictor.detect` for one image of the data set."""
     image = dataset.image(i)
     proposals = [dataset.proposals[int(dataset.image_ids[i])]] if predictor.model.needs_proposals else None
     return [predictor.prepare(image)], [tuple(image.shape[1:])], proposals

@@ -1,4 +1,4 @@
-"""Trainings side by side: the numbers of several seeds as one row, the rows as a table."""
+"""The table of a comparison: a row a system, with the means of its runs over several seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from statistics import fmean
 
 from detector.errors import DataError
 
-SCORE = "score"  # the folder, within that of a training, of the evaluation that is compared
+SCORE = "score"  # subfolder of a training for the evaluation that is compared
 BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # of the detections
 RECALLS = tuple(f"AR{limit}{size}" for limit in (100, 1000) for size in ("", "s", "m", "l"))  # of the proposals
 COSTS = ("parameters", "flops", "ms", "memory_mib")
@@ -27,26 +27,26 @@ its addition) of one image; ms: median of one image from pixels to boxes; MiB: p
 
 
 @dataclass(frozen=True)
-class Number:
-    """The mean over the seeds and half the range; NaN where there is nothing to measure."""
+class SeedMean:
+    """A number of several seeds: its mean and half its range; NaN where there is nothing to measure."""
 
     mean: float
     spread: float
 
 
 @dataclass(frozen=True)
-class Row:
+class SystemRow:
     """One system of a comparison."""
 
     name: str
     seeds: int
-    numbers: dict[str, Number]  # by COLUMNS
+    numbers: dict[str, SeedMean]  # by COLUMNS
 
 
 def read_run(folder: Path, *, rpn_alone: bool = False) -> dict[str, float]:
-    """The numbers of one training and its evaluation; NaN for COCO's -1, and for the AP of an RPN, which knows no classes.
+    """The numbers of one training and its evaluation; NaN for COCO's -1, and for the AP of an RPN alone, which has no classes.
 
-    The evaluation lies in SCORE; any other in the folder is the user's, of whatever split and settings. Raises DataError
+    Only the evaluation in SCORE counts: another one in the folder may be of any split and settings. Raises DataError
     for files that are not those of a finished run.
     """
     path = folder / SCORE / "metrics.json"
@@ -56,7 +56,7 @@ def read_run(folder: Path, *, rpn_alone: bool = False) -> dict[str, float]:
         numbers |= {name: float(metrics["proposals"][name]) for name in RECALLS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: not the metrics of an evaluation ({error!r}); remove the file to make it anew"
+            f"{path}: not the metrics of an evaluation ({error!r}); remove the file to evaluate again"
         ) from error
     nothing = BOXES if rpn_alone else ()
     numbers = {name: math.nan if value < 0 or name in nothing else value for name, value in numbers.items()}
@@ -64,7 +64,7 @@ def read_run(folder: Path, *, rpn_alone: bool = False) -> dict[str, float]:
 
 
 def _peak_memory(path: Path) -> float:
-    """Of the training, in MiB."""
+    """Peak memory of a training, in MiB."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             found = [float(row["memory_mib"]) for row in csv.DictReader(file) if row["memory_mib"]]
@@ -73,19 +73,19 @@ def _peak_memory(path: Path) -> float:
     return max(found, default=math.nan)
 
 
-def make_row(name: str, runs: Sequence[Mapping[str, float]], costs: Mapping[str, float]) -> Row:
-    """The runs of all seeds of one system, and what it costs."""
+def make_row(name: str, runs: Sequence[Mapping[str, float]], costs: Mapping[str, float]) -> SystemRow:
+    """The row of one system: the numbers of its runs with all seeds, and its costs."""
     numbers = {c: _number([run[c] for run in runs]) for c in COLUMNS if c in runs[0]}
-    numbers |= {c: Number(value, 0.0) for c, value in costs.items()}
-    return Row(name, len(runs), {c: numbers[c] for c in COLUMNS})
+    numbers |= {c: SeedMean(value, 0.0) for c, value in costs.items()}
+    return SystemRow(name, len(runs), {c: numbers[c] for c in COLUMNS})
 
 
-def _number(values: list[float]) -> Number:
-    return Number(fmean(values), (max(values) - min(values)) / 2)
+def _number(values: list[float]) -> SeedMean:
+    return SeedMean(fmean(values), (max(values) - min(values)) / 2)
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The table and what its columns mean."""
+def to_markdown(rows: Sequence[SystemRow]) -> str:
+    """The table and the meaning of its columns."""
     heads = ["system", "seeds", *(UNITS.get(c, (c,))[0] for c in COLUMNS)]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for row in rows:
@@ -94,7 +94,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + CAPTION
 
 
-def _shown(column: str, number: Number, seeds: int) -> str:
+def _shown(column: str, number: SeedMean, seeds: int) -> str:
+    """One cell, in the unit of its column."""
     _, factor, decimals = UNITS.get(column, ("", 100, 1))
     if math.isnan(number.mean):
         return "–"
@@ -102,8 +103,8 @@ def _shown(column: str, number: Number, seeds: int) -> str:
     return f"{number.mean * factor:.{decimals}f}{spread}"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """The same, unrounded: fractions 0..1, and for every column its spread, empty where nothing was measured."""
+def to_csv(rows: Sequence[SystemRow]) -> str:
+    """The table, unrounded: fractions 0..1, and for every column its spread, empty where nothing was measured."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["system", "seeds", *(name for c in COLUMNS for name in (c, f"{c}_spread"))])

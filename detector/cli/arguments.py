@@ -1,0 +1,55 @@
+"""The commands with a sentence each, and the options that several of them share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+COMMANDS = {
+    "train": "Train a detector; started by torchrun, on many processes.",
+    "evaluate": "Compute the COCO metrics of a checkpoint or of a results file, or write a checkpoint's proposals.",
+    "infer": "Detect objects in images; write pictures with boxes, and detections.json in COCO results form.",
+    "check-data": "Check a data set: files, boxes, classes, and whether the anchors fit its objects.",
+    "convert-annotations": "Convert Pascal VOC or YOLO annotations into a COCO file.",
+    "convert-weights": "Convert the weights of another framework into a checkpoint, or a checkpoint into such weights.",
+    "compare": "Train and evaluate configurations under one recipe, and tabulate their accuracy and cost.",
+    "benchmark": "Measure speed and memory of a detector, beside torchvision's where that has the same model.",
+    "make-shapes": "Draw a small data set in COCO form: shapes of all scales, the same on every machine.",
+    "config": "Print the effective configuration, the origin of every value, and the meaning of every key.",
+}
+CONFIG_HELP = "a YAML file, or detector://NAME.yaml for one that comes with the package"
+OVERRIDES_HELP = "changes to the configuration, for instance train.epochs=3"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parses the arguments of one command; every command has `--debug`. argparse makes those of FORMATs with `prog` alone."""
+
+    def __init__(self, command: str = "", *, prog: str | None = None, **options: Any):
+        options.setdefault("description", COMMANDS.get(command))
+        super().__init__(prog=prog or f"detector {command}", **options)
+        # suppressed: the default of a subcommand would replace the value given before it
+        self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2; of several processes only the first prints the message."""
+        if os.environ.get("RANK", "0") != "0":
+            self.exit(2)
+        super().error(message)
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that run a trained network."""
+    add = parser.add_argument
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--precision", choices=["bfloat16", "float32"], default="float32", help="of the network (default: float32)")
+    add("--tta", action="store_true", help="test-time augmentation: merge the scales and flips of data.tta")
+    add("--trust", action="store_true", help="import the custom code that the checkpoint refers to")
+
+
+def output_folder(text: str) -> Path:
+    """A folder argument; an empty one, as an unset shell variable gives, would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a folder")
+    return Path(text)

@@ -1,0 +1,169 @@
+"""`detector benchmark CONFIG [--device D] [--json FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from detector.cli.arguments import CONFIG_HELP, OVERRIDES_HELP, CommandParser
+from detector.cli.ending import ending
+from detector.comparison.candidates import TIMED, Setup, Stopwatch, make_candidate, make_input, torchvision_twin
+from detector.device import pick_device
+from detector.errors import DataError, DetectorError
+from detector.files import begins, check_folder, make_folder, write_text
+
+OWN = (b'{\n  "infer": {',)  # the first bytes of a file of --json
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; `setup` is what they say to measure."""
+    parser = CommandParser(
+        "benchmark", epilog="detector://compat/torchvision_fasterrcnn_resnet50_fpn.yaml gives equal boxes"
+    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help=CONFIG_HELP)
+    add("overrides", metavar="key=value", nargs="*", help=OVERRIDES_HELP)
+    add("--device", default="auto")
+    add("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"), help="of the image (default 800 1216)")
+    add("--pairs", type=int, default=7, help="how often everything is measured (default 7)")
+    add("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add("--peak-of", nargs=2, metavar=("CANDIDATE", "WORK"), help=argparse.SUPPRESS)  # a child process: see peak_memory
+    args = parser.parse_intermixed_args(argv)
+    if args.pairs < 1 or min(args.size) < 32:
+        parser.error("--pairs must be at least 1 and --size at least 32 32")
+    args.setup = Setup(args.config, args.overrides, args.device, tuple(args.size))
+    return args
+
+
+def measure(args: argparse.Namespace, names: list[str], *, training: bool) -> dict[str, list]:
+    """Seconds of every candidate, `pairs` times by turns after one warm-up round: {candidate: [part -> s, ...]}."""
+    candidates = {name: make_candidate(args.setup, name, training=training) for name in names}
+    rounds: dict[str, list] = {name: [] for name in candidates}
+    found = {}
+    with make_input(args.setup.size) as sample:
+        for turn in range(args.pairs + 1):
+            for name, candidate in candidates.items():
+                watch = Stopwatch(candidate.device)
+                if training:
+                    watch("model", candidate.train_step, sample)
+                else:
+                    found[name] = candidate.infer(sample, watch)
+                if turn:  # the first round warms up
+                    rounds[name].append(watch.seconds)
+    if "torchvision" in found:
+        print(f"boxes of float32 and torchvision: {difference(found['float32'], found['torchvision'])}")
+    return rounds
+
+
+def difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> str:
+    """The largest difference between each of our boxes and the nearest of torchvision's, in words."""
+    if len(ours[0]) != len(theirs[0]) or not len(ours[0]):
+        return f"{len(ours[0])} against {len(theirs[0])} found"
+    gap = (ours[0][:, None] - theirs[0][None]).abs().amax(dim=-1) + (ours[1][:, None] - theirs[1][None]).abs() * 1e3
+    nearest = gap.argmin(dim=1)
+    pixels = (ours[0] - theirs[0][nearest]).abs().max().item()
+    score = (ours[1] - theirs[1][nearest]).abs().max().item()
+    return f"{len(ours[0])} found by both, largest difference {pixels:.4f} px and {score:.1e} in score"
+
+
+def peak_memory(args: argparse.Namespace, candidate: str, work: str) -> float:
+    """MiB at the peak of a child process that does this work alone."""
+    command = [sys.executable, "-m", "detector", "benchmark", args.config, *args.overrides, "--device", args.device, "--size",
+               *map(str, args.size), "--peak-of", candidate, work]  # fmt: skip
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode:
+        last = (child.stderr.strip() or "nothing said").splitlines()[-1]
+        raise DetectorError(f"the memory of {candidate} could not be measured (status {child.returncode}: {last})")
+    return float(child.stdout.split()[-1])
+
+
+def print_peak(args: argparse.Namespace) -> None:
+    """The work of the child process of `peak_memory`."""
+    candidate, work = args.peak_of
+    worker = make_candidate(args.setup, candidate, training=work == "train")
+    with make_input(args.setup.size) as sample:
+        for _ in range(2):
+            if work == "train":
+                worker.train_step(sample)
+            else:
+                worker.infer(sample, Stopwatch(worker.device))
+    if worker.device.type == "cuda":
+        print(torch.cuda.max_memory_allocated(worker.device) / 2**20)
+    else:
+        print(resident_peak())
+
+
+def resident_peak() -> float:
+    """MiB. getrusage would count the parent, whose memory a forked child shares until it starts another program."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
+
+
+def summary(rounds: dict[str, list]) -> dict[str, dict[str, float]]:
+    """Medians by candidate; `ratio`, where torchvision took part, is its total over this project's, pair by pair."""
+    totals = {name: [sum(r.values()) for r in runs] for name, runs in rounds.items()}
+    out = {}
+    for name, runs in rounds.items():
+        out[name] = {stage: statistics.median(r[stage] for r in runs) for stage in TIMED}
+        out[name]["total"] = statistics.median(totals[name])
+        if "torchvision" in rounds:
+            out[name]["ratio"] = statistics.median(t / o for t, o in zip(totals["torchvision"], totals[name]))
+    return out
+
+
+def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """Print one table."""
+    beside = "torchvision" in rows
+    heads = "".join(f"{stage:>9}" for stage in TIMED) + f"{'total s':>9}{'img/s':>8}"
+    print(f"\n{title}\n{'':14}{heads}{'x torchvision' if beside else '':>{15 * beside}}{'peak MiB':>10}")
+    for name, row in rows.items():
+        stages = "".join(f"{row[s]:9.3f}" if row[s] else f"{'':9}" for s in TIMED)
+        ratio = f"{row['ratio']:15.2f}" if beside else ""
+        print(f"{name:14}{stages}{row['total']:9.3f}{1 / row['total']:8.2f}{ratio}{row['peak_mib']:10.0f}")
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Measure all candidates, print two tables, write the figures."""
+    if args.json:
+        check_folder(args.json.parent, "name another file")
+        if args.json.exists() and not begins(args.json, OWN):
+            raise DataError(f"{args.json}: not of an earlier run, and would be written over; name another file")
+    device = pick_device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{args.config} at {args.size[0]} x {args.size[1]}, batch 1, {name}, torch {torch.__version__}")
+    names = ["float32", "bfloat16"]
+    if torchvision_twin(args.setup.build()[1], args.setup.size):
+        names.append("torchvision")
+    else:
+        print("torchvision has no such model, so this one is measured alone")
+    figures = {}
+    for work, title in (("infer", "inference"), ("train", "training step (forward, backward, SGD)")):
+        figures[work] = summary(measure(args, names, training=work == "train"))
+        for candidate, row in figures[work].items():
+            row["peak_mib"] = peak_memory(args, candidate, work)
+        print_table(f"{title}, medians of {args.pairs}, seconds", figures[work])
+    if args.json:
+        make_folder(args.json.parent, "name another file")
+        write_text(args.json, json.dumps(figures, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Benchmark a configuration; the exit status."""
+    args = parse(argv)
+    with ending(args) as end:
+        if args.peak_of:
+            print_peak(args)
+        else:
+            benchmark(args)
+    return end.status

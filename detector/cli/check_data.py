@@ -1,0 +1,81 @@
+"""`detector check-data CONFIG-or-JSON`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from detector.cli.arguments import CommandParser
+from detector.cli.ending import ending
+from detector.config.config import Config, load_config, parse_config
+from detector.dataset_check.check import check_data
+from detector.dataset_check.files import check_own_json, check_own_picture
+from detector.dataset_check.picture import png
+from detector.dataset_check.report import plain, text
+from detector.files import make_folder, write_bytes, write_text
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; `alone` says whether an annotation file stands in for a configuration."""
+    parser = CommandParser("check-data", epilog="exit status: 0 healthy, 1 errors in the data, 2 no check")
+    add = parser.add_argument
+    add("data", metavar="CONFIG-or-JSON", type=Path, help="a configuration, or a COCO annotation file (*.json) alone")
+    add("overrides", metavar="key=value", nargs="*", help="changes to the configuration, or to the default one")
+    add("--images", metavar="DIR", type=Path, help="with an annotation file: its image folder")
+    add("--no-images", action="store_true", help="look for the image files, but do not open them")
+    add("--json", metavar="FILE", type=Path, help="write the result there too")
+    add("--picture", metavar="FILE", type=Path, help="draw classes, box sizes and shapes there, a PNG")
+    args = parser.parse_intermixed_args(argv)
+    args.alone = args.data.suffix.lower() == ".json"
+    if args.images and not args.alone:
+        parser.error("--images goes with an annotation file; a configuration names its own folders")
+    if args.json and args.picture and os.path.realpath(args.json) == os.path.realpath(args.picture):
+        parser.error("--json and --picture name the same file")
+    return args
+
+
+def configuration(args: argparse.Namespace) -> Config:
+    """CONFIG, or the default detector with the annotation file as its data."""
+    if not args.alone:
+        return load_config(args.data, args.overrides)
+    split = {"images": str(args.images or "."), "annotations": str(args.data)}
+    raw = {"data": {"root": ".", "train": split, "val": split}}
+    return parse_config(raw, args.overrides, trust=True, source=args.data)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check, print and write; 1 where the data have errors. A full disk does not lose the printed result."""
+    if args.json:
+        check_own_json(args.json)
+    if args.picture:
+        check_own_picture(args.picture)
+    look = not args.alone or args.images is not None
+    alone = args.data.stem if args.alone else None
+    health = check_data(configuration(args), args.data, alone=alone, look=look, read=not args.no_images)
+    try:
+        if args.json:
+            make_folder(args.json.parent, "name another file")
+            write_text(args.json, json.dumps(plain(health), indent=2) + "\n")
+        if args.picture:
+            make_folder(args.picture.parent, "name another file")
+            write_bytes(args.picture, png(health))
+    finally:
+        print_report(text(health))
+    return 1 if health.findings.count("error") else 0
+
+
+def print_report(report: str) -> None:
+    """Print text that may hold letters unknown to this terminal."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(report.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check a data set; the exit status."""
+    args = parse(argv)
+    with ending(args) as end:
+        end.status = check(args)
+    return end.status

@@ -1,0 +1,121 @@
+"""`detector evaluate CKPT [--split val] [--output DIR] [--tta] [key=value ...]`, and two other uses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import detector
+from detector.cli.arguments import CommandParser, add_network_options
+from detector.cli.ending import ending
+from detector.data.settings import build_dataset
+from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
+from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
+from detector.evaluation.run import evaluate, write_proposals
+from detector.files import check_new_file, check_own, make_folder, write_text
+from detector.inference.predictor import Predictor
+from detector.inference.tta import TTAPredictor
+from detector.protocols import DataSet
+
+NETWORK_USAGE = "[--split val] [--tta] [--device D] [--precision P] [--trust] [key=value ...]"
+USAGE = f"""detector evaluate CKPT [--output DIR] {NETWORK_USAGE}
+       detector evaluate CKPT --proposals FILE {NETWORK_USAGE}
+       detector evaluate --detections FILE --annotations FILE [--output DIR]"""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments of one of the three uses."""
+    parser = CommandParser("evaluate", usage=USAGE)
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", nargs="?", type=Path, help="the checkpoint to evaluate")
+    add("overrides", metavar="key=value", nargs="*", help="changes to the checkpoint's configuration")
+    add("--split", default="val", help="the part of the data to evaluate on (default: val)")
+    add(
+        "--proposals",
+        metavar="FILE",
+        type=Path,
+        help="write the first stage's boxes of every image there, nothing else",
+    )
+    add("--detections", metavar="FILE", type=Path, help="score this file of COCO results; needs --annotations")
+    add("--annotations", metavar="FILE", type=Path, help="the COCO annotations to score --detections on")
+    add("--output", metavar="DIR", type=Path, help="where to write (default: the folder of the checkpoint)")
+    add_network_options(parser)
+    args = parser.parse_intermixed_args(argv)
+    if (args.detections is None) != (args.annotations is None):
+        parser.error("--detections and --annotations go together")
+    if (args.checkpoint is None) == (args.detections is None):
+        parser.error("give either a checkpoint, or --detections and --annotations")
+    if args.proposals and (args.detections or args.output):
+        parser.error("--proposals FILE goes with a checkpoint and without --output: FILE is all that is written")
+    return args
+
+
+def score_file(args: argparse.Namespace) -> None:
+    """--detections FILE --annotations FILE: no model, no images, no work for several processes."""
+    metrics = evaluate_results(args.annotations, read_json(args.detections))
+    if args.output:
+        check_own(args.output, "metrics.json")
+        write_text(make_folder(args.output) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    print(summary_table(metrics))
+
+
+def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, DataSet, int]:
+    """CKPT and --split: the detector, all images of the split, and the number of loading processes."""
+    options = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
+    predictor = detector.load(args.checkpoint, args.trust, kind=TTAPredictor if args.tta else Predictor, **options)
+    data = replace(predictor.config.needed_data(), keep_empty=True)
+    dataset = build_dataset(data, args.split, class_names=predictor.class_names)
+    if is_rank0():
+        print(f"{args.split}: {dataset.report}", file=sys.stderr)
+    return predictor, dataset, data.workers
+
+
+def score_checkpoint(args: argparse.Namespace) -> None:
+    """CKPT: the detector over the images of a split."""
+    predictor, dataset, workers = open_checkpoint(args)
+    folder = on_rank0(make_folder, args.output or args.checkpoint.parent)
+    on_rank0(check_own, folder, "metrics.json", "detections.json")
+    metrics, results = evaluate(predictor, dataset, workers=workers)
+    if is_rank0():
+        write_report(predictor, folder, metrics, results)
+
+
+def write_report(predictor: Predictor, folder: Path, metrics: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """Write metrics.json and detections.json; print the tables even where the disk is full."""
+    reports_proposals = predictor.model.reports_proposals  # whose boxes have no category
+    try:
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        if not reports_proposals:
+            write_text(folder / "detections.json", json.dumps(results) + "\n")
+    finally:
+        if reports_proposals:
+            print("an RPN alone: all classes are one, the AP is that of its best proposals\n")
+        print(summary_table(metrics))
+
+
+def write_proposal_file(args: argparse.Namespace) -> None:
+    """CKPT --proposals FILE: the first stage's boxes in the images of a split, for a detector without an RPN."""
+    on_rank0(check_new_file, args.proposals)
+    predictor, dataset, workers = open_checkpoint(args)
+    on_rank0(make_folder, args.proposals.parent, "name another file")
+    recall = write_proposals(predictor, dataset, args.proposals, workers=workers)
+    if is_rank0():
+        print(f"{args.proposals}: proposals for {len(dataset)} images\n\n{recall_table(recall)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One of the three uses; the exit status."""
+    args = parse(argv)
+    # results travel between processes, on the CPU
+    with ending(args) as end, processes(torch.device("cpu")):
+        if args.detections:
+            on_rank0(score_file, args)
+        else:
+            raise_on_all(write_proposal_file if args.proposals else score_checkpoint, args)
+    return end.status

@@ -1,0 +1,60 @@
+"""`detector infer CKPT PATH ... --output DIR [--score 0.5]`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import detector
+from detector.cli.arguments import CommandParser, add_network_options
+from detector.cli.ending import ending
+from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
+from detector.errors import DataError
+from detector.files import check_folder, make_folder
+from detector.inference.folder import find_images, infer_images
+from detector.inference.predictor import Predictor
+from detector.inference.tta import TTAPredictor
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = CommandParser("infer")
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", type=Path, help="the checkpoint of a detector")
+    add("paths", metavar="PATH", nargs="+", help="an image, a folder with all below it, or a quoted pattern")
+    add("--output", metavar="DIR", type=Path, required=True, help="pictures keep their relative paths in here")
+    add("--score", type=float, default=0.5, help="the least score of a box, 0..1 (default: 0.5)")
+    add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
+    add_network_options(parser)
+    args = parser.parse_args(argv)
+    if not 0 <= args.score <= 1:
+        parser.error(f"--score must lie in 0..1, not {args.score}")
+    if args.batch < 1:
+        parser.error(f"--batch must be at least 1, not {args.batch}")
+    return args
+
+
+def infer(args: argparse.Namespace) -> None:
+    """Paths are checked before the checkpoint is read. Raises DataError, at the end, for unreadable images."""
+    jobs = on_rank0(find_images, args.paths, args.output)
+    on_rank0(check_folder, args.output)
+    kind = TTAPredictor if args.tta else Predictor
+    predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision, kind=kind)
+    predictor.check_pictures()
+    folder = on_rank0(make_folder, args.output)
+    results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
+    if is_rank0():
+        print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(jobs)} images could not be read, see above")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Detect objects in images; the exit status."""
+    args = parse(argv)
+    # results travel between processes, on the CPU
+    with ending(args) as end, processes(torch.device("cpu")):
+        raise_on_all(infer, args)
+    return end.status
