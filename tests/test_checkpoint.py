@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny import built
 from helpers.training import MODEL
 from torch import Tensor
 
 from detector import __version__, checkpoint
 from detector.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint
-from detector.config.config import build_detector
 from detector.config.inherit import merge
 from detector.errors import CheckpointError
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -28,7 +28,7 @@ HEAD = {f"roi_head.{layer}.{part}" for layer in ("class_score", "box_delta") for
 
 
 def make_model(classes: int = 2, **sections: Any) -> GeneralizedRCNN:
-    return build_detector({"model": merge(MODEL, {"num_classes": classes, **sections})})
+    return built({"model": merge(MODEL, {"num_classes": classes, **sections})})
 
 
 def save(path: Path, model: GeneralizedRCNN | None = None, **training: Any) -> Path:

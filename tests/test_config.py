@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.config import MAX_BYTES, check_call, check_keys, merge, read_config
+from detector.config.inherit import Reader, merge
 from detector.errors import ConfigError
+from detector.schema.signatures import check_keys, parse_call
+from detector.yaml_reader import MAX_BYTES
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    return Reader().read(path, overrides)
+
+
+def check_call(function: Any, section: Any, where: str, supplied: Sequence[str] = ()) -> None:
+    parse_call(function, section, where, supplied=supplied)
 
 
 @pytest.fixture
@@ -306,10 +316,10 @@ def test_what_fits(key, value):
         ("flag", "yes", "true or false"), ("text", 3, "a text, got 3"),
         ("mode", "max", "one of 'sum', 'average', got 'max'"), ("mode", ["sum"], "one of"),
         ("maybe", 3, "a text or null"),
-        ("sizes", [1, 2], "a list of a list of a number"), ("sizes", "12", "a list"), ("sizes", {"a": 1}, "a list"),
-        ("pair", [1, 2, 3], "a list of 2 (a whole number, a whole number)"), ("pair", [1, 2.5], "a list of 2"),
-        ("either", "3", "a whole number or a list of a whole number"), ("inner", 3, "a section or null"),
-        ("sections", [3], "a list of a section"), ("sections", {"type": "flip"}, "a list of a section"),
+        ("sizes", [1, 2], "a list, each a list, each a number"), ("sizes", "12", "a list"), ("sizes", {"a": 1}, "a list"),
+        ("pair", [1, 2, 3], "a list of 2, each a whole number"), ("pair", [1, 2.5], "a list of 2"),
+        ("either", "3", "a whole number or a list, each a whole number"), ("inner", 3, "a section or null"),
+        ("sections", [3], "a list, each a section"), ("sections", {"type": "flip"}, "a list, each a section"),
     ],
 )  # fmt: skip
 def test_a_wrong_type_is_named_with_its_path_and_with_what_is_expected(key, value, expected):

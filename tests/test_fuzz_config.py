@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 from helpers.fuzz import fuzz, grown, json_values, outcome, tries, watchdog  # noqa: F401
+from helpers.tiny import built
 from helpers.training import MODEL, ROOT
 from hypothesis import strategies as st
 
-from detector.config.config import build_detector, load_config
+from detector.config.config import load_config
 from detector.errors import ConfigError
 
 CONFIGS = [ROOT / "configs" / name for name in (
@@ -44,8 +45,8 @@ def paths_of(section: Any, above: str = "") -> list[str]:
     return [name for path, value in here for name in (path, *paths_of(value, path))]
 
 
-FULL = {"model": MODEL | {"num_classes": 2, "pixels": {"mean": [0, 0, 0]}}, "train": {"lr": 0.1, "epochs": 1}}
-REAL = sorted({path for config in CONFIGS for path in paths_of(load_config(config))} | set(paths_of(FULL)))
+FULL = {"model": MODEL | {"num_classes": 2, "preprocess": {"mean": [0, 0, 0]}}, "train": {"lr": 0.1, "epochs": 1}}
+REAL = sorted({path for config in CONFIGS for path in paths_of(load_config(config).raw)} | set(paths_of(FULL)))
 MORE = ["model.neck.type", "model.rpn.type", "model.roi_head.type", "model.roi_head.pool.type", "data.skip_bad",
         "data.workers", "data.tta", "data.transforms", "train.precision", "train.optimizer", "model", "nonsense.key"]  # fmt: skip
 values = json_values | st.integers(-3, 300) | st.sampled_from(WORDS) | st.lists(st.integers(-2, 99), max_size=5)
@@ -79,7 +80,7 @@ def test_what_is_accepted_builds_or_is_refused(tries: int):
             if isinstance(section, dict):
                 section[key] = value
         with torch.device("meta"):
-            outcome(lambda: build_detector(config))
+            outcome(lambda: built(config))
 
     fuzz(tries, build, changes=st.lists(st.tuples(st.sampled_from(paths), values), min_size=1, max_size=2))
 

@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors
 from detector.modeling.boxes import box_iou, clip_boxes, decode, encode
 from detector.modeling.levels import fpn_level
-from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, assign
+from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, Matching
 from detector.modeling.nms import soft_nms
 from detector.modeling.roi_heads.pool import RoIPool
 
@@ -122,7 +122,7 @@ def assigner_record(name: str) -> tuple[dict, Tensor]:
 
 def verdict(iou: Tensor, **rule) -> list[int]:
     """One number for each candidate: the object's index, -1 negative, -2 ignored."""
-    label, gt_index = assign(iou, **rule)
+    label, gt_index = Matching(**rule).assign([iou], iou.shape[1], iou.device)
     return torch.where(label == POSITIVE, gt_index, torch.where(label == NEGATIVE, -1, -2)).tolist()
 
 
@@ -146,10 +146,10 @@ def test_roi_assigner(name):
 def test_rpn_assigner(name):
     """A forced candidate keeps its own best object in Detectron2 and torchvision, not in mmdetection."""
     record, iou = assigner_record(name)
-    promoter = dict(RPN_RULE, force_match="promoter")
-    assert verdict(iou, **promoter, min_force_iou=0.3) == of_mmdetection(record["mm_rpn"])
+    promoter = dict(RPN_RULE, low_quality="force_gt")
+    assert verdict(iou, **promoter, min_pos_iou=0.3) == of_mmdetection(record["mm_rpn"])
     if iou.any(dim=1).all():  # else see the next test
-        own = verdict(iou, **RPN_RULE, force_match="own")
+        own = verdict(iou, **RPN_RULE, low_quality="keep_best_gt")
         assert own == of_detectron2(record["d2_rpn"]) == record["tv_rpn"]["match"]
         assert verdict(iou, **promoter) == of_mmdetection(record["mm_low_quality_min_0"])
 
@@ -161,8 +161,8 @@ def test_an_object_that_nothing_touches_forces_nothing():
     everything = iou.argmax(dim=0).tolist()
     assert of_detectron2(record["d2_rpn"]) == record["tv_rpn"]["match"] == everything
     assert of_mmdetection(record["mm_low_quality_min_0"]) == [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3, 2]
-    own = verdict(iou, **RPN_RULE, force_match="own")
-    promoter = verdict(iou, **RPN_RULE, force_match="promoter")
+    own = verdict(iou, **RPN_RULE, low_quality="keep_best_gt")
+    promoter = verdict(iou, **RPN_RULE, low_quality="force_gt")
     assert own == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 0, 0]  # 5, 10 and 11 are forced by the three others
     assert promoter == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 3, 0]
 

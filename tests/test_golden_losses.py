@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.golden_rules import assert_near, golden
+from helpers.tiny import grouped
 from torch import Tensor, nn
 
 from detector.modeling.anchors import AnchorGenerator
@@ -12,8 +13,9 @@ from detector.modeling.boxes import encode
 from detector.modeling.layers import balanced_l1
 from detector.modeling.matching import NEGATIVE, POSITIVE
 from detector.modeling.roi_heads.pool import RoIPool
-from detector.modeling.roi_heads.roi_head import Regions, RoIHead
-from detector.modeling.rpn import RPN
+from detector.modeling.roi_heads.roi_head import RoIHead
+from detector.modeling.roi_heads.stage import Regions
+from detector.modeling.rpn import RPN, AnchorSample
 from detector.structures import Batch, Proposals, Target
 
 
@@ -21,27 +23,27 @@ class GivenAnchors(RPN):
     """An RPN that takes labels as given instead of assigning and sampling them."""
 
     def __init__(self, labels: Tensor, **settings):
-        super().__init__([4], AnchorGenerator([4], [[32]]), **settings)
+        super().__init__([4], AnchorGenerator([4], [[32]]), **grouped(RPN, **settings))
         self.labels = labels
 
-    def _sample(self, anchors, size, target):
+    def sample(self, anchors, size, target):
         positive, negative = (torch.where(self.labels == label)[0] for label in (POSITIVE, NEGATIVE))
-        return positive, negative, target.boxes[positive]
+        return AnchorSample(positive, negative, target.boxes[positive])
 
 
 def rpn_losses(record: dict, **settings) -> tuple[Tensor, Tensor]:
     rows = {key: torch.tensor(record[key]) for key in ("anchors", "matched_gt", "logits", "deltas", "labels")}
-    batch = Batch(torch.zeros(1, 3, 8, 8), [(8, 8)])
     target = Target(rows["matched_gt"], torch.zeros(12, dtype=torch.long))
     rpn = GivenAnchors(rows["labels"], **settings)
-    losses = rpn._losses(rows["logits"][None], rows["deltas"][None], rows["anchors"], batch, [target])
-    return losses["rpn_objectness"], losses["rpn_box"]
+    samples = [rpn.sample(rows["anchors"], (8, 8), target)]
+    count = rpn.loss.count(samples, rpn.sampling.batch_per_image, training=True)
+    return rpn.loss(rows["logits"][None], rows["deltas"][None], rows["anchors"], samples, rpn.coder, count)
 
 
 @pytest.mark.parametrize(("beta", "name"), [(0.0, "l1"), (1 / 9, "smooth_l1_1_9"), (1.0, "smooth_l1_1")])
 def test_rpn_loss_mmdetection(beta, name):
     record = golden("functions")["rpn_loss"]
-    objectness, box = rpn_losses(record, beta=beta, normaliser="at_least_one")
+    objectness, box = rpn_losses(record, beta=beta, normalizer="num_sampled_min1")
     assert_near(objectness, record["mm_loss_rpn_cls"])
     assert_near(box, record[f"mm_loss_rpn_bbox_{name}"])
 
@@ -58,7 +60,7 @@ def test_rpn_loss_detectron2(beta, name):
     """Divided by the 256 anchors that it wanted to sample, not by the 10 that there are."""
     record = golden("functions")["rpn_loss"]
     expected = record[f"d2_smooth_l1_{name}_batch_size_256"]
-    objectness, box = rpn_losses(record, beta=beta, batch_per_image=256, normaliser="wanted")
+    objectness, box = rpn_losses(record, beta=beta, batch_per_image=256, normalizer="batch_size")
     assert_near(objectness, expected["loss_rpn_cls"])
     assert_near(box, expected["loss_rpn_loc"])
 
@@ -78,14 +80,16 @@ class GivenRegions(RoIHead):
     def __init__(self, record: dict, **settings):
         box_head = nn.Identity()
         box_head.width = 1
-        super().__init__(RoIPool([1], [4], levels=1), box_head, 4, **settings)
+        super().__init__(RoIPool([1], [4], levels=1), box_head, 4, **grouped(RoIHead, **settings))
         self.rows = {k: torch.tensor(record[k]) for k in ("proposals", "gt_boxes", "gt_classes", "logits", "deltas")}
 
-    def sample_regions(self, boxes, targets):
-        return Regions([self.rows["proposals"]], self.rows["gt_classes"], self.rows["gt_boxes"], [])
+        self.stage.sample = self.sample
+        self.pool.forward = lambda p, rois: rois
+        self.stage.forward = lambda rois: (self.rows["logits"], self.rows["deltas"].unflatten(1, (-1, 4)))
 
-    def head(self, p, rois):
-        return self.rows["logits"], self.rows["deltas"].unflatten(1, (-1, 4))
+    def sample(self, boxes, targets):
+        labels = self.rows["gt_classes"]
+        return [Regions(self.rows["proposals"], labels, torch.arange(len(labels)), torch.zeros_like(labels).bool())]
 
 
 ROI_LOSSES = [  # settings, record, name of the box loss
@@ -101,10 +105,8 @@ ROI_LOSSES = [  # settings, record, name of the box loss
 @pytest.mark.parametrize(("settings", "name", "box_name"), ROI_LOSSES)
 def test_roi_loss(settings, name, box_name):
     record = golden("functions")["roi_loss"]
-    nothing = torch.zeros(0, 4)
-    proposals, target = Proposals(nothing, torch.zeros(0)), Target(nothing, torch.zeros(0, dtype=torch.long))
-    losses = GivenRegions(record, **settings).losses(
-        [], [proposals], Batch(torch.zeros(1, 3, 8, 8), [(8, 8)]), [target]
-    )
+    head = GivenRegions(record, **settings)
+    proposals, target = Proposals(torch.zeros(0, 4), torch.zeros(0)), Target(head.rows["gt_boxes"], head.rows["gt_classes"])
+    losses = head.losses([], [proposals], Batch(torch.zeros(1, 3, 8, 8), [(8, 8)]), [target])
     assert_near(losses["roi_class"], record[name]["loss_classifier" if name == "tv" else "loss_cls"])
     assert_near(losses["roi_box"], record[name][box_name])

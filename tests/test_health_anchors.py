@@ -13,14 +13,13 @@ from helpers.health import CATEGORIES, box, entry, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.config.config import load_config
+from detector.config.config import load_config, parse_config
 from detector.config.inherit import merge
-from detector.data.settings import data_settings
 from detector.dataset_check.anchors import fit, kmeans, propose
 from detector.dataset_check.findings import Findings
 from detector.dataset_check.records import Split, read_split
 from detector.dataset_check.scale import Geometry, Scaled, best_iou, geometry, level_counts
-from detector.modeling.anchors import inside
+from detector.modeling.anchors import inside_border
 from detector.modeling.boxes import box_iou
 
 SPLIT = {"images": ".", "annotations": "a.json"}
@@ -37,7 +36,7 @@ CONFIG: dict[str, Any] = {
 
 def shape_of(**model: Any) -> Geometry:
     config = merge(CONFIG, {"model": model})
-    return geometry(config, data_settings(config["data"]), "config.yaml")
+    return geometry(parse_config(config, trust=True))
 
 
 def split_of(folder: Path, boxes: list[list[float]], size: tuple[int, int] = (100, 100)) -> Split:
@@ -65,7 +64,7 @@ def test_recall_and_mean_by_hand(tmp_path: Path) -> None:
     objects = shape.scaled(split)
     assert objects.boxes.tolist() == [[80, 80, 112, 112], [1, 1, 9, 9], [60, 96, 140, 128]]
     assert objects.padded.tolist() == [[224, 224]] * 3
-    best = best_iou(shape, shape.make_anchors(), objects)
+    best = best_iou(shape, shape.anchors, objects)
     assert best == pytest.approx([1, 64 / 256, 2048 / 4608])
     now = fit(shape, objects, [[16], [32], [64], [128], [256]], [1.0])
     assert now.recall == pytest.approx(1 / 3) and now.mean_iou == pytest.approx((1 + 0.25 + 4 / 9) / 3)
@@ -96,11 +95,11 @@ def test_the_best_anchor_is_that_of_the_whole_grid(rpn: dict[str, Any], data: st
     x1, y1, x2, y2 = (data.draw(edge) for _ in range(4))
     low, high = (min(x1, x2), min(y1, y2)), (max(x1, x2) + 1, max(y1, y2) + 1)
     objects = scaled([[*low, *high]], size=(201, 190), padded=(224, 192))
-    anchors = shape.make_anchors()
+    anchors = shape.anchors
     maps = [torch.empty(1, 0, -(-224 // stride), -(-192 // stride)) for stride in anchors.strides]
     grid = torch.cat(anchors(maps, (224, 192)))
     if shape.border is not None:
-        grid = grid[inside(grid, (201, 190), shape.border)]
+        grid = grid[inside_border(grid, (201, 190), shape.border)]
     expected = box_iou(torch.from_numpy(objects.boxes).float(), grid).max()
     assert best_iou(shape, anchors, objects)[0] == pytest.approx(expected.item(), abs=1e-4)
 
@@ -131,9 +130,9 @@ def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> Non
     assert [len(level) for level in better.sizes] == [1] * 5 and len(better.ratios) == 1
     pasted = tmp_path / "pasted.yaml"
     pasted.write_text(better.config_line())
-    given = load_config(pasted)["model"]["rpn"]["anchors"]
+    given = load_config(pasted).model.calls["rpn.anchors"]
     assert given == {"sizes": better.sizes, "ratios": better.ratios}
-    assert load_config("configs/bccd_r18_fpn.yaml", [better.override().strip("'")])["model"]["rpn"]["anchors"] == given
+    assert load_config("configs/bccd_r18_fpn.yaml", [better.override().strip("'")]).model.calls["rpn.anchors"] == given
     assert propose(shape_of(rpn={"anchors": given}), objects, better) is None
 
 

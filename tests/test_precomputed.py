@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.golden_rules import match_sets
-from helpers.tiny import CONFIG, picture, target, tiny_model
+from helpers.tiny import CONFIG, built, picture, target, tiny_model
 from helpers.training import draw_set, script, train, write_config
 
 import detector
@@ -32,7 +32,7 @@ EMPTY = target()
 
 def fast_rcnn(like: GeneralizedRCNN | None = None) -> GeneralizedRCNN:
     """The tiny detector without its RPN, with the weights of `like`."""
-    model = build_detector(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
+    model = built(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
     if like is not None:
         model.load_state_dict({key: value for key, value in like.state_dict().items() if not key.startswith("rpn.")})
     return model
@@ -79,7 +79,7 @@ def test_on_an_rpns_proposals_it_detects_what_the_whole_detector_does():
 def test_on_an_rpns_proposals_it_learns_what_the_second_stage_does():
     """With samples that take everything, so that chance has no part."""
     whole = tiny_model(roi_head={"batch_per_image": 10_000})
-    model = build_detector(merge(CONFIG, {"model": {"rpn": "precomputed", "roi_head": {"batch_per_image": 10_000}}}))
+    model = built(merge(CONFIG, {"model": {"rpn": "precomputed", "roi_head": {"batch_per_image": 10_000}}}))
     model.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("rpn.")})
     batch = whole.pixels.batch(IMAGES, torch.device("cpu"), torch.float32)
     given, _ = whole.rpn.losses(whole.pyramid(batch.images), batch, [Target.of(t) for t in TARGETS])

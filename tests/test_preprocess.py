@@ -11,7 +11,7 @@ from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePrepr
 CPU = torch.device("cpu")
 
 
-def batch(pixels: Pixels, *images: torch.Tensor, dtype: torch.dtype = torch.float32):
+def batch(pixels: ImagePreprocessor, *images: torch.Tensor, dtype: torch.dtype = torch.float32):
     return pixels.batch(images, CPU, dtype)
 
 

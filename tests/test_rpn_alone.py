@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import CONFIG, picture, target
+from helpers.tiny import CONFIG, built, picture, target
 from helpers.training import CLASSES, ROOT, draw_set, script, train, write_config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -32,7 +32,7 @@ TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85
 
 
 def rpn_alone(**sections) -> GeneralizedRCNN:
-    model = build_detector(merge(CONFIG, {"model": {"roi_head": "none", **sections}}))
+    model = built(merge(CONFIG, {"model": {"roi_head": "none", **sections}}))
     with torch.no_grad():
         model.rpn.deltas.weight.normal_(std=0.05)
     return model
@@ -99,7 +99,7 @@ def test_a_section_that_nothing_would_read_is_refused():
 def test_a_type_alone_replaces_a_section_that_names_none():
     """One word on the command line is enough, whatever the base says of the second stage."""
     for section in ("none", {"type": "none"}):
-        assert isinstance(build_detector({"model": {"num_classes": 2, "roi_head": section}}).roi_head, ProposalsOnly)
+        assert isinstance(built({"model": {"num_classes": 2, "roi_head": section}}).roi_head, ProposalsOnly)
 
 
 # --- as one class

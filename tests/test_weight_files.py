@@ -140,7 +140,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, name, where):
         np.zeros(2, complex),
         np.array(["text"]),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_a_pickle_holds_arrays_and_containers_alone(tmp_path, value):
     with pytest.raises(CheckpointError):

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
-from detector.config.config import build_detector
 from detector.interop.names import Row
 from detector.interop.recognise import FRAMEWORKS
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.cascade import Cascade
-from detector.modeling.roi_heads.roi_head import to_rois
+from detector.modeling.roi_heads.stage import to_rois
 from detector.structures import Batch, Detections, Proposals
 from helpers.golden_rules import PROJECT, Match, filled, fixed_proposals, formula_image, golden, match_sets
+from helpers.tiny import built
 from helpers.training import script
 
 
@@ -147,21 +147,21 @@ def checkpoint_of(name: str) -> Path:
 def build(name: str) -> GeneralizedRCNN:
     """Our model with the recorded profile and the weights of the fill rule, from a file."""
     checkpoint = read_checkpoint(checkpoint_of(name))
-    model = build_detector(checkpoint["config"])
+    model = built(checkpoint["config"], pretrained=False)
     model.load_state_dict(checkpoint["model"])
     return (as_contiguous(model) if name in LIVE_NORMS else model).eval()
 
 
 def _overrides(profile: Mapping) -> list[str]:
     """What was recorded with other numbers than published: fewer proposals, samples that take everything."""
-    settings = {"model.roi_head.batch_per_image": 2048}
+    settings = {"model.roi_head.sampling.batch_per_image": 2048}
     if "rpn_pre_nms_topk_train" in profile:
-        settings["model.rpn.batch_per_image"] = 40000
+        settings["model.rpn.sampling.batch_per_image"] = 40000
         for when in ("pre", "post"):
             counts = [profile[f"rpn_{when}_nms_topk_{mode}"] for mode in ("train", "test")]
-            settings[f"model.rpn.{when}_nms"] = counts
+            settings[f"model.rpn.selection.{when}_nms"] = counts
     if "nms.min_score" in profile:
-        settings["model.roi_head.soft_min_score"] = profile["nms.min_score"]
+        settings["model.roi_head.selection.soft_min_score"] = profile["nms.min_score"]
     return [f"{key}={value}" for key, value in settings.items()]
 
 
@@ -213,7 +213,7 @@ def first4(model: GeneralizedRCNN, p: list[Tensor], boxes: Tensor, batch: Batch)
     """What the head of every stage says about the first regions of the first image."""
     if isinstance(model.roi_head, Cascade):
         return [stage[1:] for stage in model.roi_head.run(p, [boxes], batch.sizes[:1])]
-    return [model.roi_head.head(p, to_rois([boxes]))]
+    return [model.roi_head.stage(model.roi_head.pool(p, to_rois([boxes])))]
 
 
 def as_map(rows: Tensor, level: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,11 +95,8 @@ def write_config(path: Path, data: Path, **train: Any) -> Path:
 
 
 def script(name: str) -> ModuleType:
-    """A script of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"scripts/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of a command, "check_data" for `detector check-data`; its `main(argv)` gives the exit status."""
+    return importlib.import_module(f"detector.cli.{name}")
 
 
 def train(config: Path, output: Path, arguments: Sequence[str] = ()) -> int:
