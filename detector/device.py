@@ -1,4 +1,4 @@
-"""Which device a name stands for, and which one a process of torchrun takes."""
+"""Selection of the device, by name and by process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detector.errors import ConfigError, DetectorError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU if there is one. Raises ConfigError if it cannot be used."""
+    """The device called `name`; "auto" is the first GPU, or the CPU. Raises ConfigError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,9 +23,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Of the GPUs of a machine, the one of this process, from now on its default.
+    """The GPU of this process, by its local rank; it becomes the default. Without torchrun, or on the CPU: `device`.
 
-    Raises DetectorError if there are fewer of them than processes.
+    Raises DetectorError if the machine has fewer GPUs than processes.
     """
     if device.type != "cuda" or not is_launched():
         return device

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 from helpers.golden_rules import match_sets
-from helpers.tiny import CLASSES, CONFIG, picture, tiny_model
+from helpers.tiny import CLASSES, CONFIG, built, picture, tiny_model
 from helpers.training import MODEL
 from PIL import Image
 from torch import Tensor
 
 import detector
 from detector.checkpoint import save_checkpoint
-from detector.config.config import build_detector
+from detector.config.config import parse_config
 from detector.config.inherit import merge
 from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
-from detector.inference.predictor import Predictor, load, rescale
+from detector.inference.predictor import Predictor, load, to_original
 from detector.modeling.layers import FrozenBatchNorm
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Detections
@@ -33,7 +33,7 @@ SETTINGS = {**CONFIG, "data": DATA}
 
 
 def wrap(model: GeneralizedRCNN, config: dict[str, Any] = SETTINGS, **options: Any) -> Predictor:
-    return Predictor(model, config, NAMES, IDS, device="cpu", **options)
+    return Predictor(model, parse_config(config, trust=True), NAMES, IDS, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,9 @@ def test_boxes_are_in_the_pixels_of_the_picture(predictor: Predictor):
 
 def test_no_box_leaves_the_picture_by_rounding():
     boxes = torch.tensor([[-1e-3, 8.0, 86.001, 64.0], [0.0, 0.0, 43.0, 32.0]])
-    found = rescale(boxes, torch.empty(3, 64, 86), (128, 172))
-    assert found.tolist() == [[0, 16, 172, 128], [0, 0, 86, 64]]
+    rows = Detections(boxes, torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    found = to_original(rows, torch.empty(3, 64, 86), (128, 172))
+    assert found.boxes.tolist() == [[0, 16, 172, 128], [0, 0, 86, 64]]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_a_checkpoint_is_all_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
     path = save(tmp_path / "a.pth", model, config)
     monkeypatch.chdir(tmp_path)
     loaded = detector.load("a.pth")
-    assert (loaded.class_names, loaded.category_ids, loaded.config) == (NAMES, IDS, config)
+    assert (loaded.class_names, loaded.category_ids, loaded.config.raw) == (NAMES, IDS, config)
     assert_same(loaded(picture(111, 149)), wrap(model)(picture(111, 149)))
     assert loaded.max_pixels == 100_000 and not loaded.model.training
     assert detector.Predictor is type(loaded) and path.exists()
@@ -240,7 +241,7 @@ def test_a_checkpoint_is_all_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_configuration_can_be_overridden(tmp_path: Path):
     path = save(tmp_path / "a.pth", tiny_model())
-    loaded = load(path, overrides=["data.resize.short=32", "model.roi_head.max_detections=2"], device="cpu")
+    loaded = load(path, overrides=["data.resize.short=32", "model.roi_head.selection.max_detections=2"], device="cpu")
     assert loaded.prepare(picture(64, 64)).shape == (3, 32, 32) and len(loaded(picture(64, 96))) == 2
     with pytest.raises(ConfigError, match=r"data\.resize\.shrot: unknown key; did you mean 'short'"):
         load(path, overrides=["data.resize.shrot=32"])
@@ -250,20 +251,20 @@ def test_the_configuration_can_be_overridden(tmp_path: Path):
 
 def test_code_of_the_users_own_runs_only_with_trust(tmp_path: Path):
     config = {"model": {**MODEL, "num_classes": len(NAMES)}}
-    path = save(tmp_path / "a.pth", build_detector(config), config)
+    path = save(tmp_path / "a.pth", built(config), config)
     with pytest.raises(CheckpointError, match=r"a\.pth: .*helpers.training\.TinyBackbone.*--trust"):
         load(path)
     assert load(path, trust=True, device="cpu").class_names == NAMES
 
 
 def test_a_checkpoint_whose_parts_disagree_is_named(tmp_path: Path):
-    model = build_detector({"model": {**MODEL, "num_classes": len(NAMES)}})
+    model = built({"model": {**MODEL, "num_classes": len(NAMES)}})
     for section, reason in (
         ({"neck": {"type": "fnp"}}, r"its configuration cannot be used: model\.neck\.type: 'fnp'"),
         ({"neck": {"wdith": 3}}, r"model\.neck\.wdith: unknown key"),
         ({"num_classes": None}, r"its configuration does not build a model: model\.num_classes"),
         ({"neck": {"width": 16}}, r"made for another architecture; of another shape: pyramid\.neck"),
-        ({"num_classes": 5}, r"made for another architecture; of another shape: roi_head\.class_score"),
+        ({"num_classes": 5}, r"made for another architecture; of another shape: roi_head\.stage\.class_score"),
     ):
         config = merge({"model": {**MODEL, "num_classes": len(NAMES)}}, {"model": section})
         with pytest.raises(CheckpointError, match=rf"a\.pth: .*{reason}"):

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 from helpers.golden_rules import match_sets
-from helpers.tiny import CONFIG, picture, tiny_model
+from helpers.tiny import CONFIG, built, picture, tiny_model
 from helpers.training import draw_set, script, train, write_config
 from torchvision.ops import box_iou, nms
 
 import detector
-from detector.config.config import build_detector
+from detector.config.config import parse_config
 from detector.config.inherit import merge
 from detector.data.settings import DataSettings
 from detector.errors import ConfigError
 from detector.inference.predictor import Predictor
-from detector.inference.tta import TTAPredictor, mirror
+from detector.inference.tta import TTAPredictor
 from detector.structures import Detections, Proposals
 
 NAMES, IDS = ["cat", "dog", "eel"], [3, 7, 90]
@@ -30,7 +30,7 @@ DATA = {"root": ".", "train": SPLIT, "val": SPLIT, "resize": {"short": 64, "long
 
 def augmented(model: torch.nn.Module | None = None, kind: type[Predictor] = TTAPredictor, **tta: Any) -> Predictor:
     config = {**CONFIG, "data": DATA | {"tta": tta}}
-    return kind(model or tiny_model(), config, NAMES, IDS, device="cpu")
+    return kind(model or tiny_model(), parse_config(config), NAMES, IDS, device="cpu")
 
 
 def predictor(model: torch.nn.Module | None = None) -> Predictor:
@@ -51,7 +51,7 @@ def assert_same(found: Detections, expected: Detections, px: float = 0.02, score
 
 def test_the_default_is_detectron2s_at_the_size_of_coco():
     config = CONFIG | {"data": DATA | {"resize": {"short": [640, 800], "long": 1333}}}
-    views = TTAPredictor(tiny_model(), config, NAMES, IDS, device="cpu")
+    views = TTAPredictor(tiny_model(), parse_config(config), NAMES, IDS, device="cpu")
     shorts = [min(scale.shape[1:]) for scale in views.prepare(picture(40, 50))]
     assert shorts == [400, 500, 600, 700, 800, 900, 1000, 1100, 1200]
     assert len(views.views) == 18 and max(max(s.shape[1:]) for s in views.prepare(picture(20, 100))) == 2000
@@ -85,7 +85,7 @@ def test_the_picture_as_it_is_gives_what_the_predictor_finds():
     image = picture(111, 149)
     assert_same(augmented(scales=[1], flip=False)(image), predictor()(image))
     plain, views = predictor(), augmented(scales=[1], flip=False)
-    (_, expected), (_, found) = (p.detect_with_proposals([p.prepare(image)], [(111, 149)])[0] for p in (plain, views))
+    expected, found = (p.detect([p.prepare(image)], [(111, 149)])[0].proposals for p in (plain, views))
     torch.testing.assert_close(found.boxes, expected.boxes)
 
 
@@ -94,21 +94,21 @@ def test_the_mirrored_picture_alone_gives_mirrored_boxes(size):
     """In the pixels of the original, whose width decides; 90 is no multiple of the padding."""
     views, image = augmented(scales=[1]), picture(*size)
     views.views = [(0, True)]
-    expected = mirror(predictor()(image.flip(-1)), size[1])
+    expected = predictor()(image.flip(-1)).mirrored(size[1])
     assert_same(views(image), expected)
     assert (expected.boxes[:, 2:] > expected.boxes[:, :2]).all() and expected.boxes.min() >= 0
 
 
 def test_twice_mirrored_is_the_same():
     rows = Proposals(torch.tensor([[1.0, 2, 30, 40], [0, 0, 100, 50]]), torch.zeros(2))
-    assert mirror(rows, 100).boxes.tolist() == [[70, 2, 99, 40], [0, 0, 100, 50]]
-    assert torch.equal(mirror(mirror(rows, 100), 100).boxes, rows.boxes)
+    assert rows.mirrored(100).boxes.tolist() == [[70, 2, 99, 40], [0, 0, 100, 50]]
+    assert torch.equal(rows.mirrored(100).mirrored(100).boxes, rows.boxes)
 
 
 def test_another_scale_alone_is_a_predictor_of_that_size():
     image = picture(111, 149)
     config = {**CONFIG, "data": DATA | {"resize": {"short": 96, "long": 300}}}
-    larger = Predictor(tiny_model(), config, NAMES, IDS, device="cpu")
+    larger = Predictor(tiny_model(), parse_config(config), NAMES, IDS, device="cpu")
     assert_same(augmented(scales=[1.5], flip=False)(image), larger(image))
 
 
@@ -139,7 +139,7 @@ def test_two_views_of_the_same_scale_say_no_more_than_one():
 
 
 def test_what_a_detector_says_of_nms_holds_for_the_views():
-    model = tiny_model(roi_head={"class_agnostic_nms": True, "max_detections": 7, "nms_iou": 0.3})
+    model = tiny_model(roi_head={"selection": {"class_agnostic_nms": True, "max_detections": 7, "nms_iou": 0.3}})
     found = augmented(model, scales=[1, 1.25])(picture(111, 149))
     assert len(found) == 7 and (box_iou(found.boxes, found.boxes).fill_diagonal_(0) <= 0.3 + 1e-6).all()
 
@@ -166,10 +166,8 @@ def test_no_image_sees_another_and_no_view_another():
     views = augmented(scales=[0.5, 1, 1.5])
     pictures = [picture(64, 96, seed=1), picture(96, 64, seed=2), picture(64, 96, seed=3)]
     shapes: list[list[tuple[int, ...]]] = []
-    call = views.model.detect_with_proposals
-    views.model.detect_with_proposals = lambda images, given: (
-        shapes.append([tuple(i.shape) for i in images]) or call(images, given)
-    )
+    call = views.model.detect
+    views.model.detect = lambda images, given: shapes.append([tuple(i.shape) for i in images]) or call(images, given)
     together = views(pictures)
     assert [len(s) for s in shapes] == [3] * 6 and {s[0][1] for s in shapes} == {32, 64, 96}
     for found, image in zip(together, pictures, strict=True):
@@ -177,7 +175,7 @@ def test_no_image_sees_another_and_no_view_another():
 
 
 def test_an_empty_list_and_nothing_found_are_sizes():
-    views = augmented(tiny_model(roi_head={"score_threshold": 1.0}), scales=[1, 2])
+    views = augmented(tiny_model(roi_head={"selection": {"score_threshold": 1.0}}), scales=[1, 2])
     assert views([]) == []
     found = views(picture(64, 96))
     assert found.boxes.shape == (0, 4) and found.labels.dtype == torch.int64
@@ -188,19 +186,19 @@ def test_an_empty_list_and_nothing_found_are_sizes():
 
 @pytest.mark.parametrize("wanted", [1, 5, 100, 1000])
 def test_the_first_proposals_of_all_views_are_those_of_one_nms(wanted):
-    views = augmented(tiny_model(rpn={"post_nms": [wanted, wanted], "nms_iou": 0.2}))
+    views = augmented(tiny_model(rpn={"selection": {"post_nms": [wanted, wanted], "nms_iou": 0.2}}))
     corner = torch.rand(3, 200, 2) * 60
     rows = [Proposals(torch.cat([c, c + 30], dim=1), torch.rand(200)) for c in corner]
     boxes, scores = torch.cat([r.boxes for r in rows]), torch.cat([r.scores for r in rows])
     best = nms(boxes, scores, 0.2)[:wanted]
-    found = views._merge_proposals(rows)
+    found = views.model.rpn.selection.merge(rows)
     assert torch.equal(found.boxes, boxes[best]) and torch.equal(found.scores, scores[best])
 
 
 def test_the_views_of_an_rpn_alone_are_merged_by_its_own_nms():
     torch.manual_seed(0)
-    model = build_detector(
-        merge(CONFIG, {"model": {"roi_head": "none", "rpn": {"nms_iou": 0.6, "post_nms": [200, 150]}}})
+    model = built(
+        merge(CONFIG, {"model": {"roi_head": "none", "rpn": {"selection": {"nms_iou": 0.6, "post_nms": [200, 150]}}}})
     )
     views, image = augmented(model, scales=[1, 1.5]), picture(111, 149)
     (found,) = views.detect([views.prepare(image)], [(111, 149)])
@@ -215,21 +213,21 @@ def test_the_views_of_an_rpn_alone_are_merged_by_its_own_nms():
 def test_given_proposals_are_seen_in_every_view():
     """Mirrored with it: a detector on given proposals has the same ones in the end."""
     whole = tiny_model()
-    model = build_detector(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
+    model = built(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
     model.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("rpn.")})
     config = {**CONFIG, "data": DATA | {"tta": {"scales": [1]}}}
-    views = TTAPredictor(model, config, NAMES, IDS, device="cpu")
+    views = TTAPredictor(model, parse_config(config), NAMES, IDS, device="cpu")
     views.views = [(0, True)]
     image = picture(111, 149)
     given = Proposals(torch.tensor([[5.0, 9, 60, 80], [70, 20, 149, 111]]), torch.tensor([1.0, 0.0]))
     (found,) = views.detect([views.prepare(image)], [(111, 149)], [given])
     regions = found.proposals
     torch.testing.assert_close(regions.boxes, given.boxes, rtol=0, atol=1e-3)
-    plain = Predictor(model, config, NAMES, IDS, device="cpu")
+    plain = Predictor(model, parse_config(config), NAMES, IDS, device="cpu")
     flipped = [plain.prepare(image).flip(-1)]
-    (expected,) = plain.detect(flipped, [(111, 149)], [mirror(given, 149)])
+    (expected,) = plain.detect(flipped, [(111, 149)], [given.mirrored(149)])
     assert len(found) > 0
-    torch.testing.assert_close(found.boxes, mirror(expected, 149).boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.boxes, expected.mirrored(149).boxes, rtol=0, atol=1e-3)
 
 
 # --- the scripts
@@ -247,10 +245,8 @@ def test_the_scripts_take_the_views_of_the_configuration(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[TTAPredictor] = []
-    look = TTAPredictor.detect_with_proposals
-    monkeypatch.setattr(
-        TTAPredictor, "detect_with_proposals", lambda self, *a, **k: seen.append(self) or look(self, *a, **k)
-    )
+    look = TTAPredictor.detect
+    monkeypatch.setattr(TTAPredictor, "detect", lambda self, *a, **k: seen.append(self) or look(self, *a, **k))
     common = [str(finished / "best.pth"), "--trust", "--device", "cpu", "--output"]
     assert script("evaluate").main([*common, str(tmp_path / "plain")]) == 0 and not seen
     assert script("evaluate").main([*common, str(tmp_path / "eval"), "--tta"]) == 0
