@@ -1,13 +1,20 @@
-"""Selection of the device, by name and by process."""
+"""The device: its selection by name and by process, and its peak memory."""
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 
 import torch
 
 from detector.distributed import is_launched
 from detector.errors import ConfigError, DetectorError
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,3 +44,13 @@ def own_device(device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak memory of the GPU allocator, or of this process, in MiB; NaN if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

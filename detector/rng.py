@@ -1,7 +1,8 @@
-"""Seeds and states of all random generators: Python's, NumPy's, PyTorch's and the GPUs'."""
+"""Reproducibility: seeds and states of all random generators, deterministic kernels."""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,13 @@ def seed(*numbers: int) -> None:
     """Seed all generators with these numbers."""
     _seed_cpu(*numbers)
     torch.cuda.manual_seed_all(mix(*numbers))
+
+
+def make_deterministic(enabled: bool) -> None:
+    """Use deterministic kernels; PyTorch warns where CUDA has none."""
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first use of cuBLAS
 
 
 def random_state() -> dict[str, Any]:

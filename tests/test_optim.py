@@ -175,7 +175,7 @@ def test_a_wrong_number_is_named(wrong: dict[str, float]):
     ((key, value),) = wrong.items()
     with pytest.raises(ValueError) as error:
         Recipe(**wrong)
-    assert str(error.value).startswith(f"{key}: ") and str(value) in str(error.value)
+    assert str(error.value).startswith(f"Recipe: {key}: ") and f"got {value}" in str(error.value)
 
 
 def test_zero_is_a_number_like_others():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,7 @@ def test_folding_changes_no_box():
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    folded = wrap(copy.deepcopy(model))
+    folded = wrap(model)
     norms = [m for m in folded.model.modules() if isinstance(m, torch.nn.BatchNorm2d | FrozenBatchNorm)]
     assert norms == [] and any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
     small = picture(64, 96)
@@ -166,8 +165,10 @@ def test_the_model_is_at_rest(predictor: Predictor):
 
 def test_bfloat16_stays_close():
     model = tiny_model()
-    expected, found = wrap(copy.deepcopy(model))(picture(64, 96)), wrap(model, precision="bfloat16")(picture(64, 96))
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    half = wrap(model, precision="bfloat16")
+    expected, found = wrap(model)(picture(64, 96)), half(picture(64, 96))
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     sure = expected.scores >= 0.5
     assert sure.sum() >= 5

@@ -278,7 +278,7 @@ def test_momenta_of_another_shape_are_refused(tmp_path: Path, config: Path, whol
     content["training"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
     torch.save(content, run / "last.pth")
     assert train(config, run, ["--resume", "train.epochs=3"]) == 2
-    assert "an optimiser's state of another shape" in capsys.readouterr().err
+    assert "the optimiser state has another shape" in capsys.readouterr().err
 
 
 def test_a_finished_training_can_be_made_longer(tmp_path: Path, config: Path, whole: Path):

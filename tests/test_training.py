@@ -31,10 +31,10 @@ from torch import Tensor
 from detector.checkpoint import read_checkpoint
 from detector.config.config import Config, load_config
 from detector.data.coco import CocoDataset
+from detector.device import memory_mib
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import load
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.training.loop import memory_mib
 from detector.training.metrics import SCORES
 
 FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "previous.pth", "train.log"]
@@ -192,7 +192,7 @@ def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypa
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch):
     """As on Windows, which has no such module."""
     assert 1 < memory_mib(torch.device("cpu")) < 1e6
-    monkeypatch.setattr("detector.training.loop.resource", None)
+    monkeypatch.setattr("detector.device.resource", None)
     assert math.isnan(memory_mib(torch.device("cpu")))
 
 

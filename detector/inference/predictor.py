@@ -110,7 +110,10 @@ class Predictor:
             )
 
     def read(self, picture: Picture) -> Tensor:
-        """A picture as a uint8 RGB tensor (3, H, W), upright. Raises ValueError for another tensor, TypeError for another type."""
+        """A picture as an upright uint8 RGB tensor (3, H, W).
+
+        Raises ValueError for a tensor of another form, TypeError for another type.
+        """
         if isinstance(picture, Tensor):
             self.model.preprocess.check([picture])
             return picture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from detector.config.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
 from detector.data.sampler import repeat_factors
+from detector.device import memory_mib
 from detector.errors import CheckpointError, ConfigError
 from detector.files import NotWritten
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -34,11 +34,6 @@ from detector.training.optim import learning_rate
 from detector.training.signals import Stop, deferred_sigchld
 from detector.training.step import NonFiniteLoss, TrainStep
 from detector.training.validate import validate
-
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None
 
 log = logging.getLogger("detector")
 
@@ -300,13 +295,3 @@ def _repeats(dataset: CocoDataset, threshold: float | None) -> np.ndarray | None
             "every object"
         )
     return repeat_factors(*dataset.objects(), len(dataset), threshold)
-
-
-def memory_mib(device: torch.device) -> float:
-    """Peak memory of the GPU allocator, or of this process, in MiB; NaN if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if resource is None:
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 import yaml
 
 from detector import distributed
@@ -24,7 +22,7 @@ from detector.evaluation.coco import read_ground_truth
 from detector.files import write_beside
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
-from detector.rng import seed
+from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
@@ -73,7 +71,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     read_ground_truth(val_set.annotation_file)  # else its errors would come after an epoch
     config = with_num_classes(config, train_set)
     device = own_device(pick_device(recipe.device))
-    _make_deterministic(recipe.deterministic)
+    make_deterministic(recipe.deterministic)
     seed(recipe.seed)
     filled = last is not None or init_from is not None  # ImageNet weights would be overwritten
     model = build_detector(config, pretrained=not filled)
@@ -117,13 +115,6 @@ def quiet_nonzero_ranks() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-def _make_deterministic(enabled: bool) -> None:
-    """Use deterministic kernels; PyTorch warns where CUDA has none."""
-    torch.use_deterministic_algorithms(enabled, warn_only=True)
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first use of cuBLAS
 
 
 def with_num_classes(config: Config, train_set: CocoDataset) -> Config:
