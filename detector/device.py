@@ -1,17 +1,24 @@
-"""Which device a name stands for, and which one a process of torchrun takes."""
+"""The device: its selection by name and by process, and its peak memory."""
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 
 import torch
 
 from detector.distributed import is_launched
 from detector.errors import ConfigError, DetectorError
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU if there is one. Raises ConfigError if it cannot be used."""
+    """The device called `name`; "auto" is the first GPU, or the CPU. Raises ConfigError if it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,9 +30,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """Of the GPUs of a machine, the one of this process, from now on its default.
+    """The GPU of this process, by its local rank; it becomes the default. Without torchrun, or on the CPU: `device`.
 
-    Raises DetectorError if there are fewer of them than processes.
+    Raises DetectorError if the machine has fewer GPUs than processes.
     """
     if device.type != "cuda" or not is_launched():
         return device
@@ -37,3 +44,13 @@ def own_device(device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak memory of the GPU allocator, or of this process, in MiB; NaN if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,4 +1,4 @@
-"""The processes that torchrun started together, and what they tell each other. One process alone needs no case of its own."""
+"""Collective operations of the processes that torchrun starts. Each of them also works in a single process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,15 +17,25 @@ from torch.distributed.rendezvous import rendezvous
 
 from detector.errors import DetectorError, Interrupted
 
-T, R = TypeVar("T"), TypeVar("R")
-ROUND = 8  # batches that a process does between two gatherings
+P, T, R = ParamSpec("P"), TypeVar("T"), TypeVar("R")
+ROUND = 8  # batches that a process handles between two gathers
+
+
+class SharedError(Exception):
+    """The `__cause__` of an error that is raised on all processes: rank 0 alone reports it.
+
+    `raise error from SharedError()` marks an error. Its type stays, so that handlers of that type still catch it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("raised on all processes")
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """What is inside runs together with the other processes of torchrun, if it started this one.
+    """A process group while the context is open, if torchrun started this process.
 
-    Tensors on the CPU travel by gloo, those on GPUs by NCCL, each process having a GPU to itself (see `own_device`).
+    CPU tensors are sent with gloo, GPU tensors with NCCL; each process has a GPU of its own (see `own_device`).
     """
     if not is_launched() or dist.is_initialized():
         yield
@@ -34,7 +43,7 @@ def processes(device: torch.device) -> Iterator[None]:
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, number, count = next(rendezvous("env://"))
-        # processes started anew would find the addresses of those that fell: each try has a name of its own
+        # without a prefix per attempt, restarted processes would rendezvous with stale addresses
         store = dist.PrefixStore(f"try {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count)
         yield
@@ -49,54 +58,53 @@ def is_launched() -> bool:
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_rank0() -> bool:
-    """Whether this process writes the files and says what happens."""
+    """Whether this process writes files and logs."""
     return rank() == 0
 
 
 def launcher() -> str:
-    """Who started this process: the torchrun of this machine."""
+    """Identity of the torchrun that started this process: run id, host and process id; "" without torchrun."""
     return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()}" if is_launched() else ""
 
 
 def is_restarted() -> bool:
-    """Whether torchrun started this process in the place of one that fell."""
+    """Whether torchrun restarted this process after a failure."""
     return is_launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether torch raised this because another process no longer answers."""
+    """Whether PyTorch raised this error because another process is gone."""
     words = ("connection", "gloo", "nccl", "socket", "timed out")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
-def gather(thing: Any) -> list[Any]:
-    """What every process gives, in the order of their ranks, on each of them. All must call it.
+def gather(item: Any) -> list[Any]:
+    """The items of all processes in the order of their ranks. All processes must call it.
 
-    An exception that one gives instead is raised on all.
+    An exception passed as an item is raised on all processes.
     """
     if world_size() == 1:
-        return [thing]
-    things: list[Any] = [None] * world_size()
-    dist.all_gather_object(things, thing)
-    for error in things:
+        return [item]
+    items: list[Any] = [None] * world_size()
+    dist.all_gather_object(items, item)
+    for error in items:
         if isinstance(error, Exception):
-            error.is_shared = True
-            raise error
-    return things
+            raise error from SharedError()
+    return items
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """The mean over all processes, on each of them; without a gradient. All must call it."""
+    """The mean over all processes, without gradient. All processes must call it."""
     if world_size() == 1:
         return x
     x = x.detach().clone()
@@ -104,49 +112,54 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return x / world_size()
 
 
-def raise_on_all(work: Callable[..., T], *args: Any) -> T:
-    """What `work(*args)` gives on this process. What it raises on one of them is raised on all; see `should_report`.
+def raise_on_all(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `work(*args, **kwargs)` on this process. An error of one process is raised on all.
 
-    The others meet the error here, or wherever within `work` they gather next: none waits for one that has left. All must
-    call it.
+    The other processes raise it here, or at the next `gather` within `work`, so that none waits for a process that has left.
+    All processes must call it. See `should_report`.
     """
     if world_size() == 1:
-        return work(*args)
+        return work(*args, **kwargs)
     try:
-        result = work(*args)
+        result = work(*args, **kwargs)
     except Exception as error:
-        if getattr(error, "is_shared", False):
+        if is_shared(error):
             raise
         if isinstance(error, DetectorError | Interrupted):
             gather(error)
-        with suppress(Exception):  # the others get what can travel; the process itself tells the error in full
+        with suppress(Exception):  # the others get a text, because this error may not be picklable
             gather(DetectorError(f"process {rank()}: {type(error).__name__}: {error}"))
-        error.is_shared = True
-        raise
+        raise error from SharedError()
     gather(None)
     return result
 
 
-def on_rank0(work: Callable[..., T], *args: Any) -> T:
-    """What `work(*args)` gives on the first process, where alone it is done, on all. All must call it."""
-    return gather(raise_on_all(work, *args) if is_rank0() else raise_on_all(_nothing))[0]
+def on_rank0(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `work(*args, **kwargs)`, which only rank 0 runs, on all processes. All must call it."""
+    result = raise_on_all(work, *args, **kwargs) if is_rank0() else raise_on_all(_nothing)
+    return gather(result)[0]
 
 
 def _nothing() -> None:
-    """The part of the other processes."""
+    """The work of the other ranks."""
 
 
 def map_sharded(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batch: int = 1) -> Iterator[R]:
-    """The results of `work`, one an item, in the order of the items and on all processes, each of which does a part.
+    """One result per item, in the order of the items, on all processes; each process computes a part.
 
-    `work` takes the items of a process, whole batches of them. Every now and then the processes gather what they have, so
-    that an error on one soon ends all, and none waits long for another. All must take all results.
+    The processes gather their results every few batches, so that an error of one soon stops all. All processes must
+    consume all results.
+
+    Args:
+        items: the items, the same on all processes.
+        work: maps the items of one process, whole batches, to their results.
+        batch: items per batch.
     """
     if world_size() == 1:
         yield from work(list(items))
         return
-    fair = -(-len(items) // (batch * world_size()))  # batches for each process
-    length = batch * max(1, min(ROUND, fair))
+    batches_per_process = -(-len(items) // (batch * world_size()))  # ceil
+    length = batch * max(1, min(ROUND, batches_per_process))
     parts = [items[i : i + length] for i in range(0, len(items), length)]
     results = iter(work([item for part in parts[rank() :: world_size()] for item in part]))
     for _ in range(0, len(parts), world_size()):
@@ -154,10 +167,10 @@ def map_sharded(items: Sequence[T], work: Callable[[list[T]], Iterable[R]], batc
         caught = None
         try:
             done.extend(islice(results, length))
-        except (Exception, KeyboardInterrupt) as error:  # what is done is given all the same
+        except (Exception, KeyboardInterrupt) as error:  # raised after the finished results are yielded
             caught = error
         yield from chain(*gather(done))
-        raise_on_all(partial(_raise, caught))
+        raise_on_all(_raise, caught)
 
 
 def _raise(error: BaseException | None) -> None:
@@ -166,14 +179,14 @@ def _raise(error: BaseException | None) -> None:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum over all processes, on each of them. All must call it, and its backward pass."""
+    """The sum over all processes, with gradient. All must call it, and run its backward pass."""
     return dist_functional.all_reduce(x)
 
 
 def global_normalizer(count: int) -> float:
-    """What a process divides a sum of its own by, so that the mean over the processes is the mean over all that they count.
+    """Divisor for the sum of one process, so that the mean over processes equals the mean over all counted items.
 
-    1 where nothing is counted. All must call it.
+    It is `count` summed over all processes, at least 1, divided by their number. All processes must call it.
     """
     if world_size() == 1:
         return max(count, 1)
@@ -183,7 +196,7 @@ def global_normalizer(count: int) -> float:
 
 
 def all_reduce_max(*values: int) -> list[int]:
-    """The largest of each over all processes. All must call it."""
+    """The maximum of each value over all processes. All processes must call it."""
     if world_size() == 1:
         return list(values)
     numbers = torch.tensor(values)
@@ -191,6 +204,11 @@ def all_reduce_max(*values: int) -> list[int]:
     return numbers.tolist()
 
 
-def should_report(error: Exception) -> bool:
-    """Whether this process tells the user of an error: what all have in common, the first one says."""
-    return not getattr(error, "is_shared", False) or os.environ.get("RANK", "0") == "0"
+def is_shared(error: BaseException) -> bool:
+    """Whether this error is raised on all processes."""
+    return isinstance(error.__cause__, SharedError)
+
+
+def should_report(error: BaseException) -> bool:
+    """Whether this process reports an error: rank 0 reports a shared one, each process reports its own."""
+    return not is_shared(error) or os.environ.get("RANK", "0") == "0"

@@ -1,7 +1,8 @@
-"""Random numbers: of every generator that a training, or a part of the user's own, may draw from."""
+"""Reproducibility: seeds and states of all random generators, deterministic kernels."""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,23 +13,30 @@ import torch
 
 
 def mix(*numbers: int) -> int:
-    """One seed from several: unlike their sum, no two of a run's are alike."""
+    """One seed from several numbers; unlike their sum, different numbers give different seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def seed(*numbers: int) -> None:
-    """Begin all generators anew, as a function of these numbers."""
+    """Seed all generators with these numbers."""
     _seed_cpu(*numbers)
     torch.cuda.manual_seed_all(mix(*numbers))
 
 
+def make_deterministic(enabled: bool) -> None:
+    """Use deterministic kernels; PyTorch warns where CUDA has none."""
+    torch.use_deterministic_algorithms(enabled, warn_only=True)
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first use of cuBLAS
+
+
 def random_state() -> dict[str, Any]:
-    """Of Python, NumPy, torch and the GPUs, in what a checkpoint may hold."""
+    """The state of all generators, in types that a checkpoint can hold."""
     return _cpu_state() | {"cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from a `random_state`; that of the GPUs is left out on a machine with another number of them."""
+    """Restore a `random_state`. The GPUs' states are skipped on a machine with another number of GPUs."""
     _set_cpu_state(state)
     if len(state["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -36,7 +44,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """What is drawn inside, on the CPU, is a function of these numbers; afterwards all is as before."""
+    """Seed the CPU generators with these numbers; their state is restored on exit."""
     before = _cpu_state()
     _seed_cpu(*numbers)
     try:
@@ -47,7 +55,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 def _seed_cpu(*numbers: int) -> None:
     one = numbers[0] if len(numbers) == 1 else mix(*numbers)
-    torch.default_generator.manual_seed(one)  # torch.manual_seed would begin those of the GPUs anew, too
+    torch.default_generator.manual_seed(one)  # torch.manual_seed would seed the GPUs, too
     random.seed(one)
     np.random.seed(one % 2**32)
 

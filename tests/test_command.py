@@ -12,6 +12,7 @@ import pytest
 from helpers.training import draw_set, script, write_config
 
 from detector.cli.ending import ending
+from detector.distributed import SharedError
 from detector.errors import ConfigError, Interrupted
 
 
@@ -66,7 +67,7 @@ def test_debug_shows_the_traceback_of_an_expected_error(how: str, monkeypatch, c
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_of_several_processes_the_first_reports(rank: str, monkeypatch, capsys: pytest.CaptureFixture):
     shared = ConfigError("known to all")
-    shared.is_shared = True
+    shared.__cause__ = SharedError()
     monkeypatch.setenv("RANK", rank)
     assert (end_of(shared), end_of(KeyboardInterrupt())) == (2, 130)
     assert capsys.readouterr().err.count("\n") == (2 if rank == "0" else 0)

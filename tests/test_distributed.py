@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from detector import distributed
+from detector.device import own_device
 from detector.errors import DataError, DetectorError
 
 GPU = torch.device("cuda")
@@ -23,14 +24,14 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_process_has_a_gpu_to_itself(launched: list[int]):
-    assert distributed.own_device(GPU) == torch.device("cuda", 1) and launched == [1]
-    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu") and launched == [1]
+    assert own_device(GPU) == torch.device("cuda", 1) and launched == [1]
+    assert own_device(torch.device("cpu")) == torch.device("cpu") and launched == [1]
 
 
 def test_more_processes_than_gpus_is_an_error(launched: list[int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(DetectorError, match=r"process 3 of this machine has no GPU .* --nproc-per-node 2, or choose"):
-        distributed.own_device(GPU)
+        own_device(GPU)
 
 
 def test_alone_nothing_is_a_case(monkeypatch: pytest.MonkeyPatch):
@@ -38,7 +39,7 @@ def test_alone_nothing_is_a_case(monkeypatch: pytest.MonkeyPatch):
     x = torch.tensor(3.0)
     with distributed.processes(GPU):
         assert (distributed.rank(), distributed.world_size(), distributed.is_rank0()) == (0, 1, True)
-        assert distributed.own_device(GPU) == GPU and distributed.gather("a") == ["a"]
+        assert own_device(GPU) == GPU and distributed.gather("a") == ["a"]
         assert distributed.all_reduce_mean(x) is x and distributed.all_reduce_max(2, 5) == [2, 5]
         assert [distributed.global_normalizer(count) for count in (0, 7)] == [1, 7]
         assert list(distributed.map_sharded([1, 2, 3], lambda items: [10 * i for i in items])) == [10, 20, 30]
@@ -48,7 +49,7 @@ def test_what_all_have_in_common_the_first_one_says(monkeypatch: pytest.MonkeyPa
     error = DataError("x")
     monkeypatch.setenv("RANK", "1")
     assert distributed.should_report(error)
-    error.is_shared = True
+    error.__cause__ = distributed.SharedError()
     assert not distributed.should_report(error)
     monkeypatch.setenv("RANK", "0")
     assert distributed.should_report(error)

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from detector.errors import DetectorError
-from detector.training.metrics import SCORES, MetricsFile
+from detector.training.metrics import SCORES, CsvWriter, make_writers
 
 LOSSES = ["rpn_objectness", "roi_box"]
 COLUMNS = [
@@ -27,12 +27,13 @@ SCORED = {"val_loss": 0.25, **dict.fromkeys(SCORES, 0.75)}
 
 def write(folder: Path, steps: range, *, scored: int | None = None, resumed: int = 0) -> None:
     """A row for each step, and one for the evaluation after the step `scored`."""
-    metrics = MetricsFile(folder, step=resumed, history=[{"step": 3, "epoch": 1, **SCORED}] if resumed == 3 else [])
-    for step in steps:
-        metrics.write(step, {"epoch": 1, "loss": step / 10, "roi_box": 0.5})
-        if step == scored:
-            metrics.write(step, {"epoch": 1, **SCORED})
-    metrics.close()
+    history = [{"step": 3, "epoch": 1, **SCORED}] if resumed == 3 else []
+    for writer in make_writers(folder, step=resumed, history=history):
+        for step in steps:
+            writer.write(step, {"epoch": 1, "loss": step / 10, "roi_box": 0.5})
+            if step == scored:
+                writer.write(step, {"epoch": 1, **SCORED})
+        writer.close()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -49,7 +50,7 @@ def header(folder: Path) -> list[str]:
 
 
 def test_a_loss_gets_its_column_when_it_is_first_met(tmp_path: Path):
-    metrics = MetricsFile(tmp_path)
+    metrics = CsvWriter(tmp_path)
     assert header(tmp_path) == [name for name in COLUMNS if name not in LOSSES]
     metrics.write(1, {"loss": 1.0, "rpn_objectness": 0.25, "lr": 0.1, "roi_box": 0.75})
     assert header(tmp_path) == COLUMNS
@@ -62,7 +63,7 @@ def test_a_loss_gets_its_column_when_it_is_first_met(tmp_path: Path):
 
 
 def test_a_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path: Path):
-    metrics = MetricsFile(tmp_path)
+    metrics = CsvWriter(tmp_path)
     metrics.write(1, {"loss": 1 / 3, "epoch": 1, "AP": -1.0, "grad_norm": math.nan})
     (row,) = rows(tmp_path)
     assert {k: v for k, v in row.items() if v} == {
@@ -105,7 +106,7 @@ def test_resume_leaves_out_rows_that_are_none(tmp_path: Path, damage: bytes):
     write(tmp_path, range(1, 3))
     with open(tmp_path / "metrics.csv", "ab") as file:
         file.write(damage + b",1,1,1")
-    MetricsFile(tmp_path, step=2).close()
+    CsvWriter(tmp_path, step=2).close()
     assert steps(tmp_path) == [1, 2]
 
 
@@ -113,7 +114,7 @@ def test_a_table_that_cannot_be_read_is_left_alone(tmp_path: Path):
     write(tmp_path, range(1, 3))
     (tmp_path / "metrics.csv").write_bytes(before := b"step,epoch,lr,loss\n1," + b"x" * 200_000)
     with pytest.raises(DetectorError, match=r"metrics.csv: cannot be continued .* move it away"):
-        MetricsFile(tmp_path, step=2)
+        CsvWriter(tmp_path, step=2)
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
@@ -121,7 +122,7 @@ def test_rows_wait_for_room_with_their_columns(tmp_path: Path, monkeypatch: pyte
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    metrics = MetricsFile(tmp_path)
+    metrics = CsvWriter(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         metrics.write(1, {"loss": 0.5, "roi_box": 0.25})
@@ -134,7 +135,7 @@ def test_rows_wait_for_room_with_their_columns(tmp_path: Path, monkeypatch: pyte
 
 def test_resume_keeps_the_columns_of_old_rows_and_adds_new_ones(tmp_path: Path):
     write(tmp_path, range(1, 3))
-    metrics = MetricsFile(tmp_path, step=2)
+    metrics = CsvWriter(tmp_path, step=2)
     assert metrics.losses == ["roi_box"]
     metrics.write(3, {"roi_box_2": 0.25})
     metrics.close()

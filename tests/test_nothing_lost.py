@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.training import STEPS, assert_same_training, draw_set, place, table, train, write_config
+from helpers.training import STEPS, assert_same_training, before_steps, draw_set, place, table, train, write_config
 
 from detector import checkpoint
 from detector.checkpoint import read_checkpoint
 from detector.training import metrics
 from detector.training.loop import Trainer
-from detector.training.step import Updater
+from detector.training.step import TrainStep
 
 OFTEN = "train.save_seconds=0"  # after every step
 
@@ -44,21 +44,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """Arrange for a signal within the step of that number; 0: before the first; None: no more of them."""
-    step, connect = Trainer._step, Updater.connect
+    connect = TrainStep.connect
 
     def arrange(at: int | None) -> None:
-        def signalled_step(self: Trainer, *batch: Any) -> dict[str, float]:
-            if self.step + 1 == at:
+        def raise_signal(number: int) -> None:
+            if number == at:
                 signal.raise_signal(signal.SIGTERM)
-            return step(self, *batch)
 
-        def signalled_connect(self: Updater) -> None:
-            if at == 0:
-                signal.raise_signal(signal.SIGTERM)
+        def signalled_connect(self: TrainStep) -> None:
+            raise_signal(0)
             connect(self)
 
-        monkeypatch.setattr(Trainer, "_step", signalled_step)
-        monkeypatch.setattr(Updater, "connect", signalled_connect)
+        before_steps(monkeypatch, raise_signal)
+        monkeypatch.setattr(TrainStep, "connect", signalled_connect)
 
     return arrange
 
@@ -100,13 +98,13 @@ def test_random_numbers_of_all_kinds_go_on(
     import numpy as np
 
     drawn: list[tuple] = []
-    forward = Updater.__call__
+    forward = TrainStep.__call__
 
-    def drawing(self: Updater, *batch: Any) -> dict[str, float]:
+    def drawing(self: TrainStep, *batch: Any) -> dict[str, float]:
         drawn.append((random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()))
         return forward(self, *batch)
 
-    monkeypatch.setattr(Updater, "__call__", drawing)
+    monkeypatch.setattr(TrainStep, "__call__", drawing)
     assert train(config, tmp_path / "whole") == 0
     expected, drawn[:] = drawn.copy(), []
     interrupt(2)
@@ -254,7 +252,7 @@ def test_the_last_checkpoint_must_be_written(
 
 
 def test_rows_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    table = metrics.MetricsFile(tmp_path)
+    table = metrics.CsvWriter(tmp_path)
     table.write(1, {"loss": 0.5})
     file = table._file
 
@@ -275,7 +273,7 @@ def test_rows_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     table._file = file
     table.write(4, {"loss": 1.0})
     table.close()
-    assert [row["step"] for row in metrics.MetricsFile._old_rows(table)] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in metrics.CsvWriter._old_rows(table)] == ["1", "2", "3", "4"]
 
 
 # --- the end of a training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from detector.config.config import parse_config
 from detector.config.inherit import merge
 from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
-from detector.inference.predictor import Predictor, load
+from detector.inference.predictor import Predictor, load, to_original
 from detector.modeling.layers import FrozenBatchNorm
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Detections
@@ -104,8 +103,8 @@ def test_boxes_are_in_the_pixels_of_the_picture(predictor: Predictor):
 
 def test_no_box_leaves_the_picture_by_rounding():
     boxes = torch.tensor([[-1e-3, 8.0, 86.001, 64.0], [0.0, 0.0, 43.0, 32.0]])
-    inner = Detections(boxes, torch.ones(2), torch.zeros(2, dtype=torch.long))
-    found = to_original(inner, torch.empty(3, 64, 86), (128, 172))
+    rows = Detections(boxes, torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    found = to_original(rows, torch.empty(3, 64, 86), (128, 172))
     assert found.boxes.tolist() == [[0, 16, 172, 128], [0, 0, 86, 64]]
 
 
@@ -147,7 +146,7 @@ def test_folding_changes_no_box():
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    folded = wrap(copy.deepcopy(model))
+    folded = wrap(model)
     norms = [m for m in folded.model.modules() if isinstance(m, torch.nn.BatchNorm2d | FrozenBatchNorm)]
     assert norms == [] and any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
     small = picture(64, 96)
@@ -166,8 +165,10 @@ def test_the_model_is_at_rest(predictor: Predictor):
 
 def test_bfloat16_stays_close():
     model = tiny_model()
-    expected, found = wrap(copy.deepcopy(model))(picture(64, 96)), wrap(model, precision="bfloat16")(picture(64, 96))
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    half = wrap(model, precision="bfloat16")
+    expected, found = wrap(model)(picture(64, 96)), half(picture(64, 96))
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     sure = expected.scores >= 0.5
     assert sure.sum() >= 5
@@ -241,7 +242,7 @@ def test_a_checkpoint_is_all_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_configuration_can_be_overridden(tmp_path: Path):
     path = save(tmp_path / "a.pth", tiny_model())
-    loaded = load(path, overrides=["data.resize.short=32", "model.roi_head.max_detections=2"], device="cpu")
+    loaded = load(path, overrides=["data.resize.short=32", "model.roi_head.selection.max_detections=2"], device="cpu")
     assert loaded.prepare(picture(64, 64)).shape == (3, 32, 32) and len(loaded(picture(64, 96))) == 2
     with pytest.raises(ConfigError, match=r"data\.resize\.shrot: unknown key; did you mean 'short'"):
         load(path, overrides=["data.resize.shrot=32"])
@@ -264,7 +265,7 @@ def test_a_checkpoint_whose_parts_disagree_is_named(tmp_path: Path):
         ({"neck": {"wdith": 3}}, r"model\.neck\.wdith: unknown key"),
         ({"num_classes": None}, r"its configuration does not build a model: model\.num_classes"),
         ({"neck": {"width": 16}}, r"made for another architecture; of another shape: pyramid\.neck"),
-        ({"num_classes": 5}, r"made for another architecture; of another shape: roi_head\.class_score"),
+        ({"num_classes": 5}, r"made for another architecture; of another shape: roi_head\.stage\.class_score"),
     ):
         config = merge({"model": {**MODEL, "num_classes": len(NAMES)}}, {"model": section})
         with pytest.raises(CheckpointError, match=rf"a\.pth: .*{reason}"):

@@ -15,14 +15,23 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.training import CLASSES, ROOT, STEPS, assert_same_training, draw_set, place, table, train, write_config
+from helpers.training import (
+    CLASSES,
+    ROOT,
+    STEPS,
+    assert_same_training,
+    before_steps,
+    draw_set,
+    place,
+    table,
+    train,
+    write_config,
+)  # fmt: skip
 
 from detector.checkpoint import read_checkpoint
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
-from detector.training import loop
-from detector.training import validate as score
-from detector.training.loop import Trainer
+from detector.training import loop, validate
 
 HEAD = ("roi_head.stage.class_score.", "roi_head.stage.box_delta.")
 
@@ -48,16 +57,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Arrange for signals within the step of that number; None: no more of them."""
-    original = Trainer._step
 
     def arrange(at: int | None, *signals: signal.Signals) -> None:
-        def step(self: Trainer, *batch: Any) -> dict[str, float]:
-            if self.step + 1 == at:
-                for number in signals or (signal.SIGINT,):
-                    signal.raise_signal(number)
-            return original(self, *batch)
+        def raise_signals(number: int) -> None:
+            if number == at:
+                for kind in signals or (signal.SIGINT,):
+                    signal.raise_signal(kind)
 
-        monkeypatch.setattr(Trainer, "_step", step)
+        before_steps(monkeypatch, raise_signals)
 
     return arrange
 
@@ -198,7 +205,7 @@ def test_an_accident_while_scoring_costs_no_step(
     def fail(*args: Any, **options: Any) -> None:
         raise DataError("val0.png: gone")
 
-    monkeypatch.setattr(score, "evaluate", fail)
+    monkeypatch.setattr(validate, "evaluate", fail)
     assert train(config, tmp_path / "run") == 2
     assert place(tmp_path / "run") == (STEPS, 0)
     monkeypatch.undo()
@@ -271,7 +278,7 @@ def test_momenta_of_another_shape_are_refused(tmp_path: Path, config: Path, whol
     content["training"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
     torch.save(content, run / "last.pth")
     assert train(config, run, ["--resume", "train.epochs=3"]) == 2
-    assert "an optimiser's state of another shape" in capsys.readouterr().err
+    assert "the optimiser state has another shape" in capsys.readouterr().err
 
 
 def test_a_finished_training_can_be_made_longer(tmp_path: Path, config: Path, whole: Path):

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py and scripts/infer.py on several processes: the files of one, to the last bit, and one message."""
+"""`detector evaluate` and `detector infer` on several processes: the files of one, to the last bit, and one message."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.processes import run_processes
-from helpers.tiny import CONFIG, picture, tiny_model
+from helpers.tiny import CONFIG, built, picture, tiny_model
 from helpers.training import draw_split, script, write_json
 from PIL import Image
 
 from detector.checkpoint import save_checkpoint
-from detector.config.config import build_detector
 from detector.config.inherit import merge
 from detector.distributed import processes, rank
 
@@ -113,7 +112,7 @@ def save_detectors(folder: Path) -> None:
     changes = {"whole": {}, "blind": {}, "rpn": {"roi_head": "none"}, "fast": {"rpn": "precomputed"}}
     for name, change in changes.items():
         config = merge(CONFIG, {"model": change, "data": merge(settings, given) if name == "fast" else settings})
-        model = tiny_model() if name == "whole" else build_detector(config)
+        model = tiny_model() if name == "whole" else built(config)
         if name == "blind":
             torch.nn.init.constant_(model.roi_head.stage.class_score.bias[-1:], 1e4)  # all is background
         names, ids = list(CLASSES), list(CLASSES.values())

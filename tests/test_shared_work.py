@@ -63,7 +63,10 @@ CASES: dict[str, tuple[Callable[[], Any], Any]] = {  # what to do, and what ever
     "items": (lambda: [in_order(n, k) for n in (0, 1, 2, 3, 7, LONG) for k in (1, 3)], 12 * [True]),
     "first": (lambda: on_rank0(lambda: rank() + 5), 5),
     "data": (lambda: list(map_sharded(range(LONG), doubled(DataError("bad"), at=LONG - 1))), "DataError bad"),
-    "signal": (lambda: list(map_sharded(range(LONG), doubled(Interrupted("SIGTERM", 143), at=0))), "Interrupted SIGTERM"),
+    "signal": (
+        lambda: list(map_sharded(range(LONG), doubled(Interrupted("SIGTERM", 143), at=0))),
+        "Interrupted SIGTERM",
+    ),
     "nested": (lambda: raise_on_all(lambda: raise_on_all(fail_before_sharing)), "DataError early"),
     "of the first": (lambda: on_rank0(lambda: only(0, DataError("full"))), "DataError full"),
     "of each": (lambda: raise_on_all(lambda: only(rank(), DataError(f"of {rank()}"))), "DataError of 0"),

@@ -1,8 +1,9 @@
-"""scripts/train.py from beginning to end: what it writes, and that it learns."""
+"""`detector train` from beginning to end: what it writes, and that it learns."""
 
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import logging
 import math
@@ -13,15 +14,27 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
+from helpers.training import (
+    CLASSES,
+    ROOT,
+    STEPS,
+    before_steps,
+    draw_set,
+    draw_split,
+    place,
+    train,
+    write_config,
+    write_json,
+)
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
-from detector.config.config import load_config
+from detector.config.config import Config, load_config
 from detector.data.coco import CocoDataset
+from detector.device import memory_mib
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import load
-from detector.training.loop import Trainer, memory_mib
+from detector.modeling.rcnn import GeneralizedRCNN
 from detector.training.metrics import SCORES
 
 FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "previous.pth", "train.log"]
@@ -70,7 +83,7 @@ def test_the_effective_configuration_is_kept(finished: Path, config: Path):
     assert saved["model"].pop("num_classes") == 2  # counted in the data
     assert saved == yaml.safe_load(config.read_text())
     for name in ("last.pth", "best.pth"):
-        assert read_checkpoint(finished / name)["config"] == load_config(finished / "config.yaml")
+        assert read_checkpoint(finished / name)["config"] == load_config(finished / "config.yaml").raw
 
 
 def test_metrics_have_a_row_for_each_step_and_each_evaluation(finished: Path):
@@ -134,18 +147,16 @@ def test_the_log_of_one_training_stays_out_of_the_next(tmp_path: Path, config: P
 
 
 def test_last_is_there_after_the_first_step(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
-    step, seen = Trainer._step, []
+    def saved_steps(run: str, *options: str) -> list[int | None]:
+        seen: list[int | None] = []
+        last = tmp_path / run / "last.pth"
+        before_steps(monkeypatch, lambda number: seen.append(place(last.parent)[0] if last.exists() else None))
+        assert train(config, last.parent, options) == 0
+        return seen
 
-    def look(self: Trainer, *batch: Any) -> dict[str, float]:
-        seen.append(read_checkpoint(self.output / "last.pth")["training"]["step"] if self.step else None)
-        return step(self, *batch)
-
-    monkeypatch.setattr(Trainer, "_step", look)
-    assert train(config, tmp_path / "run") == 0
-    assert seen == [None, 1, 1, 3, 3, 3]  # then at the end of each epoch, as a step takes far less than save_seconds
-    seen.clear()
-    assert train(config, tmp_path / "often", ["train.save_seconds=0"]) == 0
-    assert seen == [None, 1, 2, 3, 4, 5]
+    # then at the end of each epoch, as a step takes far less than save_seconds
+    assert saved_steps("run") == [None, 1, 1, 3, 3, 3]
+    assert saved_steps("often", "train.save_seconds=0") == [None, 1, 2, 3, 4, 5]
 
 
 def test_the_last_epoch_is_always_scored(tmp_path: Path, config: Path):
@@ -161,7 +172,7 @@ def test_best_is_there_even_if_nothing_can_be_scored(tmp_path: Path, data: Path,
         content = json.loads((data / f"{split}.json").read_text())
         write_json(tmp_path / f"{split}.json", content | ({"annotations": []} if split == "val" else {}))
     threshold = {"some": 0.0, "none": 1.0}[detections]
-    arguments = ["train.epochs=1", f"model.roi_head.score_threshold={threshold}"]
+    arguments = ["train.epochs=1", f"model.roi_head.selection.score_threshold={threshold}"]
     assert train(write_config(tmp_path / "tiny.yaml", tmp_path), tmp_path / "run", arguments) == 0
     assert float(rows(tmp_path / "run")[-1]["AP"]) == {"some": -1, "none": 0}[detections]
     assert_equal(weights(tmp_path / "run", "best.pth"), weights(tmp_path / "run"))
@@ -181,7 +192,7 @@ def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypa
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch):
     """As on Windows, which has no such module."""
     assert 1 < memory_mib(torch.device("cpu")) < 1e6
-    monkeypatch.setattr("detector.training.loop.resource", None)
+    monkeypatch.setattr("detector.device.resource", None)
     assert math.isnan(memory_mib(torch.device("cpu")))
 
 
@@ -236,14 +247,14 @@ def test_a_configuration_without_a_model_means_the_default(
     config.write_text(yaml.safe_dump(content))
     built = []
 
-    def build(asked: dict[str, Any], **options: Any) -> None:
-        built.append(asked["model"])
+    def build(asked: Config, **options: Any) -> None:
+        built.append(asked)
         raise SystemExit
 
     monkeypatch.setattr("detector.training.run.build_detector", build)
     with pytest.raises(SystemExit):
         train(config, tmp_path / "run")
-    assert built == [{"num_classes": 2}]
+    assert [c.model for c in built] == [load_config(config, ["model.num_classes=2"]).model]
 
 
 def test_resnet_trains_and_loads_without_trust(tmp_path: Path, data: Path):
@@ -278,3 +289,18 @@ def test_a_compiled_pyramid_learns_the_same(tmp_path: Path, data: Path):
     )
     assert compiled == pytest.approx(plain, rel=1e-3)
     assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
+
+
+def test_a_forward_pass_is_seven_calls_below_the_command(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
+    """main, train, run, _train_epoch, __call__, _backward, forward: so a reader finds it soon."""
+    forward, stacks = GeneralizedRCNN.forward, []
+
+    def counted(self: GeneralizedRCNN, *batch: Any) -> Any:
+        frames = inspect.stack(context=0)[1:]
+        own = [frame.function for frame in frames if Path(frame.filename).is_relative_to(ROOT / "detector")]
+        stacks.append([*reversed(own), "forward"])
+        return forward(self, *batch)
+
+    monkeypatch.setattr(GeneralizedRCNN, "forward", counted)
+    assert train(config, tmp_path / "run", ["train.epochs=1"]) == 0
+    assert stacks[0] == ["main", "train", "run", "_train_epoch", "__call__", "_backward", "forward"]

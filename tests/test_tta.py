@@ -17,7 +17,6 @@ from torchvision.ops import box_iou, nms
 import detector
 from detector.config.config import parse_config
 from detector.config.inherit import merge
-from detector.data.settings import DataSettings
 from detector.errors import ConfigError
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
@@ -51,7 +50,7 @@ def assert_same(found: Detections, expected: Detections, px: float = 0.02, score
 
 def test_the_default_is_detectron2s_at_the_size_of_coco():
     config = CONFIG | {"data": DATA | {"resize": {"short": [640, 800], "long": 1333}}}
-    views = TTAPredictor(tiny_model(), config, NAMES, IDS, device="cpu")
+    views = TTAPredictor(tiny_model(), parse_config(config, trust=True), NAMES, IDS, device="cpu")
     shorts = [min(scale.shape[1:]) for scale in views.prepare(picture(40, 50))]
     assert shorts == [400, 500, 600, 700, 800, 900, 1000, 1100, 1200]
     assert len(views.views) == 18 and max(max(s.shape[1:]) for s in views.prepare(picture(20, 100))) == 2000
@@ -74,8 +73,8 @@ def test_workers_can_be_sent_what_prepares_an_image():
     ("key", "value"), [("scales", []), ("scales", [0]), ("scales", [1, float("nan")]), ("scales", [101])]
 )
 def test_scales_out_of_range_are_named(key, value):
-    with pytest.raises(ConfigError, match=rf"data\.tta\.{key}: must lie in"):
-        DataSettings(root=".", train=SPLIT, val=SPLIT, tta={key: value})
+    with pytest.raises(ConfigError, match=rf"data\.tta(\.|: ){key}: "):
+        parse_config({**CONFIG, "data": DATA | {"tta": {key: value}}}, trust=True)
 
 
 # --- one view
@@ -139,7 +138,7 @@ def test_two_views_of_the_same_scale_say_no_more_than_one():
 
 
 def test_what_a_detector_says_of_nms_holds_for_the_views():
-    model = tiny_model(roi_head={"class_agnostic_nms": True, "max_detections": 7, "nms_iou": 0.3})
+    model = tiny_model(roi_head={"selection": {"class_agnostic_nms": True, "max_detections": 7, "nms_iou": 0.3}})
     found = augmented(model, scales=[1, 1.25])(picture(111, 149))
     assert len(found) == 7 and (box_iou(found.boxes, found.boxes).fill_diagonal_(0) <= 0.3 + 1e-6).all()
 
@@ -167,9 +166,7 @@ def test_no_image_sees_another_and_no_view_another():
     pictures = [picture(64, 96, seed=1), picture(96, 64, seed=2), picture(64, 96, seed=3)]
     shapes: list[list[tuple[int, ...]]] = []
     call = views.model.detect
-    views.model.detect = lambda images, given: (
-        shapes.append([tuple(i.shape) for i in images]) or call(images, given)
-    )
+    views.model.detect = lambda images, given: shapes.append([tuple(i.shape) for i in images]) or call(images, given)
     together = views(pictures)
     assert [len(s) for s in shapes] == [3] * 6 and {s[0][1] for s in shapes} == {32, 64, 96}
     for found, image in zip(together, pictures, strict=True):
@@ -177,7 +174,7 @@ def test_no_image_sees_another_and_no_view_another():
 
 
 def test_an_empty_list_and_nothing_found_are_sizes():
-    views = augmented(tiny_model(roi_head={"score_threshold": 1.0}), scales=[1, 2])
+    views = augmented(tiny_model(roi_head={"selection": {"score_threshold": 1.0}}), scales=[1, 2])
     assert views([]) == []
     found = views(picture(64, 96))
     assert found.boxes.shape == (0, 4) and found.labels.dtype == torch.int64
@@ -188,18 +185,19 @@ def test_an_empty_list_and_nothing_found_are_sizes():
 
 @pytest.mark.parametrize("wanted", [1, 5, 100, 1000])
 def test_the_first_proposals_of_all_views_are_those_of_one_nms(wanted):
-    views = augmented(tiny_model(rpn={"post_nms": [wanted, wanted], "nms_iou": 0.2}))
+    views = augmented(tiny_model(rpn={"selection": {"post_nms": [wanted, wanted], "nms_iou": 0.2}}))
     corner = torch.rand(3, 200, 2) * 60
     rows = [Proposals(torch.cat([c, c + 30], dim=1), torch.rand(200)) for c in corner]
     boxes, scores = torch.cat([r.boxes for r in rows]), torch.cat([r.scores for r in rows])
     best = nms(boxes, scores, 0.2)[:wanted]
-    found = views.model.rpn.merge(rows)
+    found = views.model.rpn.selection.merge(rows)
     assert torch.equal(found.boxes, boxes[best]) and torch.equal(found.scores, scores[best])
 
 
 def test_the_views_of_an_rpn_alone_are_merged_by_its_own_nms():
     torch.manual_seed(0)
-    model = built(merge(CONFIG, {"model": {"roi_head": "none", "rpn": {"nms_iou": 0.6, "post_nms": [200, 150]}}})
+    model = built(
+        merge(CONFIG, {"model": {"roi_head": "none", "rpn": {"selection": {"nms_iou": 0.6, "post_nms": [200, 150]}}}})
     )
     views, image = augmented(model, scales=[1, 1.5]), picture(111, 149)
     (found,) = views.detect([views.prepare(image)], [(111, 149)])
@@ -217,15 +215,14 @@ def test_given_proposals_are_seen_in_every_view():
     model = built(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
     model.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("rpn.")})
     config = {**CONFIG, "data": DATA | {"tta": {"scales": [1]}}}
-    config = parse_config(config, trust=True)
-    views = TTAPredictor(model, config, NAMES, IDS, device="cpu")
+    views = TTAPredictor(model, parse_config(config, trust=True), NAMES, IDS, device="cpu")
     views.views = [(0, True)]
     image = picture(111, 149)
     given = Proposals(torch.tensor([[5.0, 9, 60, 80], [70, 20, 149, 111]]), torch.tensor([1.0, 0.0]))
     (found,) = views.detect([views.prepare(image)], [(111, 149)], [given])
     regions = found.proposals
     torch.testing.assert_close(regions.boxes, given.boxes, rtol=0, atol=1e-3)
-    plain = Predictor(model, config, NAMES, IDS, device="cpu")
+    plain = Predictor(model, parse_config(config, trust=True), NAMES, IDS, device="cpu")
     flipped = [plain.prepare(image).flip(-1)]
     (expected,) = plain.detect(flipped, [(111, 149)], [given.mirrored(149)])
     assert len(found) > 0
@@ -248,9 +245,7 @@ def test_the_scripts_take_the_views_of_the_configuration(
 ):
     seen: list[TTAPredictor] = []
     look = TTAPredictor.detect
-    monkeypatch.setattr(
-        TTAPredictor, "detect", lambda self, *a, **k: seen.append(self) or look(self, *a, **k)
-    )
+    monkeypatch.setattr(TTAPredictor, "detect", lambda self, *a, **k: seen.append(self) or look(self, *a, **k))
     common = [str(finished / "best.pth"), "--trust", "--device", "cpu", "--output"]
     assert script("evaluate").main([*common, str(tmp_path / "plain")]) == 0 and not seen
     assert script("evaluate").main([*common, str(tmp_path / "eval"), "--tta"]) == 0

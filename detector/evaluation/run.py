@@ -81,7 +81,10 @@ def detect_all(
     progress: bool,
     check: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Detections]]:
-    """Image id and detections, with their proposals, of every image, in the order of the data set; several processes share the work."""
+    """(image id, detections with their proposals) of every image, in the order of the data set.
+
+    Several processes share the work.
+    """
     given = getattr(dataset, "proposals", None)  # a data set of the user's own may know of none
 
     def detect(indices: list[int]) -> Iterator[tuple[int, Detections]]:

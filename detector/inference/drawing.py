@@ -1,4 +1,4 @@
-"""Pictures of detections that can be read on light and dark grounds."""
+"""Drawing detections so that boxes and labels are legible on light and dark images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from detector.structures import Detections
 
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the last row and column not included
-GOLDEN = 0.618034  # a turn of the colour wheel by the golden section keeps neighbouring labels far apart
+GOLDEN = 0.618034  # hue steps by the golden ratio keep the colours of neighbouring labels apart
 TONES = ((0.85, 1.0), (0.5, 1.0), (0.9, 0.8))  # saturation, value
 LEAST_LUMINANCE = 0.22  # a contrast of (0.22 + 0.05) / 0.05 = 5.4 to black; WCAG 2 asks for 4.5
-HALO = (0, 0, 0, 130)  # a dark seam around the bright lines, for light grounds
+HALO = (0, 0, 0, 130)  # a dark outline around the bright lines, for light images
 
 
 def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
-    """Draw boxes, class names and scores on uint8 RGB (3, H, W); lines and letters grow with the picture."""
+    """Draw boxes, class names and scores on a uint8 RGB image (3, H, W); line width and font scale with its size."""
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     short, long = sorted(picture.size)
     line = max(1, round(short / 240))
@@ -29,7 +29,7 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
     boxes = [_frame(box, line + seam, picture.size) for box in detections.boxes.tolist()]
     colours = [class_colour(label) for label in detections.labels.tolist()]
     texts = [_shorten(text, font, picture.width - 4 * line) for text in _texts(detections)]
-    for box, colour in reversed(list(zip(boxes, colours))):  # the best lie on top
+    for box, colour in reversed(list(zip(boxes, colours))):  # the best on top
         _rectangle(pen, _grow(box, seam), HALO, line + 2 * seam)
         _rectangle(pen, box, colour, line)
     ascent, descent = font.getmetrics()
@@ -42,7 +42,7 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
 
 
 def class_colour(label: int) -> Colour:
-    """The colour of a class: always the same, far from those of the next ones, and bright enough for black letters."""
+    """The fixed colour of a class, distinct from those of neighbouring labels and bright enough for black text."""
     saturation, value = TONES[label % len(TONES)]
     colour = [255 * c for c in colorsys.hsv_to_rgb(label * GOLDEN % 1, saturation, value)]
     while luminance(colour) < LEAST_LUMINANCE:  # blues and violets
@@ -57,15 +57,16 @@ def luminance(colour: Sequence[float]) -> float:
 
 
 def place_labels(boxes: list[Box], sizes: list[tuple[int, int]], picture: tuple[int, int]) -> list[Box]:
-    """Where labels of `sizes` (w, h) go: at their boxes, in the picture (w, h), over as few other labels as possible.
+    """Label rectangles of `sizes` (w, h) at their boxes, inside the picture (w, h), with minimal overlap of each other.
 
-    The first label chooses first: above its box, inside it, below it, at the left side or the right.
+    Labels are placed in order. Candidates are above the box, inside it and below it, aligned left or right.
     """
     placed: list[Box] = []
     for (x1, y1, x2, y2), (w, h) in zip(boxes, sizes):
         corners = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in (x1, x2 - w)]
         candidates = [_inside(x, y, w, h, picture) for x, y in corners]
-        placed.append(min(candidates, key=lambda c: sum(_shared(c, other) for other in placed)))  # the first of equals
+        overlaps = [sum(_overlap(candidate, other) for other in placed) for candidate in candidates]
+        placed.append(candidates[overlaps.index(min(overlaps))])  # the first of equals
     return placed
 
 
@@ -75,14 +76,14 @@ def _texts(detections: Detections) -> list[str]:
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """The text, cut where it is wider than `room` pixels."""
+    """The text, truncated to `room` pixels."""
     while len(text) > 1 and font.getlength(text) > room:
         text = text[:-2] + "…"
     return text
 
 
 def _frame(box: list[float], by: int, picture: tuple[int, int]) -> Box:
-    """The outer edge of the line around a box: it leaves the object free, but not the picture."""
+    """The outer edge of the line around a box: outside the box, but inside the picture."""
     x1, y1, x2, y2 = _grow(tuple(round(v) for v in box), by)
     return max(x1, 0), max(y1, 0), min(x2, picture[0]), min(y2, picture[1])
 
@@ -103,7 +104,7 @@ def _inside(x: int, y: int, w: int, h: int, picture: tuple[int, int]) -> Box:
     return x, y, x + w, y + h
 
 
-def _shared(a: Box, b: Box) -> int:
+def _overlap(a: Box, b: Box) -> int:
     """Pixels in both boxes."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(w, 0) * max(h, 0)

@@ -1,4 +1,4 @@
-"""A predictor over files, folders and patterns: pictures with boxes and one list of results."""
+"""Inference on files, folders and patterns: drawn images and one list of results."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ from detector.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 
-MAGIC = "*?["  # what makes a path a pattern
+MAGIC = "*?["  # characters that make a path a pattern
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to look at."""
+    """One input image."""
 
-    path: Path  # absolute
-    name: str  # relative to the deepest folder that holds all inputs, with forward slashes: unique
-    picture: Path  # where the picture with boxes goes
+    path: Path
+    """Absolute path of the image."""
+    name: str
+    """Unique name: the path relative to the deepest folder that contains all inputs, with forward slashes."""
+    picture: Path
+    """Path of the drawn image."""
 
 
 def find_images(paths: Sequence[str], output: Path) -> list[Job]:
     """The images of files (of any suffix), folders (with all below them) and patterns ("photos/**/*.jpg"), each once.
 
-    Hidden files, and an `output` folder within a searched one, are left out. DataError where a path is missing or
-    holds no images, and where a picture would be written over an input or out of `output`.
+    Hidden files, and an `output` folder within a searched one, are skipped. Raises DataError if a path is missing or has
+    no images, and if a drawn image would replace an input or leave `output`.
     """
     output = _absolute(output)
     found = [_search(path, output) for path in paths]
@@ -54,15 +57,22 @@ def find_images(paths: Sequence[str], output: Path) -> list[Job]:
 def infer_images(
     predictor: Predictor, jobs: Sequence[Job], output: Path, *, score: float, batch_size: int
 ) -> tuple[list[dict[str, Any]], list[Job]]:
-    """Write every picture and `output`/detections.json; returns its results and the jobs whose image cannot be read.
+    """Write the drawn images and `output`/detections.json; returns the results and the jobs with an unreadable image.
 
-    A result is COCO's (image_id, category_id, bbox xywh in original pixels, score) with `file_name`; the image id is
-    the place of the job, from 1. An unreadable image is reported and skipped. Of several processes each writes the
-    pictures of its share, and the first the results.
+    A result is COCO's (image_id, category_id, bbox xywh in original pixels, score) with `file_name`; the image id is the
+    index of the job, from 1. Unreadable images are reported and skipped. With several processes each draws its share, and
+    rank 0 writes the results.
+
+    Args:
+        predictor: the detector.
+        jobs: the images, from `find_images`.
+        output: folder of detections.json.
+        score: minimum score of a detection.
+        batch_size: images per forward pass.
     """
     results, failed = [], []
 
-    def look(numbered: list[tuple[int, Job]]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
+    def detect(numbered: list[tuple[int, Job]]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
         for start in range(0, len(numbered), batch_size):
             batch = numbered[start : start + batch_size]
             images = [_read(job, predictor.max_pixels) for _, job in batch]
@@ -78,8 +88,8 @@ def infer_images(
                 yield job, [{"file_name": job.name} | row for row in rows], ""
 
     bar = tqdm(total=len(jobs), desc="infer", unit="img", disable=not is_rank0())
-    with bar, _written_at_the_end(output, results):
-        for job, rows, error in map_sharded(list(enumerate(jobs, start=1)), look, batch_size):
+    with bar, _results_written_on_exit(output, results):
+        for job, rows, error in map_sharded(list(enumerate(jobs, start=1)), detect, batch_size):
             results += rows
             if error:
                 failed.append(job)
@@ -90,8 +100,8 @@ def infer_images(
 
 
 @contextlib.contextmanager
-def _written_at_the_end(output: Path, results: list[dict[str, Any]]) -> Iterator[None]:
-    """Whatever ends the run, Ctrl-C too, the results of the pictures that are done are kept."""
+def _results_written_on_exit(output: Path, results: list[dict[str, Any]]) -> Iterator[None]:
+    """Write the results so far on exit, after an error or Ctrl-C as well."""
     try:
         yield
     finally:
@@ -104,7 +114,7 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _search(path: str, output: Path) -> tuple[Path, list[Path]]:
-    """The folder that is searched for one argument, and the images found in it."""
+    """The folder searched for one argument, and the images found in it."""
     if not path:
         raise DataError("an empty path was given (an unset variable?); name a file, a folder or a pattern")
     place = _absolute(path)
@@ -113,13 +123,12 @@ def _search(path: str, output: Path) -> tuple[Path, list[Path]]:
     if place.is_dir():
         folder, found = place, [f for f in place.rglob("*") if not _hidden(f.relative_to(place))]
     elif any(c in path for c in MAGIC):
-        folder = _absolute(
-            path[: min(path.find(c) for c in MAGIC if c in path)] + "x"
-        ).parent  # photos/2*/*.jpg: photos
+        fixed = path[: min(path.find(c) for c in MAGIC if c in path)]
+        folder = _absolute(f"{fixed}x").parent  # photos/2*/*.jpg: photos
         found = [_absolute(match) for match in glob.glob(path, recursive=True)]
     else:
         raise DataError(f"{path}: no such file or folder")
-    if folder in output.parents:  # pictures of an earlier run
+    if folder in output.parents:  # skip the drawn images of an earlier run
         found = [file for file in found if output not in file.parents]
     images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
     if not images:
@@ -137,7 +146,7 @@ def _job(file: Path, name: Path, output: Path) -> Job:
 
 
 def _check(jobs: list[Job], output: Path) -> None:
-    """Refuse pictures that would replace an input or one another, or leave the output folder through a link."""
+    """Raise DataError if drawn images would replace an input or one another, or leave the output folder through a link."""
     there = [path for path in (output / "detections.json", *(job.picture for job in jobs)) if path.exists()]
     if there and not _holds_results(output):
         raise DataError(f"{there[0]}: not of an earlier run, and would be written over; choose another --output")
@@ -150,7 +159,7 @@ def _check(jobs: list[Job], output: Path) -> None:
 
 
 def _holds_results(output: Path) -> bool:
-    """Whether an earlier run wrote into this folder: its detections.json says so."""
+    """Whether an earlier run wrote into this folder, by its detections.json."""
     try:
         rows = json.loads((output / "detections.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -159,7 +168,7 @@ def _holds_results(output: Path) -> bool:
 
 
 def _read(job: Job, max_pixels: int) -> Tensor | DataError:
-    """The image, or why it cannot be read."""
+    """The image, or the error of reading it."""
     try:
         return read_image(job.path, max_pixels)
     except DataError as error:

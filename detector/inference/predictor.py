@@ -1,4 +1,4 @@
-"""A trained detector ready for use: images in, boxes in their own pixels out."""
+"""A trained detector for inference: images -> detections in the pixels of the original images."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from detector.structures import Detections, Proposals, Size
 
 Picture = str | Path | Image.Image | Tensor
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-AT_ONCE = 8  # images that a call on a list holds decoded at a time
+AT_ONCE = 8  # decoded images that a call on a list holds in memory
 
 
 def load(
     path: str | Path, trust: bool = False, *, overrides: Sequence[str] = (), device: str = "auto",
     precision: str = "float32", kind: type[Predictor] | None = None,
 ) -> Predictor:  # fmt: skip
-    """A predictor from a checkpoint of this project, which describes itself.
+    """A predictor from a checkpoint of this project, which contains its configuration.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         trust: import the custom classes that its configuration names.
         overrides: `key.path=value` changes of that configuration.
         device: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.
@@ -82,12 +82,12 @@ class Predictor:
         self.model = fold_norms(model if in_place else copy.deepcopy(model)).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
         self.config, self.class_names, self.category_ids = config, list(class_names), list(category_ids)
-        reports_proposals = model.reports_proposals  # whose labels are not of those classes
+        reports_proposals = model.reports_proposals  # its labels are no classes of the data set
         names_and_ids = (ONE_CLASS.values(), ONE_CLASS) if reports_proposals else (class_names, category_ids)
         self.label_names, self.label_ids = map(list, names_and_ids)
         self.resize = Resize(800, 1333) if config.data is None else config.data.resize.evaluation()
         self.max_pixels = MAX_PIXELS if config.data is None else config.data.max_pixels
-        self.prepare = self.resize.resize_image  # what a loader's workers do to every image
+        self.prepare = self.resize.resize_image  # runs in the loader's workers
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
         """Detections in the pixels of the pictures; a list for a list. Raises DataError for an unreadable file."""
@@ -99,10 +99,10 @@ class Predictor:
     def _predict(self, pictures: Sequence[Picture]) -> list[Detections]:
         images = [self.read(picture) for picture in pictures]
         found = self.detect([self.prepare(image) for image in images], [tuple(i.shape[1:]) for i in images])
-        return [replace(d, proposals=None) for d in found]  # a thousand boxes an image that nobody asked for
+        return [replace(d, proposals=None) for d in found]  # up to a thousand boxes per image
 
     def check_pictures(self) -> None:
-        """Raise DataError if pictures alone are not enough."""
+        """Raise DataError if the detector needs proposals besides pictures."""
         if self.model.needs_proposals:
             raise DataError(
                 "this detector has no RPN (model.rpn is precomputed): it finds nothing in pictures that come without "
@@ -110,7 +110,10 @@ class Predictor:
             )
 
     def read(self, picture: Picture) -> Tensor:
-        """A picture as a uint8 RGB tensor (3, H, W), upright. Raises ValueError for another tensor, TypeError else."""
+        """A picture as an upright uint8 RGB tensor (3, H, W).
+
+        Raises ValueError for a tensor of another form, TypeError for another type.
+        """
         if isinstance(picture, Tensor):
             self.model.preprocess.check([picture])
             return picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,11 @@ from detector.structures import Detections, Proposals, Size
 
 
 class TTAPredictor(Predictor):
-    """A predictor that runs on several views of every image: each scale of `data.tta`, as it is and mirrored.
+    """A predictor that runs on several views of every image: each scale of `data.tta`, plain and mirrored.
 
     Each view runs the whole detector, with its own suppression. Then the boxes of all views, in the pixels of the original
-    image, are merged by the detector's own selection, with hard NMS. The views come one after the other, so memory is that
-    of the largest.
+    image, are merged by the detector's own selection, with hard NMS. Views run one after the other, so memory is that of
+    the largest.
     """
 
     def __init__(self, *args: Any, **options: Any):
@@ -31,15 +32,16 @@ class TTAPredictor(Predictor):
     def detect(
         self, images: Sequence[Sequence[Tensor]], sizes: Sequence[Size], proposals: Sequence[Proposals] | None = None
     ) -> list[Detections]:
-        """Of every image all scales (3, h, w); the rest as in Predictor."""
+        """Like Predictor.detect, with all scales (3, h, w) of every image."""
         views = [self._view([scales[scale] for scales in images], sizes, proposals, mirrored)
                  for scale, mirrored in self.views]  # fmt: skip
-        return [self.model.merge(of_image) if len(of_image) > 1 else of_image[0] for of_image in zip(*views)]
+        merged = [self.model.merge(of_image) if len(of_image) > 1 else of_image[0] for of_image in zip(*views)]
+        return [replace(found, class_names=self.label_names) for found in merged]
 
     def _view(
         self, images: list[Tensor], sizes: Sequence[Size], proposals: Sequence[Proposals] | None, mirrored: bool
     ) -> list[Detections]:
-        """Detections in one view of every image; a mirrored one has mirrored proposals and gives mirrored boxes."""
+        """Detections in one view of every image; a mirrored view takes mirrored proposals, and its boxes are mirrored back."""
         if not mirrored:
             return super().detect(images, sizes, proposals)
         given = None if proposals is None else [p.mirrored(w) for p, (_, w) in zip(proposals, sizes)]
@@ -48,5 +50,5 @@ class TTAPredictor(Predictor):
 
 
 def _resized(resizes: Sequence[Resize], image: Tensor) -> list[Tensor]:
-    """All scales of an image; what a loader's workers do."""
+    """All scales of an image; runs in the loader's workers."""
     return [resize.resize_image(image) for resize in resizes]

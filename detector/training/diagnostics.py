@@ -1,18 +1,37 @@
-"""What a training says when it cannot go on: what happened, to which images, what is saved, what to do."""
+"""Explanations of a training that cannot continue: what happened, to which images, what is saved, what to do."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
 from detector import distributed
-from detector.errors import DataError, DetectorError
+from detector.errors import CheckpointError, DataError, DetectorError
 from detector.files import write_atomically
+from detector.training.signals import Stop
 from detector.training.step import NonFiniteLoss
 
 
+@contextmanager
+def lost_process_explained(stop: Stop, last: Path) -> Iterator[None]:
+    """Replace PyTorch's errors about a process that has left by one that says so; `last` is the checkpoint to resume."""
+    try:
+        yield
+    except (RuntimeError, CheckpointError) as error:  # PyTorch may raise it anywhere, even during a save
+        explained = explain_lost_process(error, last)
+        if explained is None:
+            raise
+        # a signal sent to all processes at once may reach another process first
+        time.sleep(0.2)
+        stop.check()
+        raise explained from None
+
+
 def explain_lost_process(error: Exception, last: Path) -> DetectorError | None:
-    """For an error that torch raises because another process has left: one that says so. None for any other."""
+    """The error to raise instead of one that PyTorch raises because a process has left; None for any other."""
     text = str(error)
     if "DataLoader worker" in text:
         return DataError(
@@ -30,16 +49,24 @@ def explain_lost_process(error: Exception, last: Path) -> DetectorError | None:
 def explain_non_finite(
     error: NonFiniteLoss, step: int, lr: float, batch: list[list], kept: Path, saved: str
 ) -> NonFiniteLoss:
-    """With the images of all processes, which the first one keeps in `kept`. All must call it, with (images, targets, ids)."""
+    """The error with the image ids of all processes; rank 0 writes the images into a file. All processes must call it.
+
+    Args:
+        error: the error of the step.
+        step: number of the step, from 1.
+        lr: its learning rate.
+        batch: [images, targets, image ids] of this process.
+        kept: the file to write.
+        saved: a sentence about the last checkpoint.
+    """
     images, targets, image_ids = (list(chain(*parts)) for parts in zip(*distributed.gather(batch)))
     if distributed.is_rank0():
         boxes = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
         write_atomically(kept, {"step": step, "image_ids": image_ids, "images": images, "targets": boxes})
-    explained = NonFiniteLoss(
-        f"step {step}: {error} (image ids {image_ids}, learning rate {lr:.3g}, gradient norm {error.row['grad_norm']:.3g}). "
-        f"{saved}. Lower train.lr, raise train.warmup_steps, set train.clip_norm, or look at these images' boxes: "
+    return NonFiniteLoss(
+        f"step {step}: {error} (image ids {image_ids}, learning rate {lr:.3g}, gradient norm "
+        f"{error.row['grad_norm']:.3g}). {saved}. Lower train.lr, raise train.warmup_steps, "
+        f"set train.clip_norm, or look at these images' boxes: "
         f"{kept} holds them.",
         error.row,
     )
-    explained.is_shared = True
-    return explained

@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, which scores better than they do while they still jump about."""
+"""Exponential moving average (EMA) of a model's weights, which usually scores better than the weights themselves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import torch
 from torch import nn
 
 
-class Average:
-    """`model` follows another: after step t its weights are d * its own + (1 - d) * the other's.
+class ModelEMA:
+    """A copy of a model whose weights are the moving average of the model's: ema = d * ema + (1 - d) * weights.
 
-    d = min(decay, (1 + t) / (10 + t)), so that the random weights of the beginning are soon forgotten. Statistics of norms
-    are averaged too, counters copied.
+    After step t, d = min(decay, (1 + t) / (10 + t)), so that the initial random weights are soon forgotten. Statistics of
+    norms are averaged as well; integer buffers are copied.
+
+    Args:
+        model: the model to follow; its current weights are the start.
+        decay: the bound of d, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -21,11 +25,11 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """One step more."""
+        """Average the weights after one more step."""
         self.steps += 1
-        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for own, other in zip(self.model.state_dict().values(), model.state_dict().values()):
-            if own.is_floating_point():
-                own.lerp_(other, 1 - keep)
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for average, value in zip(self.model.state_dict().values(), model.state_dict().values()):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
             else:
-                own.copy_(other)
+                average.copy_(value)

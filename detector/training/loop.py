@@ -1,14 +1,14 @@
-"""Training: from a configuration to `last.pth` and `best.pth`."""
+"""The training loop: steps, evaluations and checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,32 +21,37 @@ from detector.config.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
 from detector.data.sampler import repeat_factors
+from detector.device import memory_mib
 from detector.errors import CheckpointError, ConfigError
 from detector.files import NotWritten
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.protocols import Writer
 from detector.rng import random_state, set_random_state
 from detector.structures import Target
-from detector.training.diagnostics import explain_lost_process, explain_non_finite
-from detector.training.metrics import SCORES, MetricsFile
+from detector.training.diagnostics import explain_non_finite, lost_process_explained
+from detector.training.metrics import COLUMNS, SCORES, make_writers
 from detector.training.optim import learning_rate
-from detector.training.signals import Stop, undisturbed
-from detector.training.step import NonFiniteLoss, Updater
-from detector.training.validate import score
-
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None
+from detector.training.signals import Stop, deferred_sigchld
+from detector.training.step import NonFiniteLoss, TrainStep
+from detector.training.validate import validate
 
 log = logging.getLogger("detector")
 
 
 class Trainer:
-    """One training run: a model, a data set, a recipe and a folder.
+    """One training run.
 
-    Its place in the run is `step`, the number of optimiser steps done, and `epoch`, the number of epochs finished and
-    scored; everything else follows from these and the seed. Several processes take the same steps together; the first
-    one writes.
+    Its position is `step`, the number of optimiser steps done, and `epoch`, the number of epochs finished and evaluated.
+    Everything else follows from the position and the seed. Several processes take the same steps; rank 0 writes.
+
+    Args:
+        model: the detector to train.
+        config: its configuration, with a `data` section.
+        train: the training images.
+        val: the images to evaluate on.
+        output: the folder of the run.
+        device: where the model trains.
+        stop: signals and the time limit.
     """
 
     def __init__(
@@ -56,129 +61,140 @@ class Trainer:
         self.config, self.recipe, self.stop = config, config.train, stop
         data, recipe = config.needed_data(), config.train
         self.train_set, self.val_set, self.output, self.device = train, val, output, device
-        self.update = Updater(model, recipe, device)
-        self.loader = train_loader(train, recipe.batch_size, data.workers, recipe.seed, rank=distributed.rank(),
-                                   world=distributed.world_size(), repeats=_repeats(train, data.repeat_threshold),
-                                   skip_bad=data.skip_bad)  # fmt: skip
+        self.train_step = TrainStep(model, recipe, device)
+        self.loader = train_loader(
+            train, recipe.batch_size, data.workers, recipe.seed, rank=distributed.rank(), world=distributed.world_size(),
+            repeats=_repeats(train, data.repeat_threshold), skip_bad=data.skip_bad,
+        )  # fmt: skip
         self.steps_per_epoch = len(self.loader.batch_sampler)
-        self.criterion = "AR1000" if model.reports_proposals else "AP"  # of best.pth
-        self.step, self.epoch, self.best = 0, 0, -math.inf  # where val has no object it is -1, and best.pth is kept
-        self.history: list[dict[str, float]] = []  # of all scores: the rows of metrics.csv
+        self.criterion = "AR1000" if model.reports_proposals else "AP"  # selects best.pth
+        self.step, self.epoch = 0, 0
+        # scores are -1 if val has no objects; best.pth is written then, too
+        self.best = -math.inf
+        self.history: list[dict[str, float]] = []  # the rows of all evaluations
+        self.writers: list[Writer] = []  # of rank 0
         self.saved_at, self.saved_step = -math.inf, None
 
     @property
     def steps(self) -> int:
-        """Of the whole training."""
+        """Number of steps of the whole training."""
         return self.recipe.epochs * self.steps_per_epoch
 
     def resume(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Continue where `_save` stood: weights, optimiser, place, scores and random numbers.
+        """Restore weights, optimiser, position, scores and random states from a checkpoint read from `path`.
 
-        Raises CheckpointError if the recipe or the data changed so that the steps done have no place in this run.
+        Raises CheckpointError if the recipe or the data changed in a way that makes the position invalid.
         """
         state = checkpoint["training"]
         try:
             if state["steps_per_epoch"] != self.steps_per_epoch:
                 raise ValueError(f"{state['steps_per_epoch']} steps an epoch then, {self.steps_per_epoch} now")
-            self._check_place(state["step"], state["epoch"])
-            self.update.load_state(state, checkpoint["model"])
+            self._check_position(state["step"], state["epoch"])
+            self.train_step.load_state(state, checkpoint["model"])
             self.step, self.epoch, self.best = state["step"], state["epoch"], float(state["best"])
-            scores = ("step", int), (self.criterion, float)  # what will be reckoned with
+            scores = ("step", int), (self.criterion, float)  # the values that are used
             self.history = [{**row, **{key: kind(row[key]) for key, kind in scores}} for row in state["history"]]
             if len(state["random"]) == distributed.world_size():
                 set_random_state(state["random"][distributed.rank()])
             else:
                 log.warning(
-                    "resume: %d processes then, %d now: other random samples",
-                    len(state["random"]),
-                    distributed.world_size(),
-                )
+                    "resume: %d processes then, %d now: the random samples differ",
+                    len(state["random"]), distributed.world_size(),
+                )  # fmt: skip
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: this training cannot go on with another batch size, data set or set of trained parameters, nor from "
-                f"a file that is of an older version or damaged ({error}); undo the change, or start anew with --init-from {path}"
+                f"{path}: this training cannot go on with another batch size, data set or set of trained parameters, nor "
+                f"from a file that is of an older version or damaged ({error}); undo the change, or start anew with "
+                f"--init-from {path}"
             ) from error
         self.saved_step = self.step
 
-    def _check_place(self, step: int, epoch: int) -> None:
-        """Raise ValueError for steps that are none of the epoch after so many."""
+    def _check_position(self, step: int, epoch: int) -> None:
+        """Raise ValueError unless `step` lies in the epoch after `epoch` finished ones."""
         whole = isinstance(step, int) and isinstance(epoch, int) and epoch >= 0
         if not (whole and 0 <= step - epoch * self.steps_per_epoch <= self.steps_per_epoch):
-            raise ValueError(f"step {step} does not follow on epoch {epoch}")
+            raise ValueError(f"step {step} does not follow epoch {epoch}")
 
     def run(self) -> None:
-        """Train to the last epoch. Raises Interrupted after a signal, NonFiniteLoss, and what the data raise."""
-        with self.stop:
-            try:
-                self._run()
-            except (RuntimeError, CheckpointError) as error:  # torch raises it anywhere, in the midst of saving too
-                explained = explain_lost_process(error, self.output / "last.pth")
-                if explained is None:
-                    raise
-                time.sleep(0.2)  # a signal sent to all processes at once may reach another first, which could not wait
-                self.stop.check()
-                raise explained from None
+        """Train to the last epoch.
 
-    def _run(self) -> None:
-        self.update.connect()
-        first = distributed.is_rank0()
-        self.metrics = MetricsFile(self.output, step=self.step, history=self.history) if first else None
-        bar = dict(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05)
-        try:
-            with tqdm(**bar, disable=not first) as bar:
+        Raises Interrupted after a signal or at the time limit, NonFiniteLoss, and the errors of the data.
+        """
+        with self.stop, lost_process_explained(self.stop, self.output / "last.pth"):
+            self.train_step.connect()
+            with self._open_writers(), self._progress() as bar:
                 self._save_or_stop(due=False)
                 while self.epoch < self.recipe.epochs and not self._is_stale():
-                    self._epoch(bar)
+                    self._train_epoch(bar)
                     self._finish_epoch()
-                if self.best == -math.inf:  # resumed with fewer epochs than are done, none of which was scored
+                # resumed with fewer epochs than are done, none of which was evaluated
+                if self.best == -math.inf:
                     self._evaluate(self.epoch)
                     self._save("last.pth")
                 self._check_saved()
-        finally:
-            if first:
-                self.metrics.close()
 
-    def _epoch(self, bar: tqdm) -> None:
-        """The rest of the steps of the next epoch: none if it was interrupted between its last step and its score."""
+    def _train_epoch(self, bar: tqdm) -> None:
+        """The remaining steps of the next epoch; none if it was interrupted before its evaluation."""
         bar.set_description(f"epoch {self.epoch + 1}/{self.recipe.epochs}")
         self.loader.batch_sampler.set_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
-        self.update.model.train()
-        asked = time.perf_counter()
+        self.train_step.model.train()
+        requested = time.perf_counter()
         for images, targets, image_ids in self._batches():
-            began = time.perf_counter()
-            row = self._step(images, targets, image_ids)
-            row |= {"epoch": self.epoch + 1, "data_s": began - asked, "step_s": time.perf_counter() - began}
-            row["memory_mib"] = memory_mib(self.device)
-            if self.metrics:
-                self.metrics.write(self.step, row)
-                self._show(bar, row)
+            start = time.perf_counter()
+            lr = learning_rate(self.recipe, self.step, self.steps_per_epoch)
+            try:
+                losses = self.train_step(lr, images, targets)
+            except NonFiniteLoss as error:
+                self._raise_explained(error, lr, [images, targets, image_ids])
+            self.step += 1
+            row = {"lr": lr, **losses, "epoch": self.epoch + 1, "data_s": start - requested}
+            row |= {"step_s": time.perf_counter() - start, "memory_mib": memory_mib(self.device)}
+            self._write_row(row)
+            self._show(bar, row)
             self._save_or_stop(due=time.monotonic() - self.saved_at > self.recipe.save_seconds)
-            asked = time.perf_counter()
+            requested = time.perf_counter()
 
     def _batches(self) -> Iterator[tuple[list[Tensor], list[Target], list[int]]]:
-        """Of this process; an image that cannot be read ends the training of all."""
+        """Batches of this process; an unreadable image ends the training on all processes."""
         batches = iter(self.loader)
-        while (batch := distributed.raise_on_all(lambda: next(batches, None))) is not None:
+        while (batch := distributed.raise_on_all(next, batches, None)) is not None:
             yield batch
 
-    def _step(self, images: list[Tensor], targets: list[Target], image_ids: list[int]) -> dict[str, float]:
-        """One optimiser step."""
-        lr = learning_rate(self.recipe, self.step, self.steps_per_epoch)
+    def _raise_explained(self, error: NonFiniteLoss, lr: float, batch: list[list]) -> NoReturn:
+        """Raise the error of a step with its images, which are written into bad_batch.pth."""
+        last, bad_batch = self.output / "last.pth", self.output / "bad_batch.pth"
+        saved = "Nothing is saved yet" if self.saved_step is None else f"{last} holds step {self.saved_step}"
+        explained = explain_non_finite(error, self.step + 1, lr, batch, bad_batch, saved)
+        raise explained from distributed.SharedError()
+
+    @contextmanager
+    def _open_writers(self) -> Iterator[None]:
+        """The writers of rank 0, closed at the end."""
+        if distributed.is_rank0():
+            self.writers = make_writers(self.output, step=self.step, history=self.history)
         try:
-            losses = self.update(lr, images, targets)
-        except NonFiniteLoss as error:
-            last = self.output / "last.pth"
-            saved = "Nothing is saved yet" if self.saved_step is None else f"{last} holds step {self.saved_step}"
-            batch, kept = [images, targets, image_ids], self.output / "bad_batch.pth"
-            raise explain_non_finite(error, self.step + 1, lr, batch, kept, saved) from None
-        self.step += 1
-        return {"lr": lr, **losses}
+            yield
+        finally:
+            for writer in self.writers:
+                writer.close()
+
+    def _write_row(self, row: Mapping[str, float]) -> None:
+        for writer in self.writers:
+            writer.write(self.step, row)
+
+    def _progress(self) -> tqdm:
+        """The progress bar of rank 0."""
+        return tqdm(
+            total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05,
+            disable=not distributed.is_rank0(),
+        )  # fmt: skip
 
     def _show(self, bar: tqdm, row: Mapping[str, float]) -> None:
-        parts: dict[str, float] = {}  # the first word of a loss says what learns: rpn, roi, aux
-        for name in self.metrics.losses:
+        """Show a step in the progress bar, its losses added up by the first word of their name: rpn, roi, aux."""
+        parts: dict[str, float] = {}
+        for name in (name for name in row if name not in COLUMNS):
             part = name.partition("_")[0]
-            parts[part] = parts.get(part, 0.0) + row.get(name, 0.0)  # a column may be of an earlier recipe
+            parts[part] = parts.get(part, 0.0) + row[name]
         bar.set_postfix_str(
             f"loss {row['loss']:.3f} ({', '.join(f'{part} {value:.3f}' for part, value in parts.items())}) "
             f"lr {row['lr']:.2g} data {row['data_s'] * 1e3:.0f} ms mem {row['memory_mib']:.0f} MiB",
@@ -187,7 +203,7 @@ class Trainer:
         bar.update()
 
     def _save_or_stop(self, *, due: bool) -> None:
-        """After the first step, every so many seconds, and when a signal came or the time is up."""
+        """Save if due (rank 0 decides) or if the training must stop, which raises Interrupted."""
         leave, due = self.stop.agree(due)
         if leave or due:
             self._save("last.pth")
@@ -196,7 +212,7 @@ class Trainer:
         self.stop.check()
 
     def _check_saved(self) -> None:
-        """Raise NotWritten if leaving now would lose steps."""
+        """Raise NotWritten if the last step is not saved."""
         if self.saved_step != self.step:
             last = self.output / "last.pth"
             held = f"step {self.saved_step}" if self.saved_step is not None and last.exists() else "nothing"
@@ -205,7 +221,7 @@ class Trainer:
             )
 
     def _finish_epoch(self) -> None:
-        """Score the epoch if it is due; its steps are saved before, because scoring may take long."""
+        """Evaluate the epoch if it is due; its steps are saved before, because an evaluation may take long."""
         number = self.epoch + 1
         if number % self.recipe.evaluate_every == 0 or number == self.recipe.epochs:
             self._save("last.pth")
@@ -213,42 +229,42 @@ class Trainer:
         self.epoch = number
         self._save("last.pth")
         if self._is_stale():
-            log.info("the last %d scores were not better: the training ends", self.recipe.patience)
+            log.info("no better score in the last %d evaluations: the training ends", self.recipe.patience)
 
     def _is_stale(self) -> bool:
-        """Whether the patience is at its end."""
+        """Whether the last `patience` evaluations brought no better score."""
         scores = [row[self.criterion] for row in self.history]
         since = len(scores) - scores.index(max(scores)) - 1 if scores else 0
         return self.recipe.patience is not None and since >= self.recipe.patience
 
     def _evaluate(self, epoch: int) -> None:
-        """Scores and loss on val; the best so far keeps its weights."""
-        scores = score(self.update.evaluated, self.config, self.train_set, self.val_set, self.device,
-                       workers=self.config.needed_data().workers, seed=self.recipe.seed, check=self.stop.check)  # fmt: skip
-        self.update.model.train()
+        """Evaluate on val; a better score than before writes best.pth."""
+        scores = validate(
+            self.train_step.evaluated, self.config, self.train_set, self.val_set, self.device,
+            workers=self.config.needed_data().workers, seed=self.recipe.seed, check=self.stop.check,
+        )  # fmt: skip
+        self.train_step.model.train()
         row = {"step": self.step, "epoch": epoch, **scores}
         self.history = [old for old in self.history if old["step"] < self.step] + [row]
-        if self.metrics:
-            self.metrics.write(self.step, row)
+        self._write_row({"epoch": epoch, **scores})
         shown = "  ".join(f"{name} {scores[name]:.3f}" for name in SCORES)
         log.info("epoch %d/%d: val loss %.3f  %s", epoch, self.recipe.epochs, scores["val_loss"], shown)
-        best = scores[self.criterion]
-        if best > self.best:
-            before, self.best = self.best, best
+        if scores[self.criterion] > self.best:
+            previous, self.best = self.best, scores[self.criterion]
             if not self._save("best.pth", with_state=False):
-                self.best = before  # a later one, which may be worse, is better than none
+                self.best = previous  # so that a later, perhaps worse, score writes best.pth
 
     def _save(self, name: str, *, with_state: bool = True) -> bool:
-        """Write a checkpoint, and say whether it is written: a full disk costs this one and not the training."""
+        """Write a checkpoint; returns whether it is written. A full disk does not end the training."""
         training = {"step": self.step, "best": self.best}
         if with_state:
             training |= {
                 "epoch": self.epoch, "steps_per_epoch": self.steps_per_epoch, "history": self.history,
                 "random": distributed.gather(random_state()), "launchers": distributed.gather(distributed.launcher()),
-                **self.update.state(),
+                **self.train_step.state(),
             }  # fmt: skip
             self.saved_at = time.monotonic()
-        with undisturbed():
+        with deferred_sigchld():
             written = not distributed.is_rank0() or self._write(self.output / name, training, with_state)
             [failed] = distributed.all_reduce_max(not written)
             if with_state and not failed:
@@ -256,9 +272,10 @@ class Trainer:
         return not failed
 
     def _write(self, path: Path, training: Mapping[str, Any], with_state: bool) -> bool:
+        """Write a checkpoint on this process; returns whether it is written."""
         try:
             save_checkpoint(
-                path, model=self.update.evaluated, config=self.config.raw, class_names=self.train_set.class_names,
+                path, model=self.train_step.evaluated, config=self.config.raw, class_names=self.train_set.class_names,
                 category_ids=self.train_set.category_ids, training=training,
                 previous=path.with_name("previous.pth") if with_state else None,
             )  # fmt: skip
@@ -269,22 +286,12 @@ class Trainer:
 
 
 def _repeats(dataset: CocoDataset, threshold: float | None) -> np.ndarray | None:
-    """How often an epoch shows each image (n,), None for once."""
+    """Repeats of each image in an epoch (n,), by repeat-factor sampling; None: once each."""
     if threshold is None:
         return None
     if not hasattr(dataset, "objects"):
         raise ConfigError(
-            f"data.repeat_threshold: {type(dataset).__name__} must have `objects`: objects() gives the image and label of every "
-            "object"
+            f"data.repeat_threshold: {type(dataset).__name__} must have `objects`: objects() gives the image and label of "
+            "every object"
         )
     return repeat_factors(*dataset.objects(), len(dataset), threshold)
-
-
-def memory_mib(device: torch.device) -> float:
-    """Peak memory: of the GPU's allocator, or of this process; NaN where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if resource is None:
-        return math.nan
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,4 +1,4 @@
-"""What a training writes down: metrics.csv always, TensorBoard where it is installed."""
+"""Writers of a training's metrics: metrics.csv and, where it is installed, TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from detector.errors import DetectorError
+from detector.protocols import Writer
 
 log = logging.getLogger("detector")
 
 COLUMNS = ["step", "epoch", "lr", "loss", "grad_norm", "data_s", "step_s", "memory_mib", "val_loss"]
-SCORES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR1000"]  # the last one of the proposals
+SCORES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR1000"]  # AR1000 is that of proposals
 STEP = re.compile("[0-9]{1,18}")
 
 
 def is_metrics_file(path: Path) -> bool:
-    """Whether a training wrote this file."""
+    """Whether this is the metrics.csv of a training, by its header."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().startswith(",".join(COLUMNS[:4]) + ",")
@@ -29,28 +31,65 @@ def is_metrics_file(path: Path) -> bool:
         return False
 
 
-class MetricsFile:
-    """metrics.csv: a row a training step, and one an evaluation; a key met for the first time, a loss's, gets a column.
+def make_writers(folder: Path, *, step: int = 0, history: Sequence[Mapping[str, float]] = ()) -> list[Writer]:
+    """The writers of a training in `folder`: a CsvWriter, then a TensorBoardWriter if TensorBoard is installed.
 
-    On resume the rows beyond `step` are dropped, because these steps will be run again, and those of `history` that the
-    file lacks, evaluations all, are put back. What a full disk refuses is written once there is room. Raises DetectorError
-    for a file that cannot be continued.
+    Args:
+        folder: of the training.
+        step: training steps done before.
+        history: rows of the evaluations done before.
+    """
+    writers: list[Writer] = [CsvWriter(folder, step=step, history=history)]
+    with suppress(ImportError):  # an optional extra
+        writers.append(TensorBoardWriter(folder, step=step))
+    return writers
+
+
+class TensorBoardWriter:
+    """Scalars in `folder`/tensorboard; those of an earlier run beyond `step` are hidden."""
+
+    def __init__(self, folder: Path, *, step: int = 0):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Add a scalar for each number of the row."""
+        for key, value in row.items():
+            self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._board.close()
+
+
+class CsvWriter:
+    """metrics.csv: one row per training step and one per evaluation; a new loss gets a column.
+
+    On resume, rows beyond `step` are dropped, because those steps run again, and evaluations of `history` that the file
+    lacks are added. Rows that a full disk refuses are kept and written later. Raises DetectorError for a file that cannot
+    be continued.
+
+    Args:
+        folder: of the training.
+        step: training steps done before; 0 starts a new file.
+        history: rows of the evaluations done before.
     """
 
     def __init__(self, folder: Path, *, step: int = 0, history: Sequence[Mapping[str, float]] = ()):
         self.path = folder / "metrics.csv"
-        self._file, self._waiting = None, []  # rows that a full disk did not take
+        self._file = None
+        self._waiting: list[dict[str, str]] = []  # rows that a full disk refused
         try:
             rows = [row for row in self._old_rows() if int(row["step"]) <= step] if step else []
             self._begin(_losses(key for row in rows for key in row), _with_history(rows, history))
         except (OSError, csv.Error) as error:
             raise DetectorError(
-                f"{self.path}: cannot be continued ({error}); move it away: a resumed training begins a new one"
+                f"{self.path}: cannot be continued ({error}); move it away, then a resumed training starts a new one"
             ) from error
-        self._board = _tensorboard(folder, step)
 
     def _begin(self, losses: list[str], rows: list[dict[str, str]]) -> None:
-        """The file anew, with these columns between the general ones."""
+        """Replace the file by one with these loss columns and rows."""
         columns = [*COLUMNS[:4], *losses, *COLUMNS[4:], *SCORES]
         temporary = self.path.with_name(f".metrics.csv.{os.getpid()}.tmp")
         try:
@@ -66,11 +105,11 @@ class MetricsFile:
     def _old_rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:  # edited by who knows what
+        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:  # may have been edited
             return [row for row in csv.DictReader(file) if STEP.fullmatch(row.get("step") or "")]
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """One row; what a column lacks stays empty."""
+        """Append a row; columns without a value stay empty."""
         waited = bool(self._waiting)
         self._waiting.append(_rounded({"step": step, **row}))
         try:
@@ -82,11 +121,9 @@ class MetricsFile:
         except (OSError, csv.Error) as error:
             if not waited:
                 log.warning("%s: cannot be written (%s); its rows wait for room", self.path, error)
-        for key, value in row.items() if self._board else ():
-            self._board.add_scalar(key, value, step)
 
     def _append(self, text: bytes) -> None:
-        """All of it or nothing."""
+        """Append the text completely or not at all."""
         end = self._file.seek(0, os.SEEK_END)
         try:
             if self._file.write(text) < len(text):
@@ -96,13 +133,12 @@ class MetricsFile:
             raise
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
-        if self._board:
-            self._board.close()
 
 
 def _text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:
-    """Rows as they stand in the file."""
+    """Rows in the form of the file."""
     text = io.StringIO(newline="")
     csv.DictWriter(text, columns, extrasaction="ignore").writerows(rows)
     return text.getvalue().encode()
@@ -113,25 +149,21 @@ def _rounded(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def _with_history(rows: list[dict[str, str]], history: Sequence[Mapping[str, float]]) -> list[dict[str, str]]:
-    """The rows of steps, and each evaluation after that of its step.
+    """The rows of steps, each followed by the evaluation after that step.
 
-    An evaluation that the history lacks will be done again: it was written down, but not saved.
+    An evaluation missing from `history` was written but not saved in a checkpoint; it is dropped, because it runs again.
     """
     scored = {row["step"] for row in rows if row.get(SCORES[0])}
     known = {str(row["step"]) for row in history}
     rows = [row for row in rows if not row.get(SCORES[0]) or row["step"] in known]
     rows += [_rounded(row) for row in history if str(row["step"]) not in scored]
-    return sorted(rows, key=lambda row: (int(row["step"]), bool(row.get(SCORES[0]))))
+    return sorted(rows, key=_row_order)
+
+
+def _row_order(row: Mapping[str, str]) -> tuple[int, bool]:
+    return int(row["step"]), bool(row.get(SCORES[0]))
 
 
 def _losses(keys: Iterable[str | None]) -> list[str]:
-    """What has no column of its own yet, each once; None is what stands beyond the columns of a damaged row."""
+    """Keys that are no general columns, each once; csv.DictReader gives None for excess values of a damaged row."""
     return list(dict.fromkeys(key for key in keys if key is not None and key not in (*COLUMNS, *SCORES)))
-
-
-def _tensorboard(folder: Path, step: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # an optional extra
-        return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

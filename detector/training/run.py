@@ -1,15 +1,13 @@
-"""One call from a configuration to a finished training; what can be wrong is found before anything heavy starts."""
+"""`train`: from a configuration to a finished training. Errors of the input are found before the first step."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 import yaml
 
 from detector import distributed
@@ -18,13 +16,13 @@ from detector.checkpoint import load_weights, read_checkpoint
 from detector.config.config import Config, build_detector, in_file
 from detector.data.coco import CocoDataset
 from detector.data.settings import build_dataset
-from detector.device import pick_device
+from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError
 from detector.evaluation.coco import read_ground_truth
 from detector.files import write_beside
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
-from detector.rng import seed
+from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
@@ -44,12 +42,18 @@ log = logging.getLogger("detector")
 def train(config: Config, output: str | Path, *, resume: bool = False, init_from: str | Path | None = None) -> Path:
     """Train, evaluate, and return the folder with config.yaml, metrics.csv, train.log, last.pth and best.pth.
 
-    `resume` goes on from `last.pth`; `init_from` takes the weights of a checkpoint and starts at step 0. Under torchrun all processes call it; the first one writes and logs.
+    Under torchrun all processes call it; rank 0 writes and logs.
+
+    Args:
+        config: the configuration, with a `data` section.
+        output: the folder of the run.
+        resume: continue from its `last.pth`.
+        init_from: a checkpoint whose weights the training starts from, at step 0.
     """
     output = Path(output)
-    with distributed.processes(pick_device("auto")), _one_voice():
-        written = distributed.raise_on_all(lambda: _written(output))
-        trainer, started = distributed.raise_on_all(lambda: _prepare(config, output, resume, init_from))
+    with distributed.processes(pick_device("auto")), quiet_nonzero_ranks():
+        written = distributed.raise_on_all(_written, output)
+        trainer, started = distributed.raise_on_all(_prepare, config, output, resume, init_from)
         with _open_folder(output, trainer.config.raw, written):
             _announce(trainer, started)
             trainer.run()
@@ -58,20 +62,20 @@ def train(config: Config, output: str | Path, *, resume: bool = False, init_from
 
 
 def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path | None) -> tuple[Trainer, str | None]:
-    """A trainer at its place, and a line about what was loaded into it; nothing is written yet."""
+    """A trainer at its first step, and a line about the weights loaded into it; nothing is written yet."""
     recipe, data = config.train, config.needed_data()
     stop = Stop(recipe.time_limit)
     last, path = _check_output(output, resume, init_from)
     train_set = build_dataset(data, "train")
     val_set = build_dataset(data, "val", class_names=train_set.class_names)
-    read_ground_truth(val_set.annotation_file)  # what only the evaluation would stumble over, after an epoch
+    read_ground_truth(val_set.annotation_file)  # else its errors would come after an epoch
     config = with_num_classes(config, train_set)
-    device = distributed.own_device(pick_device(recipe.device))
-    _make_deterministic(recipe.deterministic)
+    device = own_device(pick_device(recipe.device))
+    make_deterministic(recipe.deterministic)
     seed(recipe.seed)
-    filled = last is not None or init_from is not None  # then ImageNet weights would only be overwritten
+    filled = last is not None or init_from is not None  # ImageNet weights would be overwritten
     model = build_detector(config, pretrained=not filled)
-    backbone = getattr(model.pyramid, "backbone", None)  # a pyramid of the user's own may have none
+    backbone = getattr(model.pyramid, "backbone", None)  # a custom pyramid may have none
     if getattr(backbone, "missing_weights", None):
         raise CheckpointError(backbone.missing_weights)
     check_input = getattr(backbone, "check_input", None)
@@ -83,7 +87,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
         _check_same_run(last, config.raw, train_set, path)
         load_weights(model, last["model"], path)
     trainer = Trainer(model, config, train_set, val_set, output, device, stop)
-    if distributed.rank() > 0:  # all have the same weights, and each its own samples
+    if distributed.rank() > 0:  # the processes share the weights, but not the random samples
         seed(recipe.seed, distributed.rank())
     if last is not None:
         trainer.resume(last, path)
@@ -92,17 +96,18 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
 
 
 def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: CocoDataset) -> str:
-    """Load the weights of another training, and say which."""
-    given = read_checkpoint(init_from)
-    started = take_weights(model, given["model"], init_from)
-    if len(given["class_names"]) == len(train_set.class_names) and given["class_names"] != train_set.class_names:
-        log.warning("%s: its predictor is kept, but its classes were %s", init_from, given["class_names"])
+    """Load the weights of another training; returns a line about them."""
+    checkpoint = read_checkpoint(init_from)
+    started = take_weights(model, checkpoint["model"], init_from)
+    before, now = checkpoint["class_names"], train_set.class_names
+    if len(before) == len(now) and before != now:
+        log.warning("%s: its predictor is kept, but its classes were %s", init_from, before)
     return started
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
-    """All processes know the same; of the others only errors are heard."""
+def quiet_nonzero_ranks() -> Iterator[None]:
+    """Log only errors on ranks above 0 while the context is open."""
     level = log.level
     if not distributed.is_rank0():
         log.setLevel(logging.ERROR)
@@ -112,15 +117,8 @@ def _one_voice() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _make_deterministic(wanted: bool) -> None:
-    """The same bits in every run. Where CUDA has no such kernel torch says so and takes another."""
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-
-
 def with_num_classes(config: Config, train_set: CocoDataset) -> Config:
-    """The configuration with the class count of the training annotations. Raises ConfigError if it says another."""
+    """The configuration with the class count of the training annotations. Raises ConfigError if it has another."""
     count, found = config.model.num_classes, len(train_set.class_names)
     if count not in (None, found):
         with in_file(config.source):
@@ -134,7 +132,7 @@ def with_num_classes(config: Config, train_set: CocoDataset) -> Config:
 def _check_output(
     output: Path, resume: bool, init_from: str | Path | None
 ) -> tuple[dict[str, Any], Path] | tuple[None, None]:
-    """The checkpoint to resume from, if any, and its path; a training is never written over by accident."""
+    """The checkpoint to resume from and its path, or (None, None). Raises ConfigError for the folder of another training."""
     if resume and init_from is not None:
         raise ConfigError("--resume continues a training, --init-from starts one from given weights: choose one")
     for path in map(output.joinpath, CHECKPOINTS + TEXTS):
@@ -145,7 +143,7 @@ def _check_output(
         if not taken or taken[0].name == "best.pth":
             raise CheckpointError(_nothing_to_resume(output))
         return _newest(output)
-    if taken and distributed.is_restarted():  # the same command again, in the place of processes that fell
+    if taken and distributed.is_restarted():  # torchrun restarted the same command
         content, path = _newest(output)
         if {*content["training"]["launchers"]} & {*distributed.gather(distributed.launcher())}:
             return content, path
@@ -158,7 +156,7 @@ def _check_output(
 
 
 def _newest(output: Path) -> tuple[dict[str, Any], Path]:
-    """The newest checkpoint of a training that can be read: `last.pth`, or the one before it."""
+    """The newest readable checkpoint with a training state, and its path: `last.pth`, else `previous.pth`."""
     path, previous = output / "last.pth", output / "previous.pth"
     try:
         content = read_checkpoint(path)
@@ -173,12 +171,14 @@ def _newest(output: Path) -> tuple[dict[str, Any], Path]:
 
 
 def _nothing_to_resume(output: Path) -> str:
+    """The message for --resume without a checkpoint."""
     beside = ", ".join(str(path.parent) for path in sorted(output.parent.glob("*/last.pth")))
     hint = f"to resume one of {beside}, name it by --output; " if beside else ""
     return f"{output / 'last.pth'}: no such checkpoint, so nothing to resume; {hint}to start anew, leave out --resume"
 
 
 def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_set: CocoDataset, path: Path) -> None:
+    """Raise CheckpointError if a training cannot be resumed with this configuration; warn of other changes."""
     if last["class_names"] != train_set.class_names:
         raise CheckpointError(
             f"{path}: was trained on the classes {last['class_names']}, the data now have {train_set.class_names}; "
@@ -194,7 +194,7 @@ def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_se
 
 
 def changes(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted key, old and new value, of whatever differs between two configurations."""
+    """(dotted key, old value, new value) of each difference between two configurations."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         return [] if before == now else [(key, before, now)]
     keys = dict.fromkeys([*before, *now])
@@ -203,24 +203,24 @@ def changes(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
 
 @contextmanager
 def _open_folder(output: Path, config: Mapping[str, Any], written: int | None) -> Iterator[None]:
-    """The folder with its config.yaml; as long as it is open, what is logged goes into its train.log too.
+    """Context of a run: rank 0 locks the folder, writes config.yaml and logs into train.log.
 
-    Only the first process opens it. Raises ConfigError if another training has it open, or had since `written`.
+    Raises ConfigError if another training has the folder open, or wrote its checkpoint after `written`.
     """
     with ExitStack() as stack:
-        distributed.on_rank0(lambda: _enter_folder(stack, output, config, written))
+        distributed.on_rank0(_enter_folder, stack, output, config, written)
         yield
 
 
 def _enter_folder(stack: ExitStack, output: Path, config: Mapping[str, Any], written: int | None) -> None:
-    """`stack` will undo what has to be undone."""
+    """Open the folder; `stack` receives the steps that close it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(output / "train.log", encoding="utf-8")
         stack.callback(handler.close)
         if not _lock(handler.stream) or _written(output) != written:
             raise ConfigError(f"{output}: another training writes into this folder; choose another --output")
-        for stale in output.glob(".*.tmp"):  # of a run that was killed
+        for stale in output.glob(".*.tmp"):  # from a killed run
             if stale.name.startswith((".last.pth.", ".best.pth.", ".metrics.csv.", ".config.yaml.")):
                 stale.unlink()
         text = yaml.safe_dump(dict(config), sort_keys=False).encode()
@@ -235,7 +235,7 @@ def _enter_folder(stack: ExitStack, output: Path, config: Mapping[str, Any], wri
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk does not stop: the screen has every line, too."""
+    """A log file whose write errors (a full disk) are ignored; stderr has every line, too."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -246,7 +246,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _written(output: Path) -> int | None:
-    """When the checkpoint of a folder was written, if there is one. Raises ConfigError for what can be no folder of ours."""
+    """Modification time of a folder's last.pth, or None. Raises ConfigError for a path that cannot be a folder."""
     try:
         return (output / "last.pth").stat().st_mtime_ns
     except FileNotFoundError:
@@ -256,9 +256,9 @@ def _written(output: Path) -> int | None:
 
 
 def _lock(file: TextIO) -> bool:
-    """Whether no other process has this lock; the system gives it back when this one ends, however it ends.
+    """Take the lock of a file; returns whether no other process holds it. The system releases it when this process ends.
 
-    `flock` would pass it on to the processes that load images, which outlive a killed training by seconds.
+    `lockf`, because loader processes would inherit a `flock` and outlive a killed training by seconds.
     """
     try:
         if fcntl is not None:
@@ -271,17 +271,14 @@ def _lock(file: TextIO) -> bool:
 
 
 def _announce(trainer: Trainer, started: str | None) -> None:
-    """What is about to happen, said once."""
-    recipe, model = trainer.recipe, trainer.update.model
+    """Log the data, the model and the recipe."""
+    recipe, model = trainer.recipe, trainer.train_step.model
     log.info("train %s", trainer.train_set.report)
     log.info("val   %s", trainer.val_set.report)
     log.info("%s", trainer.train_set.class_table())
     count = sum(p.numel() for p in model.parameters())
-    device = (
-        trainer.device
-        if distributed.world_size() == 1
-        else f"{distributed.world_size()} processes, {trainer.device.type}"
-    )
+    world = distributed.world_size()
+    device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"
     log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, recipe.precision)
     rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
     log.info(

@@ -1,4 +1,4 @@
-"""When a training leaves before its end: at a signal, or when its time is up; always between two steps."""
+"""Stopping a training at a signal or a time limit, always between two steps."""
 
 from __future__ import annotations
 
@@ -14,29 +14,34 @@ from detector import distributed
 from detector.errors import Interrupted
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-TIME_UP = 124  # the exit status, that of timeout(1)
+TIME_UP = 124  # exit status, as of timeout(1)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Torch raises the fall of a loading process in whatever the program does; what is inside is finished before."""
+def deferred_sigchld() -> Iterator[None]:
+    """Defer SIGCHLD to the end of the context: PyTorch raises a worker's death from its handler, even during a save."""
     if not hasattr(signal, "SIGCHLD"):  # on Windows
         yield
         return
-    noted: list[tuple] = []
-    handler = signal.signal(signal.SIGCHLD, lambda *event: noted.append(event))
+    received: list[tuple[int, FrameType | None]] = []
+
+    def record(number: int, frame: FrameType | None) -> None:
+        received.append((number, frame))
+
+    handler = signal.signal(signal.SIGCHLD, record)
     try:
         yield
     finally:
         signal.signal(signal.SIGCHLD, handler)
-        if noted and callable(handler):
-            handler(*noted[0])
+        if received and callable(handler):
+            handler(*received[0])
 
 
 class Stop:
-    """As long as it is open, the first signal waits for the end of a step; the second leaves at once.
+    """A request to stop. While the context is open, the first signal waits for the end of a step, the second exits at once.
 
-    `minutes` from its making on, the time is up; None: never.
+    Args:
+        minutes: the time limit, from construction on; None: no limit.
     """
 
     def __init__(self, minutes: float | None = None):
@@ -44,8 +49,9 @@ class Stop:
         self.signal, self.agreed = 0, None
 
     def __enter__(self) -> Stop:
-        wanted = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup leaves SIGHUP
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in wanted}
+        # nohup ignores SIGHUP, and this must stay so
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -55,20 +61,21 @@ class Stop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             print("\nstopped at once", file=sys.stderr, flush=True)
-            os._exit(128 + number)  # a loading process that hangs would be waited for
+            os._exit(128 + number)  # a normal exit would wait for hanging loader workers
         self.signal = number
 
     def agree(self, also: bool) -> tuple[bool, bool]:
-        """Whether to stop, and whether the first process wants `also`: all processes hear the same. All must call it."""
+        """(whether to stop, `also` of rank 0), the same on all processes. All processes must call it."""
         number, late, also = distributed.all_reduce_max(self.signal, self._is_late(), also and distributed.is_rank0())
         self.agreed = self._interrupted(number, late)
         return self.agreed is not None, bool(also)
 
     def check(self) -> None:
-        """Raise Interrupted if all have agreed to stop, or this process was asked to."""
-        reason = self.agreed or self._interrupted(self.signal, self._is_late())
+        """Raise Interrupted if the processes agreed to stop, or this process has a reason to."""
+        if self.agreed is not None:
+            raise self.agreed from distributed.SharedError()
+        reason = self._interrupted(self.signal, self._is_late())
         if reason is not None:
-            reason.is_shared = reason is self.agreed
             raise reason
 
     def _is_late(self) -> bool:

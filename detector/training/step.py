@@ -1,4 +1,4 @@
-"""One optimiser step, from a batch to new weights, and whatever remembers earlier steps."""
+"""One training step: from a batch to updated weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from detector.errors import DetectorError
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
 from detector.structures import Target
-from detector.training.ema import Average
+from detector.training.ema import ModelEMA
 from detector.training.optim import make_optimizer
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NonFiniteLoss(DetectorError):
-    """The loss is no number any more; going on would ruin the weights. `row` is what the table would have said."""
+    """Loss or gradient norm is NaN or infinite. `row` holds the losses and the norm."""
 
     exit_status = 1
 
@@ -32,37 +32,47 @@ class NonFiniteLoss(DetectorError):
         self.row = row
 
 
-class Updater:
-    """A model that learns: its optimiser, and where the recipe wants them the scaler of float16 and the average.
+class TrainStep:
+    """Forward pass, backward pass and update of a model, with the optimiser, loss scaler and EMA of a recipe.
 
-    Several processes share each batch: their gradients are averaged, and their losses, which are divided by what all of
-    them sampled, are too; so they learn what one process would from the whole batch.
+    Several processes share each batch. Their losses are normalised by the samples of all processes and their gradients
+    averaged, so that a step equals that of one process on the whole batch.
+
+    Args:
+        model: the detector; it is moved to `device`.
+        recipe: the training recipe.
+        device: where the model trains.
     """
 
     def __init__(self, model: GeneralizedRCNN, recipe: Recipe, device: torch.device):
         self.model, self.recipe, self.device = model.to(device), recipe, device
         self.optimizer = make_optimizer(model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
-        self.average = None if recipe.ema is None else Average(model, recipe.ema)
+        self.ema = None if recipe.ema is None else ModelEMA(model, recipe.ema)
         if recipe.compile:
             model.pyramid.compile()
         self.losses: torch.nn.Module = model
 
     def connect(self) -> None:
-        """From now on the processes average their gradients. All must call it."""
+        """Wrap the model so that the processes average their gradients. All processes must call it."""
         if distributed.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.losses = DistributedDataParallel(self.model, device_ids=devices)
 
     @property
     def evaluated(self) -> GeneralizedRCNN:
-        """The model that is scored and kept: the average where there is one."""
-        return self.model if self.average is None else self.average.model
+        """The model to evaluate and to save: the EMA if the recipe has one."""
+        return self.model if self.ema is None else self.ema.model
 
     def __call__(self, lr: float, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, float]:
-        """Forward, backward, update; the losses (means over the processes), their sum and the gradients' norm.
+        """Train on one batch; returns the losses (means over the processes), their sum `loss` and `grad_norm`.
 
-        Raises NonFiniteLoss, on all processes alike, before the weights are touched.
+        Raises NonFiniteLoss on all processes, before the weights change.
+
+        Args:
+            lr: the learning rate of this step.
+            images: uint8 RGB tensors (3, h, w).
+            targets: the objects of each image.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -72,7 +82,7 @@ class Updater:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
         total = sum(losses.values())
-        # the one wait for the device in a step: after the work of the backward pass is queued
+        # the only synchronisation with the device in a step, after the backward pass is queued
         numbers = distributed.all_reduce_mean(torch.stack([*losses.values(), total, norm])).tolist()
         row = dict(zip([*losses, "loss", "grad_norm"], numbers))
         self._check(row)
@@ -80,12 +90,12 @@ class Updater:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.model)
+        if self.ema is not None:
+            self.ema.update(self.model)
         return row
 
     def _backward(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """The gradients of the batch, a part of it after the other; the losses, each part's by its share of the images."""
+        """Accumulate gradients over the parts of the batch; returns the losses, each part weighted by its share of images."""
         size = -(-len(images) // self.recipe.accumulate)  # ceil
         losses: dict[str, Tensor] = {}
         for start in range(0, len(images), size):
@@ -100,34 +110,35 @@ class Updater:
         return losses
 
     def _communication(self, *, last: bool) -> AbstractContextManager:
-        """Gradients travel between the processes once a step."""
-        alone = last or not isinstance(self.losses, DistributedDataParallel)
-        return nullcontext() if alone else self.losses.no_sync()
+        """Context in which gradients are synchronised, for the last part of a batch, or kept local."""
+        if last or not isinstance(self.losses, DistributedDataParallel):
+            return nullcontext()
+        return self.losses.no_sync()
 
     def _check(self, row: Mapping[str, float]) -> None:
-        """Gradients of float16 overflow now and then: the scaler leaves such a step out, and scales less from then on."""
+        """Raise NonFiniteLoss, except for a float16 gradient overflow: the scaler skips that step and lowers its scale."""
         overflow = self.scaler.is_enabled() and math.isfinite(row["loss"]) and self.scaler.get_scale() > 1
         if not (math.isfinite(row["loss"]) and (overflow or math.isfinite(row["grad_norm"]))):
             bad = [f"{name} is {value}" for name, value in row.items() if name != "loss" and not math.isfinite(value)]
             raise NonFiniteLoss(", ".join(bad), row)
 
     def state(self) -> dict[str, Any]:
-        """What a training needs to go on, beside the weights that are evaluated."""
-        own = {} if self.average is None else {"weights": self.model.state_dict(), "averaged": self.average.steps}
-        return own | {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """The state to resume from, without the weights of `evaluated`."""
+        weights = {} if self.ema is None else {"weights": self.model.state_dict(), "averaged": self.ema.steps}
+        return weights | {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Continue from `state`, by what the recipe says now; `weights` are those that were evaluated."""
+        """Resume from `state` and the weights of `evaluated`; options of the optimiser come from the current recipe."""
         self.model.load_state_dict(state.get("weights", weights))
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, options):  # else a changed weight decay would be no change
-            group.update(own)
-        for parameter, kept in self.optimizer.state.items():
-            if any(value.dim() and value.shape != parameter.shape for value in kept.values() if value is not None):
-                raise ValueError("an optimiser's state of another shape")
+        for group, current in zip(self.optimizer.param_groups, options):  # load_state_dict restored the old options
+            group.update(current)
+        for parameter, moments in self.optimizer.state.items():
+            if any(value.dim() and value.shape != parameter.shape for value in moments.values() if value is not None):
+                raise ValueError("the optimiser state has another shape")
         if state["scaler"]:  # empty unless float16 was the precision
             self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average.model.load_state_dict(weights)
-            self.average.steps = state.get("averaged", 0)
+        if self.ema is not None:
+            self.ema.model.load_state_dict(weights)
+            self.ema.steps = state.get("averaged", 0)

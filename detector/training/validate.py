@@ -1,4 +1,4 @@
-"""How good a model is between two epochs: COCO's numbers and the loss on val."""
+"""Validation between epochs: COCO metrics and the loss on val."""
 
 from __future__ import annotations
 
@@ -16,30 +16,40 @@ from detector.rng import mix
 from detector.training.metrics import SCORES
 
 
-def score(
+def validate(
     model: GeneralizedRCNN, config: Config, train: CocoDataset, val: CocoDataset, device: torch.device, *,
     workers: int, seed: int, check: Callable[[], None],
 ) -> dict[str, float]:  # fmt: skip
-    """SCORES and `val_loss`, the same on all processes, which share the images; `check` may raise before each of them.
+    """SCORES and `val_loss`, the same on all processes, which share the images.
 
-    The model is left in eval mode, and the random numbers of the training do not move.
+    The model is left in eval mode. The state of the random generators does not change.
+
+    Args:
+        model: the detector.
+        config: its configuration.
+        train: the training images, for the class names.
+        val: the images to score.
+        device: where the model is.
+        workers: loading processes.
+        seed: of the loss's samples.
+        check: called before each image; it may raise to stop.
     """
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
     metrics, _ = evaluate(predictor, val, workers=workers, check=check)
-    scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is of detections
+    scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
 
     @torch.no_grad()
-    def own_share_of_loss() -> float:
+    def loss_of_shard() -> float:
         total = 0.0
         for i in range(distributed.rank(), len(val), distributed.world_size()):
             check()
             image, target, _ = val[i]
-            small, target = predictor.resize(image, target)
-            torch.manual_seed(mix(seed, i))  # the same samples each time, however many processes
-            total += float(sum(model([small], [target]).values()))
+            resized, target = predictor.resize(image, target)
+            torch.manual_seed(mix(seed, i))  # the same samples in each evaluation, for any number of processes
+            total += float(sum(model([resized], [target]).values()))
         return total
 
     model.eval()
     with torch.random.fork_rng():
-        shares = distributed.gather(distributed.raise_on_all(own_share_of_loss))
-    return {"val_loss": sum(shares) / len(val), **scores}
+        shards = distributed.gather(distributed.raise_on_all(loss_of_shard))
+    return {"val_loss": sum(shards) / len(val), **scores}

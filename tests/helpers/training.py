@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import importlib
+import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 import yaml
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from detector.checkpoint import read_checkpoint
 from detector.modeling.layers import make_norm
+from detector.recipe import Recipe
+from detector.training.optim import learning_rate
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"square": 3, "disc": 7}  # name -> category id
@@ -27,8 +30,11 @@ STABLE = ["step", "epoch", "lr", "loss", "grad_norm", "val_loss", "AP", "AP50", 
 MODEL = {
     "backbone": {"type": "helpers.training.TinyBackbone"},
     "neck": {"type": "fpn", "width": 32},
-    "rpn": {"anchors": {"sizes": [[16], [32], [48], [64], [96]]}, "pre_nms": [200, 100], "post_nms": [100, 50]},
-    "roi_head": {"batch_per_image": 32, "box_head": {"width": 32}, "pool": {"canonical_size": 56}},
+    "rpn": {
+        "anchors": {"sizes": [[16], [32], [48], [64], [96]]},
+        "selection": {"pre_nms": [200, 100], "post_nms": [100, 50]},
+    },
+    "roi_head": {"sampling": {"batch_per_image": 32}, "box_head": {"width": 32}, "pool": {"canonical_size": 56}},
 }
 
 
@@ -95,13 +101,29 @@ def write_config(path: Path, data: Path, **train: Any) -> Path:
 
 
 def script(name: str) -> ModuleType:
-    """The module of a command, "check_data" for `detector check-data`; its `main(argv)` gives the exit status."""
-    return importlib.import_module(f"detector.cli.{name}")
+    """The command `detector NAME` as a module, or a script of scripts/ that is no command."""
+    path = ROOT / "scripts" / f"{name}.py"
+    if importlib.util.find_spec(f"detector.cli.{name}"):
+        return importlib.import_module(f"detector.cli.{name}")
+    spec = importlib.util.spec_from_file_location(f"{name}_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def train(config: Path, output: Path, arguments: Sequence[str] = ()) -> int:
-    """scripts/train.py CONFIG --output DIR ...; its exit status."""
+    """`detector train CONFIG --output DIR ...`; its exit status."""
     return script("train").main([str(config), "--output", str(output), *map(str, arguments)])
+
+
+def before_steps(monkeypatch: pytest.MonkeyPatch, work: Callable[[int], None]) -> None:
+    """Arrange that trainings call `work(number)` at the beginning of each step, numbered from 1."""
+
+    def rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+        work(step + 1)
+        return learning_rate(recipe, step, steps_per_epoch)
+
+    monkeypatch.setattr("detector.training.loop.learning_rate", rate)
 
 
 def leaves(content: Any, path: str = "") -> dict[str, Any]:

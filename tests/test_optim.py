@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 
-from detector.errors import ConfigError
+from detector.modeling.layers import make_norm
 from detector.recipe import Recipe
 from detector.training.optim import learning_rate, make_optimizer
 
@@ -91,6 +92,26 @@ def test_norms_have_a_weight_decay_of_their_own(model: nn.Module, name: str):
     assert held(optimizer) == [(0.1, ids(model[1], model[5])), (0.0, ids(model[2], model[3]))]
 
 
+class ChannelRMSNorm(nn.Module):
+    """A normalisation layer of another package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True), nn.RMSNorm(4), nn.SyncBatchNorm(4), LayerNorm2d(4)]
+    + [ChannelRMSNorm(), *(make_norm(kind, 32) for kind in ("batch", "group", "affine", "sync"))],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_every_kind_of_norm_counts_as_one_and_biases_do_not(norm: nn.Module):
+    linear = nn.Linear(4, 2)
+    optimizer = make_optimizer(nn.Sequential(linear, norm), Recipe(weight_decay=0.1, norm_weight_decay=0.0))
+    assert held(optimizer) == [(0.1, ids(linear)), (0.0, ids(norm))] and ids(norm)
+
+
 def test_norms_decay_like_the_rest_unless_told(model: nn.Module):
     assert [decay for decay, _ in held(make_optimizer(model, Recipe(weight_decay=0.1)))] == [0.1, 0.1]
 
@@ -152,9 +173,9 @@ def test_sgd_steps_as_by_hand():
 )
 def test_a_wrong_number_is_named(wrong: dict[str, float]):
     ((key, value),) = wrong.items()
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ValueError) as error:
         Recipe(**wrong)
-    assert str(error.value).startswith(f"train.{key}: ") and str(value) in str(error.value)
+    assert str(error.value).startswith(f"Recipe: {key}: ") and f"got {value}" in str(error.value)
 
 
 def test_zero_is_a_number_like_others():

@@ -10,7 +10,7 @@ from helpers.training import draw_set, train, write_config
 from torch import nn
 
 from detector.checkpoint import read_checkpoint
-from detector.training.ema import Average
+from detector.training.ema import ModelEMA
 
 
 def model(value: float) -> nn.Module:
@@ -23,7 +23,7 @@ def model(value: float) -> nn.Module:
 
 def test_by_hand():
     """Decays min(0.5, (1 + t) / (10 + t)): 2/11, 3/12; from 0 towards 11 and 8."""
-    average = Average(model(0.0), 0.5)
+    average = ModelEMA(model(0.0), 0.5)
     average.update(model(11.0))
     assert average.model.weight.tolist() == pytest.approx([9.0, 9.0])
     average.update(model(8.0))
@@ -39,7 +39,7 @@ def test_by_hand():
 
 def test_the_average_does_not_touch_the_model_nor_train():
     source = model(1.0)
-    average = Average(source, 0.9)
+    average = ModelEMA(source, 0.9)
     source.weight.data.fill_(5.0)
     assert average.model.weight.tolist() == [1.0, 1.0]
     assert not average.model.training and not any(p.requires_grad for p in average.model.parameters())
