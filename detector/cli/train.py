@@ -42,7 +42,7 @@ def leave(number: int, frame: FrameType | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Train, evaluate, and keep last.pth and best.pth; the exit status."""
     args = parse(argv)
-    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), leave)
+    handlers = {int(signal.SIGINT): leave, int(signal.SIGTERM): leave}
     advice = f"{args.output / 'last.pth'} is saved, continue with --resume"
     with ending(args, handlers=handlers, advice=advice) as end:
         # these imports take seconds, in which a signal must find its handler
