@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 278
+LIMIT = 260
 
 
 def main() -> int:

@@ -88,19 +88,6 @@ assert "torch" not in sys.modules  # so that a signal is answered at once
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=ENVIRONMENT)
 
 
-def test_from_the_folder_above_a_checkout_the_package_is_found(tmp_path: Path):
-    """A folder `detector` without __init__.py would be an empty namespace; a .pth file finds the package all the same."""
-    (tmp_path / "detector").symlink_to(ROOT)
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "editable.pth").write_text(f"{tmp_path / 'detector'}\n")
-    code = f"import site; site.addsitedir({str(site)!r}); import detector; print(detector.__version__)"
-    command = [sys.executable, "-S", "-c", code]
-    environment = {key: value for key, value in ENVIRONMENT.items() if key != "PYTHONPATH"}
-    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert found.stdout == f"{detector.__version__}\n", found.stderr
-
-
 def test_a_reader_that_stops_is_no_error():
     command = f"{sys.executable} -m detector config --keys | head -n 1; echo ${{PIPESTATUS[0]}}"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)

@@ -39,7 +39,7 @@ def end_of(error: BaseException | None, **args: bool) -> int:
         (Interrupted("the time limit", 124), 124, "stopped by the time limit; the same command continues\n"),
         (Interrupted("SIGTERM", 143), 143, "stopped by SIGTERM; the same command continues\n"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT; the same command continues\n"),
-        (OSError(errno.EACCES, "Permission denied", "x"), 2, "error: x: Permission denied; correct the path or its permissions\n"),
+        (OSError(errno.EACCES, "denied", "x"), 2, "error: x: denied; correct the path or its permissions\n"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "error: another process died "),
     ],
     ids=str,

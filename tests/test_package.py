@@ -102,3 +102,14 @@ def test_the_installed_command_recognises_weights_by_its_configurations(installe
     convert = [installed / "detector", "convert-weights", "theirs.pth", "--from", "auto", "--output", "ours.pth"]
     assert "torchvision_fasterrcnn_resnet50_fpn" in run(convert, tmp_path).stdout
     assert (tmp_path / "ours.pth").exists()
+
+
+def test_an_editable_install_is_found_from_the_folder_above_the_checkout(tmp_path: Path):
+    """A folder `detector` without __init__.py is a namespace; a .pth file takes precedence, an import hook would not."""
+    build = "import sys, hatchling.build; hatchling.build.build_editable(sys.argv[1])"
+    run([sys.executable, "-c", build, tmp_path], ROOT)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above/detector").symlink_to(ROOT)
+    code = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import detector; print(detector.__version__)"
+    assert run([sys.executable, "-S", "-c", code], tmp_path / "above").stdout == f"{detector.__version__}\n"

@@ -22,14 +22,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; `alone` says whether an annotation file stands in for a configuration."""
     parser = CommandParser("check-data", epilog="exit status: 0 healthy, 1 errors in the data, 2 no check")
     add = parser.add_argument
-    add("data", metavar="CONFIG-or-JSON", type=Path, help="a configuration, or a COCO annotation file (*.json) alone")
+    add("data", metavar="CONFIG-or-JSON", help="a configuration, or a COCO annotation file (*.json) alone")
     add("overrides", metavar="key=value", nargs="*", help="changes to the configuration, or to the default one")
     add("--images", metavar="DIR", type=Path, help="with an annotation file: its image folder")
     add("--no-images", action="store_true", help="look for the image files, but do not open them")
     add("--json", metavar="FILE", type=Path, help="write the result there too")
     add("--picture", metavar="FILE", type=Path, help="draw classes, box sizes and shapes there, a PNG")
     args = parser.parse_intermixed_args(argv)
-    args.alone = args.data.suffix.lower() == ".json"
+    args.alone = args.data.lower().endswith(".json")
     if args.images and not args.alone:
         parser.error("--images goes with an annotation file; a configuration names its own folders")
     if args.json and args.picture and os.path.realpath(args.json) == os.path.realpath(args.picture):
@@ -41,7 +41,7 @@ def configuration(args: argparse.Namespace) -> Config:
     """CONFIG, or the default detector with the annotation file as its data."""
     if not args.alone:
         return load_config(args.data, args.overrides)
-    split = {"images": str(args.images or "."), "annotations": str(args.data)}
+    split = {"images": str(args.images or "."), "annotations": args.data}
     raw = {"data": {"root": ".", "train": split, "val": split}}
     return parse_config(raw, args.overrides, trust=True, source=args.data)
 
@@ -53,7 +53,7 @@ def check(args: argparse.Namespace) -> int:
     if args.picture:
         check_own_picture(args.picture)
     look = not args.alone or args.images is not None
-    alone = args.data.stem if args.alone else None
+    alone = Path(args.data).stem if args.alone else None
     health = check_data(configuration(args), args.data, alone=alone, look=look, read=not args.no_images)
     try:
         if args.json:

@@ -41,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.target and (args.config or args.classes or args.overrides):
         parser.error("--to takes neither --config nor --classes nor key=value: a checkpoint describes itself")
     args.overrides += [CLASS_CHOICES[args.classes]] if args.classes else []
-    args.config = "auto" if args.config in (None, "auto") else Path(args.config)
+    args.config = args.config or "auto"
     return args
 
 

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
+from typing import Any
 
 from detector.errors import DetectorError, Interrupted
 
@@ -37,7 +38,7 @@ class ending:
     """
 
     def __init__(
-        self, args: argparse.Namespace, *, handlers: dict[int, Handler] | None = None, advice: str | None = None
+        self, args: argparse.Namespace, *, handlers: Mapping[int, Handler] | None = None, advice: str | None = None
     ):
         self.debug = getattr(args, "debug", False) or os.environ.get("DETECTOR_DEBUG", "0") not in ("", "0")
         # torchrun ends processes that wait for each other in native code, where no handler of Python runs
@@ -45,7 +46,7 @@ class ending:
         self.handlers = handlers if handlers is not None else dict.fromkeys(STOPS if alone else [], interrupt)
         self.advice = f"; {advice}" if advice else ""
         self.status = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> ending:
         for number, handler in self.handlers.items():
@@ -112,7 +113,7 @@ def _should_report(error: BaseException) -> bool:
         return os.environ.get("RANK", "0") == "0"
     from detector.distributed import should_report  # imports torch, which `train` must not do before its first signal
 
-    return should_report(error)
+    return not isinstance(error, Exception) or should_report(error)
 
 
 def _is_lost_process(error: RuntimeError) -> bool:

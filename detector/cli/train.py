@@ -17,7 +17,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; short forms of configuration keys have become overrides."""
     parser = CommandParser("train")
     add = parser.add_argument
-    add("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
+    add("config", metavar="CONFIG", help=CONFIG_HELP)
     add("overrides", metavar="key=value", nargs="*", help=OVERRIDES_HELP)
     add("--output", type=output_folder, metavar="DIR", help="where to write (default: runs/ and the name of CONFIG)")
     add("--resume", action="store_true", help="continue the training in DIR exactly where it stopped")
@@ -27,7 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     args.overrides += ["train.deterministic=true"] * args.deterministic
     args.overrides += [f"train.time_limit={args.time_limit}"] * (args.time_limit is not None)
-    args.output = args.output or Path("runs") / args.config.stem
+    args.output = args.output or Path("runs") / Path(args.config).stem
     return args
 
 
@@ -42,7 +42,7 @@ def leave(number: int, frame: FrameType | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Train, evaluate, and keep last.pth and best.pth; the exit status."""
     args = parse(argv)
-    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), leave)
+    handlers = {int(signal.SIGINT): leave, int(signal.SIGTERM): leave}
     advice = f"{args.output / 'last.pth'} is saved, continue with --resume"
     with ending(args, handlers=handlers, advice=advice) as end:
         # these imports take seconds, in which a signal must find its handler

@@ -22,7 +22,7 @@ from detector.config.config import Config, build_detector, load_config
 from detector.data.image import read_image
 from detector.data.transforms import Resize
 from detector.device import pick_device
-from detector.errors import CheckpointError
+from detector.errors import CheckpointError, ConfigError
 from detector.inference.predictor import Predictor
 from detector.interop.torchvision import TORCHVISION
 from detector.modeling.layers import is_foldable
@@ -144,7 +144,10 @@ class TorchvisionCandidate:
     """torchvision's detector with the same weights."""
 
     def __init__(self, setup: Setup, *, training: bool = False):
-        self.device, self.model = pick_device(setup.device), torchvision_twin(setup.build()[1], setup.size)
+        model = torchvision_twin(setup.build()[1], setup.size)
+        if model is None:
+            raise ConfigError(f"{setup.config}: torchvision has no such model")
+        self.device, self.model = pick_device(setup.device), model
         self.model.to(self.device).train(training)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
@@ -191,7 +194,7 @@ def torchvision_twin(model: GeneralizedRCNN, size: tuple[int, int]) -> FasterRCN
 
 
 def sgd_step(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
-    """Forward is done: backward and update."""
+    """Backward and update; the forward pass is done."""
     optimizer.zero_grad(set_to_none=True)
     sum(losses.values()).backward()
     optimizer.step()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from detector.config.config import Config, build_detector
-from detector.data.coco import CocoDataset
 from detector.inference.predictor import Predictor
+from detector.protocols import DataSet
 
 IMAGES, ROUNDS = 16, 3  # of the data set, and passes over them
 
@@ -21,7 +22,7 @@ def count_parameters(config: Config) -> int:
     return sum(p.numel() for p in build_detector(config, pretrained=False).parameters())
 
 
-def count_flops(predictor: Predictor, dataset: CocoDataset) -> int:
+def count_flops(predictor: Predictor, dataset: DataSet) -> int:
     """Operations of matrix products and convolutions on the first image; a multiplication with its addition counts as two."""
     given = prepared(predictor, dataset, 0)
     with FlopCounterMode(display=False) as counter:
@@ -29,7 +30,7 @@ def count_flops(predictor: Predictor, dataset: CocoDataset) -> int:
     return counter.get_total_flops()
 
 
-def milliseconds(predictors: Sequence[Predictor], datasets: Sequence[CocoDataset]) -> list[float]:
+def milliseconds(predictors: Sequence[Predictor], datasets: Sequence[DataSet]) -> list[float]:
     """Median latency of every predictor from a prepared image to its boxes, one image at a time.
 
     The data sets hold the same images, each with the proposals that its predictor may need. The predictors alternate on
@@ -46,10 +47,11 @@ def milliseconds(predictors: Sequence[Predictor], datasets: Sequence[CocoDataset
     return [1e3 * statistics.median(record[1:]) for record in seconds]
 
 
-def prepared(predictor: Predictor, dataset: CocoDataset, i: int) -> tuple:
+def prepared(predictor: Predictor, dataset: DataSet, i: int) -> tuple:
     """The arguments of `predictor.detect` for one image of the data set."""
     image = dataset.image(i)
-    proposals = [dataset.proposals[int(dataset.image_ids[i])]] if predictor.model.needs_proposals else None
+    given: Any = getattr(dataset, "proposals", None)  # a custom data set may have none
+    proposals = [given[int(dataset.image_ids[i])]] if predictor.model.needs_proposals else None
     return [predictor.prepare(image)], [tuple(image.shape[1:])], proposals
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, get_args
 
@@ -59,7 +59,7 @@ def key_table(config: Config | None = None) -> list[KeySection]:
     """All sections with all their types or, with a configuration, with its types alone."""
     sections = [KeySection("model", None, True, "The detector.", (_num_classes(),))]
     for key, slot in PARTS.items():
-        constructors = dict(slot.types)
+        constructors: dict[str, Callable] = dict(slot.types)
         if config is not None:
             constructor = config.model.calls[key].constructor
             constructors = {_name_of(constructor, slot.types): constructor}
@@ -90,7 +90,7 @@ def _data_type() -> list[Key]:
     return [Key("type", kind, next(iter(DATASETS)), option_docs(DataSettings)["type"])]
 
 
-def _name_of(constructor: Callable, types: dict[str, Callable]) -> str:
+def _name_of(constructor: Callable, types: Mapping[str, Callable]) -> str:
     """The name of a type in its table, or the dotted path of a custom one."""
     names = [name for name, known in types.items() if known is constructor]
     return names[0] if names else f"{constructor.__module__}.{constructor.__qualname__}"
@@ -132,7 +132,7 @@ def _factories(constructor: Callable) -> dict[str, Callable]:
 
 def group_of(hint: Any) -> type | None:
     """The dataclass of a nested section, perhaps optional."""
-    options = [arg for arg in (hint, *get_args(hint)) if dataclasses.is_dataclass(arg)]
+    options = [arg for arg in (hint, *get_args(hint)) if inspect.isclass(arg) and dataclasses.is_dataclass(arg)]
     return options[0] if options and hint in (options[0], Optional[options[0]]) else None  # noqa: UP045
 
 
