@@ -39,7 +39,9 @@ def make_head(pool=None, lateral_strides=STRIDES[:4], **settings) -> AuxiliaryRo
         return TwoFC(4, 7, width=8)
 
     pool = RoIPool(CHANNELS, STRIDES) if pool is None else pool
-    return AuxiliaryRoIHead(pool, new_box_head(), new_box_head, CLASSES, lateral_strides, **grouped(AuxiliaryRoIHead, **settings))
+    return AuxiliaryRoIHead(
+        pool, new_box_head(), new_box_head, CLASSES, lateral_strides, **grouped(AuxiliaryRoIHead, **settings)
+    )
 
 
 def levels(seed: int = 0) -> Features:

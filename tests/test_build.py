@@ -96,7 +96,10 @@ model:
     ("section", "kept"),
     [
         ("rpn: {type: precomputed}", {"type": "precomputed"}),
-        ("rpn: {type: rpn}", {"type": "rpn", "loss": {"beta": 0.5}, "anchors": {"sizes": [[16], [32], [64], [96], [128]]}}),
+        (
+            "rpn: {type: rpn}",
+            {"type": "rpn", "loss": {"beta": 0.5}, "anchors": {"sizes": [[16], [32], [64], [96], [128]]}},
+        ),
         ("roi_head: {type: none}", {"type": "none"}),
         ("roi_head: {type: cascade, loss: {beta: 0.1}}", {"type": "cascade", "loss": {"beta": 0.1}}),
     ],
@@ -293,9 +296,7 @@ OWN_PARTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("key", "name"), [(key, name) for key in OWN_PARTS for name in members(PARTS[key].protocol)]
-)
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key in OWN_PARTS for name in members(PARTS[key].protocol)])
 def test_what_a_part_of_ones_own_lacks_is_told_with_its_meaning(monkeypatch, key, name):
     """One that the other parts read, missing at a time."""
 
@@ -342,7 +343,11 @@ def test_a_path_that_leads_nowhere(my_parts, name):
         ("data.val", None, "data.val: expected a section, got None"),
         ("data.classes", "cat", "data.classes: expected a list, each a text or null"),
         ("data.resize", {"short": 800}, "data.resize.long: this key must be given"),
-        ("data.resize", {"short": "800", "long": 1}, "data.resize.short: expected a whole number in 1..1e+06 or a list"),
+        (
+            "data.resize",
+            {"short": "800", "long": 1},
+            "data.resize.short: expected a whole number in 1..1e+06 or a list",
+        ),
         ("data.transforms", {"type": "horizontal_flip"}, "data.transforms: expected a list, each a section"),
         ("data.transforms", [{"type": "flip"}], "data.transforms[0].type: 'flip' is none of horizontal_flip"),
         ("data.transforms", [{}, {"type": "color_jitter", "hu": 1}], "data.transforms[1].hu: unknown key"),
@@ -458,7 +463,9 @@ def test_a_data_set_of_ones_own_that_lacks_something_is_told_what(tmp_path):
 
 @pytest.mark.parametrize("name", ["os.system", "os.getcwd", "builtins.int", "collections.OrderedDict"])
 def test_what_is_no_data_set_is_never_called(name):
-    assert f"data.type: {name.rpartition('.')[2]} cannot be called like CocoDataset" in complaint(changed("data.type", name))
+    assert f"data.type: {name.rpartition('.')[2]} cannot be called like CocoDataset" in complaint(
+        changed("data.type", name)
+    )
 
 
 @pytest.mark.parametrize(

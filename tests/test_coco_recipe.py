@@ -54,7 +54,9 @@ def test_recipes_are_the_published_ones(path):
     expected = (36, [28, 34]) if "_3x_" in path.name else (12, [8, 11])
     assert (recipe.epochs, recipe.milestones) == expected
     assert config.data.resize == Resize([640, 672, 704, 736, 768, 800], 1333)
-    backbone = config.model.calls["backbone"].arguments  # DetectoRS trains the affine map of its norms, never their statistics
+    backbone = config.model.calls[
+        "backbone"
+    ].arguments  # DetectoRS trains the affine map of its norms, never their statistics
     assert backbone["frozen_stages"] == 2 and backbone["norm"] == ("affine" if "conv" in backbone else "frozen")
 
 

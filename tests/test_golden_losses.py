@@ -106,7 +106,10 @@ ROI_LOSSES = [  # settings, record, name of the box loss
 def test_roi_loss(settings, name, box_name):
     record = golden("functions")["roi_loss"]
     head = GivenRegions(record, **settings)
-    proposals, target = Proposals(torch.zeros(0, 4), torch.zeros(0)), Target(head.rows["gt_boxes"], head.rows["gt_classes"])
+    proposals, target = (
+        Proposals(torch.zeros(0, 4), torch.zeros(0)),
+        Target(head.rows["gt_boxes"], head.rows["gt_classes"]),
+    )
     losses = head.losses([], [proposals], Batch(torch.zeros(1, 3, 8, 8), [(8, 8)]), [target])
     assert_near(losses["roi_class"], record[name]["loss_classifier" if name == "tv" else "loss_cls"])
     assert_near(losses["roi_box"], record[name][box_name])

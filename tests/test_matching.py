@@ -74,7 +74,11 @@ def test_a_weak_object_has_its_best_candidate():
 
 
 def test_all_of_an_objects_equally_good_candidates_are_forced():
-    assert assign(matrix([0.2, 0.1, 0.2]), **RPN, low_quality="keep_best_gt")[0].tolist() == [POSITIVE, NEGATIVE, POSITIVE]
+    assert assign(matrix([0.2, 0.1, 0.2]), **RPN, low_quality="keep_best_gt")[0].tolist() == [
+        POSITIVE,
+        NEGATIVE,
+        POSITIVE,
+    ]
 
 
 def test_an_untouched_object_changes_nothing():

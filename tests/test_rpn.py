@@ -279,7 +279,9 @@ def test_anchors_that_cross_the_border_can_be_left_out():
     assert sampled(bare_rpn(**settings), to_target()).all()
     inside = sampled(bare_rpn(**settings, allowed_border=0), to_target())
     assert inside.nonzero().tolist() == [[y, x] for y in range(1, 7) for x in range(1, 11)]
-    assert sampled(bare_rpn(**settings, allowed_border=8), to_target()).all()  # the first ones lie out by half their side
+    assert sampled(
+        bare_rpn(**settings, allowed_border=8), to_target()
+    ).all()  # the first ones lie out by half their side
 
 
 def test_an_object_finds_its_best_anchor_among_those_that_may_train():
