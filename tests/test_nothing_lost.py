@@ -187,8 +187,7 @@ def test_a_score_that_was_written_but_not_saved_is_not_in_the_table_twice(
         return save(self, name, **options)
 
     monkeypatch.setattr(Trainer, "_save", fall)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", [OFTEN])
+    assert train(config, tmp_path / "run", [OFTEN]) == 130
     monkeypatch.undo()
     assert train(config, tmp_path / "run", [OFTEN, "--resume"]) == 0
     assert_same_training(tmp_path / "run", whole)
@@ -302,5 +301,5 @@ def test_patience_ends_the_training(tmp_path: Path, config: Path, monkeypatch: p
     for resume in ([], ["--resume"]):
         assert train(config, tmp_path / "run", ["train.epochs=9", "train.patience=2", *resume]) == 0
         assert place(tmp_path / "run") == (4 * STEPS, 4)
-    assert "the last 2 scores were not better: the training ends" in (tmp_path / "run/train.log").read_text()
+    assert "no better score in the last 2 evaluations: the training ends" in (tmp_path / "run/train.log").read_text()
     assert read_checkpoint(tmp_path / "run/best.pth")["training"]["best"] == 0.6
