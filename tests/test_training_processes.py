@@ -21,8 +21,7 @@ from detector.checkpoint import read_checkpoint
 
 SCRIPT = ROOT / "scripts/train.py"
 LOSSES = ["loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box", "grad_norm"]
-EXHAUSTIVE = {"rpn": {"batch_per_image": 10**6, "positive_fraction": 1.0},
-              "roi_head": {"batch_per_image": 10**6, "positive_fraction": 1.0}}  # fmt: skip
+EVERYTHING = {"sampling": {"batch_per_image": 10**6, "positive_fraction": 1.0}}
 
 
 def of_one_size(folder: Path, split: str, count: int, empty: int = 0) -> None:
@@ -40,8 +39,8 @@ def of_one_size(folder: Path, split: str, count: int, empty: int = 0) -> None:
 def write_exhaustive(path: Path, data: Path, norm: str = "frozen", **recipe: Any) -> Path:
     """A configuration without chance: all anchors and regions learn, nothing is jittered, norms are `norm`."""
     config = yaml.safe_load(write_config(path, data, epochs=5, **recipe).read_text())
-    for part, options in EXHAUSTIVE.items():
-        config["model"][part] |= options
+    for part in ("rpn", "roi_head"):
+        config["model"][part] |= EVERYTHING
     config["model"]["backbone"] |= {"norm": norm}
     config["data"] |= {"transforms": [], "resize": {"short": 64, "long": 96}, "keep_empty": True}
     path.write_text(yaml.safe_dump(config))
