@@ -157,7 +157,7 @@ def test_a_training_stops_at_one_bad_image_too_many(tmp_path: Path, capsys: pyte
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: data.skip_bad: allows 2 bad images, but there are 3")
     assert train(config, tmp_path / "other", ["data.skip_bad=-1"]) == 2
-    assert "data.skip_bad: must lie in 0.." in capsys.readouterr().err
+    assert "data.skip_bad: expected a whole number in 0.." in capsys.readouterr().err
     (tmp_path / "data/images/val0.png").unlink()
     assert train(config, tmp_path / "third", ["data.skip_bad=9"]) == 2
     assert "val0.png: no such image" in capsys.readouterr().err

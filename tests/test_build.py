@@ -291,7 +291,8 @@ def test_a_part_of_ones_own_is_followed_only_with_trust(my_parts):
 
 
 OWN_PARTS = {
-    "preprocess": ImagePreprocessor, "backbone": ResNet, "neck": FPN, "pyramid": Pyramid, "rpn": RPN, "rpn.anchors": AnchorGenerator,
+    "preprocess": ImagePreprocessor, "backbone": ResNet, "neck": FPN, "pyramid": Pyramid, "rpn": RPN,
+    "rpn.anchors": AnchorGenerator,
     "roi_head": RoIHead, "roi_head.pool": RoIPool, "roi_head.box_head": TwoFC,
 }  # fmt: skip
 

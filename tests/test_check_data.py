@@ -162,7 +162,7 @@ def test_an_annotation_file_alone_is_checked_with_or_without_its_images(tmp_path
         (["train.json", "--images", "nowhere"], "no such image folder"),
         (["train.json", "data.worker=1"], "did you mean 'workers'?"),
         (["train.json", "--json", "train.json/x.json"], "is no folder"),
-        (["none.yaml"], "no `data` section"),
+        (["none.yaml"], "the configuration has no such section"),
         (["config.yaml", "data.test={images: train, annotations: missing.json}"], "cannot read the annotations"),
     ],
 )

@@ -24,7 +24,7 @@ from detector.config.inherit import merge
 from detector.errors import CheckpointError
 from detector.modeling.rcnn import GeneralizedRCNN
 
-HEAD = {f"roi_head.{layer}.{part}" for layer in ("class_score", "box_delta") for part in ("weight", "bias")}
+HEAD = {f"roi_head.stage.{layer}.{part}" for layer in ("class_score", "box_delta") for part in ("weight", "bias")}
 
 
 def make_model(classes: int = 2, **sections: Any) -> GeneralizedRCNN:
@@ -61,7 +61,7 @@ def refusal(path: Path) -> str:
 
 
 def test_round_trip(tmp_path: Path):
-    model = make_model(pixels={"order": "bgr", "mean": [1.0, 2.0, 3.0]})
+    model = make_model(preprocess={"order": "bgr", "mean": [1.0, 2.0, 3.0]})
     state = {"step": 5, "best": -math.inf, "rng": torch.get_rng_state(), "cuda_rng": [], "none": None}
     read = read_checkpoint(save(tmp_path / "a.pth", model, **state))
     assert read["format"] == FORMAT and read["versions"]["detector"] == __version__
@@ -194,7 +194,7 @@ def fails_after(count: int):
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int):
     path = save(tmp_path / "last.pth")
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoint, "open", fails_after(room), raising=False)
+    monkeypatch.setattr(files, "open", fails_after(room), raising=False)
     with pytest.raises(CheckpointError, match=r"last\.pth: could not be written .*No space left"):
         save(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]
@@ -279,11 +279,11 @@ def test_every_stage_of_a_cascade_is_left_fresh_where_the_classes_differ():
 
 
 def test_load_weights_wants_the_same_classes():
-    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.class_score\.weight"):
+    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.class_score\.weight"):
         load_weights(make_model(3), make_model(4).state_dict(), "x.pth")
 
 
 def test_a_head_of_another_kind_is_not_excused_as_another_class_count():
     agnostic = make_model(2, roi_head={"class_agnostic": True})
-    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.box_delta"):
+    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.box_delta"):
         init_from(make_model(2), agnostic.state_dict(), "x.pth")

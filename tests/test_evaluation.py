@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,15 +195,16 @@ def test_table_is_lined_up(cells: Path) -> None:
 class Oracle:
     """A predictor that finds what stands on image 10 of CELLS, whatever it sees."""
 
-    needs_proposals = is_rpn_alone = False
+    model = SimpleNamespace(needs_proposals=False, reports_proposals=False)
 
     def prepare(self, image: torch.Tensor) -> torch.Tensor:
         return image
 
-    def detect_with_proposals(self, images: list, sizes: list, proposals: None) -> list[tuple[Detections, Proposals]]:
+    def detect(self, images: list, sizes: list, proposals: None) -> list[Detections]:
         boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [50.0, 0.0, 90.0, 40.0]])
         scores = torch.tensor([0.9, 0.8])
-        return [(Detections(boxes, scores, torch.zeros(2, dtype=torch.long)), Proposals(boxes, scores)) for _ in images]
+        labels = torch.zeros(2, dtype=torch.long)
+        return [Detections(boxes, scores, labels, proposals=Proposals(boxes, scores)) for _ in images]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

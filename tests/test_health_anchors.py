@@ -124,16 +124,16 @@ def crowd_of(side: float, ratio: float, count: int = 100) -> Scaled:
 
 def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> None:
     shape, objects = shape_of(), crowd_of(46, 2.0)
-    now = fit(shape, objects, shape.anchors["sizes"], shape.anchors["ratios"])
+    now = fit(shape, objects, shape.anchors.sizes, shape.anchors.ratios)
     better = propose(shape, objects, now)
     assert now.recall == 0 and better.recall > 0.9 and better.mean_iou > now.mean_iou
     assert [len(level) for level in better.sizes] == [1] * 5 and len(better.ratios) == 1
     pasted = tmp_path / "pasted.yaml"
     pasted.write_text(better.config_line())
     given = load_config(pasted).model.calls["rpn.anchors"]
-    assert given == {"sizes": better.sizes, "ratios": better.ratios}
+    assert given.arguments == {"sizes": better.sizes, "ratios": better.ratios}
     assert load_config("configs/bccd_r18_fpn.yaml", [better.override().strip("'")]).model.calls["rpn.anchors"] == given
-    assert propose(shape_of(rpn={"anchors": given}), objects, better) is None
+    assert propose(shape_of(rpn={"anchors": given.arguments}), objects, better) is None
 
 
 def together(*crowds: Scaled) -> Scaled:
@@ -149,7 +149,7 @@ def test_a_proposal_leaves_no_class_behind() -> None:
     for crowd, side, found in (("alike", 128, True), ("spread", 16, False)):  # k-means forsakes the few of 16
         objects = together(many[crowd], crowd_of(side, 1.0, count=60))
         objects.labels[-60:] = 1
-        now = fit(shape, objects, shape.anchors["sizes"], shape.anchors["ratios"])
+        now = fit(shape, objects, shape.anchors.sizes, shape.anchors.ratios)
         better = propose(shape, objects, now)
         assert (better is not None) == found
         if found:
@@ -159,7 +159,7 @@ def test_a_proposal_leaves_no_class_behind() -> None:
 def test_few_objects_and_fitting_anchors_get_no_proposal() -> None:
     shape = shape_of()
     for objects in (crowd_of(46, 2.0, count=49), crowd_of(16, 1.0)):
-        assert propose(shape, objects, fit(shape, objects, shape.anchors["sizes"], [1.0])) is None
+        assert propose(shape, objects, fit(shape, objects, shape.anchors.sizes, [1.0])) is None
 
 
 def test_a_detector_without_anchors_of_ours_has_no_recall(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ REFUSED = "last.pth: could not be written"
 class Model(torch.nn.Linear):
     """A tiny model with what `save_checkpoint` reads beside the weights."""
 
-    class pixels:
+    class preprocess:
         order, mean, std = "rgb", torch.zeros(3), torch.ones(3)
 
 

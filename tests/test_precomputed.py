@@ -81,7 +81,7 @@ def test_on_an_rpns_proposals_it_learns_what_the_second_stage_does():
     whole = tiny_model(roi_head={"batch_per_image": 10_000})
     model = built(merge(CONFIG, {"model": {"rpn": "precomputed", "roi_head": {"batch_per_image": 10_000}}}))
     model.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("rpn.")})
-    batch = whole.pixels.batch(IMAGES, torch.device("cpu"), torch.float32)
+    batch = whole.preprocess.batch(IMAGES, torch.device("cpu"), torch.float32)
     given, _ = whole.rpn.losses(whole.pyramid(batch.images), batch, [Target.of(t) for t in TARGETS])
     expected, found = whole(IMAGES, TARGETS), model(IMAGES, TARGETS, proposals=given)
     assert list(found) == ["roi_class", "roi_box"]

@@ -176,5 +176,5 @@ def test_what_it_needs(stages, neck, levels):
 
 
 def test_three_stages_have_no_c5_to_dilate():
-    with pytest.raises(ValueError, match="no C5 to dilate"):
+    with pytest.raises(ValueError, match="dilated_c5"):
         ResNet(18, stages=3, dilated_c5=True)

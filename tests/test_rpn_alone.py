@@ -79,7 +79,7 @@ def test_its_detections_are_its_best_proposals():
 
 
 def test_as_many_are_reported_as_there_are():
-    head = ProposalsOnly(3, max_detections=2)
+    head = ProposalsOnly(3, selection=BestProposals(max_detections=2))
     rows = Proposals(torch.rand(3, 4), torch.tensor([2.0, 0.0, -1.0]))
     first, none = head.detect([], [rows, Proposals(torch.zeros(0, 4), torch.zeros(0))], None)
     assert first.scores.tolist() == pytest.approx([0.8807970779778823, 0.5])
