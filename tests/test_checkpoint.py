@@ -18,7 +18,7 @@ from helpers.tiny import built
 from helpers.training import MODEL
 from torch import Tensor
 
-from detector import __version__, checkpoint
+from detector import __version__, files
 from detector.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint
 from detector.config.inherit import merge
 from detector.errors import CheckpointError
