@@ -13,9 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from detector import __version__
-from detector.errors import CheckpointError
+from detector.errors import CheckpointError, ConfigError
 from detector.files import check_archive, write_atomically
-from detector.renames import rename_tensors
+from detector.renames import rename_config, rename_tensors
 
 FORMAT = "detector checkpoint 1"
 PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")  # of any stage: depends on the number of classes
@@ -72,7 +72,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         wrong = ["model"]
     if wrong:
         raise CheckpointError(f"{path}: damaged: {', '.join(wrong)} missing or malformed")
-    content["model"] = rename_tensors(content["model"])
+    try:
+        return _renamed(content)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its configuration is damaged: {error}") from error
+
+
+def _renamed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint under today's names; where weights are averaged, `training` holds the current ones."""
+    content["model"], content["config"] = rename_tensors(content["model"]), rename_config(content["config"])
+    if isinstance(content["training"].get("weights"), dict):
+        content["training"]["weights"] = rename_tensors(content["training"]["weights"])
     return content
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from detector.errors import ConfigError
+
 log = logging.getLogger("detector")
 
 Value = TypeVar("Value")
@@ -50,12 +52,13 @@ TENSORS = ((re.compile(r"roi_head\.(?=(box_head|class_score|box_delta)\.)"), "ro
 def rename_config(config: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A configuration, or a part of one that will go `over` another, with today's keys and values.
 
-    Sections of a user's own type keep their keys. What was renamed is logged.
+    Sections of a user's own type keep their keys. What was renamed is logged. Raises ConfigError if a key is given under
+    both names with different values.
     """
     renamed: dict[str, str] = {}
     out = _renamed(config, over or {}, "", renamed)
     for old, path in list(renamed.items()):
-        _move(out, old.split("."), path.split("."))
+        _move(out, old, path)
     if renamed:
         log.info("renamed since version 0.1: %s", ", ".join(f"{old} is now {new}" for old, new in renamed.items()))
     return out
@@ -79,19 +82,24 @@ def _renamed(section: Any, over: Any, where: str, renamed: dict[str, str]) -> An
     return out
 
 
-def _move(config: dict[str, Any], old: list[str], new: list[str]) -> None:
-    """Take the value at the path `old` to the path `new`; a value that is there already stays."""
+def _move(config: dict[str, Any], old: str, new: str) -> None:
+    """Take the value at the path `old` to the path `new`. Raises ConfigError if that has another value."""
+    *parents, key = old.split(".")
     section = config
-    for key in old[:-1]:
-        section = section[key]
-    value = section.pop(old[-1])
+    for parent in parents:
+        section = section[parent]
+    value = section.pop(key)
+    value = VALUES.get(new, {}).get(value, value) if isinstance(value, str) else value
+    *parents, key = new.split(".")
     section = config
-    for key in new[:-1]:
-        section = section.setdefault(key, {})
-        if isinstance(section, str):  # a lone type
-            return
-    value = VALUES.get(".".join(new), {}).get(value, value) if isinstance(value, str) else value
-    section.setdefault(new[-1], value)
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"{old} is now {new}, but {parent} is {section!r}; move the value there, and drop the old key"
+            )
+    if section.setdefault(key, value) != value:
+        raise ConfigError(f"{old} is now {new}, which is set to another value; remove the old key")
 
 
 def rename_tensors(state: Mapping[str, Value]) -> dict[str, Value]:

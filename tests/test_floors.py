@@ -25,8 +25,8 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"config"},
     {"data", "modeling"},
     {"checkpoint", "device", "protocols", "recipe"},
-    {"coco_format", "distributed", "files", "schema", "yaml_reader"},
-    {"errors", "renames", "rng", "structures"},
+    {"coco_format", "distributed", "files", "renames", "schema", "yaml_reader"},
+    {"errors", "rng", "structures"},
 ]
 FLOOR_OF = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others

@@ -92,7 +92,10 @@ class Reader:
         for base in bases:
             inherited = self._with_bases(path.parent / locate(base), (*above, _real(path)))
             config = merge(config, inherited, self.default_types)
-        own = self.rename(own, config)
+        try:
+            own = self.rename(own, config)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
         self.layers.append(Layer(str(path), own))
         self._known[path] = merge(config, own, self.default_types)
         return self._known[path]

@@ -37,7 +37,7 @@ class Cascade(nn.Module):
         average: whether the detections' scores are the mean of the stages' scores or come from the mean of their logits.
         scale_gradient: each stage sends 1 / stages of its gradient to the pyramid.
         sampling: how many regions of an image are learnt from.
-        coder: how deltas describe a box; its weights are those of `box_weights`.
+        coder: how deltas describe a box; its weights must be left out, since `box_weights` gives those of each stage.
         loss: of classes and deltas, before `stage_weights`.
         selection: which classified regions become detections.
     """
@@ -64,6 +64,10 @@ class Cascade(nn.Module):
         selection: DetectionSelection = DetectionSelection(),
     ):  # fmt: skip
         super().__init__()
+        if coder.weights != BoxCoder().weights:
+            raise ValueError(
+                f"coder.weights: {list(coder.weights)}; a cascade has weights for each stage: set box_weights"
+            )
         if not ious or not len(ious) == len(box_weights) == len(stage_weights):
             raise ValueError(
                 f"{len(ious)} ious, {len(box_weights)} box_weights and {len(stage_weights)} stage_weights; a cascade needs one "
