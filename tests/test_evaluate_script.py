@@ -19,7 +19,7 @@ from detector.errors import CheckpointError, DataError
 ROOT = Path(__file__).parents[1]
 COCOAPI = ROOT.parent / "shared/data/cocoapi"
 TRUTH = {
-    "images": [{"id": 1}],
+    "images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 100}],
     "categories": [{"id": 3, "name": "cell"}],
     "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 40]}],
 }

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from detector.config.config import load_config, parse_config
 from detector.config.inherit import merge
 from detector.dataset_check.anchors import fit, kmeans, propose
+from detector.dataset_check.checked_split import CheckedSplit, read_split
 from detector.dataset_check.findings import Findings
-from detector.dataset_check.records import Split, read_split
 from detector.dataset_check.scale import Geometry, Scaled, best_iou, geometry, level_counts
 from detector.modeling.anchors import inside_border
 from detector.modeling.boxes import box_iou
@@ -39,7 +39,7 @@ def shape_of(**model: Any) -> Geometry:
     return geometry(parse_config(config, trust=True))
 
 
-def split_of(folder: Path, boxes: list[list[float]], size: tuple[int, int] = (100, 100)) -> Split:
+def split_of(folder: Path, boxes: list[list[float]], size: tuple[int, int] = (100, 100)) -> CheckedSplit:
     """A split of one image, of (width, height), and these xywh boxes."""
     annotations = [box(number, 1, bbox) for number, bbox in enumerate(boxes)]
     document = {"images": [entry(1, "1.png", size)], "annotations": annotations, "categories": CATEGORIES[:1]}

@@ -11,9 +11,9 @@ from detector.config.config import Config
 from detector.dataset_check.across import check_categories, check_images
 from detector.dataset_check.anchors import Fit, fit, propose
 from detector.dataset_check.boxes import check_annotations, images_without_objects
+from detector.dataset_check.checked_split import CheckedSplit, read_split
 from detector.dataset_check.findings import Findings
 from detector.dataset_check.images import scan_images
-from detector.dataset_check.records import Split, read_split
 from detector.dataset_check.scale import Geometry, geometry, level_counts
 from detector.errors import DataError
 
@@ -81,10 +81,10 @@ def check_data(
     return health
 
 
-def _summarise(health: Health, splits: list[Split]) -> None:
+def _summarise(health: Health, splits: list[CheckedSplit]) -> None:
     shape = health.geometry
     for split in splits:
-        objects, scaled = split.objects(), shape.scaled(split)
+        objects, scaled = split.is_object(), shape.scaled(split)
         summary = Summary(
             annotations=str(split.annotations),
             folder=None if split.folder is None else str(split.folder),
@@ -103,7 +103,7 @@ def _summarise(health: Health, splits: list[Split]) -> None:
         health.splits[split.name] = summary
 
 
-def _class_counts(split: Split, objects: np.ndarray) -> dict[str, tuple[int, int]]:
+def _class_counts(split: CheckedSplit, objects: np.ndarray) -> dict[str, tuple[int, int]]:
     """Objects and images of every class."""
     labels, owner = split.labels[objects], split.owner[objects]
     pairs = np.unique(np.stack([labels, owner], axis=1), axis=0)
