@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
-from detector.dataset_check.checked_split import CheckedSplit, folded
+from detector.dataset_check.checked_split import CheckedSplit, normalized_name
 from detector.dataset_check.findings import FaultPlace, Findings
 from detector.dataset_check.images import Scan
 
@@ -18,8 +18,8 @@ def check_categories(splits: Sequence[CheckedSplit], findings: Findings) -> None
     for split in others:
         here = [name for name in split.class_names if name not in first.class_names]
         there = [name for name in first.class_names if name not in split.class_names]
-        spelt = {folded(name): name for name in there}
-        pairs = [(name, spelt[folded(name)]) for name in here if folded(name) in spelt]
+        spelt = {normalized_name(name): name for name in there}
+        pairs = [(name, spelt[normalized_name(name)]) for name in here if normalized_name(name) in spelt]
         _add_pairs(findings, split, first, pairs)
         lone = [f"{name!r} is only in {split.name}" for name in here if name not in dict(pairs)]
         lone += [f"{name!r} is only in {first.name}" for name in there if name not in {b for _, b in pairs}]

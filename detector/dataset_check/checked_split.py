@@ -9,7 +9,7 @@ import numpy as np
 
 from detector.data.box_arrays import clip_to_images, corners, have_area
 from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file
-from detector.dataset_check.findings import FaultPlace, Findings, identity, short
+from detector.dataset_check.findings import FaultPlace, Findings, identity, one_line
 
 ID_KEYS = {
     "images": ("id", None),
@@ -97,12 +97,12 @@ def _entry_place(faults: EntryFaults, i: int) -> FaultPlace:
     """The place of the i-th faulty entry."""
     entry, where = faults.entries[i], faults.where(i)
     if faults.key is None:
-        return FaultPlace(key=where, note=f"is {short(entry)}; {faults.message}")
+        return FaultPlace(key=where, note=f"is {one_line(entry)}; {faults.message}")
     image_key, annotation_key = ID_KEYS[faults.section]
-    value = f"is {short(entry[faults.key])}" if faults.key in entry else "is missing"
+    value = f"is {one_line(entry[faults.key])}" if faults.key in entry else "is missing"
     name = entry.get("file_name")
     return FaultPlace(
-        short(name) if isinstance(name, str) else None,
+        one_line(name) if isinstance(name, str) else None,
         identity(entry.get(image_key)),
         identity(entry.get(annotation_key)),
         where,
@@ -114,7 +114,7 @@ def _chosen_categories(coco: CocoFile, split: str, classes: list[str] | None, fi
     """Rows of the chosen categories by ascending id."""
     names = coco.category_names
     absent = [name for name in classes or [] if name not in names]
-    findings.add("unknown class", split, absent, lambda name: FaultPlace(key="data.classes", note=short(name)))
+    findings.add("unknown class", split, absent, lambda name: FaultPlace(key="data.classes", note=one_line(name)))
     rows = [row for row in np.argsort(coco.category_ids, kind="stable") if classes is None or names[row] in classes]
     pairs = _similar_names([names[row] for row in rows])
     findings.add("alike categories", split, pairs, lambda pair: FaultPlace(note=pair))
@@ -124,9 +124,11 @@ def _chosen_categories(coco: CocoFile, split: str, classes: list[str] | None, fi
 def _similar_names(names: list[str]) -> list[str]:
     """The pairs of names that differ only in case or blanks."""
     first: dict[str, str] = {}
-    return [f"{first[key]!r} and {name!r}" for name in names if first.setdefault(key := folded(name), name) != name]
+    return [
+        f"{first[key]!r} and {name!r}" for name in names if first.setdefault(key := normalized_name(name), name) != name
+    ]
 
 
-def folded(name: str) -> str:
+def normalized_name(name: str) -> str:
     """A name without case and blanks."""
     return "".join(name.casefold().split())

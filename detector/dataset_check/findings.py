@@ -104,10 +104,10 @@ class Findings:
 
 def identity(value: Any) -> int | str | None:
     """An id for a place: anything but a number or a name is shown in short."""
-    return value if value is None or type(value) is int else short(value)
+    return value if value is None or type(value) is int else one_line(value)
 
 
-def short(value: Any) -> str:
+def one_line(value: Any) -> str:
     """Any JSON value on a line."""
     if isinstance(value, str) and len(value) <= 100:
         return value

@@ -16,6 +16,7 @@ from detector.checkpoint import load_weights, read_checkpoint
 from detector.config.config import Config, build_detector, in_file
 from detector.data.coco import CocoDataset
 from detector.data.coco_reader import read_coco_file
+from detector.data.describe import class_table_of, report_of
 from detector.data.settings import build_dataset
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError
@@ -273,9 +274,9 @@ def _lock(file: TextIO) -> bool:
 def _announce(trainer: Trainer, started: str | None) -> None:
     """Log the data, the model and the recipe."""
     recipe, model = trainer.recipe, trainer.train_step.model
-    log.info("train %s", trainer.train_set.report)
-    log.info("val   %s", trainer.val_set.report)
-    log.info("%s", trainer.train_set.class_table())
+    log.info("train %s", report_of(trainer.train_set))
+    log.info("val   %s", report_of(trainer.val_set))
+    log.info("%s", class_table_of(trainer.train_set))
     count = sum(p.numel() for p in model.parameters())
     world = distributed.world_size()
     device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"
