@@ -122,7 +122,11 @@ class SecondStage(Protocol):
 
 
 class DataSet(Protocol):
-    """What training and evaluation read of a data set; `dataset[i]` is (image, Target, image id)."""
+    """The members that training and evaluation read of a data set; `dataset[i]` is (image, Target, image id).
+
+    Optional members are `report` (a line about the contents), `class_table()` and `full_names()` (see data/describe.py),
+    `objects()` (image and label of every object, for data.repeat_threshold) and `proposals` (by image id).
+    """
 
     class_names: list[str]
     """The classes in the order of their labels."""
@@ -134,8 +138,6 @@ class DataSet(Protocol):
     """(n, 2), height and width of every image."""
     annotation_file: Any
     """Path of the COCO file that it is scored by."""
-    report: str
-    """A line about its contents."""
 
     def __len__(self) -> int: ...
 
@@ -143,12 +145,6 @@ class DataSet(Protocol):
 
     def image(self, i: int) -> Tensor:
         """image(i) is the i-th image, a uint8 tensor (3, H, W)."""
-
-    def class_table(self) -> str:
-        """class_table() is a text about its classes."""
-
-    def full_names(self) -> list[str]:
-        """full_names() is the file name of every image."""
 
 
 class Transform(Protocol):

@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from detector.coco_format import join_within
-from detector.data.coco import CocoDataset
-from detector.data.flat_strings import FlatStrings
+from detector.data.coco import CocoDataset, FlatStrings
 from detector.data.image import read_image
 from detector.errors import DataError
 from detector.structures import Target
@@ -202,8 +201,8 @@ WRONG = {
     "text in it": (box([1, 2, "3", 4]), r"id 99: `bbox`"),
     "no box": (change("annotations", 1, bbox=...), r"annotations\[1\], id 2: `bbox` is missing"),
     "no id": (change("annotations", 1, id=...), r"annotations\[1\], id missing: `id` is missing"),
-    "unknown category": (change("annotations", 0, category_id=8), r"id 1: `category_id` is 8; no such category: add"),
-    "unknown image": (change("annotations", 3, image_id=11), r"id 4: `image_id` is 11; no such image: add"),
+    "unknown category": (change("annotations", 0, category_id=8), r"id 1: `category_id` is 8; no such category; add"),
+    "unknown image": (change("annotations", 3, image_id=11), r"id 4: `image_id` is 11; no such image; add"),
     "image id as text": (change("annotations", 3, image_id="10"), r"id 4: `image_id` is '10'; .*integer"),
     "crowd as text": (change("annotations", 3, iscrowd="no"), r"id 4: `iscrowd` is 'no'"),
     "many": (lambda d: [a.update(category_id=8) for a in d["annotations"]], r"id 1: .*\(3 more like it\)"),
@@ -218,7 +217,7 @@ WRONG = {
     "no images": (lambda d: d.pop("images"), r"`images` is missing or is not a list"),
     "no annotations": (lambda d: d.pop("annotations"), r"`annotations` is missing"),
     "no categories": (lambda d: d.pop("categories"), r"`categories` is missing"),
-    "categories as names": (lambda d: d.update(categories=["cat"]), r"`categories` is missing or is not a list of obj"),
+    "categories as names": (lambda d: d.update(categories=["cat"]), r"categories\[0\] is 'cat'; it must be an object"),
     "empty categories": (lambda d: d.update(categories=[], annotations=[]), r"no classes"),
     "empty images": (lambda d: d.update(images=[], annotations=[]), r"no image is left"),
 }

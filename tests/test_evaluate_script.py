@@ -19,7 +19,7 @@ from detector.errors import CheckpointError, DataError
 ROOT = Path(__file__).parents[1]
 COCOAPI = ROOT.parent / "shared/data/cocoapi"
 TRUTH = {
-    "images": [{"id": 1}],
+    "images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 100}],
     "categories": [{"id": 3, "name": "cell"}],
     "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 40]}],
 }
@@ -164,7 +164,7 @@ def test_bad_input_is_one_message(files: list[str], faked: dict, tmp_path: Path,
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True] * 3
     assert "none.pth" in lines[0] and "none.json" in lines[1]
-    assert "found.json: is not a COCO annotation file" in lines[2]
+    assert "found.json: `images` is missing or is not a list" in lines[2]
 
 
 def test_official_files(tmp_path: Path, capsys) -> None:

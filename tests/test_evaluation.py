@@ -27,7 +27,7 @@ RECORDED = """0.504581 0.696973 0.572982 0.585626 0.519400 0.501398
 # Two cells (7) on image 10, a crowd of cells there, one platelet (90) on image 30, nothing on image 20. No `info`,
 # no `area`, and an annotation with the id 0, which COCOeval by itself counts as never found.
 CELLS = {
-    "images": [{"id": 10}, {"id": 20}, {"id": 30}],
+    "images": [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 160} for i in (10, 20, 30)],
     "categories": [{"id": 90, "name": "platelet"}, {"id": 7, "name": "cell"}],
     "annotations": [
         {"id": 0, "image_id": 10, "category_id": 7, "bbox": [0, 0, 40, 40]},
@@ -150,14 +150,14 @@ def test_results_of_another_form(cells: Path, results: object) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (FOUND, "not a COCO annotation file"),
-        ({"images": [], "annotations": []}, "categories"),
-        (CELLS | {"images": [{}]}, "images .each with an id"),
-        (CELLS | {"categories": ["cell"]}, "id and name"),
-        (changed("categories", 0, name="cell"), "share an id or a name"),
-        (changed("annotations", 1, bbox=[0, 0, -5, 5]), "annotation 1 .*negative"),
-        (changed("annotations", 1, image_id=11), "image_id 11"),
-        (changed("annotations", 1, area=float("nan")), "area of annotation 1"),
+        (FOUND, "a COCO file is an object with the lists"),
+        ({"images": [], "annotations": []}, "`categories` is missing"),
+        (CELLS | {"images": [{}]}, r"images\[0\], id missing: `id` is missing"),
+        (CELLS | {"categories": ["cell"]}, r"categories\[0\] is 'cell'; it must be an object"),
+        (changed("categories", 0, name="cell"), "`name` is 'cell'; two categories share it"),
+        (changed("annotations", 1, bbox=[0, 0, -5, 5]), r"annotations\[1\], id 1: `bbox` .*negative"),
+        (changed("annotations", 1, image_id=11), r"`image_id` is 11; no such image"),
+        (changed("annotations", 1, area=float("nan")), r"annotations\[1\], id 1: `area` is nan; .*finite"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path: Path, content: object, message: str) -> None:
@@ -168,7 +168,7 @@ def test_bad_annotations_are_named(tmp_path: Path, content: object, message: str
 def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"images": [')
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("half", "not valid JSON"), ("binary", "not valid JSON"), ("none", "cannot be read")):
+    for name, message in (("half", "not a JSON"), ("binary", "not a JSON"), ("none", "cannot read the annot")):
         with pytest.raises(DataError, match=rf"{name}\.json: .*{message}"):
             evaluate_results(tmp_path / f"{name}.json", [])
 
@@ -211,7 +211,6 @@ class Oracle:
 def test_run_over_a_data_set(tmp_path: Path, batch_size: int) -> None:
     content = copy.deepcopy(CELLS)
     for image in content["images"]:
-        image |= {"file_name": f"{image['id']}.png", "width": 100, "height": 160}
         Image.new("RGB", (100, 160)).save(tmp_path / image["file_name"])
     dataset = CocoDataset(tmp_path, write(tmp_path / "a.json", content))
     metrics, results = evaluate(Oracle(), dataset, batch_size=batch_size, workers=0, progress=False)

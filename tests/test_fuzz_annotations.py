@@ -18,7 +18,7 @@ from test_voc import annotation, element
 
 from detector.data.coco import CocoDataset
 from detector.data.convert.voc import convert_voc
-from detector.data.convert.writer import report
+from detector.data.convert.writer import document_summary
 from detector.data.convert.yolo import convert_yolo
 from detector.evaluation.coco import evaluate_results, read_json
 
@@ -132,7 +132,7 @@ def converted(folder: Path, convert: Any) -> None:
     """What comes out is a COCO file that is read."""
     document = outcome(lambda: convert(folder))
     if document is not None:
-        "\n".join(report(document)).encode()
+        "\n".join(document_summary(document)).encode()
         path = folder.parent / "converted.json"
         path.write_text(json.dumps(document))
         read(folder, path)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from detector.config.config import load_config, parse_config
 from detector.config.inherit import merge
-from detector.dataset_check.anchors import fit, kmeans, propose
+from detector.dataset_check.anchors import anchor_fit, kmeans, propose_anchors
+from detector.dataset_check.checked_split import CheckedSplit, read_split
 from detector.dataset_check.findings import Findings
-from detector.dataset_check.records import Split, read_split
 from detector.dataset_check.scale import Geometry, Scaled, best_iou, geometry, level_counts
 from detector.modeling.anchors import inside_border
 from detector.modeling.boxes import box_iou
@@ -39,7 +39,7 @@ def shape_of(**model: Any) -> Geometry:
     return geometry(parse_config(config, trust=True))
 
 
-def split_of(folder: Path, boxes: list[list[float]], size: tuple[int, int] = (100, 100)) -> Split:
+def split_of(folder: Path, boxes: list[list[float]], size: tuple[int, int] = (100, 100)) -> CheckedSplit:
     """A split of one image, of (width, height), and these xywh boxes."""
     annotations = [box(number, 1, bbox) for number, bbox in enumerate(boxes)]
     document = {"images": [entry(1, "1.png", size)], "annotations": annotations, "categories": CATEGORIES[:1]}
@@ -66,7 +66,7 @@ def test_recall_and_mean_by_hand(tmp_path: Path) -> None:
     assert objects.padded.tolist() == [[224, 224]] * 3
     best = best_iou(shape, shape.anchors, objects)
     assert best == pytest.approx([1, 64 / 256, 2048 / 4608])
-    now = fit(shape, objects, [[16], [32], [64], [128], [256]], [1.0])
+    now = anchor_fit(shape, objects, [[16], [32], [64], [128], [256]], [1.0])
     assert now.recall == pytest.approx(1 / 3) and now.mean_iou == pytest.approx((1 + 0.25 + 4 / 9) / 3)
 
 
@@ -124,8 +124,8 @@ def crowd_of(side: float, ratio: float, count: int = 100) -> Scaled:
 
 def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> None:
     shape, objects = shape_of(), crowd_of(46, 2.0)
-    now = fit(shape, objects, shape.anchors.sizes, shape.anchors.ratios)
-    better = propose(shape, objects, now)
+    now = anchor_fit(shape, objects, shape.anchors.sizes, shape.anchors.ratios)
+    better = propose_anchors(shape, objects, now)
     assert now.recall == 0 and better.recall > 0.9 and better.mean_iou > now.mean_iou
     assert [len(level) for level in better.sizes] == [1] * 5 and len(better.ratios) == 1
     pasted = tmp_path / "pasted.yaml"
@@ -133,7 +133,7 @@ def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> Non
     given = load_config(pasted).model.calls["rpn.anchors"]
     assert given.arguments == {"sizes": better.sizes, "ratios": better.ratios}
     assert load_config("configs/bccd_r18_fpn.yaml", [better.override().strip("'")]).model.calls["rpn.anchors"] == given
-    assert propose(shape_of(rpn={"anchors": given.arguments}), objects, better) is None
+    assert propose_anchors(shape_of(rpn={"anchors": given.arguments}), objects, better) is None
 
 
 def together(*crowds: Scaled) -> Scaled:
@@ -149,8 +149,8 @@ def test_a_proposal_leaves_no_class_behind() -> None:
     for crowd, side, found in (("alike", 128, True), ("spread", 16, False)):  # k-means forsakes the few of 16
         objects = together(many[crowd], crowd_of(side, 1.0, count=60))
         objects.labels[-60:] = 1
-        now = fit(shape, objects, shape.anchors.sizes, shape.anchors.ratios)
-        better = propose(shape, objects, now)
+        now = anchor_fit(shape, objects, shape.anchors.sizes, shape.anchors.ratios)
+        better = propose_anchors(shape, objects, now)
         assert (better is not None) == found
         if found:
             assert better.recall > now.recall + 0.3 and (better.classes >= now.classes - 0.02).all()
@@ -159,7 +159,7 @@ def test_a_proposal_leaves_no_class_behind() -> None:
 def test_few_objects_and_fitting_anchors_get_no_proposal() -> None:
     shape = shape_of()
     for objects in (crowd_of(46, 2.0, count=49), crowd_of(16, 1.0)):
-        assert propose(shape, objects, fit(shape, objects, shape.anchors.sizes, [1.0])) is None
+        assert propose_anchors(shape, objects, anchor_fit(shape, objects, shape.anchors.sizes, [1.0])) is None
 
 
 def test_a_detector_without_anchors_of_ours_has_no_recall(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.dataset_check.boxes import SAME, check_annotations
+from detector.dataset_check.checked_split import read_split
 from detector.dataset_check.findings import Findings
-from detector.dataset_check.records import read_split
 from detector.modeling.boxes import box_iou
 
 ROW = st.tuples(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detector.data.loader import eval_loader, train_loader
-from detector.data.sampler import GroupedBatchSampler, Place, repeat_factors
+from detector.data.sampler import EpochIndex, GroupedBatchSampler, repeat_factors
 from detector.errors import DataError
 from detector.rng import mix
 from detector.structures import Target
@@ -119,7 +119,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_batches_name_their_epoch_and_begin_where_told() -> None:
     it = sampler(10, 5, 2)
     it.set_epoch(3, start=2)
-    assert list(it) == [[Place(3, index) for index in batch] for batch in it.batches()[2:]]
+    assert list(it) == [[EpochIndex(3, index) for index in batch] for batch in it.batches()[2:]]
     assert len(it) == 8  # of the whole epoch
     it.set_epoch(4)
     assert len(list(it)) == 8
@@ -261,4 +261,4 @@ def test_what_goes_to_the_workers_can_be_pickled() -> None:
     for loader in (train_loader(Noise(), 4, 0, seed=0), eval_loader(Noise(), halve, 0)):
         pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.batch_sampler)))
     dataset = pickle.loads(pickle.dumps(train_loader(Noise(), 4, 0, seed=3).dataset))
-    assert torch.equal(dataset[Place(2, 5)][0], train_loader(Noise(), 4, 0, seed=3).dataset[Place(2, 5)][0])
+    assert torch.equal(dataset[EpochIndex(2, 5)][0], train_loader(Noise(), 4, 0, seed=3).dataset[EpochIndex(2, 5)][0])

@@ -23,7 +23,7 @@ def write(path: Path, boxes: dict[int, list[list[float]]], crowd: int = 0, categ
     """An annotation file of xywh boxes by image id; the first `crowd` of all are crowds."""
     flat = [(image, box) for image, there in boxes.items() for box in there]
     content = {
-        "images": [{"id": image} for image in boxes],
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 1000, "height": 1000} for i in boxes],
         "categories": [{"id": 1, "name": "cell"}, {"id": category, "name": "other"}][: 1 + (category != 1)],
         "annotations": [
             {"id": i, "image_id": image, "bbox": box, "area": box[2] * box[3], "iscrowd": int(i <= crowd)}

@@ -124,7 +124,8 @@ def test_the_score_as_one_class_is_that_of_cocos_evaluation_without_categories(t
                     "score": float(torch.rand((), generator=generator)),
                 }
             )
-    content = {"images": [{"id": i} for i in range(1, 9)], "annotations": annotations, "info": {}}
+    images = [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 100} for i in range(1, 9)]
+    content = {"images": images, "annotations": annotations, "info": {}}
     content["categories"] = [{"id": i, "name": f"c{i}"} for i in (4, 5, 6)]
     (tmp_path / "a.json").write_text(json.dumps(content))
     found = evaluate_results(tmp_path / "a.json", results, as_one_class=True)

@@ -12,9 +12,9 @@ from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
 from detector.config.config import Config, load_config, parse_config
 from detector.dataset_check.check import check_data
-from detector.dataset_check.files import check_own_json, check_own_picture
-from detector.dataset_check.picture import png
-from detector.dataset_check.report import plain, text
+from detector.dataset_check.overwriting import check_own_json, check_own_picture
+from detector.dataset_check.picture import picture_png
+from detector.dataset_check.report import report_json, report_text
 from detector.files import make_folder, write_bytes, write_text
 
 
@@ -54,17 +54,17 @@ def check(args: argparse.Namespace) -> int:
         check_own_picture(args.picture)
     look = not args.alone or args.images is not None
     alone = Path(args.data).stem if args.alone else None
-    health = check_data(configuration(args), args.data, alone=alone, look=look, read=not args.no_images)
+    result = check_data(configuration(args), args.data, alone=alone, look=look, read=not args.no_images)
     try:
         if args.json:
             make_folder(args.json.parent, "name another file")
-            write_text(args.json, json.dumps(plain(health), indent=2) + "\n")
+            write_text(args.json, json.dumps(report_json(result), indent=2) + "\n")
         if args.picture:
             make_folder(args.picture.parent, "name another file")
-            write_bytes(args.picture, png(health))
+            write_bytes(args.picture, picture_png(result))
     finally:
-        print_report(text(health))
-    return 1 if health.findings.count("error") else 0
+        print_report(report_text(result))
+    return 1 if result.findings.count("error") else 0
 
 
 def print_report(report: str) -> None:

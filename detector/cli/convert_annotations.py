@@ -10,7 +10,7 @@ from typing import Any
 from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
 from detector.data.convert.voc import DIFFICULT, convert_voc
-from detector.data.convert.writer import report
+from detector.data.convert.writer import document_summary
 from detector.data.convert.yolo import convert_yolo
 from detector.data.image import MAX_PIXELS
 from detector.files import check_new_file, make_folder, write_text
@@ -50,6 +50,6 @@ def main(argv: list[str] | None = None) -> int:
         document = convert_folder(args)
         make_folder(args.output.parent, "name another file")
         write_text(args.output, json.dumps(document) + "\n")
-        print("\n".join(report(document)))
+        print("\n".join(document_summary(document)))
         print(f"{args.output}: read it with data.root={args.folder}, images: . and this file as annotations")
     return end.status

@@ -14,6 +14,7 @@ import torch
 import detector
 from detector.cli.arguments import CommandParser, add_network_options
 from detector.cli.ending import ending
+from detector.data.describe import report_of
 from detector.data.settings import build_dataset
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
 from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
@@ -72,7 +73,7 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, DataSet, int]:
     data = replace(predictor.config.needed_data(), keep_empty=True)
     dataset = build_dataset(data, args.split, class_names=predictor.class_names)
     if is_rank0():
-        print(f"{args.split}: {dataset.report}", file=sys.stderr)
+        print(f"{args.split}: {report_of(dataset)}", file=sys.stderr)
     return predictor, dataset, data.workers
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from detector.inference.drawing import shared_area
+
 SIZE = (1200, 800)
 AXES = (90, 50, 1160, 720)  # x1, y1, x2, y2 of the plane in the picture
 INK, GRID, LEADER, MARK = (30, 30, 30), (225, 225, 225), (120, 120, 120), (20, 90, 170)
@@ -62,18 +64,12 @@ def place_names(marks: Sequence[Rectangle], sizes: Sequence[tuple[float, float]]
                 x = (x1 + x2 + dx * (w + 2 * distance)) / 2
                 y = (y1 + y2 + dy * (h + 2 * distance)) / 2
                 box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-                outside = w * h - _shared(box, AXES)
-                candidates.append((outside + sum(_shared(box, other) for other in taken), box))
+                outside = w * h - shared_area(box, AXES)
+                candidates.append((outside + sum(shared_area(box, other) for other in taken), box))
         best = min(candidates, key=lambda candidate: candidate[0])[1]  # the first of equals, the nearest
         taken.append(best)
         names.append(best)
     return names
-
-
-def _shared(a: Rectangle, b: Rectangle) -> float:
-    """Area of the intersection."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
 
 
 def ticks(values: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detector.data.coco import CocoDataset
 from detector.data.image import ImageError
-from detector.data.sampler import GroupedBatchSampler, Place
+from detector.data.sampler import EpochIndex, GroupedBatchSampler
 from detector.data.skip_bad import BadImages, Replaced, usable
 from detector.errors import DataError
 from detector.rng import seeded
@@ -26,7 +26,7 @@ from detector.structures import Target
 EVERYWHERE = [[-1e6, -1e6, 1e6, 1e6]]  # a region as large as any image with all its anchors
 
 
-class Loader(DataLoader):
+class ImageLoader(DataLoader):
     """A `DataLoader` that leaves the global generator alone and raises a worker's `DataError` as it is.
 
     Torch itself would bury the message in the text of a traceback. `bad` are the images that others took the place of.
@@ -52,19 +52,19 @@ class Loader(DataLoader):
 def train_loader(
     dataset: CocoDataset, batch_size: int, workers: int, seed: int, *, rank: int = 0, world: int = 1,
     repeats: np.ndarray | None = None, skip_bad: int = 0,
-) -> Loader:  # fmt: skip
+) -> ImageLoader:  # fmt: skip
     """Batches of lists (images, targets, image ids), shuffled; call `.batch_sampler.set_epoch` before each epoch."""
     sampler = GroupedBatchSampler(dataset.sizes, batch_size, seed=seed, rank=rank, world=world, repeats=repeats)
     options = {"num_workers": workers, "persistent_workers": workers > 0, "skip_bad": skip_bad}
-    return Loader(_Seeded(dataset, seed, skip_bad), batch_sampler=sampler, **options)
+    return ImageLoader(_Seeded(dataset, seed, skip_bad), batch_sampler=sampler, **options)
 
 
 def eval_loader(
     dataset: CocoDataset, prepare: Callable[[Tensor], Tensor], workers: int, batch_size: int = 1,
     indices: Sequence[int] | None = None,
-) -> Loader:  # fmt: skip
+) -> ImageLoader:  # fmt: skip
     """Batches of lists (prepared images, original sizes (h, w), image ids) in the order of `indices` or the data set."""
-    return Loader(_Prepared(dataset, prepare), batch_size=batch_size, num_workers=workers, sampler=indices)
+    return ImageLoader(_Prepared(dataset, prepare), batch_size=batch_size, num_workers=workers, sampler=indices)
 
 
 def collate(samples: list[Any]) -> Any:
@@ -84,7 +84,7 @@ class _Seeded(Dataset):
     def __init__(self, dataset: Dataset, seed: int, skip_bad: int) -> None:
         self.dataset, self.seed, self.skip_bad = dataset, seed, skip_bad
 
-    def __getitem__(self, place: Place) -> Any:
+    def __getitem__(self, place: EpochIndex) -> Any:
         bad: dict[int, str] = {}
         with seeded(self.seed, place.epoch, place.index):
             sample = _guarded(self.dataset.__getitem__, place.index)
@@ -118,7 +118,7 @@ def _filler(image: Tensor, target: Target, image_id: int) -> tuple[Tensor, Targe
 
 
 def _guarded(sample: Callable[[int], Any], i: int) -> Any:
-    """A sample, or the `DataError` that it raised (see `Loader`)."""
+    """A sample, or the `DataError` that it raised (see `ImageLoader`)."""
     try:
         return sample(i)
     except DataError as error:

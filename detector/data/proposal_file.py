@@ -66,7 +66,7 @@ class ProposalFile:
             missing = image_ids[~known]
             raise DataError(
                 f"{self.path}: has no proposals for image id {missing[0]} ({len(missing)} of the {len(image_ids)} images of "
-                f"{annotations} are missing); write them with scripts/evaluate.py CKPT --split ... --proposals FILE"
+                f"{annotations} are missing); write them with detector evaluate CKPT --split ... --proposals FILE"
             )
         row = np.searchsorted(self._ids, image_ids)
         other = np.flatnonzero((self._names[row] != _checksums(names)) | (self._sizes[row] != sizes).any(axis=1))
@@ -84,7 +84,7 @@ class ProposalFile:
         boxes, scores = self._boxes[rows].clone(), self._scores[rows].clone()
         if not (boxes.isfinite().all() and scores.isfinite().all()):
             raise DataError(f"{self.path}: a proposal of image id {image_id} is not finite; write the file again")
-        return inside(Proposals(boxes, scores), h, w)
+        return Proposals(boxes, scores).clipped((h, w))
 
     def __reduce__(self) -> tuple:
         return functools.partial(ProposalFile, intact=True), (
@@ -93,13 +93,6 @@ class ProposalFile:
 
     def _row(self, image_id: int) -> int:
         return int(np.searchsorted(self._ids, image_id))
-
-
-def inside(proposals: Proposals, height: int, width: int) -> Proposals:
-    """Clipped to an image; those left without area are dropped."""
-    boxes = proposals.boxes.clamp(min=0).minimum(proposals.boxes.new_tensor([width, height, width, height]))
-    solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    return Proposals(boxes[solid], proposals.scores[solid])
 
 
 def _checksums(names: Sequence[str]) -> np.ndarray:
@@ -115,7 +108,7 @@ def _read(path: Path, intact: bool) -> dict[str, Tensor]:
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise DataError(f"{path}: damaged, or holds more than plain tensors; it was not read") from error
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise DataError(f"{path}: is no file of proposals, which scripts/evaluate.py CKPT --proposals FILE writes")
+        raise DataError(f"{path}: is no file of proposals, which `detector evaluate CKPT --proposals FILE` writes")
     lengths: dict[str, set[int]] = {"n": set(), "R": set()}
     for name, (dtype, (length, *rest)) in COLUMNS.items():
         column = content.get(name)

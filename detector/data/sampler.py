@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from detector.rng import mix
 
 
-class Place(NamedTuple):
+class EpochIndex(NamedTuple):
     """An image in an epoch; a filler is looked at but not learnt from."""
 
     epoch: int
@@ -20,7 +20,7 @@ class Place(NamedTuple):
     filler: bool = False
 
 
-class GroupedBatchSampler(Sampler[list[Place]]):
+class GroupedBatchSampler(Sampler[list[EpochIndex]]):
     """Batches of wide images only or of tall ones only, so that padding wastes little.
 
     The leftovers of both groups share the last one or two batches; only the very last may be short. With `world`
@@ -47,11 +47,11 @@ class GroupedBatchSampler(Sampler[list[Place]]):
         full = sum(total // self.batch_size for total in totals)
         return full + -(-(sum(totals) - full * self.batch_size) // self.batch_size)  # ceil of the leftovers
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
         for batch in self.batches()[self.start :]:
-            share = [Place(self.epoch, index) for index in batch[self.rank :: self.world]]
+            share = [EpochIndex(self.epoch, index) for index in batch[self.rank :: self.world]]
             missing = -(-len(batch) // self.world) - len(share)
-            yield share + [Place(self.epoch, batch[0], filler=True)] * missing
+            yield share + [EpochIndex(self.epoch, batch[0], filler=True)] * missing
 
     def batches(self) -> list[list[int]]:
         """All batches of the epoch, of all processes together."""

@@ -5,35 +5,35 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
-from detector.dataset_check.findings import Findings, Place
+from detector.dataset_check.checked_split import CheckedSplit, normalized_name
+from detector.dataset_check.findings import FaultPlace, Findings
 from detector.dataset_check.images import Scan
-from detector.dataset_check.records import Split, folded
 
 Image = tuple[int, int]  # the indices of a split and of an image in it
 
 
-def check_categories(splits: Sequence[Split], findings: Findings) -> None:
+def check_categories(splits: Sequence[CheckedSplit], findings: Findings) -> None:
     """The names of every split are those of the first one, which is trained on."""
     first, *others = splits
     for split in others:
         here = [name for name in split.class_names if name not in first.class_names]
         there = [name for name in first.class_names if name not in split.class_names]
-        spelt = {folded(name): name for name in there}
-        pairs = [(name, spelt[folded(name)]) for name in here if folded(name) in spelt]
+        spelt = {normalized_name(name): name for name in there}
+        pairs = [(name, spelt[normalized_name(name)]) for name in here if normalized_name(name) in spelt]
         _add_pairs(findings, split, first, pairs)
         lone = [f"{name!r} is only in {split.name}" for name in here if name not in dict(pairs)]
         lone += [f"{name!r} is only in {first.name}" for name in there if name not in {b for _, b in pairs}]
-        findings.add("other categories", split.name, lone, lambda note: Place(note=note))
+        findings.add("other categories", split.name, lone, lambda note: FaultPlace(note=note))
 
 
-def _add_pairs(findings: Findings, split: Split, first: Split, pairs: list[tuple[str, str]]) -> None:
-    def place(pair: tuple[str, str]) -> Place:
-        return Place(note=f"{pair[0]!r}, in {first.name} {pair[1]!r}")
+def _add_pairs(findings: Findings, split: CheckedSplit, first: CheckedSplit, pairs: list[tuple[str, str]]) -> None:
+    def place(pair: tuple[str, str]) -> FaultPlace:
+        return FaultPlace(note=f"{pair[0]!r}, in {first.name} {pair[1]!r}")
 
     findings.add("other spelling", split.name, pairs, place)
 
 
-def check_images(splits: Sequence[Split], scans: Sequence[Sequence[Scan]], findings: Findings) -> None:
+def check_images(splits: Sequence[CheckedSplit], scans: Sequence[Sequence[Scan]], findings: Findings) -> None:
     """The same image twice, in two splits or in one: the same file, or another of the same content.
 
     Each later image is reported once, beside the first like it.
@@ -74,8 +74,8 @@ def _twins(images: Sequence[Image], key: Callable[[Image], Hashable]) -> list[tu
     return [(image, group[0]) for group in groups.values() for image in group[1:]]
 
 
-def _add_twin(kind: str, splits: Sequence[Split], image: Image, twin: Image, findings: Findings) -> None:
+def _add_twin(kind: str, splits: Sequence[CheckedSplit], image: Image, twin: Image, findings: Findings) -> None:
     (split, row), (other, other_row) = image, twin
     note = f"like {splits[other].file_names[other_row]}, image {splits[other].image_ids[other_row]}"
     where = f" of {splits[other].name}" if split != other else ""
-    findings.add(kind, splits[split].name, [row], lambda row: splits[split].place(row, note=note + where))
+    findings.add(kind, splits[split].name, [row], lambda row: splits[split].image_place(row, note=note + where))

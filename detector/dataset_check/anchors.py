@@ -22,7 +22,7 @@ CLEARLY = 0.02  # more of the objects reached, or of mean IoU
 
 
 @dataclass
-class Fit:
+class AnchorFit:
     """Anchors, and how well they can fit."""
 
     sizes: list[list[float]]  # per level
@@ -43,21 +43,21 @@ class Fit:
         return f"{{sizes: {json.dumps(self.sizes)}, ratios: {json.dumps(self.ratios)}}}"
 
 
-def fit(geometry: Geometry, scaled: Scaled, sizes: list[list[float]], ratios: list[float]) -> Fit:
+def anchor_fit(geometry: Geometry, scaled: Scaled, sizes: list[list[float]], ratios: list[float]) -> AnchorFit:
     """How well anchors of these sizes and ratios fit; the figures are NaN without objects."""
     best = best_iou(geometry, geometry.anchors.with_shapes(sizes, ratios), scaled)
     reached = best >= geometry.pos_iou
     counts = np.bincount(scaled.labels)
     frequent = np.flatnonzero(counts >= LEAST_BOXES)
     classes = np.bincount(scaled.labels, weights=reached)[frequent] / counts[frequent]
-    return Fit(sizes, ratios, _mean(reached), _mean(best), classes)
+    return AnchorFit(sizes, ratios, _mean(reached), _mean(best), classes)
 
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def propose(geometry: Geometry, scaled: Scaled, now: Fit) -> Fit | None:
+def propose_anchors(geometry: Geometry, scaled: Scaled, now: AnchorFit) -> AnchorFit | None:
     """Anchors of the same number that fit clearly better than those of `now` and no class clearly worse, if there are any.
 
     The sizes of all levels are clusters of the objects' sizes, the ratios clusters of their shapes at equal area; either
@@ -68,7 +68,7 @@ def propose(geometry: Geometry, scaled: Scaled, now: Fit) -> Fit | None:
     sizes, ratios = _sizes(scaled, now.sizes), _ratios(scaled, len(now.ratios))
     spaced = [[max(size, SPACE * step) for size in level] for level, step in zip(sizes, geometry.anchors.strides)]
     choices = [(s, r) for s in (spaced, sizes, now.sizes) for r in (ratios, now.ratios)]
-    fits = [fit(geometry, scaled, *choice) for choice in choices[:-1]]  # the last is the present one
+    fits = [anchor_fit(geometry, scaled, *choice) for choice in choices[:-1]]  # the last is the present one
     fair = [f for f in fits if (f.classes >= now.classes - CLEARLY).all()]
     best = max(fair, key=lambda f: (round(f.recall, 3), f.mean_iou), default=now)
     more, closer = best.recall - now.recall, best.mean_iou - now.mean_iou

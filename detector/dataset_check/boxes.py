@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from detector.dataset_check.findings import Findings, Place
-from detector.dataset_check.records import Split
+from detector.data.box_arrays import have_area, were_clipped
+from detector.dataset_check.checked_split import CheckedSplit
+from detector.dataset_check.findings import FaultPlace, Findings
 
 SAME = 0.9  # IoU of two boxes that are one: two annotators, or two marks of one, seldom agree so well
-ROUNDING = 1e-2  # pixels; training, too, forgives these
 
 
-def check_annotations(split: Split, findings: Findings, *, keep_empty: bool) -> None:
+def check_annotations(split: CheckedSplit, findings: Findings, *, keep_empty: bool) -> None:
     """Boxes, classes and images of one split. `keep_empty`: training wants images without objects."""
-    inside = split.inside()
-    solid = (inside[:, 2:].astype(np.float32) > inside[:, :2].astype(np.float32)).all(axis=1)
-    beyond = (np.abs(inside - split.boxes) > ROUNDING).any(axis=1)
+    clipped = split.clipped_boxes()
+    solid, beyond = have_area(clipped), were_clipped(split.boxes, clipped)
     find = findings.add
     find(
         "box without area", split.name, np.flatnonzero(~solid), lambda row: split.box_place(row, note=_xywh(split, row))
@@ -27,23 +26,23 @@ def check_annotations(split: Split, findings: Findings, *, keep_empty: bool) -> 
         lambda row: split.box_place(row, note=f"{_xywh(split, row)} in {_size(split, row)}"),
     )
     _check_pairs(split, findings)
-    counts = np.bincount(split.labels[split.objects()], minlength=len(split.class_names))
+    counts = np.bincount(split.labels[split.is_object()], minlength=len(split.class_names))
     names = [name for name, count in zip(split.class_names, counts) if not count]
-    find("unused category", split.name, names, lambda name: Place(note=repr(name)))
+    find("unused category", split.name, names, lambda name: FaultPlace(note=repr(name)))
     empty = images_without_objects(split)
-    find("image without objects", split.name, empty, split.place)
+    find("image without objects", split.name, empty, split.image_place)
     trainable = len(split.sizes) - (0 if keep_empty else len(empty))
     if not split.class_names or not trainable:
-        find("no images", split.name, [split.annotations], lambda path: Place(str(path)))
+        find("no images", split.name, [split.annotations], lambda path: FaultPlace(str(path)))
 
 
-def images_without_objects(split: Split) -> np.ndarray:
+def images_without_objects(split: CheckedSplit) -> np.ndarray:
     """The indices of those images."""
-    counts = np.bincount(split.owner[split.objects()], minlength=len(split.sizes))
+    counts = np.bincount(split.owner[split.is_object()], minlength=len(split.sizes))
     return np.flatnonzero(counts == 0)
 
 
-def _check_pairs(split: Split, findings: Findings) -> None:
+def _check_pairs(split: CheckedSplit, findings: Findings) -> None:
     first, second = _pairs(split)
     alike = split.labels[first] == split.labels[second]
     for kind, chosen in (("duplicate box", alike), ("box of two classes", ~alike)):
@@ -52,18 +51,18 @@ def _check_pairs(split: Split, findings: Findings) -> None:
         findings.add(kind, split.name, later.tolist(), lambda row, twin=twin: _twins(split, row, twin[row]))
 
 
-def _twins(split: Split, row: int, twin: int) -> Place:
+def _twins(split: CheckedSplit, row: int, twin: int) -> FaultPlace:
     ids, names = split.annotation_ids, [split.class_names[split.labels[i]] for i in (row, twin)]
     return split.box_place(row, note=f"{names[0]}, like annotation {ids[twin]}, {names[1]}")
 
 
-def _pairs(split: Split) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(split: CheckedSplit) -> tuple[np.ndarray, np.ndarray]:
     """Rows (p,), (p,), the earlier first, of the objects of one image whose IoU is at least SAME.
 
     Sorted by image and area, such boxes lie close together: those of equal IoU have areas within that ratio.
     """
-    rows = np.flatnonzero(split.objects())
-    boxes, owner = split.inside(), split.owner
+    rows = np.flatnonzero(split.is_object())
+    boxes, owner = split.clipped_boxes(), split.owner
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     rows = rows[np.lexsort((area[rows], owner[rows]))]
     found, at, step = [], np.arange(len(rows)), 0
@@ -86,11 +85,11 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / ((a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - shared)
 
 
-def _xywh(split: Split, row: int) -> str:
+def _xywh(split: CheckedSplit, row: int) -> str:
     x1, y1, x2, y2 = split.boxes[row]
     return f"[{x1:g}, {y1:g}, {x2 - x1:g}, {y2 - y1:g}]"
 
 
-def _size(split: Split, row: int) -> str:
+def _size(split: CheckedSplit, row: int) -> str:
     height, width = split.sizes[split.owner[row]]
     return f"{width} x {height}"

@@ -1,4 +1,4 @@
-"""The health of a data set: everything that is wrong with it, and what it holds."""
+"""The check of a data set: its faults and its contents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from detector.config.config import Config
 from detector.dataset_check.across import check_categories, check_images
-from detector.dataset_check.anchors import Fit, fit, propose
+from detector.dataset_check.anchors import AnchorFit, anchor_fit, propose_anchors
 from detector.dataset_check.boxes import check_annotations, images_without_objects
+from detector.dataset_check.checked_split import CheckedSplit, read_split
 from detector.dataset_check.findings import Findings
 from detector.dataset_check.images import scan_images
-from detector.dataset_check.records import Split, read_split
 from detector.dataset_check.scale import Geometry, geometry, level_counts
 from detector.errors import DataError
 
@@ -33,18 +33,18 @@ class Summary:
     classes: dict[str, tuple[int, int]]  # name -> objects, images
     levels: dict[int, int]  # pyramid level -> objects, at the training scale
     ratios: np.ndarray  # (B,) height / width of every object
-    anchors: Fit | None = None
+    anchors: AnchorFit | None = None
 
 
 @dataclass
-class Health:
+class CheckResult:
     """The result of a check."""
 
     source: str
     geometry: Geometry
     findings: Findings
     splits: dict[str, Summary] = field(default_factory=dict)
-    better: Fit | None = None  # anchors, by the first split's objects
+    better: AnchorFit | None = None  # anchors, by the first split's objects
 
 
 def check_data(
@@ -54,14 +54,14 @@ def check_data(
     alone: str | None = None,
     look: bool = True,
     read: bool = True,
-) -> Health:
+) -> CheckResult:
     """Check the splits of a configuration, or the training split `alone`, by that name; nothing is written.
 
     Without `look` the images are left alone; without `read` their files are looked for, but not opened. Raises DataError
     where an annotation file or an image folder cannot be read at all, ConfigError for a detector that cannot be built.
     """
     settings = config.needed_data()
-    health = Health(str(source), geometry(config), Findings())
+    result = CheckResult(str(source), geometry(config), Findings())
     splits = []
     given = {name: name for name in SPLITS if getattr(settings, name) is not None}
     for name, key in ({alone: SPLITS[0]} if alone else given).items():
@@ -69,22 +69,22 @@ def check_data(
         folder = images if look else None
         if folder is not None and not folder.is_dir():
             raise DataError(f"{folder}: no such image folder; correct the path, or give the annotation file alone")
-        splits.append(read_split(name, annotations, folder, settings.classes, health.findings))
+        splits.append(read_split(name, annotations, folder, settings.classes, result.findings))
     for split in splits:
         keep_empty = settings.keep_empty or split.name != SPLITS[0]
-        check_annotations(split, health.findings, keep_empty=keep_empty)
-    check_categories(splits, health.findings)
+        check_annotations(split, result.findings, keep_empty=keep_empty)
+    check_categories(splits, result.findings)
     if look:
         options = dict(max_pixels=settings.max_pixels, workers=settings.workers, read=read)
-        check_images(splits, scan_images(splits, health.findings, **options), health.findings)
-    _summarise(health, splits)
-    return health
+        check_images(splits, scan_images(splits, result.findings, **options), result.findings)
+    _summarise(result, splits)
+    return result
 
 
-def _summarise(health: Health, splits: list[Split]) -> None:
-    shape = health.geometry
+def _summarise(result: CheckResult, splits: list[CheckedSplit]) -> None:
+    shape = result.geometry
     for split in splits:
-        objects, scaled = split.objects(), shape.scaled(split)
+        objects, scaled = split.is_object(), shape.scaled(split)
         summary = Summary(
             annotations=str(split.annotations),
             folder=None if split.folder is None else str(split.folder),
@@ -97,13 +97,13 @@ def _summarise(health: Health, splits: list[Split]) -> None:
             ratios=(scaled.boxes[:, 3] - scaled.boxes[:, 1]) / (scaled.boxes[:, 2] - scaled.boxes[:, 0]),
         )
         if shape.anchors is not None:
-            summary.anchors = fit(shape, scaled, shape.anchors.sizes, shape.anchors.ratios)
-            if not health.splits:  # the first one, which is trained on
-                health.better = propose(shape, scaled, summary.anchors)
-        health.splits[split.name] = summary
+            summary.anchors = anchor_fit(shape, scaled, shape.anchors.sizes, shape.anchors.ratios)
+            if not result.splits:  # the first one, which is trained on
+                result.better = propose_anchors(shape, scaled, summary.anchors)
+        result.splits[split.name] = summary
 
 
-def _class_counts(split: Split, objects: np.ndarray) -> dict[str, tuple[int, int]]:
+def _class_counts(split: CheckedSplit, objects: np.ndarray) -> dict[str, tuple[int, int]]:
     """Objects and images of every class."""
     labels, owner = split.labels[objects], split.owner[objects]
     pairs = np.unique(np.stack([labels, owner], axis=1), axis=0)

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, what training makes of it, and where it was found."""
+"""The kinds of faults of a data set, their effect on training, and the places where they were found."""
 
 from __future__ import annotations
 
@@ -9,22 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.coco_reader import HARMLESS, REMEDIES
+
 PLACES = 20  # of a finding that are kept; of many thousands nobody reads more
 STOPS = "training stops: "
 STOPS_AT_FILE = "training stops, or skips it by data.skip_bad: "
-KINDS = {  # kind -> what training makes of it, and what to do
-    "not an entry": STOPS + "make it an object with the keys that COCO's format names, or remove it",
-    "invalid value": STOPS + "correct the value, or remove the entry",
-    "invalid box": STOPS + "correct or remove the box: [x, y, width, height], finite and not negative in size",
-    "repeated id": STOPS + "give each entry an id of its own",
-    "repeated name": STOPS + "merge the two categories or rename one",
-    "unknown image": STOPS + "add the image or remove the annotation",
-    "unknown category": STOPS + "add the category or remove the annotation",
+KINDS = {  # kind -> its effect on training, and what to do
+    **{kind: STOPS + remedy for kind, remedy in REMEDIES.items() if kind != HARMLESS},
     "unknown class": STOPS + "data.classes may only name categories of the file",
     "other categories": STOPS + "give all splits the same category names, or choose common ones by data.classes",
     "other spelling": STOPS + "write the category in all splits alike; only case or blanks differ",
     "no images": STOPS + "there is nothing to learn from; check `images`, `annotations` and data.classes",
-    "outside folder": STOPS + "put the file into the image folder and name it relative to that",
     "missing file": STOPS_AT_FILE + "restore the file, correct file_name, or remove the entry",
     "corrupt file": STOPS_AT_FILE + "replace the file or remove its entry",
     "oversized file": STOPS_AT_FILE + "raise data.max_pixels or shrink the image with its boxes",
@@ -33,7 +28,7 @@ KINDS = {  # kind -> what training makes of it, and what to do
     "box outside image": "clipped to the image: check whether the box is meant so",
     "duplicate box": "both are trained on: remove one of two boxes of a class that are all but equal",
     "box of two classes": "both are trained on: decide which class the object has",
-    "repeated annotation id": "harmless here: other COCO tools would lose one of the two",
+    HARMLESS: "harmless here: " + REMEDIES[HARMLESS],
     "alike categories": "two classes: merge them if only case or blanks tell them apart by mistake",
     "unused category": "a class without objects: remove it, or leave it out by data.classes",
     "rotated file": "turned upright: boxes must be those of the upright image",
@@ -48,7 +43,7 @@ KINDS = {  # kind -> what training makes of it, and what to do
 
 
 @dataclass(frozen=True)
-class Place:
+class FaultPlace:
     """Where something is wrong; `note` says what is special about this one."""
 
     file: str | None = None
@@ -71,7 +66,7 @@ class Finding:
     kind: str
     split: str
     count: int = 0
-    places: list[Place] = field(default_factory=list)  # the first few
+    places: list[FaultPlace] = field(default_factory=list)  # the first few
 
     @property
     def severity(self) -> str:
@@ -90,7 +85,7 @@ class Findings:
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Finding] = {}
 
-    def add(self, kind: str, split: str, rows: Sequence[Any] | np.ndarray, place: Callable[[Any], Place]) -> None:
+    def add(self, kind: str, split: str, rows: Sequence[Any] | np.ndarray, place: Callable[[Any], FaultPlace]) -> None:
         """One finding for each of the rows; `place` is asked about the first few only."""
         if len(rows):
             found = self._found.setdefault((kind, split), Finding(kind, split))
@@ -109,10 +104,10 @@ class Findings:
 
 def identity(value: Any) -> int | str | None:
     """An id for a place: anything but a number or a name is shown in short."""
-    return value if value is None or type(value) is int else short(value)
+    return value if value is None or type(value) is int else one_line(value)
 
 
-def short(value: Any) -> str:
+def one_line(value: Any) -> str:
     """Any JSON value on a line."""
     if isinstance(value, str) and len(value) <= 100:
         return value

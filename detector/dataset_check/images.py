@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from detector.coco_format import join_within
-from detector.data.flat_strings import FlatStrings
+from detector.data.coco import FlatStrings
 from detector.data.image import ORIENTATION, SUFFIXES, read_image
-from detector.dataset_check.findings import Findings, Place
-from detector.dataset_check.records import Split
+from detector.dataset_check.checked_split import CheckedSplit
+from detector.dataset_check.findings import FaultPlace, Findings
 from detector.errors import DataError
 
 BLOCK = 2**20  # bytes that are hashed at a time
@@ -36,7 +36,7 @@ class Scan(NamedTuple):
 
 
 def scan_images(
-    splits: Sequence[Split], findings: Findings, *, max_pixels: int, workers: int, read: bool
+    splits: Sequence[CheckedSplit], findings: Findings, *, max_pixels: int, workers: int, read: bool
 ) -> list[list[Scan]]:
     """Look at the image files of all splits and report those at fault; without `read` they are not opened.
 
@@ -67,7 +67,7 @@ def _guarded(loader: DataLoader) -> Iterator[list[Scan]]:
 class _Files(Dataset):
     """A scan of every image of some splits, one after the other."""
 
-    def __init__(self, splits: Sequence[Split], max_pixels: int, read: bool) -> None:
+    def __init__(self, splits: Sequence[CheckedSplit], max_pixels: int, read: bool) -> None:
         self.folders = [split.folder for split in splits]
         self.names = FlatStrings(name for split in splits for name in split.file_names)
         self.which = np.repeat(np.arange(len(splits)), [len(split.file_names) for split in splits])
@@ -125,28 +125,30 @@ def _digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def _report(split: Split, scans: Sequence[Scan], findings: Findings) -> None:
+def _report(split: CheckedSplit, scans: Sequence[Scan], findings: Findings) -> None:
     """The findings about single files."""
     for kind in ("outside folder", "missing file", "corrupt file", "oversized file"):
         rows = [row for row, scan in enumerate(scans) if scan.fault == kind]
-        findings.add(kind, split.name, rows, lambda row: split.place(row, note=scans[row].note))
+        findings.add(kind, split.name, rows, lambda row: split.image_place(row, note=scans[row].note))
     other = [row for row, scan in enumerate(scans) if scan.size and scan.size != tuple(split.sizes[row])]
-    findings.add("other size", split.name, other, lambda row: split.place(row, note=_sizes(split, row, scans[row])))
+    findings.add(
+        "other size", split.name, other, lambda row: split.image_place(row, note=_sizes(split, row, scans[row]))
+    )
     turned = [row for row, scan in enumerate(scans) if scan.size and scan.orientation in range(2, 9)]
     turned = sorted(set(turned) - set(other))
     note = "EXIF orientation {}"
     findings.add(
-        "rotated file", split.name, turned, lambda row: split.place(row, note=note.format(scans[row].orientation))
+        "rotated file", split.name, turned, lambda row: split.image_place(row, note=note.format(scans[row].orientation))
     )
 
 
-def _sizes(split: Split, row: int, scan: Scan) -> str:
+def _sizes(split: CheckedSplit, row: int, scan: Scan) -> str:
     (height, width), (said_height, said_width) = scan.size, split.sizes[row]
     turned = f" (turned upright, EXIF orientation {scan.orientation})" if scan.orientation != 1 else ""
     return f"the image{turned} is {width} x {height}, the annotations say {said_width} x {said_height}"
 
 
-def _report_unlisted(splits: Sequence[Split], scans: Sequence[Scan], findings: Findings) -> None:
+def _report_unlisted(splits: Sequence[CheckedSplit], scans: Sequence[Scan], findings: Findings) -> None:
     """Images in a folder, or below it, that no split names."""
     listed = {scan.path for scan in scans} | {os.path.abspath(s.folder / name) for s in splits for name in s.file_names}
     seen: set[str] = set()
@@ -155,7 +157,7 @@ def _report_unlisted(splits: Sequence[Split], scans: Sequence[Scan], findings: F
         seen.update(lost)
         folder = os.path.abspath(split.folder)
         findings.add(
-            "unlisted file", split.name, lost, lambda path, folder=folder: Place(os.path.relpath(path, folder))
+            "unlisted file", split.name, lost, lambda path, folder=folder: FaultPlace(os.path.relpath(path, folder))
         )
 
 

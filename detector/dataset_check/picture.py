@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from detector.comparison.chart import ticks
-from detector.dataset_check.check import Health
+from detector.dataset_check.check import CheckResult
 from detector.dataset_check.findings import printable
+from detector.inference.drawing import PixelBox
 
 MAKER = "detector: the health of a data set"  # in the picture's own text, by which we know it again
 SIZE = (1600, 900)
@@ -20,8 +21,6 @@ COLOURS = ((35, 105, 189), (240, 140, 46), (66, 160, 98))  # of the splits
 CLASSES = 24  # the most frequent; the rest are one bar
 STEPS = np.arange(-12, 13)  # quarters of an octave of height / width; what lies beyond counts with the outermost
 TITLE, LABEL, SMALL = (ImageFont.load_default(size=size) for size in (24, 17, 14))
-
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 
 @dataclass(frozen=True)
@@ -33,35 +32,35 @@ class Panel:
     shares: Sequence[Sequence[float]]
 
 
-def png(health: Health) -> bytes:
+def picture_png(result: CheckResult) -> bytes:
     """The picture as a file."""
     text = PngImagePlugin.PngInfo()
     text.add_text("Software", MAKER)
     file = io.BytesIO()
-    draw(health).save(file, "PNG", pnginfo=text)
+    draw_result(result).save(file, "PNG", pnginfo=text)
     return file.getvalue()
 
 
-def draw(health: Health) -> Image.Image:
+def draw_result(result: CheckResult) -> Image.Image:
     """Classes on the left; on the right box sizes by pyramid level above, aspect ratios below."""
     picture = Image.new("RGB", SIZE, PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((40, 24), _shorten(health.source, TITLE, 760), fill=INK, font=TITLE)
+    pen.text((40, 24), _shorten(result.source, TITLE, 760), fill=INK, font=TITLE)
     x = SIZE[0] - 40
-    for (name, split), colour in reversed(list(zip(health.splits.items(), COLOURS))):
+    for (name, split), colour in reversed(list(zip(result.splits.items(), COLOURS))):
         label = f"{_shorten(name, LABEL, 200)}: {split.objects} objects, {split.images} images"
         x -= round(LABEL.getlength(label))
         pen.text((x, 29), label, fill=INK, font=LABEL)
         pen.rectangle((x - 24, 31, x - 10, 45), fill=colour)
         x -= 50
-    _lying(pen, (40, 80, 780, 870), _class_panel(health))
-    _standing(pen, (850, 80, 1570, 430), _level_panel(health))
-    _standing(pen, (850, 500, 1570, 850), _ratio_panel(health))
+    _lying(pen, (40, 80, 780, 870), _class_panel(result))
+    _standing(pen, (850, 80, 1570, 430), _level_panel(result))
+    _standing(pen, (850, 500, 1570, 850), _ratio_panel(result))
     return picture
 
 
-def _class_panel(health: Health) -> Panel:
-    splits = list(health.splits.values())
+def _class_panel(result: CheckResult) -> Panel:
+    splits = list(result.splits.values())
     names = list(dict.fromkeys(name for s in splits for name in s.classes))
     names.sort(key=lambda name: -splits[0].classes.get(name, (0, 0))[0])
     kept = names if len(names) <= CLASSES else names[: CLASSES - 1]
@@ -74,8 +73,8 @@ def _class_panel(health: Health) -> Panel:
     return Panel("Classes, share of the objects", [*kept, *rest], shares)
 
 
-def _level_panel(health: Health) -> Panel:
-    g, splits = health.geometry, health.splits.values()
+def _level_panel(result: CheckResult) -> Panel:
+    g, splits = result.geometry, result.splits.values()
     low, high = g.levels
     bins = []
     for k in range(low, high + 1):
@@ -85,9 +84,9 @@ def _level_panel(health: Health) -> Panel:
     return Panel("Box sizes, sqrt(w h) in pixels as resized, by pyramid level", bins, shares)
 
 
-def _ratio_panel(health: Health) -> Panel:
+def _ratio_panel(result: CheckResult) -> Panel:
     shares = []
-    for s in health.splits.values():
+    for s in result.splits.values():
         steps = np.rint(4 * np.log2(s.ratios)).clip(STEPS[0], STEPS[-1]).astype(np.int64)
         counts = np.bincount(steps - STEPS[0], minlength=len(STEPS))
         shares.append((counts / max(len(s.ratios), 1)).tolist())
@@ -96,7 +95,7 @@ def _ratio_panel(health: Health) -> Panel:
     return Panel("Box shapes, height : width as resized", names, shares)
 
 
-def _lying(pen: ImageDraw.ImageDraw, box: Box, panel: Panel) -> None:
+def _lying(pen: ImageDraw.ImageDraw, box: PixelBox, panel: Panel) -> None:
     """Bars from left to right, their names before them and their values behind."""
     left, top, right, bottom = box
     pen.text((left, top), panel.title, fill=INK, font=LABEL)
@@ -118,7 +117,7 @@ def _lying(pen: ImageDraw.ImageDraw, box: Box, panel: Panel) -> None:
     pen.line((start, top, start, top + row * len(panel.bins)), fill=INK)
 
 
-def _standing(pen: ImageDraw.ImageDraw, box: Box, panel: Panel) -> None:
+def _standing(pen: ImageDraw.ImageDraw, box: PixelBox, panel: Panel) -> None:
     """Bars from the ground up on a scale, their names below."""
     left, top, right, bottom = box
     pen.text((left, top), panel.title, fill=INK, font=LABEL)

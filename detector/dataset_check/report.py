@@ -1,4 +1,4 @@
-"""The health of a data set as text that lines up, and as plain values for a JSON file."""
+"""The result of a check as aligned text, and as plain values for a JSON file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from detector.dataset_check.anchors import Fit
-from detector.dataset_check.check import Health, Summary
+from detector.dataset_check.anchors import AnchorFit
+from detector.dataset_check.check import CheckResult, Summary
 from detector.dataset_check.findings import printable
 
 SHOWN = 3  # places of a finding in the text
@@ -16,27 +16,27 @@ CLASSES = 100  # in the text; a JSON file has all
 WIDEST = 40  # characters of a name in a table
 
 
-def text(health: Health) -> str:
+def report_text(result: CheckResult) -> str:
     """Findings, contents, classes, box sizes and anchors, one table below the other."""
-    parts = [_findings(health), _contents(health), _classes(health), _levels(health), _anchors(health)]
+    parts = [_findings(result), _contents(result), _classes(result), _levels(result), _anchors(result)]
     return "\n\n".join(part for part in parts if part)
 
 
-def plain(health: Health) -> dict[str, Any]:
+def report_json(result: CheckResult) -> dict[str, Any]:
     """The same for a JSON file; of places, the first few as well."""
     findings = [
         {"kind": f.kind, "severity": f.severity, "split": f.split, "count": f.count, "effect": f.effect,
          "places": [{key: value for key, value in asdict(place).items() if value not in (None, "")}
                     for place in f.places]}
-        for f in health.findings.all()
+        for f in result.findings.all()
     ]  # fmt: skip
     return {
-        "data": health.source,
-        "errors": health.findings.count("error"),
-        "warnings": health.findings.count("warning"),
+        "data": result.source,
+        "errors": result.findings.count("error"),
+        "warnings": result.findings.count("warning"),
         "findings": findings,
-        "splits": {name: _plain_summary(summary) for name, summary in health.splits.items()},
-        "better_anchors": None if health.better is None else _plain_fit(health.better),
+        "splits": {name: _plain_summary(summary) for name, summary in result.splits.items()},
+        "better_anchors": None if result.better is None else _plain_fit(result.better),
     }
 
 
@@ -54,41 +54,41 @@ def _plain_summary(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _plain_fit(fit: Fit) -> dict[str, Any]:
+def _plain_fit(fit: AnchorFit) -> dict[str, Any]:
     figures = {"best_possible_recall": fit.recall, "mean_best_iou": fit.mean_iou}
     figures = {name: None if math.isnan(value) else value for name, value in figures.items()}
     return {"sizes": fit.sizes, "ratios": fit.ratios, **figures, "config": fit.config_line()}
 
 
-def _findings(health: Health) -> str:
-    found = health.findings.all()
+def _findings(result: CheckResult) -> str:
+    found = result.findings.all()
     if not found:
-        return f"{health.source}: nothing is wrong"
+        return f"{result.source}: nothing is wrong"
     heads = [[f.severity, f.kind, f.split, str(f.count), f.effect] for f in found]
     lines = []
     for head, finding in zip(_table(heads, "lllrl"), found):
         more = finding.count - len(finding.places[:SHOWN])
         places = [str(place) for place in finding.places[:SHOWN]] + ([f"... {more} more"] if more else [])
         lines += [head, *(f"             {place}" for place in places)]
-    counts = f"{health.findings.count('error')} errors, {health.findings.count('warning')} warnings"
-    return "\n".join([f"{health.source}: {counts}", *lines])
+    counts = f"{result.findings.count('error')} errors, {result.findings.count('warning')} warnings"
+    return "\n".join([f"{result.source}: {counts}", *lines])
 
 
-def _contents(health: Health) -> str:
+def _contents(result: CheckResult) -> str:
     rows = [["split", "images", "without objects", "objects", "crowd", "classes", "annotations"]]
-    for name, s in health.splits.items():
+    for name, s in result.splits.items():
         counts = (s.images, s.without_objects, s.objects, s.crowd, len(s.classes))
         rows.append([name, *map(str, counts), s.annotations])
     return "\n".join(_table(rows, "lrrrrrl"))
 
 
-def _classes(health: Health) -> str:
-    splits = health.splits.values()
+def _classes(result: CheckResult) -> str:
+    splits = result.splits.values()
     names = list(dict.fromkeys(name for s in splits for name in s.classes))
     names.sort(key=lambda name: -next(iter(splits)).classes.get(name, (0, 0))[0])  # the most frequent first
     figures = ("objects", "share", "images")
-    single = len(health.splits) == 1
-    rows = [["class", *(what if single else f"{split} {what}" for split in health.splits for what in figures)]]
+    single = len(result.splits) == 1
+    rows = [["class", *(what if single else f"{split} {what}" for split in result.splits for what in figures)]]
     for name in names[:CLASSES]:
         row = [name]
         for s in splits:
@@ -99,33 +99,33 @@ def _classes(health: Health) -> str:
     return "\n".join(_table(rows, "l" + "r" * (len(rows[0]) - 1)) + rest)
 
 
-def _levels(health: Health) -> str:
+def _levels(result: CheckResult) -> str:
     """How many objects each level gets, and of which sqrt(w * h) they are."""
-    g = health.geometry
+    g = result.geometry
     low, high = g.levels
-    rows = [["level", "sqrt(w*h) at the training scale", *health.splits]]
+    rows = [["level", "sqrt(w*h) at the training scale", *result.splits]]
     for k in range(low, high + 1):
         start, end = (g.canonical_size * 2.0 ** (edge - g.k0) for edge in (k, k + 1))
         span = [f"from {start:g}"] * (k > low) + [f"below {end:g}"] * (k < high)
-        counts = [f"{s.levels[k]} {_percent(s.levels[k] / max(s.objects, 1))}" for s in health.splits.values()]
+        counts = [f"{s.levels[k]} {_percent(s.levels[k] / max(s.objects, 1))}" for s in result.splits.values()]
         rows.append([f"P{k}", " ".join(span) or "all", *counts])
     title = f"box sizes, resized to a short side of {max(g.resize.short)} and a long side of {g.resize.long} at most"
-    return "\n".join([title, *_table(rows, "ll" + "r" * len(health.splits))])
+    return "\n".join([title, *_table(rows, "ll" + "r" * len(result.splits))])
 
 
-def _anchors(health: Health) -> str:
-    fits = [(name, s.anchors) for name, s in health.splits.items() if s.anchors is not None]
+def _anchors(result: CheckResult) -> str:
+    fits = [(name, s.anchors) for name, s in result.splits.items() if s.anchors is not None]
     if not fits:
         return "anchors: none of ours, so nothing to say about them"
-    if health.better is not None:
-        fits.append(("proposed", health.better))
-    rows = [["anchors", f"best possible recall (IoU >= {health.geometry.pos_iou:g})", "mean best IoU"]]
+    if result.better is not None:
+        fits.append(("proposed", result.better))
+    rows = [["anchors", f"best possible recall (IoU >= {result.geometry.pos_iou:g})", "mean best IoU"]]
     rows += [[name, _percent(fit.recall), f"{fit.mean_iou:.3f}"] for name, fit in fits]
     lines = _table(rows, "lrr")
-    if health.better is not None:
-        first = next(iter(health.splits))
+    if result.better is not None:
+        first = next(iter(result.splits))
         lines += [f"k-means over the boxes of {first} proposes, for a configuration or as an argument of a command:"]
-        lines += [f"  {health.better.config_line()}", f"  {health.better.override()}"]
+        lines += [f"  {result.better.config_line()}", f"  {result.better.override()}"]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from detector.config.config import Config, build_detector
 from detector.data.transforms import Resize, resized_size
-from detector.dataset_check.records import Split
+from detector.dataset_check.checked_split import CheckedSplit
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.layers import log2_stride
 from detector.modeling.levels import fpn_level
@@ -40,15 +40,15 @@ class Geometry:
     pos_iou: float
     border: float | None
 
-    def scaled(self, split: Split) -> Scaled:
+    def scaled(self, split: CheckedSplit) -> Scaled:
         """The objects at the largest short side of `data.resize`, as evaluation sees them."""
-        rows = np.flatnonzero(split.objects())
+        rows = np.flatnonzero(split.is_object())
         images = split.sizes[split.owner[rows]]  # (B, 2)
         sizes, which = np.unique(images, axis=0, return_inverse=True)
         which = which.reshape(-1)
         resized = np.array([self._resized(*size) for size in sizes.tolist()], dtype=np.int64).reshape(-1, 4)[which]
         factor = (resized[:, :2] / images)[:, [1, 0, 1, 0]]
-        boxes = split.inside()[rows] * factor
+        boxes = split.clipped_boxes()[rows] * factor
         return Scaled(boxes, split.labels[rows], resized[:, :2], resized[:, 2:])
 
     def _resized(self, height: int, width: int) -> tuple[int, int, int, int]:

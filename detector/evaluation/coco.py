@@ -1,4 +1,4 @@
-"""COCO's twelve numbers, computed by pycocotools. Here boxes become xywh again and labels the file's category ids."""
+"""COCO's twelve metrics, computed by pycocotools from an annotation file and results in COCO form."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.coco_format import ONE_CLASS
+from detector.data.coco_reader import CocoFile, read_coco_file
 from detector.errors import DataError
 
 METRICS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()  # the order of COCOeval.stats
-
-
-@dataclass
-class GroundTruth:
-    """What a COCO annotation file says about boxes."""
-
-    path: Path
-    images: list[Any]  # ids
-    categories: dict[Any, str]  # id -> name
-    objects: list[dict[str, Any]]  # id (from 1), image_id, category_id, bbox (xywh), area, iscrowd
 
 
 def evaluate_results(
@@ -39,28 +29,38 @@ def evaluate_results(
     *,
     as_one_class: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Score results in COCO form: {"bbox": the twelve numbers, "per_class": {name: {"AP", "AP50"}}}, fractions 0..1.
+    """Score results in COCO form: {"bbox": the twelve metrics, "per_class": {name: {"AP", "AP50"}}}, fractions 0..1.
 
-    `image_ids` and `category_ids` restrict the evaluation, None means all. `as_one_class`: all categories are ONE_CLASS,
-    and so are those of the results. A number is -1 where the annotations hold no such object (COCO's convention), but
-    every number is 0 where there are no results at all. Raises DataError for a malformed file or entry and for ids that
-    the annotations lack.
+    A metric is -1 where the annotations hold no such object (COCO's convention), but every metric is 0 without results.
+    Raises DataError for a malformed file or result and for ids that the annotations lack.
+
+    Args:
+        annotations: COCO file of the ground truth.
+        results: detections in COCO form, {image_id, category_id, bbox (xywh), score} each.
+        image_ids: images to score; None scores all.
+        category_ids: categories to score; None scores all.
+        as_one_class: all these categories, and those of the results, count as ONE_CLASS.
     """
-    truth = read_ground_truth(annotations)
+    coco = read_coco_file(annotations)
+    chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
+    names = dict(zip(coco.category_ids.tolist(), coco.category_names))
+    objects = ground_truth_entries(coco)
     if as_one_class:
-        truth, category_ids = _as_one_class(truth, category_ids), None
-    found = _read_results(results, truth)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-        evaluation = COCOeval(_index(truth, truth.objects), _index(truth, found), "bbox")
-        evaluation.params.imgIds = truth.images if image_ids is None else image_ids
-        evaluation.params.catIds = sorted(truth.categories if category_ids is None else category_ids)
+        [one] = ONE_CLASS
+        objects = [entry | {"category_id": one} for entry in objects if entry["category_id"] in set(chosen)]
+        names, chosen = dict(ONE_CLASS), [one]
+    detections = _read_results(results, coco, names)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = COCOeval(_index(coco, names, objects), _index(coco, names, detections), "bbox")
+        evaluation.params.imgIds = coco.image_ids.tolist() if image_ids is None else image_ids
+        evaluation.params.catIds = sorted(chosen)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     lowest = -1.0 if results else 0.0
     precision = evaluation.eval["precision"][..., 0, -1]  # (10 IoUs, 101 recalls, K): all areas, 100 detections
     per_class = {
-        truth.categories[category]: {"AP": max(_mean(p), lowest), "AP50": max(_mean(p[0]), lowest)}
+        names[category]: {"AP": max(_mean(p), lowest), "AP50": max(_mean(p[0]), lowest)}
         for category, p in zip(evaluation.params.catIds, np.moveaxis(precision, -1, 0))
     }
     bbox = {name: max(float(value), lowest) for name, value in zip(METRICS, evaluation.stats)}
@@ -80,24 +80,17 @@ def read_json(path: str | Path) -> Any:
         raise DataError(f"{path}: is not valid JSON ({error}); write or download it again") from error
 
 
-def read_ground_truth(path: str | Path) -> GroundTruth:
-    """Read a COCO annotation file; `info`, `area` (then width x height), `iscrowd` and ids of objects may be absent."""
-    content = read_json(path)
-    try:
-        images = {image["id"]: None for image in content["images"]}
-        categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-        annotations = list(content["annotations"])
-    except (KeyError, TypeError) as error:
-        needs = "the lists images (each with an id), categories (id and name) and annotations"
-        raise DataError(f"{path}: is not a COCO annotation file, it needs {needs}") from error
-    if len(set(categories.values())) < len(content["categories"]):
-        raise DataError(f"{path}: two categories share an id or a name; rename or merge them")
-    truth = GroundTruth(Path(path), list(images), categories, [])
-    truth.objects = _entries(annotations, f"{path}: annotation", truth)
-    for entry, item in zip(truth.objects, annotations):
-        entry["area"] = _number(item.get("area", entry["area"]), f"{path}: area of annotation {item.get('id')!r:.40}")
-        entry["iscrowd"] = int(bool(item.get("iscrowd")))
-    return truth
+def ground_truth_entries(coco: CocoFile) -> list[dict[str, Any]]:
+    """The annotations as COCOeval indexes them. They are numbered from 1, because COCOeval takes 0 for "unmatched"."""
+    columns = (
+        coco.image_ids[coco.image_rows].tolist(),
+        coco.category_ids[coco.category_rows].tolist(),
+        coco.xywh.tolist(),
+        coco.areas.tolist(),
+        coco.crowd.astype(int).tolist(),
+    )
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    return [{"id": number, **dict(zip(keys, row))} for number, row in enumerate(zip(*columns), start=1)]
 
 
 def summary_table(metrics: dict[str, dict[str, Any]]) -> str:
@@ -113,14 +106,6 @@ def recall_table(recall: dict[str, float]) -> str:
     """AR of proposals, as lined-up text."""
     rows = [[name, *_row(recall, [name + size for size in ("", *"sml")])] for name in ("AR100", "AR1000")]
     return _lined_up([["proposals", "all", "small", "medium", "large"], *rows])
-
-
-def _as_one_class(truth: GroundTruth, category_ids: list[int] | None) -> GroundTruth:
-    """The objects of the chosen categories, which are told apart no more."""
-    chosen = truth.categories if category_ids is None else category_ids
-    [one] = ONE_CLASS
-    objects = [entry | {"category_id": one} for entry in truth.objects if entry["category_id"] in chosen]
-    return GroundTruth(truth.path, truth.images, dict(ONE_CLASS), objects)
 
 
 def _lined_up(rows: list[list[str]]) -> str:
@@ -139,54 +124,47 @@ def _mean(precision: np.ndarray) -> float:
     return float(measured.mean()) if measured.size else -1.0
 
 
-def _index(truth: GroundTruth, entries: list[dict[str, Any]]) -> COCO:
-    """A COCO object made in memory: `COCO.loadRes` cannot take an empty list and, in some versions, demands `info`."""
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image} for image in truth.images],
-        "categories": [{"id": category} for category in truth.categories],
+def _index(coco: CocoFile, names: dict[int, str], entries: list[dict[str, Any]]) -> COCO:
+    """A COCO object made in memory: `COCO.loadRes` rejects an empty list and, in some versions, a file without `info`."""
+    index = COCO()
+    index.dataset = {
+        "images": [{"id": image} for image in coco.image_ids.tolist()],
+        "categories": [{"id": category} for category in names],
         "annotations": entries,
     }
-    coco.createIndex()
-    return coco
+    index.createIndex()
+    return index
 
 
-def _read_results(results: list[dict[str, Any]], truth: GroundTruth) -> list[dict[str, Any]]:
-    """Results as COCOeval wants them; the caller's are left as they are."""
+def _read_results(results: list[dict[str, Any]], coco: CocoFile, names: dict[int, str]) -> list[dict[str, Any]]:
+    """Checked results in the form that COCOeval indexes; the caller's list is not changed."""
     if not isinstance(results, list):
         raise DataError(f"results must be a list of COCO results, one per detection, not a {type(results).__name__}")
-    entries = _entries(results, "result", truth)
-    for number, (entry, item) in enumerate(zip(entries, results)):
-        entry["score"] = _number(item.get("score"), f"score of result {number}")
-    return entries
-
-
-def _entries(items: list[Any], what: str, truth: GroundTruth) -> list[dict[str, Any]]:
-    """Boxes in the form that COCOeval indexes, checked; numbered from 1 because it takes the id 0 for "unmatched"."""
-    entries = [_entry(item, number, what) for number, item in enumerate(items)]
-    for key, known in (("image_id", set(truth.images)), ("category_id", set(truth.categories))):
+    entries = [_result(item, number) for number, item in enumerate(results)]
+    for key, known in (("image_id", set(coco.image_ids.tolist())), ("category_id", set(names))):
         unknown = sorted({entry[key] for entry in entries} - known, key=lambda i: (isinstance(i, str), i))
         if unknown:
             more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
             listed = ", ".join(f"{i!r:.80}" for i in unknown[:20]) + more
-            raise DataError(f"{what}s name {key} {listed}, which {truth.path} lacks; do they belong together?")
+            raise DataError(f"results name {key} {listed}, which {coco.path} lacks; do they belong together?")
     return entries
 
 
-def _entry(item: Any, number: int, what: str) -> dict[str, Any]:
-    image, category, box = (
-        item.get(k) if isinstance(item, dict) else None for k in ("image_id", "category_id", "bbox")
-    )
+def _result(item: Any, number: int) -> dict[str, Any]:
+    """One checked result, numbered from 1."""
+    keys = ("image_id", "category_id", "bbox")
+    image, category, box = (item.get(key) if isinstance(item, dict) else None for key in keys)
     if not isinstance(image, (int, str)) or not isinstance(category, (int, str)):
-        raise DataError(f"{what} {number} must be an object with image_id, category_id and bbox, not {item!r:.80}")
-    where = f"{what} {number} (image {image!r:.80}): bbox"
+        raise DataError(f"result {number} must be an object with image_id, category_id and bbox, not {item!r:.80}")
+    where = f"result {number} (image {image!r:.80}): bbox"
     if not isinstance(box, list) or len(box) != 4:
         raise DataError(f"{where} must be [x, y, width, height], not {box!r:.80}")
     box = [_number(value, where) for value in box]
     if min(box[2:]) < 0:
         raise DataError(f"{where} {box} has a negative width or height; it must be [x, y, width, height]")
+    score = _number(item.get("score"), f"score of result {number}")
     identity = {"id": number + 1, "image_id": image, "category_id": category}
-    return identity | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+    return identity | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
 
 
 def _number(value: Any, what: str) -> float:

@@ -11,7 +11,8 @@ from pycocotools import mask
 from torch import Tensor
 
 from detector.coco_format import to_xywh
-from detector.evaluation.coco import read_ground_truth
+from detector.data.coco_reader import read_coco_file
+from detector.evaluation.coco import ground_truth_entries
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}  # COCO's, both ends included
@@ -58,10 +59,10 @@ def claim(iou: np.ndarray) -> np.ndarray:
 
 
 def _objects_by_image(annotations: str | Path, category_ids: list[int] | None) -> defaultdict[int, list[Any]]:
-    truth = read_ground_truth(annotations)
-    wanted = set(truth.categories if category_ids is None else category_ids)
+    coco = read_coco_file(annotations)
+    wanted = set(coco.category_ids.tolist() if category_ids is None else category_ids)
     objects: defaultdict[int, list[Any]] = defaultdict(list)
-    for entry in truth.objects:
+    for entry in ground_truth_entries(coco):
         if entry["category_id"] in wanted and not entry["iscrowd"]:
             objects[entry["image_id"]].append(entry)
     return objects

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detector.coco_format import ONE_CLASS, detections_to_results
+from detector.data.describe import full_names_of
 from detector.data.loader import eval_loader
 from detector.data.proposal_file import pack
 from detector.distributed import is_rank0, map_sharded, on_rank0
@@ -65,7 +66,7 @@ def write_proposals(
 
     def write() -> dict[str, float]:
         check_new_file(path)  # though the script looked, that took a while
-        content = pack(list(proposals), dataset.full_names(), dataset.sizes.tolist(), list(proposals.values()))
+        content = pack(list(proposals), full_names_of(dataset), dataset.sizes.tolist(), list(proposals.values()))
         write_atomically(path, content)
         boxes = {image_id: regions.boxes for image_id, regions in proposals.items()}
         return proposal_recall(dataset.annotation_file, boxes, dataset.category_ids)

@@ -11,7 +11,7 @@ from torch import Tensor
 from detector.structures import Detections
 
 Colour = tuple[int, int, int]
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the last row and column not included
+PixelBox = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the last row and column not included
 GOLDEN = 0.618034  # hue steps by the golden ratio keep the colours of neighbouring labels apart
 TONES = ((0.85, 1.0), (0.5, 1.0), (0.9, 0.8))  # saturation, value
 LEAST_LUMINANCE = 0.22  # a contrast of (0.22 + 0.05) / 0.05 = 5.4 to black; WCAG 2 asks for 4.5
@@ -56,16 +56,16 @@ def luminance(colour: Sequence[float]) -> float:
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
-def place_labels(boxes: list[Box], sizes: list[tuple[int, int]], picture: tuple[int, int]) -> list[Box]:
+def place_labels(boxes: list[PixelBox], sizes: list[tuple[int, int]], picture: tuple[int, int]) -> list[PixelBox]:
     """Label rectangles of `sizes` (w, h) at their boxes, inside the picture (w, h), with minimal overlap of each other.
 
     Labels are placed in order. Candidates are above the box, inside it and below it, aligned left or right.
     """
-    placed: list[Box] = []
+    placed: list[PixelBox] = []
     for (x1, y1, x2, y2), (w, h) in zip(boxes, sizes):
         corners = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in (x1, x2 - w)]
         candidates = [_inside(x, y, w, h, picture) for x, y in corners]
-        overlaps = [sum(_overlap(candidate, other) for other in placed) for candidate in candidates]
+        overlaps = [sum(shared_area(candidate, other) for other in placed) for candidate in candidates]
         placed.append(candidates[overlaps.index(min(overlaps))])  # the first of equals
     return placed
 
@@ -82,29 +82,29 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
     return text
 
 
-def _frame(box: list[float], by: int, picture: tuple[int, int]) -> Box:
+def _frame(box: list[float], by: int, picture: tuple[int, int]) -> PixelBox:
     """The outer edge of the line around a box: outside the box, but inside the picture."""
     x1, y1, x2, y2 = _grow(tuple(round(v) for v in box), by)
     return max(x1, 0), max(y1, 0), min(x2, picture[0]), min(y2, picture[1])
 
 
-def _grow(box: Box, by: int) -> Box:
+def _grow(box: PixelBox, by: int) -> PixelBox:
     x1, y1, x2, y2 = box
     return x1 - by, y1 - by, x2 + by, y2 + by
 
 
-def _rectangle(pen: ImageDraw.ImageDraw, box: Box, colour: tuple[int, ...], line: int) -> None:
+def _rectangle(pen: ImageDraw.ImageDraw, box: PixelBox, colour: tuple[int, ...], line: int) -> None:
     x1, y1, x2, y2 = box
     pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=line)
 
 
-def _inside(x: int, y: int, w: int, h: int, picture: tuple[int, int]) -> Box:
+def _inside(x: int, y: int, w: int, h: int, picture: tuple[int, int]) -> PixelBox:
     """The box of size (w, h) at (x, y), moved into the picture."""
     x, y = max(min(x, picture[0] - w), 0), max(min(y, picture[1] - h), 0)
     return x, y, x + w, y + h
 
 
-def _overlap(a: Box, b: Box) -> int:
-    """Pixels in both boxes."""
+def shared_area(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area of the intersection of two rectangles x1, y1, x2, y2."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(w, 0) * max(h, 0)

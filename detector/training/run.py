@@ -15,10 +15,11 @@ from detector.checkpoint import init_from as take_weights
 from detector.checkpoint import load_weights, read_checkpoint
 from detector.config.config import Config, build_detector, in_file
 from detector.data.coco import CocoDataset
+from detector.data.coco_reader import read_coco_file
+from detector.data.describe import class_table_of, report_of
 from detector.data.settings import build_dataset
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError
-from detector.evaluation.coco import read_ground_truth
 from detector.files import write_beside
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
@@ -68,7 +69,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     last, path = _check_output(output, resume, init_from)
     train_set = build_dataset(data, "train")
     val_set = build_dataset(data, "val", class_names=train_set.class_names)
-    read_ground_truth(val_set.annotation_file)  # else its errors would come after an epoch
+    read_coco_file(val_set.annotation_file)  # else its errors would come after an epoch
     config = with_num_classes(config, train_set)
     device = own_device(pick_device(recipe.device))
     make_deterministic(recipe.deterministic)
@@ -273,9 +274,9 @@ def _lock(file: TextIO) -> bool:
 def _announce(trainer: Trainer, started: str | None) -> None:
     """Log the data, the model and the recipe."""
     recipe, model = trainer.recipe, trainer.train_step.model
-    log.info("train %s", trainer.train_set.report)
-    log.info("val   %s", trainer.val_set.report)
-    log.info("%s", trainer.train_set.class_table())
+    log.info("train %s", report_of(trainer.train_set))
+    log.info("val   %s", report_of(trainer.val_set))
+    log.info("%s", class_table_of(trainer.train_set))
     count = sum(p.numel() for p in model.parameters())
     world = distributed.world_size()
     device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"

@@ -11,13 +11,13 @@ from typing import Any
 from detector.coco_format import join_within
 from detector.data.convert.writer import (
     MAX_BYTES,
-    Box,
-    Findings,
-    Picture,
+    ConversionNotes,
+    SourceImage,
+    SourceObject,
     checked_classes,
     coco_document,
     images_below,
-    inside,
+    path_within,
 )
 from detector.data.image import MAX_PIXELS, read_size
 from detector.errors import DataError
@@ -45,10 +45,10 @@ def convert_voc(
     places = _Places(folder)
     names = checked_classes(_all_names(places) if classes is None else classes, "--classes" if classes else folder)
     chosen = list(places.annotations) if split is None else _listed(folder, split, places)
-    findings, origin = Findings(), 0 if zero_based else 1
+    notes, origin = ConversionNotes(), 0 if zero_based else 1
     for name in sorted(places.images.keys() - places.annotations.keys()) if split is None else ():
-        findings.add("images have no XML file: left out", name)
-    pictures = (_picture(places, name, names, origin, difficult, max_pixels, findings) for name in chosen)
+        notes.add("images have no XML file: left out", name)
+    pictures = (_picture(places, name, names, origin, difficult, max_pixels, notes) for name in chosen)
     conventions = [
         ORIGIN[origin],
         DIFFICULT[difficult],
@@ -56,7 +56,7 @@ def convert_voc(
         "the image of an XML file has its name, or else the <filename> that it says; its size is the file's own",
         f"images of ImageSets/Main/{split}.txt" if split else "an image for every XML file",
     ]
-    return coco_document(pictures, names, f"Pascal VOC, {folder.name}", conventions, findings)
+    return coco_document(pictures, names, f"Pascal VOC, {folder.name}", conventions, notes)
 
 
 class _Places:
@@ -80,8 +80,8 @@ class _Places:
         """The image that belongs to an XML file. Raises DataError if there is none, or more than one."""
         own, said, where = self.images.get(name, []), (tree.findtext("filename") or "").strip(), self.annotations[name]
         if len(own) == 1:
-            return inside(self.pictures, own[0], where)
-        path = inside(self.pictures, said, f"{where}: filename") if said else None
+            return path_within(self.pictures, own[0], where)
+        path = path_within(self.pictures, said, f"{where}: filename") if said else None
         if path is None or not path.is_file():
             found = f"{', '.join(own)} would both do" if own else f"no {name} with the suffix of an image"
             raise DataError(f"{where}: its image is not clear: {found} in {self.pictures}, nor its filename {said!r}")
@@ -165,8 +165,8 @@ def _number(element: ET.Element, tag: str, where: str) -> float:
 
 
 def _picture(
-    places: _Places, name: str, classes: Sequence[str], origin: int, difficult: str, max_pixels: int, findings: Findings
-) -> Picture:  # fmt: skip
+    places: _Places, name: str, classes: Sequence[str], origin: int, difficult: str, max_pixels: int, notes: ConversionNotes
+) -> SourceImage:  # fmt: skip
     where = places.annotations[name]
     tree = _parse(where)
     image = places.image(name, tree)
@@ -178,8 +178,8 @@ def _picture(
         if hard and difficult == "drop":
             continue
         label = _known(_text(element, "name", place), classes, place)
-        boxes.append(Box(label, _corners(element, place, origin, findings), hard and difficult == "crowd"))
-    return Picture(image.relative_to(places.folder).as_posix(), size, boxes)
+        boxes.append(SourceObject(label, _corners(element, place, origin, notes), hard and difficult == "crowd"))
+    return SourceImage(image.relative_to(places.folder).as_posix(), size, boxes)
 
 
 def _compare_size(tree: ET.Element, size: tuple[int, int], where: Path, image: Path) -> None:
@@ -195,7 +195,7 @@ def _compare_size(tree: ET.Element, size: tuple[int, int], where: Path, image: P
         )
 
 
-def _corners(element: ET.Element, where: str, origin: int, findings: Findings) -> tuple[float, float, float, float]:
+def _corners(element: ET.Element, where: str, origin: int, notes: ConversionNotes) -> tuple[float, float, float, float]:
     corners = element.find("bndbox")
     if corners is None:
         raise DataError(f"{where}: has no <bndbox>")
@@ -203,5 +203,5 @@ def _corners(element: ET.Element, where: str, origin: int, findings: Findings) -
     if x2 < x1 or y2 < y1:
         raise DataError(f"{where}, bndbox: ({x1:g}, {y1:g}) to ({x2:g}, {y2:g}) is upside down; exchange the corners")
     if origin == 1 and min(x1, y1) == 0:
-        findings.add("boxes begin at pixel 0, which 1-based data never do; --zero-based may be right", where)
+        notes.add("boxes begin at pixel 0, which 1-based data never do; --zero-based may be right", where)
     return x1 - origin, y1 - origin, x2, y2

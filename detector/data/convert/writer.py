@@ -22,7 +22,7 @@ ALWAYS = [
 
 
 @dataclass
-class Box:
+class SourceObject:
     """An object: the edges of its box in pixels."""
 
     name: str
@@ -31,16 +31,16 @@ class Box:
 
 
 @dataclass
-class Picture:
+class SourceImage:
     """An image and its objects."""
 
     file_name: str  # relative to the folder that is converted
     size: tuple[int, int]  # (h, w), upright
-    boxes: list[Box]
+    boxes: list[SourceObject]
 
 
 @dataclass
-class Findings:
+class ConversionNotes:
     """What is worth a look, counted, with the first place of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -57,7 +57,11 @@ class Findings:
 
 
 def coco_document(
-    pictures: Iterable[Picture], classes: Sequence[str], source: str, conventions: Sequence[str], findings: Findings
+    pictures: Iterable[SourceImage],
+    classes: Sequence[str],
+    source: str,
+    conventions: Sequence[str],
+    notes: ConversionNotes,
 ) -> dict[str, Any]:
     """The COCO file of the pictures; `info` says where it is from, by which conventions, and what was found."""
     images, annotations, seen = [], [], set()
@@ -69,37 +73,37 @@ def coco_document(
         height, width = picture.size
         images.append({"id": image_id, "file_name": picture.file_name, "width": width, "height": height})
         for box in picture.boxes:
-            _look_at(box, picture, findings)
+            _note_suspicious_box(box, picture, notes)
             x1, y1, x2, y2 = box.xyxy
-            w, h = _plain(x2 - x1), _plain(y2 - y1)
+            w, h = _rounded_value(x2 - x1), _rounded_value(y2 - y1)
             annotations.append({
                 "id": len(annotations) + 1, "image_id": image_id, "category_id": label_of[box.name],
-                "bbox": [_plain(x1), _plain(y1), w, h], "area": _plain(w * h), "iscrowd": int(box.crowd),
+                "bbox": [_rounded_value(x1), _rounded_value(y1), w, h], "area": _rounded_value(w * h), "iscrowd": int(box.crowd),
             })  # fmt: skip
     info = {"description": f"converted from {source}", "conventions": [*conventions, *ALWAYS]}
     categories = [{"id": number, "name": name} for name, number in label_of.items()]
     if not images:
         raise DataError(f"{source}: no images found there ({' '.join(SUFFIXES)})")
-    info["findings"] = findings.lines()
+    info["findings"] = notes.lines()
     return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
 
 
-def _look_at(box: Box, picture: Picture, findings: Findings) -> None:
+def _note_suspicious_box(box: SourceObject, picture: SourceImage, notes: ConversionNotes) -> None:
     x1, y1, x2, y2 = box.xyxy
     height, width = picture.size
     if min(x1, y1, width - x2, height - y2) < -0.5:  # by more than rounding
-        findings.add("boxes reach out of their image", picture.file_name)
+        notes.add("boxes reach out of their image", picture.file_name)
     if x2 <= x1 or y2 <= y1:
-        findings.add("boxes have no area", picture.file_name)
+        notes.add("boxes have no area", picture.file_name)
 
 
-def _plain(x: float) -> float:
+def _rounded_value(x: float) -> float:
     """Without the noise of binary fractions: a thousandth of a pixel is finer than any annotation."""
     x = round(float(x), 3)
     return int(x) if x.is_integer() else x
 
 
-def report(document: dict[str, Any]) -> list[str]:
+def document_summary(document: dict[str, Any]) -> list[str]:
     """What a document assumes and holds, in lines."""
     counts = dict.fromkeys((category["id"] for category in document["categories"]), 0)
     for annotation in document["annotations"]:
@@ -133,7 +137,7 @@ def images_below(folder: Path, below: str = "") -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in visible)
 
 
-def inside(folder: Path, name: str, where: object) -> Path:
+def path_within(folder: Path, name: str, where: object) -> Path:
     """`join_within`, whose message then says `where` the name is from."""
     try:
         return join_within(folder, name)

@@ -7,13 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detector.data.convert.writer import (
-    Box,
-    Findings,
-    Picture,
+    ConversionNotes,
+    SourceImage,
+    SourceObject,
     checked_classes,
     coco_document,
     images_below,
-    inside,
+    path_within,
     read_text,
 )
 from detector.data.image import MAX_PIXELS, read_size
@@ -43,13 +43,13 @@ def convert_yolo(
     settings, source = _settings(folder)
     names, where = (list(classes), "--classes") if classes is not None else _names(folder, settings, source)
     names = checked_classes(names, where)
-    findings, images = Findings(), _images(folder, split, settings, source)
+    notes, images = ConversionNotes(), _images(folder, split, settings, source)
     for name in _orphans(folder, images) if split is None else ():
-        findings.add("label files have no image: left out", name)
-    pictures = (_picture(folder, name, names, max_pixels, findings) for name in images)
+        notes.add("label files have no image: left out", name)
+    pictures = (_picture(folder, name, names, max_pixels, notes) for name in images)
     chosen = f"images of the split {split}" if split else "all images of the folder"
     conventions = [*CONVENTIONS, f"class names are those of {where}", chosen]
-    return coco_document(pictures, names, f"YOLO, {folder.name}", conventions, findings)
+    return coco_document(pictures, names, f"YOLO, {folder.name}", conventions, notes)
 
 
 def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
@@ -108,7 +108,7 @@ def _images(folder: Path, split: str | None, settings: Mapping[str, Any], source
 
 def _of_entry(folder: Path, entry: str, source: Path) -> list[str]:
     """The images of a folder, or of a text file that lists them. A leading `../` means the folder, as in many exports."""
-    path = inside(folder, _tidy(entry), source)
+    path = path_within(folder, _tidy(entry), source)
     if path.is_dir():
         return images_below(folder, _tidy(entry))
     if path.suffix != ".txt":
@@ -135,27 +135,27 @@ def _orphans(folder: Path, images: Sequence[str]) -> list[str]:
     return sorted(labels - set(map(_label_file, images)))
 
 
-def _picture(folder: Path, name: str, names: Sequence[str], max_pixels: int, findings: Findings) -> Picture:
-    size = read_size(inside(folder, name, folder), max_pixels)
-    path = inside(folder, _label_file(name), name)
+def _picture(folder: Path, name: str, names: Sequence[str], max_pixels: int, notes: ConversionNotes) -> SourceImage:
+    size = read_size(path_within(folder, name, folder), max_pixels)
+    path = path_within(folder, _label_file(name), name)
     if not path.exists():
-        findings.add("images have no label file: taken as images without objects", name)
-        return Picture(name, size, [])
+        notes.add("images have no label file: taken as images without objects", name)
+        return SourceImage(name, size, [])
     rows = enumerate(read_text(path).splitlines(), start=1)
-    boxes = [_box(line.split(), f"{path}, line {n}", size, names, findings) for n, line in rows if line.strip()]
-    return Picture(name, size, boxes)
+    boxes = [_box(line.split(), f"{path}, line {n}", size, names, notes) for n, line in rows if line.strip()]
+    return SourceImage(name, size, boxes)
 
 
 def _box(
-    words: Sequence[str], where: str, size: tuple[int, int], names: Sequence[str], findings: Findings
-) -> Box:  # fmt: skip
+    words: Sequence[str], where: str, size: tuple[int, int], names: Sequence[str], notes: ConversionNotes
+) -> SourceObject:  # fmt: skip
     index, *values = _numbers(words, where)
     if not (index.is_integer() and 0 <= index < len(names)):
         raise DataError(f"{where}: the class index {words[0]} is none of 0..{len(names) - 1}")
     if not all(-FAR <= value <= 1 + FAR for value in values):
         raise DataError(f"{where}: {' '.join(words)[:80]}: these are no fractions of the image's size; pixels?")
     if not all(0 <= value <= 1 for value in values):
-        findings.add("lines have values outside of 0..1", where)
+        notes.add("lines have values outside of 0..1", where)
     if len(values) == 4:
         x, y, w, h = values
         if w < 0 or h < 0:
@@ -164,11 +164,11 @@ def _box(
     elif len(values) >= 6 and len(values) % 2 == 0:
         xs, ys = values[::2], values[1::2]
         fractions = (min(xs), min(ys), max(xs), max(ys))
-        findings.add("outlines were made boxes", where)
+        notes.add("outlines were made boxes", where)
     else:
         raise DataError(f"{where}: {len(words)} numbers; a box has 5, an outline 7, 9, 11 and so on")
     height, width = size
-    return Box(names[int(index)], tuple(f * side for f, side in zip(fractions, (width, height) * 2)))
+    return SourceObject(names[int(index)], tuple(f * side for f, side in zip(fractions, (width, height) * 2)))
 
 
 def _numbers(words: Sequence[str], where: str) -> list[float]:

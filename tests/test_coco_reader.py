@@ -1,0 +1,145 @@
+"""Training, check and evaluation accept and refuse the same COCO files, in the same words."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detector.data.coco import CocoDataset
+from detector.data.coco_reader import EntryFaults, read_coco_file
+from detector.dataset_check.checked_split import read_split
+from detector.dataset_check.findings import Findings
+from detector.errors import DataError
+from detector.evaluation.coco import evaluate_results
+from detector.evaluation.proposals import proposal_recall
+
+FILE: dict[str, Any] = {
+    "images": [{"id": i, "file_name": f"{i}.png", "width": 20, "height": 10} for i in (5, 3)],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 7, "bbox": [1, 2, 3, 4]},
+        {"id": 2, "image_id": 5, "category_id": 9, "bbox": [0, 0, 9, 9], "iscrowd": 1, "area": 50},
+    ],
+    "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}],
+}
+FAULTS = [  # section, key, value (... removes the key), words of the message
+    ("images", "id", "5", "images[0], id '5': `id` is '5'; it must be an integer"),
+    ("images", "id", 3, "images[1], id 3: `id` is 3; two images share it"),
+    ("images", "file_name", ..., "`file_name` is missing; it must be a path"),
+    ("images", "file_name", "../a.png", "`file_name` is '../a.png'; it must be a path inside the image folder"),
+    ("images", "height", 0, "`height` is 0; it must be an integer of at least 1"),
+    ("images", "width", 2.5, "`width` is 2.5; it must be an integer of at least 1"),
+    ("categories", "id", None, "`id` is None; it must be an integer"),
+    ("categories", "id", 7, "two categories share it"),
+    ("categories", "name", "cat", "`name` is 'cat'; two categories share it"),
+    ("categories", "name", "a\nb", "it must be a name without control characters"),
+    ("annotations", "id", "a", "annotations[0], id 'a': `id` is 'a'; it must be an integer"),
+    ("annotations", "image_id", 99, "`image_id` is 99; no such image"),
+    ("annotations", "category_id", 8, "`category_id` is 8; no such category"),
+    ("annotations", "iscrowd", None, "`iscrowd` is None; it must be an integer"),
+    ("annotations", "bbox", [1, 2, 3], "`bbox` is [1, 2, 3]; it must be four finite numbers"),
+    ("annotations", "bbox", [1, 2, -3, 4], "`bbox` is [1, 2, -3, 4]; width and height must not be negative"),
+    ("annotations", "area", float("inf"), "`area` is inf; it must be a finite number"),
+    ("annotations", "area", 10**400, "; it must be a finite number"),
+    ("annotations", "area", None, "`area` is None; it must be a finite number"),
+    ("annotations", None, "text", "annotations[0] is 'text'; it must be an object"),
+]
+
+
+def write(folder: Path, document: Any) -> Path:
+    (folder / "a.json").write_text(json.dumps(document))
+    return folder / "a.json"
+
+
+def spoilt(section: str, key: str | None, value: Any) -> dict[str, Any]:
+    document = copy.deepcopy(FILE)
+    if key is None:
+        document[section][0] = value
+    else:
+        document[section][0][key] = value
+        if value is ...:
+            del document[section][0][key]
+    return document
+
+
+def verdicts(path: Path) -> list[str | None]:
+    """The errors of training, evaluation and recall; None where the file is accepted."""
+    found: list[str | None] = []
+    for read in (
+        lambda: CocoDataset(path.parent, path), lambda: evaluate_results(path, []), lambda: proposal_recall(path, {})
+    ):  # fmt: skip
+        try:
+            read()
+            found.append(None)
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[f"{n}-{fault[0]}-{fault[1]}" for n, fault in enumerate(FAULTS)])
+def test_a_fault_is_one_to_all_readers_in_the_same_words(
+    tmp_path: Path, fault: tuple[str, str | None, Any, str]
+) -> None:
+    *place, rule = fault
+    path = write(tmp_path, spoilt(*place))
+    message, *others = verdicts(path)
+    assert message is not None and others == [message] * 2
+    assert str(path) in message
+    assert rule in message
+    findings = Findings()
+    read_split("train", path, None, None, findings)
+    words = rule.rpartition("; ")[2]
+    (finding,) = [f for f in findings.all() if words in f.places[0].note]
+    assert (finding.severity, finding.count) == ("error", 1)
+    assert finding.effect.endswith(message.rpartition("; ")[2])
+
+
+def test_files_that_one_reader_accepts_are_accepted_by_all(tmp_path: Path) -> None:
+    twice = copy.deepcopy(FILE)
+    twice["annotations"][1]["id"] = 1  # harmless: nothing looks up annotations by their ids
+    for document in (FILE, twice, FILE | {"annotations": []}):
+        path = write(tmp_path, document)
+        assert verdicts(path) == [None] * 3
+        findings = Findings()
+        read_split("train", path, None, None, findings)
+        assert findings.count("error") == 0 and findings.count("warning") == (document is twice)
+
+
+def test_columns_are_those_of_the_file(tmp_path: Path) -> None:
+    coco = read_coco_file(write(tmp_path, FILE))
+    assert coco.image_ids.tolist() == [5, 3] and coco.file_names == ["5.png", "3.png"]
+    assert coco.sizes.tolist() == [[10, 20]] * 2
+    assert coco.category_ids.tolist() == [9, 7] and coco.category_names == ["dog", "cat"]
+    assert coco.image_rows.tolist() == [1, 0] and coco.category_rows.tolist() == [1, 0]
+    assert coco.xywh.tolist() == [[1, 2, 3, 4], [0, 0, 9, 9]] and coco.xywh.dtype == np.float64
+    assert coco.areas.tolist() == [12, 50] and coco.crowd.tolist() == [False, True]
+
+
+def test_all_faults_are_collected_and_their_entries_left_out(tmp_path: Path) -> None:
+    document = copy.deepcopy(FILE)
+    document["images"] += [
+        {"id": 4, "file_name": "4.png", "width": -1},
+        7,
+        {"id": 5, "file_name": "b.png", "width": 1, "height": 1},
+    ]
+    document["annotations"] += [
+        {"id": 3, "image_id": 4, "category_id": 7, "bbox": [0, 0, 1, 1]},  # of a faulty image, which is known
+        {"id": 4, "image_id": 6, "category_id": 6, "bbox": "text", "area": "large"},
+    ]
+    faults: list[EntryFaults] = []
+    coco = read_coco_file(write(tmp_path, document), faults.append)
+    assert [(f.kind, f.where(0), len(f)) for f in faults] == [
+        ("not an entry", "images[3]", 1),
+        ("invalid value", "images[2].height", 1),
+        ("invalid value", "images[2].width", 1),
+        ("repeated id", "images[4].id", 1),
+        ("invalid box", "annotations[3].bbox", 1),
+        ("invalid value", "annotations[3].area", 1),
+        ("unknown image", "annotations[3].image_id", 1),
+        ("unknown category", "annotations[3].category_id", 1),
+    ]
+    assert coco.image_ids.tolist() == [5, 3] and coco.annotation_ids.tolist() == [1, 2]
