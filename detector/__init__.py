@@ -11,7 +11,7 @@ scores have K+1 columns, background last. COCO's xywh and sparse ids live in `da
 Three protocols hold the building together:
     backbone  (N, 3, H, W) -> [C2..C5]; has .channels and .strides, a number for each level
     neck      [C2..C5] -> [P2..P6]; made with and has .channels and .strides
-    pyramid   (N, 3, H, W) -> [P2..P6]; ordinarily Pyramid(backbone, neck), for DetectoRS RecursivePyramid
+    pyramid   (N, 3, H, W) -> [P2..P6]; ordinarily PlainPyramid(backbone, neck), for DetectoRS RecursivePyramid
 `GeneralizedRCNN(pixels, pyramid, rpn, roi_head)` takes uint8 RGB images (3, H, W) of any sizes:
     model(images, targets) -> {"rpn_objectness", "rpn_box", "roi_class", "roi_box"}, whose sum is the objective; of a
                               cascade "roi_class_1", "roi_box_1", "roi_class_2" and so on

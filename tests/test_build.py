@@ -30,7 +30,7 @@ from detector.modeling.necks.fpn import FPN
 from detector.modeling.necks.panet import PANet
 from detector.modeling.parts import PARTS
 from detector.modeling.preprocess import ImagePreprocessor
-from detector.modeling.pyramid import Pyramid
+from detector.modeling.pyramid import PlainPyramid
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead
@@ -291,7 +291,7 @@ def test_a_part_of_ones_own_is_followed_only_with_trust(my_parts):
 
 
 OWN_PARTS = {
-    "preprocess": ImagePreprocessor, "backbone": ResNet, "neck": FPN, "pyramid": Pyramid, "rpn": RPN,
+    "preprocess": ImagePreprocessor, "backbone": ResNet, "neck": FPN, "pyramid": PlainPyramid, "rpn": RPN,
     "rpn.anchors": AnchorGenerator,
     "roi_head": RoIHead, "roi_head.pool": RoIPool, "roi_head.box_head": TwoFC,
 }  # fmt: skip

@@ -18,7 +18,7 @@ from detector.modeling.layers import fold_norms
 from detector.modeling.necks.fpn import FPN
 from detector.modeling.necks.panet import PANet
 from detector.modeling.necks.single import Single
-from detector.modeling.pyramid import Pyramid
+from detector.modeling.pyramid import PlainPyramid
 from detector.modeling.recursive_pyramid import ASPP, RecursivePyramid
 
 WIDTH = 8
@@ -184,7 +184,7 @@ def test_with_equal_backbones_it_starts_as_the_plain_pyramid(depth, steps, conv)
         again.load_state_dict(pyramid.backbone.state_dict(), strict=False)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        for p, expected in zip(pyramid(images), Pyramid(pyramid.backbone, pyramid.neck)(images), strict=True):
+        for p, expected in zip(pyramid(images), PlainPyramid(pyramid.backbone, pyramid.neck)(images), strict=True):
             torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
 
 

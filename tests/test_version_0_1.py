@@ -28,7 +28,7 @@ OLD = Path(__file__).parent / "fixtures" / "v0_1_0"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 MODELS = [name for name in EXPECTED if name != "proposals"]
 CONFIGS = json.loads(gzip.decompress((OLD / "configs.json.gz").read_bytes()))
-CLASSES = {"Pixels": "ImagePreprocessor"}
+CLASSES = {"Pixels": "ImagePreprocessor", "Pyramid": "PlainPyramid"}
 Y, X = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
 IMAGE = torch.stack([(37 * c + 5 * Y + 3 * X + (X * Y) // 7) % 256 for c in range(3)]).to(torch.uint8)
 TARGET = {

@@ -20,7 +20,7 @@ from detector.modeling.necks.panet import PANet
 from detector.modeling.necks.single import Single
 from detector.modeling.precomputed import Precomputed
 from detector.modeling.preprocess import ImagePreprocessor
-from detector.modeling.pyramid import Pyramid
+from detector.modeling.pyramid import PlainPyramid
 from detector.modeling.recursive_pyramid import RecursivePyramid
 from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
 from detector.modeling.roi_heads.auxiliary import AuxiliaryRoIHead
@@ -49,7 +49,7 @@ NECKS = {
     "finest": Finest,
     "hierarchy": Hierarchy,
 }
-PYRAMIDS = {"plain": Pyramid, "recursive": RecursivePyramid}
+PYRAMIDS = {"plain": PlainPyramid, "recursive": RecursivePyramid}
 RPNS = {"rpn": RPN, "precomputed": Precomputed}
 POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool, "soft": SoftRoIPool}
 ROI_HEADS = {"standard": RoIHead, "cascade": Cascade, "auxiliary": AuxiliaryRoIHead, "none": ProposalsOnly}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Pyramid(nn.Module):
+class PlainPyramid(nn.Module):
     """(N, 3, H, W) -> [P2..P6]: backbone, then neck.
 
     Args:
