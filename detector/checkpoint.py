@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detector import __version__
 from detector.errors import CheckpointError, ConfigError
-from detector.files import check_archive, write_atomically
+from detector.files import load_tensors, write_atomically
 from detector.renames import rename_config, rename_tensors
 
 FORMAT = "detector checkpoint 1"
@@ -55,8 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise CheckpointError(
             f"{path}: damaged, or holds more than plain tensors and numbers; it was not read"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import DataError
-from detector.files import check_archive
+from detector.files import load_tensors
 from detector.structures import Proposals
 
 FORMAT = "detector proposals 1"
@@ -103,8 +103,7 @@ def _read(path: Path, intact: bool) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of proposals; correct `proposals`, which is relative to data.root")
     try:
-        check_archive(path, intact=intact)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = load_tensors(path, intact=intact, mmap=True)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise DataError(f"{path}: damaged, or holds more than plain tensors; it was not read") from error
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detector.checkpoint import FORMAT
 from detector.errors import CheckpointError
-from detector.files import check_archive, write_atomically, write_beside
+from detector.files import load_tensors, write_atomically, write_beside
 from detector.interop.names import some
 
 TENSORS_UNDER = ("state_dict", "model", "blobs")  # MMDetection's, Detectron2's and Caffe2's files
@@ -108,18 +108,17 @@ def _safetensors() -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    """Histories of numbers in a training's own file of MMDetection's, and torchvision's arguments, are made to nothing."""
-    if zipfile.is_zipfile(path):
-        try:
-            check_archive(path)
-        except zipfile.BadZipFile as error:
-            raise CheckpointError(f"{path}: damaged ({error}); copy or download it anew") from error
+    """A file by torch.save. MMDetection's histories of numbers and torchvision's arguments become `_Nothing`."""
     names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "argparse.Namespace")
     nothing = [(_Nothing, name) for name in names]
     arrays = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in _ARRAYS.items()]
     kinds = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQfd"}]
-    with torch.serialization.safe_globals([*nothing, *arrays, *kinds]), warnings.catch_warnings(action="ignore"):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([*nothing, *arrays, *kinds]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return load_tensors(path)
+        except zipfile.BadZipFile as error:
+            raise CheckpointError(f"{path}: damaged ({error}); copy or download it anew") from error
 
 
 class _Nothing:
