@@ -105,17 +105,16 @@ class Record:
                 values[field.name] = nested(value)
         return dataclasses.replace(self, **values)
 
+    def row_fields(self) -> dict[str, Tensor]:
+        """The fields with a row for each of the record's rows, by name."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("aligned")}
+        return {name: value for name, value in values.items() if value is not None}
+
     @classmethod
     def joined(cls: type[Rec], records: Sequence[Rec]) -> Rec:
         """The rows of all records, one after the other; the other fields are the first record's."""
-        first, *_ = records
-        aligned = [f.name for f in dataclasses.fields(first) if f.metadata.get("aligned")]
-        together = {
-            name: torch.cat([getattr(r, name) for r in records])
-            for name in aligned
-            if getattr(first, name) is not None
-        }  # fmt: skip
-        return dataclasses.replace(first, **together)
+        rows = [record.row_fields() for record in records]
+        return dataclasses.replace(records[0], **{name: torch.cat([r[name] for r in rows]) for name in rows[0]})
 
 
 def _dtype(value: Tensor) -> torch.dtype:

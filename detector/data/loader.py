@@ -113,8 +113,7 @@ class _Prepared(Dataset):
 
 def _filler(image: Tensor, target: Target, image_id: int) -> tuple[Tensor, Target, int]:
     """The image with nothing to learn from, neither object nor background."""
-    nothing = replace(target, boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
-    return image, replace(nothing, crowd=torch.tensor(EVERYWHERE)), image_id
+    return image, replace(target[:0], crowd=torch.tensor(EVERYWHERE)), image_id
 
 
 def _guarded(sample: Callable[[int], Any], i: int) -> Any:
