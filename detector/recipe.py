@@ -30,9 +30,9 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     momentum: AtLeast0 = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: AtLeast0 = 1e-4
-    """Decay of the weights."""
+    """Factor of the L2 penalty (SGD) or of the decoupled decay (AdamW) of the weights."""
     norm_weight_decay: AtLeast0 | None = None
     """Decay of the weights of normalisation layers; null: `weight_decay`."""
     schedule: Literal["steps", "cosine"] = "steps"
@@ -46,7 +46,7 @@ class Recipe:
     clip_norm: Positive | None = None
     """Bound of the L2 norm of all gradients; null: none."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the network; boxes and losses stay in float32."""
+    """Number format of the network; boxes and losses stay in float32."""
     accumulate: Number = 1
     """Parts in which the images of a step are processed one after the other, to save memory."""
     ema: Annotated[float, Range(0, 1, above=True, below=True)] | None = None
@@ -56,9 +56,9 @@ class Recipe:
     deterministic: bool = False
     """The same bits in every run, as far as PyTorch has deterministic kernels."""
     seed: Annotated[int, Range(0, 2**63, below=True)] = 0
-    """Of weights, order and augmentation."""
+    """Seed of initial weights, order of the images and augmentation."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    """Device to train on: cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
     evaluate_every: Number = 1
     """Epochs between two evaluations on val; the last epoch is always evaluated."""
     save_seconds: AtLeast0 = 15.0

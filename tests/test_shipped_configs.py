@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from detector.config.config import build_detector, load_config
+from detector.config.config import build_detector, load_config, parse_config
 from detector.config.describe import DEFAULT, EffectiveConfig
 from detector.config.inherit import shipped_configs
 from detector.config.keys import Key, KeySection, key_table
+from detector.errors import ConfigError
 
 FILES = sorted(shipped_configs().rglob("*.yaml"))
 VARIANTS = shipped_configs() / "variants"
@@ -81,3 +84,39 @@ def test_a_shipped_file_is_a_base_from_any_folder(tmp_path: Path, monkeypatch: p
     assert load_config("detector://variants/bfp_conv.yaml").raw == load_config(VARIANTS / "bfp_conv.yaml").raw
     origin = EffectiveConfig("own.yaml").settings["train.epochs"].origin
     assert origin == f"detector://_base_{os.sep}schedule_1x.yaml"
+
+
+def section_of(section: KeySection, key: str, value: object) -> dict:
+    """A configuration that sets one key of a section of one type."""
+    *path, name = [*section.path.removesuffix("[]").split("."), *key.split(".")]
+    own = {"type": section.type} if section.type else {}
+    nested: object = value
+    depth = len(section.path.split("."))
+    for i, part in reversed(list(enumerate([*path, name]))):
+        nested = {part: nested} | (own if i == depth else {})
+    if section.path.endswith("[]"):
+        nested["data"]["transforms"] = [nested["data"]["transforms"]]
+    return nested
+
+
+def test_a_number_out_of_range_is_found_at_load_in_every_option():
+    split = {"images": "a", "annotations": "b"}
+    tried = 0
+    for section in key_table():
+        for key in section.keys:
+            if "number" not in key.kind or "each" in key.kind:
+                continue
+            for value in (math.nan, math.inf, -1e30, 1e30, -(10**30), 10**30):
+                raw = section_of(section, key.name, value)
+                if "data" in raw:
+                    raw["data"] = {"root": ".", "train": split, "val": split} | raw["data"]
+                with pytest.raises(ConfigError, match=re.escape(key.name)):
+                    print(section.title, key.name, value, parse_config(raw, trust=False).raw)
+                tried += 1
+    assert tried > 600
+
+
+def test_every_option_has_a_sentence():
+    for section in key_table():
+        for key in section.keys:
+            assert key.sentence.endswith(".") and len(key.sentence) > 9, f"{section.title} {key.name}: {key.sentence!r}"

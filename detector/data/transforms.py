@@ -86,7 +86,7 @@ class HorizontalFlip:
     """Left becomes right."""
 
     p: Fraction = 0.5
-    """Probability."""
+    """Probability that an image is mirrored."""
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         return _apply(F.horizontal_flip, image, target) if torch.rand(()) < self.p else (image, target)
@@ -98,7 +98,7 @@ class VerticalFlip:
     """Up becomes down."""
 
     p: Fraction = 0.5
-    """Probability."""
+    """Probability that an image is mirrored."""
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         return _apply(F.vertical_flip, image, target) if torch.rand(()) < self.p else (image, target)
@@ -136,9 +136,9 @@ class LargeScaleJitter:
     size: Side
     """Sides of the window in pixels; factor 1 fits the image into it."""
     min_scale: Annotated[float, Range(0, 100, above=True)] = 0.1
-    """Smallest factor."""
+    """Smallest factor that is drawn."""
     max_scale: Annotated[float, Range(0, 100, above=True)] = 2.0
-    """Largest factor."""
+    """Largest factor that is drawn."""
 
     def __post_init__(self) -> None:
         if self.min_scale > self.max_scale:

@@ -18,7 +18,7 @@ class Sampling:
     """Draws the candidates of an image that training learns from."""
 
     batch_per_image: Count
-    """Candidates per image."""
+    """Candidates that are learnt from, per image."""
     positive_fraction: Fraction
     """At most this share of them is positive; negatives fill the rest."""
 

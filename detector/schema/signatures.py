@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import re
 import reprlib
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from detector.schema.ranges import Range
 Part = TypeVar("Part", bound=type)
 WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
 UNIONS = (Union, types.UnionType)
+OPTION = re.compile(r"[a-z_.]+: ")  # a message that begins with the name of an option
 
 
 class Mismatch(Exception):
@@ -141,7 +143,8 @@ class prefixed:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, ValueError):
-            raise ConfigError(f"{self.where}: {error}") from error
+            joint = "." if OPTION.match(str(error)) else ": "
+            raise ConfigError(f"{self.where}{joint}{error}") from error
 
 
 def _if(fits: bool, value: Any) -> Any:

@@ -57,7 +57,7 @@ class AdaptiveConvFC(nn.Module):
         size: cells of a pooled region along each side.
         branches: maps per region.
         convs: convolutions in a row; each level has its own first one, and `fuse` follows it.
-        conv_width: their channels.
+        conv_width: channels of each convolution.
         width: features of the fully connected layer.
         norm: after each convolution; null: none.
         fuse: how the levels' first layers are combined.

@@ -37,8 +37,8 @@ class ConvFC(nn.Module):
     Args:
         channels: C.
         size: cells of a pooled region along each side.
-        convs: how many convolutions.
-        conv_width: their channels.
+        convs: number of convolutions before the fully connected layers.
+        conv_width: channels of each convolution.
         width: features of the fully connected layer.
         norm: after each convolution; null: none.
     """

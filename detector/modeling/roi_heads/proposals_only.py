@@ -18,7 +18,7 @@ class BestProposals:
     """The first proposals of an image."""
 
     max_detections: Count = 100
-    """Detections per image."""
+    """At most this many detections per image."""
 
 
 class ProposalsOnly(nn.Module):

@@ -33,7 +33,7 @@ class DetectionSelection:
     class_agnostic_nms: bool = False
     """Suppress across classes instead of within each."""
     max_detections: Count = 100
-    """Detections per image."""
+    """At most this many detections per image."""
     min_size: Weight = 0.0
     """Boxes with a shorter side, in pixels, are dropped."""
 
