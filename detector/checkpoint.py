@@ -22,7 +22,7 @@ PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")  # of any 
 
 
 def save_checkpoint(
-    path: str | Path, *, model: nn.Module, config: Mapping[str, Any], class_names: list[str], category_ids: list[int],
+    path: str | Path, *, model: Any, config: Mapping[str, Any], class_names: list[str], category_ids: list[int],
     training: Mapping[str, Any] | None = None, previous: Path | None = None,
 ) -> None:  # fmt: skip
     """Write a checkpoint that describes itself; `training` is the state that `--resume` continues from.

@@ -14,7 +14,7 @@ from detector.errors import ConfigError, DetectorError
 try:
     import resource
 except ImportError:  # on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 
 def pick_device(name: str) -> torch.device:

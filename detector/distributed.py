@@ -17,7 +17,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from detector.errors import DetectorError, Interrupted
 
-P, T, R = ParamSpec("P"), TypeVar("T"), TypeVar("R")
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
 ROUND = 8  # batches that a process handles between two gathers
 
 

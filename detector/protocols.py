@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -171,7 +171,7 @@ def members(protocol: type) -> dict[str, str]:
     return {name: docs.get(name, "") for name in dict.fromkeys(names)}
 
 
-def check_part(part: Any, protocol: type | Callable, where: str) -> None:
+def check_part(part: Any, protocol: type, where: str) -> None:
     """Raise ConfigError, with the key `where` of a user's own part, for the first member of `protocol` that it lacks."""
     for name, meaning in members(protocol).items():
         if not hasattr(part, name):

@@ -18,6 +18,12 @@ Size = tuple[int, int]  # (h, w)
 Rec = TypeVar("Rec", bound="Record")
 
 
+def image_size(image: Tensor) -> Size:
+    """(h, w) of an image (..., h, w)."""
+    h, w = image.shape[-2:]
+    return h, w
+
+
 def boxes_field(*, aligned: bool = True, **options: Any) -> Any:
     """A field of boxes (n, 4) xyxy in pixels of the image; `aligned`: a row for each of the record's rows."""
     return dataclasses.field(metadata={"boxes": True, "aligned": aligned}, **options)
@@ -96,7 +102,7 @@ class Record:
         nested: Callable[[Record], Record] = lambda record: record,
     ) -> Rec:  # fmt: skip
         """A copy with every tensor changed by `change(value, kind)` and every nested record by `nested`."""
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):

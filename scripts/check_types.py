@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 260
+LIMIT = 51
 
 
 def main() -> int:

@@ -116,7 +116,7 @@ def test_the_largest_short_side_is_taken_and_the_long_side_is_bounded(
     predictor: Predictor, size: tuple[int, int], expected: tuple[int, int]
 ):
     assert predictor.prepare(picture(*size)).shape == (3, *expected)
-    assert predictor.resize.short == [64]  # also where boxes come along, as for the loss on val
+    assert predictor.resize.sides == [64]  # also where boxes come along, as for the loss on val
 
 
 def test_without_a_data_section_the_published_size_is_taken():

@@ -183,7 +183,7 @@ def test_training_draws_a_short_side_and_evaluation_takes_the_largest() -> None:
     before = torch.get_rng_state()
     assert resize.resize_image(image).shape == (3, 133, 200)
     assert torch.equal(torch.get_rng_state(), before)
-    assert resize.evaluation().short == [150] and resize.evaluation().long == 200
+    assert resize.evaluation().sides == [150] and resize.evaluation().long == 200
     assert torch.equal(resize.evaluation()(image, target)[0], resize.resize_image(image))
 
 

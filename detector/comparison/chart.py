@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from detector.inference.drawing import shared_area
+from detector.inference.drawing import load_font, shared_area
 
 SIZE = (1200, 800)
 AXES = (90, 50, 1160, 720)  # x1, y1, x2, y2 of the plane in the picture
@@ -33,7 +33,7 @@ class ChartPoint:
 def draw_chart(points: Sequence[ChartPoint], x_label: str, y_label: str) -> Image.Image:
     """The points with grid, ticks and axis labels; names are placed near their points without overlap where possible."""
     picture = Image.new("RGB", SIZE, "white")
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20)
+    pen, font = ImageDraw.Draw(picture), load_font(20)
     x_ticks = ticks([p.x for p in points])
     y_ticks = ticks([p.y + sign * p.spread for p in points for sign in (-1, 1)])
     _grid(pen, font, x_ticks, y_ticks)

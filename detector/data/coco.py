@@ -33,7 +33,7 @@ class FlatStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._end) - 1
 
-    def __getitem__(self, i: int) -> str:
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]  # no slices
         i = range(len(self))[i]
         return self._blob[self._end[i] : self._end[i + 1]].decode()
 
@@ -141,7 +141,9 @@ class CocoDataset(Dataset):
         rows = slice(self._start[i], self._start[i + 1])
         boxes, labels, crowd = self._boxes[rows], self._labels[rows], self._crowd[rows]
         proposals = None if self.proposals is None else self.proposals[self.image_ids[i]]
-        return Target(*(torch.from_numpy(x) for x in (boxes[~crowd], labels[~crowd], boxes[crowd])), proposals)
+        return Target(
+            torch.from_numpy(boxes[~crowd]), torch.from_numpy(labels[~crowd]), torch.from_numpy(boxes[crowd]), proposals
+        )
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """The index of the image (B,) and the label (B,) of every object."""

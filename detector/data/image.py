@@ -78,7 +78,7 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
 def to_rgb(image: Image.Image) -> Tensor:
     """An open image of any mode as uint8 RGB (3, H, W), upright. Alpha is dropped; 16 bits give their high byte."""
     image.load()  # first: it may change the mode, and a TIFF turns itself upright and forgets its orientation
-    rgb, turn = _rgb(image), UPRIGHT.get(image.getexif().get(ORIENTATION))
+    rgb, turn = _rgb(image), UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     upright = rgb if turn is None else rgb.transpose(turn)
     # (H, W, 3) -> (3, H, W), left as it lies in memory: torchvision resizes that two to five times as fast
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1)

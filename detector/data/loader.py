@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from detector.data.coco import CocoDataset
 from detector.data.image import ImageError
 from detector.data.sampler import EpochIndex, GroupedBatchSampler
 from detector.data.skip_bad import BadImages, Replaced, usable
 from detector.errors import DataError
+from detector.protocols import DataSet
 from detector.rng import seeded
 from detector.structures import Target
 
@@ -50,7 +50,7 @@ class ImageLoader(DataLoader):
 
 
 def train_loader(
-    dataset: CocoDataset, batch_size: int, workers: int, seed: int, *, rank: int = 0, world: int = 1,
+    dataset: DataSet, batch_size: int, workers: int, seed: int, *, rank: int = 0, world: int = 1,
     repeats: np.ndarray | None = None, skip_bad: int = 0,
 ) -> ImageLoader:  # fmt: skip
     """Batches of lists (images, targets, image ids), shuffled; call `.batch_sampler.set_epoch` before each epoch."""
@@ -60,7 +60,7 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: CocoDataset, prepare: Callable[[Tensor], Tensor], workers: int, batch_size: int = 1,
+    dataset: DataSet, prepare: Callable[[Tensor], Tensor], workers: int, batch_size: int = 1,
     indices: Sequence[int] | None = None,
 ) -> ImageLoader:  # fmt: skip
     """Batches of lists (prepared images, original sizes (h, w), image ids) in the order of `indices` or the data set."""
@@ -97,7 +97,7 @@ class _Seeded(Dataset):
 class _Prepared(Dataset):
     """Images alone, made ready for the model by the worker."""
 
-    def __init__(self, dataset: CocoDataset, prepare: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, dataset: DataSet, prepare: Callable[[Tensor], Tensor]) -> None:
         self.dataset, self.prepare = dataset, prepare
 
     def __len__(self) -> int:

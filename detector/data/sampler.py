@@ -57,7 +57,8 @@ class GroupedBatchSampler(Sampler[list[EpochIndex]]):
         """All batches of the epoch, of all processes together."""
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         drawn = self._draw(generator)
-        batches, waiting = [], {True: [], False: []}
+        batches: list[list[int]] = []
+        waiting: dict[bool, list[int]] = {True: [], False: []}
         for i in torch.randperm(len(drawn), generator=generator).tolist():
             index = int(drawn[i])
             group = waiting[bool(self.wide[index])]

@@ -56,7 +56,8 @@ class BadImages:
     """The images that a training did without, each named once in the log."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.found = most, {}
+        self.most = most
+        self.found: dict[int, str] = {}
 
     def add(self, bad: Mapping[int, str]) -> None:
         """Raises DataError that lists them when there are more than `most`."""

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from detector.schema.ranges import Fraction, Range
 from detector.schema.signatures import checked
-from detector.structures import Target
+from detector.structures import Target, image_size
 
 
 def resized_size(h: int, w: int, short: int, long: int) -> tuple[int, int]:
@@ -40,21 +40,25 @@ class Resize:
     """The long side is at most this many pixels."""
 
     def __post_init__(self) -> None:
-        self.short = [self.short] if isinstance(self.short, int) else list(self.short)
-        if not self.short:
+        if not self.sides:
             raise ValueError("short: at least one side is needed")
 
+    @property
+    def sides(self) -> list[int]:
+        """The short sides, one or several."""
+        return [self.short] if isinstance(self.short, int) else self.short
+
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        short = self.short[int(torch.randint(len(self.short), ()))]
-        return _apply(_resize, image, target, resized_size(*image.shape[1:], short, self.long))
+        short = self.sides[int(torch.randint(len(self.sides), ()))]
+        return _apply(_resize, image, target, resized_size(*image_size(image), short, self.long))
 
     def resize_image(self, image: Tensor) -> Tensor:
         """An image alone, as evaluation wants it: to the largest short side, nothing drawn."""
-        return _resize(image, resized_size(*image.shape[1:], max(self.short), self.long))
+        return _resize(image, resized_size(*image_size(image), max(self.sides), self.long))
 
     def evaluation(self) -> Resize:
         """The same without chance: the largest short side."""
-        return Resize(max(self.short), self.long)
+        return Resize(max(self.sides), self.long)
 
 
 @checked
@@ -76,7 +80,7 @@ class ImagePyramid:
 
     def resizes(self, evaluation: Resize) -> list[Resize]:
         """How to make each scale."""
-        short, long = max(evaluation.short), evaluation.long
+        short, long = max(evaluation.sides), evaluation.long
         return [Resize(max(1, round(short * s)), max(1, round(long * s))) for s in self.scales]
 
 
@@ -168,7 +172,7 @@ class Compose:
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         for transform in self.transforms:
             image, target = transform(image, target)
-        inside = target.clipped(tuple(image.shape[1:]))
+        inside = target.clipped(image_size(image))
         self.dropped += len(target) - len(inside)
         return image, inside
 
@@ -183,7 +187,7 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def _apply(operation: Callable[..., Tensor], image: Tensor, target: Target, *args: Any) -> tuple[Tensor, Target]:
     """One operation of torchvision, done alike to the image and to every geometric field of the target."""
-    canvas = tuple(image.shape[1:])  # (h, w)
+    canvas = image_size(image)
 
     def transform_boxes(boxes: Tensor) -> Tensor:
         wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)

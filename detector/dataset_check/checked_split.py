@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,11 +46,11 @@ class CheckedSplit:
     crowd: np.ndarray
     """(m,) bool."""
 
-    def image_place(self, image: int, **more: str | int | None) -> FaultPlace:
+    def image_place(self, image: int, **more: Any) -> FaultPlace:
         """The place of an image."""
         return FaultPlace(self.file_names[image], int(self.image_ids[image]), **more)
 
-    def box_place(self, row: int, **more: str | int | None) -> FaultPlace:
+    def box_place(self, row: int, **more: Any) -> FaultPlace:
         """The place of an annotation."""
         return self.image_place(self.owner[row], annotation_id=int(self.annotation_ids[row]), **more)
 

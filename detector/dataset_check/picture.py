@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from detector.comparison.chart import ticks
 from detector.dataset_check.check import CheckResult
 from detector.dataset_check.findings import printable
-from detector.inference.drawing import PixelBox
+from detector.inference.drawing import PixelBox, load_font
 
 MAKER = "detector: the health of a data set"  # in the picture's own text, by which we know it again
 SIZE = (1600, 900)
@@ -20,7 +20,7 @@ PAPER, INK, QUIET, GRID = (255, 255, 255), (32, 36, 44), (112, 118, 130), (228, 
 COLOURS = ((35, 105, 189), (240, 140, 46), (66, 160, 98))  # of the splits
 CLASSES = 24  # the most frequent; the rest are one bar
 STEPS = np.arange(-12, 13)  # quarters of an octave of height / width; what lies beyond counts with the outermost
-TITLE, LABEL, SMALL = (ImageFont.load_default(size=size) for size in (24, 17, 14))
+TITLE, LABEL, SMALL = (load_font(size) for size in (24, 17, 14))
 
 
 @dataclass(frozen=True)

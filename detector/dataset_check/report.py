@@ -109,7 +109,7 @@ def _levels(result: CheckResult) -> str:
         span = [f"from {start:g}"] * (k > low) + [f"below {end:g}"] * (k < high)
         counts = [f"{s.levels[k]} {_percent(s.levels[k] / max(s.objects, 1))}" for s in result.splits.values()]
         rows.append([f"P{k}", " ".join(span) or "all", *counts])
-    title = f"box sizes, resized to a short side of {max(g.resize.short)} and a long side of {g.resize.long} at most"
+    title = f"box sizes, resized to a short side of {max(g.resize.sides)} and a long side of {g.resize.long} at most"
     return "\n".join([title, *_table(rows, "ll" + "r" * len(result.splits))])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Geometry:
         return Scaled(boxes, split.labels[rows], resized[:, :2], resized[:, 2:])
 
     def _resized(self, height: int, width: int) -> tuple[int, int, int, int]:
-        size = resized_size(height, width, max(self.resize.short), self.resize.long)
+        size = resized_size(height, width, max(self.resize.sides), self.resize.long)
         return *size, *self.preprocess.padded_size(torch.empty(1).expand(3, *size))
 
     def level(self, boxes: np.ndarray) -> np.ndarray:
@@ -62,7 +63,7 @@ class Geometry:
 
 def geometry(config: Config) -> Geometry:
     """What the detector of a configuration, built but for its weights, does to boxes."""
-    detector = build_detector(config if config.model.num_classes else config.with_num_classes(1), pretrained=False)
+    detector: Any = build_detector(config if config.model.num_classes else config.with_num_classes(1), pretrained=False)
     pool = getattr(detector.roi_head, "pool", None)
     strides = getattr(pool, "strides", detector.pyramid.strides[:4])
     anchors, matching = getattr(detector.rpn, "anchors", None), getattr(detector.rpn, "matching", None)
@@ -109,7 +110,7 @@ def _shared(
 ) -> np.ndarray:
     """The most (B,) that a box and an anchor with these two edges, on a grid, can share along one axis (0: x)."""
     low, high = scaled.boxes[:, axis], scaled.boxes[:, axis + 2]
-    least, most = 0, count - 1  # of the index on the grid
+    least, most = np.zeros_like(step), count - 1  # of the index on the grid
     if geometry.border is not None:  # anchors that leave the image further do not train
         size = scaled.sizes[:, 1 - axis]
         least = np.maximum(least, np.ceil((-geometry.border - anchor[0]) / step))

@@ -20,7 +20,7 @@ from detector.evaluation.proposals import proposal_recall
 from detector.files import check_new_file, write_atomically
 from detector.inference.predictor import Predictor
 from detector.protocols import DataSet
-from detector.structures import Detections
+from detector.structures import Detections, Proposals
 
 
 def evaluate(
@@ -45,7 +45,7 @@ def evaluate(
     category_ids = list(ONE_CLASS) if as_one_class else dataset.category_ids
     for image_id, found in detect_all(predictor, dataset, batch_size, workers, progress, check):
         results += detections_to_results(found, image_id, category_ids)
-        proposals[image_id] = found.proposals.boxes
+        proposals[image_id] = _proposals_of(found).boxes
 
     def score() -> dict[str, dict[str, Any]]:
         truth, classes = dataset.annotation_file, dataset.category_ids
@@ -55,6 +55,12 @@ def evaluate(
     return on_rank0(score), results
 
 
+def _proposals_of(found: Detections) -> Proposals:
+    """The first stage's boxes, which a predictor keeps with the detections."""
+    assert found.proposals is not None
+    return found.proposals
+
+
 def write_proposals(
     predictor: Predictor, dataset: DataSet, path: Path, *, workers: int = 2, progress: bool = True
 ) -> dict[str, float]:
@@ -62,7 +68,9 @@ def write_proposals(
 
     See detector/data/proposal_file.py for the file. Raises DataError for a path that exists or cannot be written.
     """
-    proposals = {image_id: found.proposals for image_id, found in detect_all(predictor, dataset, 1, workers, progress)}
+    proposals = {
+        image_id: _proposals_of(found) for image_id, found in detect_all(predictor, dataset, 1, workers, progress)
+    }
 
     def write() -> dict[str, float]:
         check_new_file(path)  # though the script looked, that took a while

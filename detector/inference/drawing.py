@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -24,7 +25,7 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
     short, long = sorted(picture.size)
     line = max(1, round(short / 240))
     seam = (line + 1) // 2
-    font = ImageFont.load_default(size=max(10, round(long / 50)))
+    font = load_font(max(10, round(long / 50)))
     pen = ImageDraw.Draw(picture, "RGBA")
     boxes = [_frame(box, line + seam, picture.size) for box in detections.boxes.tolist()]
     colours = [class_colour(label) for label in detections.labels.tolist()]
@@ -41,13 +42,19 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
     return picture
 
 
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own scalable font."""
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))
+
+
 def class_colour(label: int) -> Colour:
     """The fixed colour of a class, distinct from those of neighbouring labels and bright enough for black text."""
     saturation, value = TONES[label % len(TONES)]
     colour = [255 * c for c in colorsys.hsv_to_rgb(label * GOLDEN % 1, saturation, value)]
     while luminance(colour) < LEAST_LUMINANCE:  # blues and violets
         colour = [c + (255 - c) / 8 for c in colour]
-    return tuple(round(c) for c in colour)
+    r, g, b = (round(c) for c in colour)
+    return r, g, b
 
 
 def luminance(colour: Sequence[float]) -> float:

@@ -70,7 +70,8 @@ def infer_images(
         score: minimum score of a detection.
         batch_size: images per forward pass.
     """
-    results, failed = [], []
+    results: list[dict[str, Any]] = []
+    failed: list[Job] = []
 
     def detect(numbered: list[tuple[int, Job]]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
         for start in range(0, len(numbered), batch_size):
@@ -150,7 +151,8 @@ def _check(jobs: list[Job], output: Path) -> None:
     there = [path for path in (output / "detections.json", *(job.picture for job in jobs)) if path.exists()]
     if there and not _holds_results(output):
         raise DataError(f"{there[0]}: not of an earlier run, and would be written over; choose another --output")
-    inputs, taken, within = {job.path.resolve() for job in jobs}, set(), output.resolve()
+    inputs, within = {job.path.resolve() for job in jobs}, output.resolve()
+    taken: set[Path] = set()
     for job in jobs:
         picture = job.picture.resolve()
         if picture in inputs | taken or not picture.is_relative_to(within):

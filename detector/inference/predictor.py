@@ -21,7 +21,7 @@ from detector.errors import CheckpointError, ConfigError, DataError
 from detector.modeling.boxes import clip_boxes
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.structures import Detections, Proposals, Size
+from detector.structures import Detections, Proposals, Size, image_size
 
 Picture = str | Path | Image.Image | Tensor
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -72,6 +72,8 @@ class Predictor:
         in_place: change `model` itself instead of a copy.
     """
 
+    model: GeneralizedRCNN
+
     def __init__(
         self, model: GeneralizedRCNN, config: Config, class_names: list[str], category_ids: list[int], *,
         device: str | torch.device = "auto", precision: str = "float32", in_place: bool = False,
@@ -98,7 +100,7 @@ class Predictor:
 
     def _predict(self, pictures: Sequence[Picture]) -> list[Detections]:
         images = [self.read(picture) for picture in pictures]
-        found = self.detect([self.prepare(image) for image in images], [tuple(i.shape[1:]) for i in images])
+        found = self.detect([self.prepare(image) for image in images], [image_size(i) for i in images])
         return [replace(d, proposals=None) for d in found]  # up to a thousand boxes per image
 
     def check_pictures(self) -> None:
@@ -148,5 +150,5 @@ def to_prepared(proposals: Proposals, image: Tensor, size: Size) -> Proposals:
 
 def to_original(found: Detections, image: Tensor, size: Size) -> Detections:
     """Detections in a prepared image (3, h, w) -> on the CPU, in the pixels of the original (H, W) `size`."""
-    resized = found.cpu().resized(tuple(image.shape[1:]), size)
+    resized = found.cpu().resized(image_size(image), size)
     return resized.with_boxes(lambda boxes: clip_boxes(boxes, size))

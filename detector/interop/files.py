@@ -110,9 +110,11 @@ def _safetensors() -> Any:
 def _read_torch(path: Path) -> Any:
     """A file by torch.save. MMDetection's histories of numbers and torchvision's arguments become `_Nothing`."""
     names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "argparse.Namespace")
-    nothing = [(_Nothing, name) for name in names]
-    arrays = [(make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in _ARRAYS.items()]
-    kinds = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQfd"}]
+    nothing: list[Any] = [(_Nothing, name) for name in names]
+    arrays: list[Any] = [
+        (make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in _ARRAYS.items()
+    ]
+    kinds: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQfd"}]
     with torch.serialization.safe_globals([*nothing, *arrays, *kinds]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -49,7 +49,7 @@ def to_classifier(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     rows = CAFFE2 + DETECTRON2
     ours = {(rename(key, rows) or [key])[0]: tensor for key, tensor in state.items()}
     _complete_norms(ours)
-    shape = backbone_shape(ours, "")
+    shape: dict[str, Any] = backbone_shape(ours, "")
     with torch.device("meta"):
         like = ResNet(**shape).state_dict()
     found = translate(ours, like, [("{...}", "{...}")], "no ImageNet backbone that is known", ignorable=IGNORABLE)

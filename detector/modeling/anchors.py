@@ -123,5 +123,5 @@ class AnchorGenerator(nn.Module):
         if key not in self._cache:
             if len(self._cache) == CACHED:
                 self._cache.pop(next(iter(self._cache)))  # the oldest
-            self._cache[key] = grid_anchors(self._cells[level].to(device), *size, step)
+            self._cache[key] = grid_anchors(self._cells[level].to(device), size[0], size[1], step)
         return self._cache[key]

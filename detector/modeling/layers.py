@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,17 @@ from torch import Tensor, nn
 
 from detector import distributed
 
+Model = TypeVar("Model", bound=nn.Module)
 Norm = Literal["frozen", "affine", "batch", "sync", "group"]
 
 
 class FrozenBatchNorm(nn.Module):
     """A batch norm with constant statistics and a constant affine map: y = x * scale + shift."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -60,6 +66,11 @@ class BatchNorm(nn.BatchNorm2d):
 
 class SyncBatchNorm(BatchNorm):
     """A batch norm over the batches of all processes. Torch's SyncBatchNorm needs GPUs; this one also runs on CPUs."""
+
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or distributed.world_size() == 1:
@@ -114,7 +125,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     """One convolution equal to norm(conv(x)) for a frozen norm or a batch norm at inference."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
@@ -162,7 +173,7 @@ def is_foldable(norm: nn.Module) -> bool:
     return isinstance(norm, FrozenBatchNorm | nn.modules.batchnorm._BatchNorm)
 
 
-def fold_norms(model: nn.Module) -> nn.Module:
+def fold_norms(model: Model) -> Model:
     """Fold every foldable norm of an inference copy, in place, by the `fold` methods of its modules."""
     for module in list(model.modules()):
         if hasattr(module, "fold"):

@@ -100,7 +100,7 @@ class _IoUBlocks:
 
     def __init__(self, gt_boxes: Tensor, candidates: Tensor):
         step = max(1, MATRIX_LIMIT // max(1, len(candidates)))
-        self.gt_boxes, self.candidates = gt_boxes.split(step), candidates
+        self.gt_boxes, self.candidates = torch.split(gt_boxes, step), candidates
         self.kept = [box_iou(gt_boxes, candidates)] if len(gt_boxes) <= step else None
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -111,6 +111,6 @@ def in_crowd(candidates: Tensor, crowd: Tensor) -> Tensor:
     """(P, 4), (I, 4) -> (P,) bool: candidates with IoF >= 0.5 to a crowd region."""
     area = box_area(candidates).clamp(min=1e-6)
     within = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
-    for regions in crowd.split(max(1, MATRIX_LIMIT // max(1, len(candidates)))):
+    for regions in torch.split(crowd, max(1, MATRIX_LIMIT // max(1, len(candidates)))):
         within |= (intersection(regions, candidates) >= CROWD_IOF * area).any(dim=0)
     return within

@@ -40,8 +40,8 @@ class Precomputed(nn.Module):
 
     @torch.no_grad()
     def _best(self, batch: Batch, count: int) -> list[Proposals]:
-        given = batch.proposals
-        if len(given) != len(batch.images) or any(proposals is None for proposals in given):
+        given = [proposals for proposals in batch.proposals if proposals is not None]
+        if not len(given) == len(batch.proposals) == len(batch.images):
             raise ValueError(
                 "this detector has no RPN: give it the proposals of every image, model(images, proposals=[...]) or in the "
                 "targets (`data.train.proposals` in a configuration)"

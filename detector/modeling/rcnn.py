@@ -10,13 +10,20 @@ from torch import Tensor, nn
 
 from detector.modeling.preprocess import ImagePreprocessor
 from detector.modeling.roi_heads.selection import DetectionSelection
+from detector.protocols import ProposalGenerator, SecondStage
 from detector.structures import Batch, Detections, Proposals, Target
 
 
 class GeneralizedRCNN(nn.Module):
     """A pyramid of features, a first stage that proposes regions, a second one that classifies them."""
 
-    def __init__(self, preprocess: ImagePreprocessor, pyramid: nn.Module, rpn: nn.Module, roi_head: nn.Module):
+    preprocess: ImagePreprocessor
+    rpn: ProposalGenerator
+    roi_head: SecondStage
+
+    def __init__(
+        self, preprocess: ImagePreprocessor, pyramid: nn.Module, rpn: ProposalGenerator, roi_head: SecondStage
+    ):  # fmt: skip
         super().__init__()
         self.preprocess, self.pyramid, self.rpn, self.roi_head = preprocess, pyramid, rpn, roi_head
 
@@ -50,13 +57,13 @@ class GeneralizedRCNN(nn.Module):
         proposals: Sequence[Proposals] | None = None,
     ) -> dict[str, Tensor]:
         """The losses of both stages, by name. Raises ValueError for a target that cannot be trained on."""
-        targets = [Target.of(target) for target in targets]
-        self._check(images, targets)
-        targets = [target.to(self._device()) for target in targets]
-        batch = self._batch(images, [target.proposals for target in targets] if proposals is None else proposals)
+        checked = [Target.of(target) for target in targets]
+        self._check(images, checked)
+        on_device = [target.to(self._device()) for target in checked]
+        batch = self._batch(images, [target.proposals for target in on_device] if proposals is None else proposals)
         p = self.pyramid(batch.images)
-        regions, rpn_losses = self.rpn.losses(p, batch, targets)
-        return rpn_losses | self.roi_head.losses(p, regions, batch, targets)
+        regions, rpn_losses = self.rpn.losses(p, batch, on_device)
+        return rpn_losses | self.roi_head.losses(p, regions, batch, on_device)
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor], proposals: Sequence[Proposals] | None = None) -> list[Detections]:

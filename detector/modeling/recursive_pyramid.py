@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class RecursivePyramid(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, neck: nn.Module, new_backbone: Callable[[], nn.Module], *,
+        self, backbone: Any, neck: Any, new_backbone: Callable[[], Any], *,
         steps: Annotated[int, Range(2, 10)] = 2,
     ):  # fmt: skip
         super().__init__()
@@ -47,13 +47,14 @@ class RecursivePyramid(nn.Module):
                 f"the backbone must have `add_feedback`, as ResNet has; {type(backbone).__name__} has none"
             )
         self.backbone, self.neck = backbone, neck
-        self.unrolled = nn.ModuleList(new_backbone() for _ in range(steps - 1))
-        for again in self.unrolled:
+        copies = [new_backbone() for _ in range(steps - 1)]
+        self.unrolled = nn.ModuleList(copies)
+        for again in copies:
             again.add_feedback(width)
         self.aspp = ASPP(width)
         self.gate = nn.Conv2d(width, 1, 1)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
+        for parameter in self.gate.parameters():
+            nn.init.zeros_(parameter)
         self.channels, self.strides = neck.channels, neck.strides
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -214,8 +214,8 @@ class RPN(nn.Module):
             delta = delta.gather(1, row[..., None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(delta, anchor[row]))  # (N, k, 4)
             levels.append(torch.full_like(row[0], level))
-        score, box, level = torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)
-        return [self.selection(s, b, level, size, training=training) for s, b, size in zip(score, box, sizes)]
+        score, box, level_of = torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)
+        return [self.selection(s, b, level_of, size, training=training) for s, b, size in zip(score, box, sizes)]
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, size: Size, target: Target) -> AnchorSample:

@@ -49,7 +49,8 @@ def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
     named = (p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     own = {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in named}
     takes_options = inspect.isclass(function) and any(p.kind is p.VAR_KEYWORD for p in every)
-    return parameters_of(function.__mro__[1]) | own if takes_options and function.__mro__[1] is not object else own
+    parent = inspect.getmro(function)[1] if inspect.isclass(function) else object
+    return parameters_of(parent) | own if takes_options and parent is not object else own
 
 
 def parse_call(
@@ -120,7 +121,7 @@ def convert(value: Any, hint: Any, where: str = "", default: Any = None) -> Any:
         return _if(value is None, value)
     if origin is dict:  # a section whose constructor is not known here
         return _if(isinstance(value, dict), value)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return construct(hint, value, where, default if isinstance(default, hint) else None)
     return _if(hint is Any or (inspect.isclass(hint) and isinstance(value, hint)), value)
 
@@ -212,7 +213,7 @@ def short(value: Any) -> str:
 
 def checked(part: Part) -> Part:
     """Class decorator: the constructor raises ValueError for an argument that its range leaves out."""
-    initialise = part.__init__
+    initialise: Callable = getattr(part, "__init__")  # noqa: B009  # of a type that is not known here
     signature = inspect.signature(initialise)
 
     @functools.wraps(initialise)
@@ -227,7 +228,7 @@ def checked(part: Part) -> Part:
                     raise ValueError(f"{part.__name__}: {name}: expected {wanted}, got {short(value)}") from None
         initialise(self, *args, **kwargs)
 
-    part.__init__ = __init__
+    setattr(part, "__init__", __init__)  # noqa: B010
     return part
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -18,14 +18,13 @@ from tqdm import tqdm
 from detector import distributed
 from detector.checkpoint import save_checkpoint
 from detector.config.config import Config
-from detector.data.coco import CocoDataset
 from detector.data.loader import train_loader
-from detector.data.sampler import repeat_factors
+from detector.data.sampler import GroupedBatchSampler, repeat_factors
 from detector.device import memory_mib
 from detector.errors import CheckpointError, ConfigError
 from detector.files import NotWritten
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.protocols import Writer
+from detector.protocols import DataSet, Writer
 from detector.rng import random_state, set_random_state
 from detector.structures import Target
 from detector.training.diagnostics import explain_non_finite, lost_process_explained
@@ -56,7 +55,7 @@ class Trainer:
 
     def __init__(
         self, model: GeneralizedRCNN, config: Config,
-        train: CocoDataset, val: CocoDataset, output: Path, device: torch.device, stop: Stop,
+        train: DataSet, val: DataSet, output: Path, device: torch.device, stop: Stop,
     ):  # fmt: skip
         self.config, self.recipe, self.stop = config, config.train, stop
         data, recipe = config.needed_data(), config.train
@@ -66,14 +65,16 @@ class Trainer:
             train, recipe.batch_size, data.workers, recipe.seed, rank=distributed.rank(), world=distributed.world_size(),
             repeats=_repeats(train, data.repeat_threshold), skip_bad=data.skip_bad,
         )  # fmt: skip
-        self.steps_per_epoch = len(self.loader.batch_sampler)
+        self.batches = cast(GroupedBatchSampler, self.loader.batch_sampler)
+        self.steps_per_epoch = len(self.batches)
         self.criterion = "AR1000" if model.reports_proposals else "AP"  # selects best.pth
         self.step, self.epoch = 0, 0
         # scores are -1 if val has no objects; best.pth is written then, too
         self.best = -math.inf
         self.history: list[dict[str, float]] = []  # the rows of all evaluations
         self.writers: list[Writer] = []  # of rank 0
-        self.saved_at, self.saved_step = -math.inf, None
+        self.saved_at = -math.inf
+        self.saved_step: int | None = None
 
     @property
     def steps(self) -> int:
@@ -136,7 +137,7 @@ class Trainer:
     def _train_epoch(self, bar: tqdm) -> None:
         """The remaining steps of the next epoch; none if it was interrupted before its evaluation."""
         bar.set_description(f"epoch {self.epoch + 1}/{self.recipe.epochs}")
-        self.loader.batch_sampler.set_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
+        self.batches.set_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
         self.train_step.model.train()
         requested = time.perf_counter()
         for images, targets, image_ids in self._batches():
@@ -256,7 +257,7 @@ class Trainer:
 
     def _save(self, name: str, *, with_state: bool = True) -> bool:
         """Write a checkpoint; returns whether it is written. A full disk does not end the training."""
-        training = {"step": self.step, "best": self.best}
+        training: dict[str, Any] = {"step": self.step, "best": self.best}
         if with_state:
             training |= {
                 "epoch": self.epoch, "steps_per_epoch": self.steps_per_epoch, "history": self.history,
@@ -285,7 +286,7 @@ class Trainer:
         return True
 
 
-def _repeats(dataset: CocoDataset, threshold: float | None) -> np.ndarray | None:
+def _repeats(dataset: Any, threshold: float | None) -> np.ndarray | None:
     """Repeats of each image in an epoch (n,), by repeat-factor sampling; None: once each."""
     if threshold is None:
         return None

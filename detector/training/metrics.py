@@ -78,7 +78,7 @@ class CsvWriter:
 
     def __init__(self, folder: Path, *, step: int = 0, history: Sequence[Mapping[str, float]] = ()):
         self.path = folder / "metrics.csv"
-        self._file = None
+        self._file: io.FileIO | None = None
         self._waiting: list[dict[str, str]] = []  # rows that a full disk refused
         try:
             rows = [row for row in self._old_rows() if int(row["step"]) <= step] if step else []
@@ -124,6 +124,7 @@ class CsvWriter:
 
     def _append(self, text: bytes) -> None:
         """Append the text completely or not at all."""
+        assert self._file is not None
         end = self._file.seek(0, os.SEEK_END)
         try:
             if self._file.write(text) < len(text):
@@ -134,7 +135,8 @@ class CsvWriter:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:

@@ -14,7 +14,6 @@ from detector import distributed
 from detector.checkpoint import init_from as take_weights
 from detector.checkpoint import load_weights, read_checkpoint
 from detector.config.config import Config, build_detector, in_file
-from detector.data.coco import CocoDataset
 from detector.data.coco_reader import read_coco_file
 from detector.data.describe import class_table_of, report_of
 from detector.data.settings import build_dataset
@@ -22,6 +21,7 @@ from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError
 from detector.files import write_beside
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.protocols import DataSet
 from detector.recipe import Recipe
 from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
@@ -32,7 +32,7 @@ from detector.training.signals import Stop
 try:
     import fcntl
 except ImportError:  # on Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 CHECKPOINTS = ["last.pth", "previous.pth", "best.pth"]
 TEXTS = ["config.yaml", "metrics.csv", "train.log"]
@@ -76,7 +76,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     seed(recipe.seed)
     filled = last is not None or init_from is not None  # ImageNet weights would be overwritten
     model = build_detector(config, pretrained=not filled)
-    backbone = getattr(model.pyramid, "backbone", None)  # a custom pyramid may have none
+    backbone: Any = getattr(model.pyramid, "backbone", None)  # a custom pyramid may have none
     if getattr(backbone, "missing_weights", None):
         raise CheckpointError(backbone.missing_weights)
     check_input = getattr(backbone, "check_input", None)
@@ -84,19 +84,19 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
         with in_file(config.source), prefixed("model.backbone.weights"):
             check_input(model.preprocess)
     started = _start_from(init_from, model, train_set) if last is None and init_from is not None else None
-    if last is not None:
+    if last is not None and path is not None:
         _check_same_run(last, config.raw, train_set, path)
         load_weights(model, last["model"], path)
     trainer = Trainer(model, config, train_set, val_set, output, device, stop)
     if distributed.rank() > 0:  # the processes share the weights, but not the random samples
         seed(recipe.seed, distributed.rank())
-    if last is not None:
+    if last is not None and path is not None:
         trainer.resume(last, path)
         started = f"resumed from {path} at step {trainer.step} of {trainer.steps}"
     return trainer, started
 
 
-def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: CocoDataset) -> str:
+def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: DataSet) -> str:
     """Load the weights of another training; returns a line about them."""
     checkpoint = read_checkpoint(init_from)
     started = take_weights(model, checkpoint["model"], init_from)
@@ -118,7 +118,7 @@ def quiet_nonzero_ranks() -> Iterator[None]:
         log.setLevel(level)
 
 
-def with_num_classes(config: Config, train_set: CocoDataset) -> Config:
+def with_num_classes(config: Config, train_set: DataSet) -> Config:
     """The configuration with the class count of the training annotations. Raises ConfigError if it has another."""
     count, found = config.model.num_classes, len(train_set.class_names)
     if count not in (None, found):
@@ -178,7 +178,7 @@ def _nothing_to_resume(output: Path) -> str:
     return f"{output / 'last.pth'}: no such checkpoint, so nothing to resume; {hint}to start anew, leave out --resume"
 
 
-def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_set: CocoDataset, path: Path) -> None:
+def _check_same_run(last: Mapping[str, Any], config: Mapping[str, Any], train_set: DataSet, path: Path) -> None:
     """Raise CheckpointError if a training cannot be resumed with this configuration; warn of other changes."""
     if last["class_names"] != train_set.class_names:
         raise CheckpointError(

@@ -46,7 +46,8 @@ class Stop:
 
     def __init__(self, minutes: float | None = None):
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.signal, self.agreed = 0, None
+        self.signal = 0
+        self.agreed: Interrupted | None = None
 
     def __enter__(self) -> Stop:
         # nohup ignores SIGHUP, and this must stay so
@@ -66,9 +67,9 @@ class Stop:
 
     def agree(self, also: bool) -> tuple[bool, bool]:
         """(whether to stop, `also` of rank 0), the same on all processes. All processes must call it."""
-        number, late, also = distributed.all_reduce_max(self.signal, self._is_late(), also and distributed.is_rank0())
-        self.agreed = self._interrupted(number, late)
-        return self.agreed is not None, bool(also)
+        number, late, wanted = distributed.all_reduce_max(self.signal, self._is_late(), also and distributed.is_rank0())
+        self.agreed = self._interrupted(number, bool(late))
+        return self.agreed is not None, bool(wanted)
 
     def check(self) -> None:
         """Raise Interrupted if the processes agreed to stop, or this process has a reason to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -80,8 +80,8 @@ class TrainStep:
         losses = self._backward(images, targets)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
-        total = sum(losses.values())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        total = cast(Tensor, sum(losses.values()))
         # the only synchronisation with the device in a step, after the backward pass is queued
         numbers = distributed.all_reduce_mean(torch.stack([*losses.values(), total, norm])).tolist()
         row = dict(zip([*losses, "loss", "grad_norm"], numbers))

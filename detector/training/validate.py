@@ -8,16 +8,16 @@ import torch
 
 from detector import distributed
 from detector.config.config import Config
-from detector.data.coco import CocoDataset
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import Predictor
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.protocols import DataSet
 from detector.rng import mix
 from detector.training.metrics import SCORES
 
 
 def validate(
-    model: GeneralizedRCNN, config: Config, train: CocoDataset, val: CocoDataset, device: torch.device, *,
+    model: GeneralizedRCNN, config: Config, train: DataSet, val: DataSet, device: torch.device, *,
     workers: int, seed: int, check: Callable[[], None],
 ) -> dict[str, float]:  # fmt: skip
     """SCORES and `val_loss`, the same on all processes, which share the images.

@@ -64,7 +64,9 @@ def coco_document(
     notes: ConversionNotes,
 ) -> dict[str, Any]:
     """The COCO file of the pictures; `info` says where it is from, by which conventions, and what was found."""
-    images, annotations, seen = [], [], set()
+    images: list[dict] = []
+    annotations: list[dict] = []
+    seen: set[str] = set()
     label_of = {name: label for label, name in enumerate(classes, start=1)}
     for image_id, picture in enumerate(tqdm(pictures, desc="convert", unit="img", disable=None), start=1):
         if picture.file_name in seen:

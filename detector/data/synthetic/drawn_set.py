@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from numpy.random import RandomState
 from PIL import Image
@@ -63,7 +64,7 @@ def _file_name(index: int) -> str:
     return f"{index:06d}.png"
 
 
-def _holds(folder: Path, split: str, info: dict[str, object]) -> bool:
+def _holds(folder: Path, split: str, info: dict[str, Any]) -> bool:
     """Whether the folder holds the split that this info describes, with all its images."""
     try:
         found = json.loads((folder / "annotations" / f"{split}.json").read_text())["info"]
@@ -85,13 +86,14 @@ def _claim(folder: Path) -> Path:
     return unfinished
 
 
-def _draw_split(preset: str, folder: Path, split: str, info: dict[str, object]) -> int:
+def _draw_split(preset: str, folder: Path, split: str, info: dict[str, Any]) -> int:
     """Write the images of one split, then its annotations; returns the number of objects."""
     drawing = PRESETS[preset]
     (width, height), seed = info["size"], info["seed"]
     (folder / "images" / split).mkdir(parents=True)
     (folder / "annotations").mkdir(exist_ok=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(info["count"]):
         rng = RandomState([seed, split == "val", index])  # an image depends on nothing but its own index
         empty = index % EMPTY_EVERY == EMPTY_EVERY - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Block(nn.Module):
     """
 
     expansion: int
+    downsample: nn.Sequential | None
+    rfp_conv: Any
 
     def __init__(self, c_in: int, c_out: int, stride: int, norm: Norm, eps: float, conv: Callable):
         super().__init__()
@@ -50,8 +52,8 @@ class Block(nn.Module):
     def add_feedback(self, channels: int) -> None:
         """Add a convolution of a feedback map with `channels` channels to the sum before the last ReLU, initially 0."""
         self.rfp_conv = nn.Conv2d(channels, self.c_out, 1)
-        nn.init.zeros_(self.rfp_conv.weight)
-        nn.init.zeros_(self.rfp_conv.bias)
+        for parameter in self.rfp_conv.parameters():
+            nn.init.zeros_(parameter)
 
     def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
         """The convolutions of F and their norms, in order."""

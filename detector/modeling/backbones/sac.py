@@ -19,6 +19,9 @@ class AWSConv(nn.Conv2d):
     convolution. For weights without gamma and beta (ImageNet's) they are computed when the weights are loaded.
     """
 
+    weight_gamma: Tensor
+    weight_beta: Tensor
+
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, **options: Any):
         super().__init__(c_in, c_out, kernel, stride, **options)
         self.register_buffer("weight_gamma", torch.ones(c_out, 1, 1, 1))
@@ -86,7 +89,7 @@ class SAC(AWSConv):
 
     def _convolve(self, x: Tensor, weight: Tensor, times: int, near: Tensor, offset: nn.Conv2d | None) -> Tensor:
         """The convolution with dilation and padding multiplied by `times`."""
-        dilation, padding = ((times * d, times * d) for d in (self.dilation[0], self.padding[0]))
+        dilation, padding = ((times * d, times * d) for d in (int(self.dilation[0]), int(self.padding[0])))
         if offset is None:
             return F.conv2d(x, weight.to(x.dtype), None, self.stride, padding, dilation, self.groups)
         full = weight.dtype  # float32: the kernel does not support bfloat16
@@ -97,10 +100,9 @@ class SAC(AWSConv):
     def start_plain(self) -> None:
         super().start_plain()
         self.weight_diff.zero_()
-        for conv in self.children():
-            conv.weight.zero_()
-            conv.bias.zero_()
-        self.switch.bias.fill_(1)
+        for parameter in (p for conv in self.children() for p in conv.parameters()):
+            parameter.zero_()
+        nn.init.ones_(self.switch.bias)
 
 
 def std_and_mean(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,8 @@ class AdaptiveConvFC(nn.Module):
         self.conv1 = nn.ModuleList(ConvNorm(channels, conv_width, 3, norm=norm) for _ in range(branches))
         self.convs = nn.ModuleList(ConvNorm(conv_width, conv_width, 3, norm=norm) for _ in range(convs - 1))
         self.fc1 = nn.Linear(conv_width * size**2, width)
-        for convs in (self.conv1, self.convs):
-            caffe2_msra_(convs)
+        for layers in (self.conv1, self.convs):
+            caffe2_msra_(layers)
         caffe2_xavier_(self.fc1)
         self.fuse, self.width = FUSE[fuse], width
 

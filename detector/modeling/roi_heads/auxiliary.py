@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class AuxiliaryRoIHead(RoIHead):
 
     def __init__(
         self,
-        pool: nn.Module,
+        pool: Any,
         box_head: nn.Module,
         new_box_head: Callable[[], nn.Module],
         num_classes: int,
@@ -55,7 +56,9 @@ class AuxiliaryRoIHead(RoIHead):
         loss: RegionLoss = RegionLoss(),
         selection: DetectionSelection = DetectionSelection(),
     ):
-        parts = dict(class_agnostic=class_agnostic, matching=matching, sampling=sampling, coder=coder, loss=loss)
+        parts: dict[str, Any] = dict(
+            class_agnostic=class_agnostic, matching=matching, sampling=sampling, coder=coder, loss=loss
+        )
         super().__init__(pool, box_head, num_classes, **parts, selection=selection)
         if lateral_strides is None:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Cascade(nn.Module):
     """
 
     reports_proposals = False
+    stages: Sequence[Stage]
 
     def __init__(
         self,
@@ -74,14 +75,15 @@ class Cascade(nn.Module):
                 "of each for every stage, and at least one stage"
             )
         self.pool, self.num_classes, self.selection = pool, num_classes, selection
-        self.stages = nn.ModuleList(
+        stages = (
             Stage(
                 new_box_head(), num_classes, class_agnostic=True, matching=Matching(pos_iou=iou), sampling=sampling,
-                coder=replace(coder, weights=tuple(weights)),
+                coder=replace(coder, weights=weights),
                 loss=replace(loss, class_weight=factor * loss.class_weight, box_weight=factor * loss.box_weight),
             )
             for iou, weights, factor in zip(ious, box_weights, stage_weights)
         )  # fmt: skip
+        self.stages = cast("Sequence[Stage]", nn.ModuleList(stages))
         self.resample, self.average, self.scale_gradient = resample, average, scale_gradient
 
     def losses(
@@ -100,8 +102,8 @@ class Cascade(nn.Module):
 
     def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
         """The final boxes of every image, best first: those of the last stage, with the average score of all."""
-        boxes, logits, deltas = zip(*self.run(p, [r.boxes for r in proposals], batch.sizes))
-        logits = torch.stack(logits)  # (stages, R, K + 1)
+        boxes, outputs, deltas = zip(*self.run(p, [r.boxes for r in proposals], batch.sizes))
+        logits = torch.stack(outputs)  # (stages, R, K + 1)
         scores = logits.mean(dim=0).softmax(dim=-1) if self.average == "logits" else logits.softmax(dim=-1).mean(dim=0)
         return select(scores[:, :-1], deltas[-1], boxes[-1], batch.sizes, self.stages[-1].coder, self.selection)
 

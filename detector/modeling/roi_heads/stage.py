@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ class Stage(nn.Module):
     """
 
     def __init__(
-        self, box_head: nn.Module, num_classes: int, *, class_agnostic: bool, matching: Matching, sampling: Sampling,
+        self, box_head: Any, num_classes: int, *, class_agnostic: bool, matching: Matching, sampling: Sampling,
         coder: BoxCoder, loss: RegionLoss,
     ):  # fmt: skip
         super().__init__()
