@@ -1,4 +1,4 @@
-"""scripts/check_data.py: every fault is found once, at its place; nothing but the report is written."""
+"""`detector check-data`: every fault is found once, at its place; only the report is written."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train" / "1.png")
     configure(tmp_path, documents)
     status, out, _ = check(tmp_path)
-    assert status == 1 and "1.png, image 1: it is no file" in out
+    assert status == 1 and "1.png, image 1: it is not a file" in out
 
 
 def test_splits_that_share_a_folder_list_its_images_together(tmp_path: Path) -> None:
