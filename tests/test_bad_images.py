@@ -103,7 +103,9 @@ def test_it_does_not_look_for_ever(workers: int):
 
 def test_a_long_list_is_cut_short():
     bad_images = BadImages(30)
-    with pytest.raises(DataError, match=r"there are 31: fix them, or raise the limit\. 0\.jpg; .*; 19\.jpg; and 11 more$"):
+    with pytest.raises(
+        DataError, match=r"there are 31: fix them, or raise the limit\. 0\.jpg; .*; 19\.jpg; and 11 more$"
+    ):
         bad_images.add({i: f"{i}.jpg" for i in range(31)})
 
 
