@@ -103,7 +103,9 @@ def test_it_does_not_look_for_ever(workers: int):
 
 def test_a_long_list_is_cut_short():
     bad_images = BadImages(30)
-    with pytest.raises(DataError, match=r"there are 31: mend them, or raise it\. 0\.jpg; .*; 19\.jpg; and 11 more$"):
+    with pytest.raises(
+        DataError, match=r"there are 31: fix them, or raise the limit\. 0\.jpg; .*; 19\.jpg; and 11 more$"
+    ):
         bad_images.add({i: f"{i}.jpg" for i in range(31)})
 
 
@@ -145,7 +147,7 @@ def test_a_training_goes_on_without_bad_images_and_resumes_exactly(tmp_path: Pat
     whole, parts = (torch.load(tmp_path / run / "last.pth")["model"] for run in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     text = (tmp_path / "whole/train.log").read_text()
-    assert text.count("another image takes the place") == 3
+    assert text.count("another image replaces a bad one") == 3
     for reason in ("train0.png: no such image", "train1.png: not a readable image", "train2.png: the image (upright"):
         assert text.count(reason) == 1
 

@@ -1,4 +1,4 @@
-"""scripts/check_data.py: every fault is found once, at its place; nothing but the report is written."""
+"""`detector check-data`: every fault is found once, at its place; only the report is written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.fuzz import json_values
 from helpers.health import (
     CATEGORIES,
     DirtySet,
@@ -198,15 +199,13 @@ def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
     assert status == 1 and "\x1b" not in out + err and r"disc\x1b[2J\n\ud800" in out and r"1.png\x1b[2J" in out
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
 KEYS = ("id", "file_name", "width", "height", "image_id", "category_id", "bbox", "iscrowd", "name")
 MANGLED = st.lists(
     st.tuples(
-        st.sampled_from(["images", "annotations", "categories"]), st.integers(0, 5), st.sampled_from(("", *KEYS)), JSON
+        st.sampled_from(["images", "annotations", "categories"]),
+        st.integers(0, 5),
+        st.sampled_from(("", *KEYS)),
+        json_values,
     ),
     max_size=4,
 )
@@ -257,21 +256,12 @@ def trainable(folder: Path) -> int:
     return 0
 
 
-@given(faults=MANGLED)
-@settings(max_examples=15)
-def test_what_is_wrong_with_a_mangled_file_is_an_error_just_where_training_stops(
-    faults: list[tuple[str, int, str, Any]], pictures: Path
-) -> None:
-    agrees_with_training(faults, pictures)
+@pytest.mark.parametrize("examples", [15, pytest.param(600, marks=pytest.mark.torture)])
+def test_what_is_wrong_with_a_mangled_file_is_an_error_just_where_training_stops(pictures: Path, examples: int) -> None:
+    def agrees(faults: list[tuple[str, int, str, Any]]) -> None:
+        agrees_with_training(faults, pictures)
 
-
-@pytest.mark.torture
-@given(faults=MANGLED)
-@settings(max_examples=600)
-def test_hundreds_of_mangled_files_are_judged_as_training_does(
-    faults: list[tuple[str, int, str, Any]], pictures: Path
-) -> None:
-    agrees_with_training(faults, pictures)
+    settings(max_examples=examples)(given(faults=MANGLED)(agrees))()
 
 
 def test_a_document_of_another_kind_is_one_line_and_status_2(tmp_path: Path) -> None:
@@ -288,7 +278,7 @@ def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train" / "1.png")
     configure(tmp_path, documents)
     status, out, _ = check(tmp_path)
-    assert status == 1 and "1.png, image 1: it is no file" in out
+    assert status == 1 and "1.png, image 1: it is not a file" in out
 
 
 def test_splits_that_share_a_folder_list_its_images_together(tmp_path: Path) -> None:

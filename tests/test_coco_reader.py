@@ -31,21 +31,33 @@ FAULTS = [  # section, key, value (... removes the key), words of the message
     ("images", "id", 3, "images[1], id 3: `id` is 3; two images share it"),
     ("images", "file_name", ..., "`file_name` is missing; it must be a path"),
     ("images", "file_name", "../a.png", "`file_name` is '../a.png'; it must be a path inside the image folder"),
+    ("images", "width", ..., "images[0], id 5: `width` is missing; it must be an integer of at least 1"),
     ("images", "height", 0, "`height` is 0; it must be an integer of at least 1"),
     ("images", "width", 2.5, "`width` is 2.5; it must be an integer of at least 1"),
     ("categories", "id", None, "`id` is None; it must be an integer"),
     ("categories", "id", 7, "two categories share it"),
+    ("categories", "name", ..., "categories[0], id 9: `name` is missing; it must be a name without"),
     ("categories", "name", "cat", "`name` is 'cat'; two categories share it"),
     ("categories", "name", "a\nb", "it must be a name without control characters"),
     ("annotations", "id", "a", "annotations[0], id 'a': `id` is 'a'; it must be an integer"),
     ("annotations", "image_id", 99, "`image_id` is 99; no such image"),
     ("annotations", "category_id", 8, "`category_id` is 8; no such category"),
+    ("annotations", "iscrowd", "no", "`iscrowd` is 'no'; it must be an integer"),
     ("annotations", "iscrowd", None, "`iscrowd` is None; it must be an integer"),
+    ("annotations", "id", ..., "annotations[0], id missing: `id` is missing; it must be an integer"),
+    ("annotations", "image_id", "3", "`image_id` is '3'; it must be an integer"),
+    ("annotations", "bbox", ..., "annotations[0], id 1: `bbox` is missing; it must be four finite numbers"),
+    ("annotations", "bbox", "1 2 3 4", "`bbox` is '1 2 3 4'; it must be four finite numbers"),
+    ("annotations", "bbox", [1, 2, "3", 4], "`bbox` is [1, 2, '3', 4]; it must be four finite numbers"),
+    ("annotations", "bbox", [0, 0, float("nan"), 3], "`bbox` is [0, 0, nan, 3]; it must be four finite numbers"),
+    ("annotations", "bbox", [0, float("inf"), 1, 3], "`bbox` is [0, inf, 1, 3]; it must be four finite numbers"),
+    ("annotations", "bbox", [0, 10**400, 1, 3], "; it must be four finite numbers"),
     ("annotations", "bbox", [1, 2, 3], "`bbox` is [1, 2, 3]; it must be four finite numbers"),
     ("annotations", "bbox", [1, 2, -3, 4], "`bbox` is [1, 2, -3, 4]; width and height must not be negative"),
     ("annotations", "area", float("inf"), "`area` is inf; it must be a finite number"),
     ("annotations", "area", 10**400, "; it must be a finite number"),
     ("annotations", "area", None, "`area` is None; it must be a finite number"),
+    ("categories", None, "cat", "categories[0] is 'cat'; it must be an object"),
     ("annotations", None, "text", "annotations[0] is 'text'; it must be an object"),
 ]
 
@@ -88,7 +100,7 @@ def test_a_fault_is_one_to_all_readers_in_the_same_words(
     path = write(tmp_path, spoilt(*place))
     message, *others = verdicts(path)
     assert message is not None and others == [message] * 2
-    assert str(path) in message
+    assert message.startswith(str(path)) and "\n" not in message
     assert rule in message
     findings = Findings()
     read_split("train", path, None, None, findings)
@@ -96,6 +108,36 @@ def test_a_fault_is_one_to_all_readers_in_the_same_words(
     (finding,) = [f for f in findings.all() if words in f.places[0].note]
     assert (finding.severity, finding.count) == ("error", 1)
     assert finding.effect.endswith(message.rpartition("; ")[2])
+
+
+@pytest.mark.parametrize("section", FILE)
+def test_a_file_without_a_section_is_refused_by_all(tmp_path: Path, section: str) -> None:
+    for spoilt_section in ({}, {section: "text"}):
+        document = {key: value for key, value in FILE.items() if key != section} | spoilt_section
+        path = write(tmp_path, document)
+        message, *others = verdicts(path)
+        assert message is not None and others == [message] * 2
+        assert f"{path}: `{section}` is missing or is not a list; a COCO file is an object with the lists" in message
+        with pytest.raises(DataError, match=f"`{section}` is missing"):
+            read_split("train", path, None, None, Findings())
+
+
+def test_faults_of_a_kind_are_counted(tmp_path: Path) -> None:
+    document = copy.deepcopy(FILE)
+    for annotation in document["annotations"]:
+        annotation["category_id"] = 8
+    with pytest.raises(DataError, match=r"id 1: `category_id` is 8; no such category \(1 more like it\); add"):
+        read_coco_file(write(tmp_path, document))
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[1, 2]", "null", '{"images": [', "[" * 100_000, "\ud800"])
+def test_files_of_another_kind_are_refused_by_all(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    message, *others = verdicts(path)
+    assert message is not None and others == [message] * 2 and message.startswith(f"{path}: ")
+    path.unlink()
+    assert all("a.json: cannot read the annotations (No such file" in str(message) for message in verdicts(path))
 
 
 def test_files_that_one_reader_accepts_are_accepted_by_all(tmp_path: Path) -> None:

@@ -147,32 +147,6 @@ def test_results_of_another_form(cells: Path, results: object) -> None:
         evaluate_results(cells, results)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (FOUND, "a COCO file is an object with the lists"),
-        ({"images": [], "annotations": []}, "`categories` is missing"),
-        (CELLS | {"images": [{}]}, r"images\[0\], id missing: `id` is missing"),
-        (CELLS | {"categories": ["cell"]}, r"categories\[0\] is 'cell'; it must be an object"),
-        (changed("categories", 0, name="cell"), "`name` is 'cell'; two categories share it"),
-        (changed("annotations", 1, bbox=[0, 0, -5, 5]), r"annotations\[1\], id 1: `bbox` .*negative"),
-        (changed("annotations", 1, image_id=11), r"`image_id` is 11; no such image"),
-        (changed("annotations", 1, area=float("nan")), r"annotations\[1\], id 1: `area` is nan; .*finite"),
-    ],
-)
-def test_bad_annotations_are_named(tmp_path: Path, content: object, message: str) -> None:
-    with pytest.raises(DataError, match=rf"a\.json.*{message}"):
-        evaluate_results(write(tmp_path / "a.json", content), [])
-
-
-def test_unreadable_files(tmp_path: Path) -> None:
-    (tmp_path / "half.json").write_text('{"images": [')
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("half", "not a JSON"), ("binary", "not a JSON"), ("none", "cannot read the annot")):
-        with pytest.raises(DataError, match=rf"{name}\.json: .*{message}"):
-            evaluate_results(tmp_path / f"{name}.json", [])
-
-
 def test_detections_become_xywh_and_sparse_ids() -> None:
     detections = Detections(torch.tensor([[10.0, 20.0, 30.5, 60.0]]), torch.tensor([0.5]), torch.tensor([1]))
     expected = [{"image_id": 4, "category_id": 90, "bbox": [10, 20, 20.5, 40], "score": 0.5}]

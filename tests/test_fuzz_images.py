@@ -59,16 +59,16 @@ def check(path: Path, limit: int = 10**6) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", FORMS)
 @tries(1500)
-def test_a_damaged_image_is_read_or_refused(tmp_path: Path, form: str, tries: int):
+def test_a_damaged_image_is_read_or_refused(tmp_path: Path, tries: int):
     path = tmp_path / "a.jpg"  # the name says nothing
 
     def damage(content: bytes) -> None:
         path.write_bytes(content)
         check(path)
 
-    fuzz(tries // 6, damage, content=damaged(FORMS[form]))
+    for content in FORMS.values():
+        fuzz(tries // 6, damage, content=damaged(content))
     assert [p.name for p in tmp_path.iterdir()] == ["a.jpg"]
 
 
@@ -86,21 +86,23 @@ def test_bytes_after_any_magic_number_are_read_or_refused(tmp_path: Path, tries:
     fuzz(tries, garbage, head=st.sampled_from(heads), tail=st.binary(max_size=300))
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"]
-)
-@pytest.mark.parametrize("form", ["png", "tiff", "webp", "bmp", "gif", "jpeg", "ppm", "tga", "jpeg2000"])
-def test_every_mode_that_a_format_can_hold(tmp_path: Path, form: str, mode: str):
-    image = (
-        Image.new("I;16", (3, 2)) if mode == "I;16" else Image.new("RGB", (3, 2)).convert("L" if mode == "PA" else mode)
-    )
-    try:
-        image.convert(mode).save(tmp_path / "a", form)
-    except (OSError, ValueError, KeyError):
-        pytest.skip("no such file")
-    check(tmp_path / "a")
-    if mode != "F":
-        assert read_image(tmp_path / "a").shape == (3, 2, 3)
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "F", "I;16"]
+
+
+def test_every_mode_that_a_format_can_hold(tmp_path: Path):
+    held = 0
+    for form in ("png", "tiff", "webp", "bmp", "gif", "jpeg", "ppm", "tga", "jpeg2000"):
+        for mode in MODES:
+            colours = Image.new("RGB", (3, 2)).convert("L" if mode in ("PA", "I;16") else mode)
+            image = Image.new("I;16", (3, 2)) if mode == "I;16" else colours.convert(mode)
+            try:
+                image.save(tmp_path / "a", form)
+            except (OSError, ValueError, KeyError):
+                continue
+            held += 1
+            check(tmp_path / "a")
+            assert mode == "F" or read_image(tmp_path / "a").shape == (3, 2, 3), (form, mode)
+    assert held >= 70
 
 
 # --- giants by their header
@@ -152,12 +154,12 @@ GIANTS: dict[str, Callable[[int], bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("side", [10_000, 60_000, 2**31 - 1])
-@pytest.mark.parametrize("form", GIANTS)
 @pytest.mark.filterwarnings("ignore")
-def test_a_giant_takes_no_memory(tmp_path: Path, form: str, side: int):
-    (tmp_path / "a.png").write_bytes(GIANTS[form](side))
-    assert grown(lambda: check(tmp_path / "a.png", 10**7)) < 64
+def test_a_giant_takes_no_memory(tmp_path: Path):
+    for form, make in GIANTS.items():
+        for side in (10_000, 60_000, 2**31 - 1):
+            (tmp_path / "a.png").write_bytes(make(side))
+            assert grown(lambda: check(tmp_path / "a.png", 10**7)) < 64, (form, side)
 
 
 # --- what is no image file at all

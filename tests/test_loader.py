@@ -134,12 +134,12 @@ def test_processes_share_every_batch_and_have_equally_many(world: int) -> None:
     assert [len(batch) for batch in whole] == [4, 4, 1]
     for batch, *shares in zip(whole, *ranks, strict=True):
         assert {len(share) for share in shares} == {-(-len(batch) // world)}
-        learnt = [place for place in chain(*shares) if not place.filler]
+        learnt = [place for place in chain(*shares) if not place.is_padding]
         assert sorted(learnt) == sorted(batch)
         assert {place.index for place in chain(*shares)} == {place.index for place in batch}
 
 
-def test_a_filler_has_nothing_to_learn_from() -> None:
+def test_a_padding_sample_has_no_objects_and_no_background() -> None:
     [[images, targets, ids]], [[twins, others, _]] = (
         epoch(train_loader(Noise(), 11, 0, seed=0, rank=rank, world=22)) for rank in (0, 21)
     )

@@ -1,4 +1,4 @@
-"""The file of proposals: what scripts/evaluate.py --proposals writes, and what of it is believed."""
+"""The file of proposals: what `detector evaluate --proposals` writes, and which contents are refused."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_the_proposals_of_other_images_are_named(file: ProposalFile, ids, names,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "other"}, "is no file of proposals"),
+        ({"format": "other"}, "is not a file of proposals"),
         ({"boxes": None}, r"`boxes` must be a tensor \(R, 4\) of torch.float32"),
         ({"boxes": torch.zeros(3, 5)}, "`boxes` must be"),
         ({"boxes": torch.zeros(3, 4).double()}, "`boxes` must be"),
@@ -163,13 +163,13 @@ def test_no_code_is_run(tmp_path: Path):
         with pytest.raises(DataError, match=f"{name}: damaged, or holds more than plain tensors"):
             ProposalFile(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(DataError, match=r"list\.pth: is no file of proposals"):
+    with pytest.raises(DataError, match=r"list\.pth: is not a file of proposals"):
         ProposalFile(tmp_path / "list.pth")
     with pytest.raises(DataError, match=r"none\.pth: no such file of proposals"):
         ProposalFile(tmp_path / "none.pth")
 
 
-# --- scripts/evaluate.py CKPT --proposals FILE
+# --- detector evaluate CKPT --proposals FILE
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
-from helpers.formats import SETS, convert, known_set, objects, refusal
+from helpers.formats import SETS, check_dataset, convert, converted, files_of, known_set, objects, refusal
 from PIL import Image
 
-from detector.data.coco import CocoDataset
 from detector.data.image import ORIENTATION
 
 
@@ -60,12 +57,6 @@ def voc(tmp_path: Path) -> Path:
     return folder
 
 
-def converted(folder: Path, *options: object) -> dict[str, Any]:
-    output = folder.parent / f"{time.monotonic_ns()}.json"
-    assert convert("voc", folder, "--output", output, *options) == 0
-    return json.loads(output.read_text())
-
-
 def put(folder: Path, text: str) -> None:
     (folder / "Annotations" / "a.xml").write_text(text)
 
@@ -74,19 +65,16 @@ def put(folder: Path, text: str) -> None:
 def test_the_boxes_come_back(tmp_path: Path, name: str):
     known, images = known_set(name, tmp_path / "known")
     folder = write_voc(known, images, tmp_path / "voc")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    document = converted(folder)
+    before = files_of(folder)
+    document = converted("voc", folder)
     expected, found = objects(known), objects(document)
     assert found == expected and sum(map(len, found.values())) > 5
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    (tmp_path / "read.json").write_text(json.dumps(document))
-    dataset = CocoDataset(folder, tmp_path / "read.json")
-    assert f"{len(expected)} images" in dataset.report and "0 boxes clipped" in dataset.report
-    assert dataset[0][0].shape[1:] == tuple(dataset.sizes[0])
+    assert files_of(folder) == before
+    check_dataset(known, document, folder)
 
 
 def test_conventions_are_in_the_file_and_on_the_screen(voc: Path, capsys: pytest.CaptureFixture):
-    document = converted(voc, "--split", "only_b")
+    document = converted("voc", voc, "--split", "only_b")
     printed = capsys.readouterr().out
     assert all(f"assumed: {line}" in printed for line in document["info"]["conventions"])
     text = " ".join(document["info"]["conventions"])
@@ -97,26 +85,26 @@ def test_conventions_are_in_the_file_and_on_the_screen(voc: Path, capsys: pytest
 
 @pytest.mark.parametrize(("option", "crowds"), [("crowd", [0, 0, 1]), ("keep", [0, 0, 0]), ("drop", [0, 0])])
 def test_difficult_objects_become_what_is_asked_for(voc: Path, option: str, crowds: list[int]):
-    assert [a["iscrowd"] for a in converted(voc, "--difficult", option)["annotations"]] == crowds
+    assert [a["iscrowd"] for a in converted("voc", voc, "--difficult", option)["annotations"]] == crowds
 
 
 def test_corners_are_one_or_zero_based(voc: Path):
-    standard, other = (converted(voc, "--difficult", "keep", *option) for option in ([], ["--zero-based"]))
+    standard, other = (converted("voc", voc, "--difficult", "keep", *option) for option in ([], ["--zero-based"]))
     assert [a["bbox"] for a in standard["annotations"]] == [[0, 0, 20, 10], [0, 0, 20, 10], [2, 3, 4, 5]]
     assert other["annotations"][2]["bbox"] == [3, 4, 3, 4] and "0-based" in other["info"]["conventions"][0]
 
 
 def test_a_pixel_zero_says_that_the_data_may_be_zero_based(voc: Path, capsys: pytest.CaptureFixture):
     put(voc, annotation(element("dog", -1, 0, 5, 5)))
-    document = converted(voc)
+    document = converted("voc", voc)
     assert "1 boxes begin at pixel 0" in " ".join(document["info"]["findings"])
     assert "a.xml: object 1" in capsys.readouterr().out
-    assert converted(voc, "--zero-based")["info"]["findings"] == []
+    assert converted("voc", voc, "--zero-based")["info"]["findings"] == []
 
 
 def test_classes_are_those_of_all_splits_or_as_given(voc: Path, capsys: pytest.CaptureFixture):
-    assert [c["name"] for c in converted(voc, "--split", "only_a")["categories"]] == ["cat", "dog"]
-    given = converted(voc, "--classes", "dog", "owl", "cat")
+    assert [c["name"] for c in converted("voc", voc, "--split", "only_a")["categories"]] == ["cat", "dog"]
+    given = converted("voc", voc, "--classes", "dog", "owl", "cat")
     assert [(c["id"], c["name"]) for c in given["categories"]] == [(1, "dog"), (2, "owl"), (3, "cat")]
     assert "'cat' is none of --classes; nearest: cats" in refusal(capsys, "voc", voc, "--classes", "dog", "cats")
     assert "the class 'dog' is named twice" in refusal(capsys, "voc", voc, "--classes", "dog", "dog")
@@ -129,17 +117,17 @@ def test_the_size_is_that_of_the_upright_image(voc: Path, capsys: pytest.Capture
     message = refusal(capsys, "voc", voc)
     assert "a.xml: <size> says 20 x 10" in message and "is 10 x 20" in message
     put(voc, annotation(element("dog", 0, 0, 10, 20), width=10, height=20))
-    assert (converted(voc)["images"][0]["width"], converted(voc)["images"][0]["height"]) == (10, 20)
+    assert (converted("voc", voc)["images"][0]["width"], converted("voc", voc)["images"][0]["height"]) == (10, 20)
     for unsaid in (annotation(width=0, height=0), "<annotation/>"):
         put(voc, unsaid)
-        assert converted(voc)["images"][0]["width"] == 10
+        assert converted("voc", voc)["images"][0]["width"] == 10
 
 
 def test_an_image_is_found_by_the_xml_files_name_or_by_the_one_it_says(voc: Path, capsys: pytest.CaptureFixture):
     put(voc, annotation(element("dog", 0, 0, 1, 1), name="stale.jpg"))
-    assert converted(voc)["images"][0]["file_name"] == "JPEGImages/a.png"
+    assert converted("voc", voc)["images"][0]["file_name"] == "JPEGImages/a.png"
     (voc / "JPEGImages" / "a.png").rename(voc / "JPEGImages" / "stale.jpg")
-    assert converted(voc)["images"][0]["file_name"] == "JPEGImages/stale.jpg"
+    assert converted("voc", voc)["images"][0]["file_name"] == "JPEGImages/stale.jpg"
     put(voc, annotation(name="b.png"))
     assert "two files of annotations are of this image" in refusal(capsys, "voc", voc)
     put(voc, annotation(name="gone.png"))
@@ -148,7 +136,7 @@ def test_an_image_is_found_by_the_xml_files_name_or_by_the_one_it_says(voc: Path
 
 def test_images_without_annotations_are_counted(voc: Path):
     Image.new("RGB", (20, 10)).save(voc / "JPEGImages" / "c.png")
-    assert converted(voc)["info"]["findings"] == ["1 images have no XML file: left out (the first: c)"]
+    assert converted("voc", voc)["info"]["findings"] == ["1 images have no XML file: left out (the first: c)"]
 
 
 def test_an_output_that_exists_is_left_alone(voc: Path, capsys: pytest.CaptureFixture):

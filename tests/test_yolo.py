@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from helpers.formats import SETS, convert, known_set, objects, refusal
+from helpers.formats import SETS, check_dataset, converted, files_of, known_set, objects, refusal
 from PIL import Image
 
-from detector.data.coco import CocoDataset
 from detector.data.image import ORIENTATION
 
 
@@ -58,12 +55,6 @@ def configure(folder: Path, **settings: Any) -> None:
     (folder / "data.yaml").write_text(yaml.safe_dump(settings))
 
 
-def converted(folder: Path, *options: object) -> dict[str, Any]:
-    output = folder.parent / f"{time.monotonic_ns()}.json"
-    assert convert("yolo", folder, "--output", output, *options) == 0
-    return json.loads(output.read_text())
-
-
 def names_of(document: dict[str, Any]) -> list[str]:
     return [image["file_name"] for image in document["images"]]
 
@@ -72,22 +63,19 @@ def names_of(document: dict[str, Any]) -> list[str]:
 def test_the_boxes_come_back(tmp_path: Path, name: str):
     known, images = known_set(name, tmp_path / "known")
     folder = write_yolo(known, images, tmp_path / "yolo")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    document = converted(folder, "--split", "train")
+    before = files_of(folder)
+    document = converted("yolo", folder, "--split", "train")
     expected, found = objects(known), objects(document)
     assert found.keys() == expected.keys() and sum(map(len, found.values())) > 5
     for image in expected:
         for (label, *box), (other, *rounded) in zip(expected[image], found[image], strict=True):
             assert label == other and rounded == pytest.approx(box, abs=2e-3)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    (tmp_path / "read.json").write_text(json.dumps(document))
-    dataset = CocoDataset(folder, tmp_path / "read.json")
-    assert f"{len(expected)} images" in dataset.report and "0 boxes clipped" in dataset.report
-    assert dataset[0][0].shape[1:] == tuple(dataset.sizes[0])
+    assert files_of(folder) == before
+    check_dataset(known, document, folder)
 
 
 def test_conventions_are_in_the_file_and_on_the_screen(yolo: Path, capsys: pytest.CaptureFixture):
-    document = converted(yolo, "--split", "train")
+    document = converted("yolo", yolo, "--split", "train")
     assert document["annotations"][0]["bbox"] == [5, 4, 10, 2] and document["annotations"][0]["area"] == 20
     printed = capsys.readouterr().out
     assert all(f"assumed: {line}" in printed for line in document["info"]["conventions"])
@@ -100,29 +88,29 @@ def test_fractions_are_of_the_upright_image(yolo: Path):
     exif = Image.Exif()
     exif[ORIENTATION] = 8
     Image.new("RGB", (20, 10)).save(yolo / "images/train/a.png", exif=exif)
-    document = converted(yolo, "--split", "train")
+    document = converted("yolo", yolo, "--split", "train")
     assert document["annotations"][0]["bbox"] == [2.5, 8, 5, 4]
     assert (document["images"][0]["width"], document["images"][0]["height"]) == (10, 20)
 
 
 def test_images_without_labels_have_no_objects_and_are_counted(yolo: Path):
     (yolo / "labels/train/orphan.txt").write_text("")
-    document = converted(yolo)
+    document = converted("yolo", yolo)
     assert names_of(document) == ["images/train/a.png", "images/val/b.png"] and len(document["annotations"]) == 1
     assert document["info"]["findings"] == [
         "1 label files have no image: left out (the first: labels/train/orphan.txt)",
         "1 images have no label file: taken as images without objects (the first: images/val/b.png)",
     ]
     put(yolo, "\n")
-    assert converted(yolo, "--split", "train")["info"]["findings"] == []
+    assert converted("yolo", yolo, "--split", "train")["info"]["findings"] == []
 
 
 def test_splits_are_folders_or_lists(yolo: Path, capsys: pytest.CaptureFixture):
-    assert names_of(converted(yolo, "--split", "val")) == ["images/val/b.png"]
+    assert names_of(converted("yolo", yolo, "--split", "val")) == ["images/val/b.png"]
     (yolo / "list.txt").write_text("./images/val/b.png\nimages/train/a.png\n\n")
     configure(yolo, names=["cat", "dog"], test="list.txt", both=["images/train", "list.txt"])
-    assert names_of(converted(yolo, "--split", "test")) == names_of(converted(yolo, "--split", "both"))
-    assert names_of(converted(yolo, "--split", "train")) == ["images/train/a.png"]  # by the folder's name
+    assert names_of(converted("yolo", yolo, "--split", "test")) == names_of(converted("yolo", yolo, "--split", "both"))
+    assert names_of(converted("yolo", yolo, "--split", "train")) == ["images/train/a.png"]  # by the folder's name
     assert "there is no split 'other'" in refusal(capsys, "yolo", yolo, "--split", "other")
 
 
@@ -133,32 +121,32 @@ def test_labels_lie_beside_images_too(yolo: Path):
     shutil.move(yolo / "labels/train", other / "train/labels")
     shutil.copy(yolo / "data.yaml", other / "set.yaml")
     (other / "set.yaml").write_text("train: ../train/images\nnames: [cat, dog]\n")
-    assert len(converted(other, "--split", "train")["annotations"]) == 1
+    assert len(converted("yolo", other, "--split", "train")["annotations"]) == 1
     flat = yolo.parent / "flat"
     flat.mkdir()
     shutil.copy(other / "train/images/a.png", flat)
     (flat / "a.txt").write_text("0 .5 .5 1 1")
     (flat / "classes.txt").write_text("cat\ndog\n")
-    assert converted(flat)["annotations"][0]["bbox"] == [0, 0, 20, 10]
+    assert converted("yolo", flat)["annotations"][0]["bbox"] == [0, 0, 20, 10]
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], {0: "cat", 1: "dog"}, ["cat", 7]])
 def test_names_are_a_list_or_a_dictionary(yolo: Path, names: Any):
     configure(yolo, names=names, train="images/train")
-    document = converted(yolo)
+    document = converted("yolo", yolo)
     assert [(c["id"], c["name"]) for c in document["categories"]] == [(1, "cat"), (2, str(names[1]))]
     assert document["annotations"][0]["category_id"] == 2
 
 
 def test_names_may_be_given(yolo: Path, capsys: pytest.CaptureFixture):
-    assert [c["name"] for c in converted(yolo, "--classes", "a", "b", "c")["categories"]] == ["a", "b", "c"]
+    assert [c["name"] for c in converted("yolo", yolo, "--classes", "a", "b", "c")["categories"]] == ["a", "b", "c"]
     (yolo / "data.yaml").unlink()
     assert "give them by --classes" in refusal(capsys, "yolo", yolo)
 
 
 def test_outlines_become_boxes_and_what_stands_out_is_counted(yolo: Path):
     put(yolo, "0 0.1 0.2 0.5 0.2 0.5 1 0.1 0.9\n1 0.95 0.5 0.3 0.2\n1 1.2 0.5 0.1 0.1\n0 .5 .5 0 .1")
-    document = converted(yolo, "--split", "train")
+    document = converted("yolo", yolo, "--split", "train")
     assert document["annotations"][0]["bbox"] == [2, 2, 8, 8]
     assert document["annotations"][1]["bbox"] == [16, 4, 6, 2]  # not clipped: CocoDataset does that, and counts it
     findings = " ".join(document["info"]["findings"])

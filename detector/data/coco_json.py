@@ -1,4 +1,4 @@
-"""A COCO file as it is read: quickly, and without what nothing here needs."""
+"""Fast reading of COCO files without segmentations."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 from detector.errors import DataError
 
-# Numbers and brackets after this key: an outline, and no text of a string, in which a quote has a backslash before it.
+# A list of numbers after this key. Inside a JSON string a quote has a backslash, so strings never match.
 OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[\[\]\s0-9.,eE+-]*\]')
 
 
 def read_document(path: Path) -> Any:
-    """A JSON file without its outlines, which are most of COCO's. Raises DataError where it cannot be read."""
+    """A JSON file without its outlines, which take most of a COCO file. Raises DataError if it cannot be read."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise DataError(f"{path}: is no file; correct the path of the annotations")
+        if path.exists() and not path.is_file():  # reading a pipe could block
+            raise DataError(f"{path}: is not a file; correct the path of the annotations")
         try:
             return _parsed(OUTLINE.sub(b'"segmentation": 0', path.read_bytes()))
         except ValueError:
-            return _parsed(path.read_bytes())  # whose error names the place in the file itself
+            return _parsed(path.read_bytes())  # its error states the position in the unchanged file
     except OSError as error:
         raise DataError(f"{path}: cannot read the annotations ({error.strerror}); correct the path") from error
     except (ValueError, RecursionError) as error:
@@ -30,7 +30,7 @@ def read_document(path: Path) -> Any:
 
 
 def _parsed(content: bytes) -> Any:
-    """Without a search for circles among millions of new objects, which has none to find and takes a third of the time."""
+    """Parse without garbage collection, which finds no cycles among the new objects and takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -41,6 +41,6 @@ def _parsed(content: bytes) -> Any:
 
 
 def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-    """Those in other forms are dropped one by one, so that they never fill the memory."""
+    """Drop a segmentation in another form at once, which limits the memory."""
     entry.pop("segmentation", None)
     return entry

@@ -7,8 +7,9 @@ from detector.protocols import DataSet
 
 def report_of(dataset: DataSet) -> str:
     """A line about the contents: `report`, or the counts of images and classes."""
-    counts = f"{dataset.annotation_file}: {len(dataset)} images, {len(dataset.class_names)} classes"
-    return getattr(dataset, "report", counts)
+    if hasattr(dataset, "report"):
+        return dataset.report
+    return f"{dataset.annotation_file}: {len(dataset)} images, {len(dataset.class_names)} classes"
 
 
 def class_table_of(dataset: DataSet) -> str:

@@ -1,4 +1,4 @@
-"""Files to pixels: the one decoder that training, evaluation and inference share."""
+"""Decoding of image files, for training, evaluation and inference alike."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from detector.errors import DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
-# Others are programs (EPS would run Ghostscript), stubs without a decoder, or hardly ever photographs.
+# EPS is left out because Pillow would run Ghostscript, others because they have no decoder or hold no photographs.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # what a folder is searched for
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of images in a folder
 ORIENTATION = 0x0112  # the EXIF tag
-UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright
+UPRIGHT = {  # EXIF orientation -> its inverse; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,7 +29,7 @@ UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDEWAYS = (5, 6, 7, 8)  # of these, what exchanges height and width
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 class ImageError(DataError):
@@ -59,8 +59,8 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise OSError("it is no file")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe could block
+            raise OSError("it is not a file")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
@@ -70,7 +70,7 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"the limit is {max_pixels}: raise data.max_pixels or shrink the image"
         raise ImageError(f"{path}: too large ({error}); {limit}") from error
-    except Exception as error:  # a decoder that is fed garbage may raise anything
+    except Exception as error:  # decoders raise many kinds of errors for damaged files
         reason = f"{type(error).__name__}: {error}"
         raise ImageError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error
 
@@ -80,7 +80,7 @@ def to_rgb(image: Image.Image) -> Tensor:
     image.load()  # first: it may change the mode, and a TIFF turns itself upright and forgets its orientation
     rgb, turn = _rgb(image), UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     upright = rgb if turn is None else rgb.transpose(turn)
-    # (H, W, 3) -> (3, H, W), left as it lies in memory: torchvision resizes that two to five times as fast
+    # (H, W, 3) -> (3, H, W), channels last in memory: torchvision resizes this layout two to five times as fast
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
 
 

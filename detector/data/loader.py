@@ -1,7 +1,7 @@
-"""Batches: the sampler's images, loaded by some processes, with random numbers of their own.
+"""Batches of samples, loaded by worker processes and reproducible.
 
-The order is a function of (seed, epoch), and what chance does to a sample of (seed, epoch, index): nothing depends on
-the number of workers or processes or on what was loaded before. So a resumed run sees the images it would have seen.
+The order is a function of (seed, epoch); the random numbers of a sample are a function of (seed, epoch, index). Neither
+depends on the number of workers or processes, or on earlier samples. So a resumed run loads the same samples.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from detector.protocols import DataSet
 from detector.rng import seeded
 from detector.structures import Target
 
-EVERYWHERE = [[-1e6, -1e6, 1e6, 1e6]]  # a region as large as any image with all its anchors
+IGNORE_ALL = [[-1e6, -1e6, 1e6, 1e6]]  # a crowd region that covers any image with all its anchors
 
 
 class ImageLoader(DataLoader):
-    """A `DataLoader` that leaves the global generator alone and raises a worker's `DataError` as it is.
+    """A `DataLoader` that does not use the global generator and raises a worker's `DataError` unchanged.
 
-    Torch itself would bury the message in the text of a traceback. `bad` are the images that others took the place of.
+    PyTorch itself would put the message into the text of a traceback. `bad` holds the images that were replaced.
     """
 
     def __init__(self, dataset: Dataset, *, skip_bad: int = 0, **options: Any) -> None:
@@ -45,7 +45,8 @@ class ImageLoader(DataLoader):
                 try:
                     raise batch
                 finally:
-                    del batch  # else it holds this frame, and this frame holds it: the workers would end 10 s later
+                    # a reference cycle of error and frame would keep the workers alive for 10 s
+                    del batch
             yield batch
 
 
@@ -68,7 +69,7 @@ def eval_loader(
 
 
 def collate(samples: list[Any]) -> Any:
-    """Samples of (a, b, c) to lists of a, b and c; or the first error among them. What was replaced is told along."""
+    """Samples of (a, b, c) to lists of a, b and c, or the first error among them, with the images that were replaced."""
     bad: dict[int, str] = {}
     for replaced in (sample for sample in samples if isinstance(sample, Replaced)):
         bad |= replaced.bad
@@ -79,7 +80,7 @@ def collate(samples: list[Any]) -> Any:
 
 
 class _Seeded(Dataset):
-    """Samples by (epoch, index), chance being a function of these and the seed; up to `skip_bad` bad images give way."""
+    """Samples by (epoch, index), seeded by both and the seed; up to `skip_bad` bad images are replaced."""
 
     def __init__(self, dataset: Dataset, seed: int, skip_bad: int) -> None:
         self.dataset, self.seed, self.skip_bad = dataset, seed, skip_bad
@@ -90,12 +91,12 @@ class _Seeded(Dataset):
             sample = _guarded(self.dataset.__getitem__, place.index)
             if self.skip_bad and isinstance(sample, ImageError):
                 sample, bad = usable(self.dataset, place.index, sample, self.skip_bad)
-        sample = _filler(*sample) if place.filler and not isinstance(sample, DataError) else sample
+        sample = _padding_sample(*sample) if place.is_padding and not isinstance(sample, DataError) else sample
         return Replaced(sample, bad) if bad else sample
 
 
 class _Prepared(Dataset):
-    """Images alone, made ready for the model by the worker."""
+    """Images without objects, preprocessed by the worker."""
 
     def __init__(self, dataset: DataSet, prepare: Callable[[Tensor], Tensor]) -> None:
         self.dataset, self.prepare = dataset, prepare
@@ -111,9 +112,9 @@ class _Prepared(Dataset):
         return self.prepare(image), (image.shape[1], image.shape[2]), int(self.dataset.image_ids[i])
 
 
-def _filler(image: Tensor, target: Target, image_id: int) -> tuple[Tensor, Target, int]:
-    """The image with nothing to learn from, neither object nor background."""
-    return image, replace(target[:0], crowd=torch.tensor(EVERYWHERE)), image_id
+def _padding_sample(image: Tensor, target: Target, image_id: int) -> tuple[Tensor, Target, int]:
+    """The image without objects, and with all of it ignored as background."""
+    return image, replace(target[:0], crowd=torch.tensor(IGNORE_ALL)), image_id
 
 
 def _guarded(sample: Callable[[int], Any], i: int) -> Any:

@@ -1,4 +1,4 @@
-"""A file of proposals: where objects may be in every image of a data set, for a detector that learns from them."""
+"""A file of proposals for every image of a data set, for a detector without an RPN (Fast R-CNN)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ COLUMNS = {  # dtype and shape of every tensor; n images, R proposals of all ima
 def pack(
     image_ids: Sequence[int], names: Sequence[str], sizes: Sequence[tuple[int, int]], proposals: Sequence[Proposals]
 ) -> dict[str, Any]:
-    """What a file holds: a few flat tensors, which `torch.load(weights_only=True)` reads. Names are "folder/file"."""
+    """The content of a proposal file: flat tensors, which `torch.load(weights_only=True)` reads.
+
+    Args:
+        image_ids: id of every image.
+        names: "folder/file" of every image.
+        sizes: height and width of every image.
+        proposals: proposals of every image, best first.
+    """
     none = Proposals(torch.zeros(0, 4), torch.zeros(0))
     return {
         "format": FORMAT,
@@ -47,15 +54,15 @@ def pack(
 
 
 class ProposalFile:
-    """Proposals by image id. The boxes stay on the disk, mapped into memory, so that all workers share them."""
+    """Proposals by image id. The boxes are mapped into memory from the disk, so that all workers share them."""
 
     def __init__(self, path: str | Path, *, intact: bool = False) -> None:
-        """Raises DataError for what is no such file, or damaged; one that is known to be `intact` is not read whole."""
+        """Raises DataError for another or a damaged file. With `intact` the check that reads the whole file is skipped."""
         self.path = Path(path)
         content = _read(self.path, intact)
         self._boxes, self._scores = content["boxes"], content["scores"]
         ids, names, sizes, ends = (content[name].numpy() for name in ("image_ids", "names", "sizes", "ends"))
-        order = np.argsort(ids)  # to search in: a dictionary would be copied into every worker, page by page
+        order = np.argsort(ids)  # for binary search: workers would copy a dictionary page by page
         self._ids, self._names, self._sizes, self._ends = ids[order], names[order], sizes[order], ends[order]
         self._starts = np.append(0, ends)[:-1][order]
 
@@ -78,7 +85,7 @@ class ProposalFile:
             )
 
     def __getitem__(self, image_id: int) -> Proposals:
-        """The proposals of one image, inside of it and with an area. Raises DataError for what are no boxes."""
+        """The proposals of one image, clipped to it, those without area dropped. Raises DataError for non-finite values."""
         row = self._row(image_id)
         rows, (h, w) = slice(self._starts[row], self._ends[row]), self._sizes[row].tolist()
         boxes, scores = self._boxes[rows].clone(), self._scores[rows].clone()
@@ -107,7 +114,7 @@ def _read(path: Path, intact: bool) -> dict[str, Tensor]:
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
         raise DataError(f"{path}: damaged, or holds more than plain tensors; it was not read") from error
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise DataError(f"{path}: is no file of proposals, which `detector evaluate CKPT --proposals FILE` writes")
+        raise DataError(f"{path}: is not a file of proposals, which `detector evaluate CKPT --proposals FILE` writes")
     lengths: dict[str, set[int]] = {"n": set(), "R": set()}
     for name, (dtype, (length, *rest)) in COLUMNS.items():
         column = content.get(name)
@@ -122,6 +129,6 @@ def _read(path: Path, intact: bool) -> dict[str, Tensor]:
 
 
 def _partition(ends: Tensor, rows: int) -> bool:
-    """Whether the images share all rows, none of them twice."""
+    """Whether each row belongs to exactly one image."""
     steps = ends.diff(prepend=ends.new_zeros(1))
     return bool((steps >= 0).all()) and (int(ends[-1]) if len(ends) else 0) == rows

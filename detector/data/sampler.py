@@ -1,4 +1,4 @@
-"""Which images make a batch: an epoch's order as a function of (seed, epoch) alone."""
+"""Batches of image indices; the order of an epoch is a function of (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from detector.rng import mix
 
 
 class EpochIndex(NamedTuple):
-    """An image in an epoch; a filler is looked at but not learnt from."""
+    """An image in an epoch; a padding sample takes part in the step without objects or background."""
 
     epoch: int
     index: int
-    filler: bool = False
+    is_padding: bool = False
 
 
 class GroupedBatchSampler(Sampler[list[EpochIndex]]):
-    """Batches of wide images only or of tall ones only, so that padding wastes little.
+    """Batches of only wide or only tall images, which limits padding.
 
-    The leftovers of both groups share the last one or two batches; only the very last may be short. With `world`
-    processes each takes its share of every batch, all equally many: where a batch does not divide evenly, fillers.
-    `repeats` (n,): how often an image comes in an epoch on average; an epoch takes the whole number below or above.
+    The remainders of both groups share the last one or two batches; only the very last may be short. Each process takes
+    its share of every batch. All shares have the same size: padding samples fill a batch that does not divide evenly.
+
+    Args:
+        sizes: (n, 2) height and width of every image.
+        batch_size: images per batch, of all processes together.
+        seed: seed of the order.
+        rank: number of this process.
+        world: number of processes.
+        repeats: (n,) mean number of times that an image occurs in an epoch; each epoch rounds it down or up.
     """
 
     def __init__(
@@ -38,11 +45,11 @@ class GroupedBatchSampler(Sampler[list[EpochIndex]]):
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and the batch to begin with (for a run resumed in the middle of it)."""
+        """Choose the epoch and its first batch (a resumed run starts in the middle of an epoch)."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        """The batches of a whole epoch, wherever this one starts, whichever it is."""
+        """Number of batches of a whole epoch; it is the same for every epoch and does not depend on the first batch."""
         totals = [_total(self.repeats[group]) for group in (self.wide, ~self.wide)]
         full = sum(total // self.batch_size for total in totals)
         return full + -(-(sum(totals) - full * self.batch_size) // self.batch_size)  # ceil of the leftovers
@@ -51,10 +58,10 @@ class GroupedBatchSampler(Sampler[list[EpochIndex]]):
         for batch in self.batches()[self.start :]:
             share = [EpochIndex(self.epoch, index) for index in batch[self.rank :: self.world]]
             missing = -(-len(batch) // self.world) - len(share)
-            yield share + [EpochIndex(self.epoch, batch[0], filler=True)] * missing
+            yield share + [EpochIndex(self.epoch, batch[0], is_padding=True)] * missing
 
     def batches(self) -> list[list[int]]:
-        """All batches of the epoch, of all processes together."""
+        """All batches of the epoch, for all processes."""
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         drawn = self._draw(generator)
         batches: list[list[int]] = []
@@ -70,36 +77,41 @@ class GroupedBatchSampler(Sampler[list[EpochIndex]]):
         return batches + [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
 
     def _draw(self, generator: torch.Generator) -> np.ndarray:
-        """The images of an epoch, with their repetitions, unshuffled.
+        """The images of an epoch with their repetitions, not shuffled.
 
-        Systematic sampling: laid end to end, each as long as it is to be repeated, an image is taken as often as a comb of
-        teeth one apart, shifted by chance, meets it.
+        Systematic resampling: one random offset, then unit steps over the cumulative repeats.
         """
         if (self.repeats == 1).all():
             return np.arange(len(self.wide))
         drawn = []
         for group in filter(len, (np.flatnonzero(self.wide), np.flatnonzero(~self.wide))):
             ends = np.cumsum(self.repeats[group])
-            teeth = np.arange(_total(self.repeats[group])) + torch.rand(1, generator=generator).item()
-            rows = np.searchsorted(ends, teeth * (ends[-1] / len(teeth)), side="right")
+            steps = np.arange(_total(self.repeats[group])) + torch.rand(1, generator=generator).item()
+            rows = np.searchsorted(ends, steps * (ends[-1] / len(steps)), side="right")
             drawn.append(group[rows.clip(max=len(group) - 1)])
         return np.concatenate(drawn)
 
 
 def repeat_factors(owner: np.ndarray, labels: np.ndarray, images: int, threshold: float) -> np.ndarray:
-    """How often each image should come, (n,) >= 1, so that rare classes are seen (Gupta et al. 2019, LVIS, arXiv 1908.03195).
+    """Repeat factor of each image, (n,) >= 1, which oversamples rare classes (Gupta et al. 2019, LVIS, arXiv 1908.03195).
 
-    `owner` and `labels` (B,) are the image and the class of every object. A class that is in a fraction f of the images
-    asks for max(1, sqrt(threshold / f)); an image gives what the rarest of its classes asks.
+    A class in a fraction f of the images has the factor max(1, sqrt(threshold / f)); an image has the largest factor of
+    its classes.
+
+    Args:
+        owner: (B,) image of every object.
+        labels: (B,) class of every object.
+        images: number of images n.
+        threshold: fraction of images below which a class is repeated.
     """
     pairs = np.unique(np.stack([owner, labels], axis=1), axis=0)  # each class of an image once
     share = np.bincount(pairs[:, 1]) / images
-    asked = np.maximum(1, np.sqrt(threshold / np.maximum(share, 1e-12)))
+    factor = np.maximum(1, np.sqrt(threshold / np.maximum(share, 1e-12)))
     factors = np.ones(images)
-    np.maximum.at(factors, pairs[:, 0], asked[pairs[:, 1]])
+    np.maximum.at(factors, pairs[:, 0], factor[pairs[:, 1]])
     return factors
 
 
 def _total(repeats: np.ndarray) -> int:
-    """How many images of a group an epoch takes: always the same."""
+    """Number of images that each epoch draws from a group."""
     return int(np.ceil(repeats.sum() - 1e-6))

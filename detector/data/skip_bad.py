@@ -1,4 +1,4 @@
-"""A dirty data set: a training may do without some images that cannot be used, by number, and never silently."""
+"""Replacing unusable images in training: up to a limit, and each is logged."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch.utils.data import Dataset
 from detector.data.image import ImageError
 from detector.errors import DataError
 
-SHOWN = 20  # in one message; the log has named every one
+SHOWN = 20  # reasons in the final message; the log has all
 
 log = logging.getLogger("detector")
 
 
 class Replaced(NamedTuple):
-    """What takes a place (a sample, a batch, or the error that nothing could), and what is wrong with whose it was."""
+    """A replacement (a sample, a batch, or an error if there was none) and the reasons why images were replaced."""
 
     sample: Any
-    bad: dict[int, str]  # index -> what is wrong
+    bad: dict[int, str]  # index -> reason
 
 
 def usable(dataset: Dataset, index: int, error: ImageError, most: int) -> Replaced:
-    """Another sample for one that raised `error`: of its shape, wide or tall, if there is one.
+    """A replacement for the sample that raised `error`, of the same orientation (wide or tall) if there is one.
 
-    Chosen by torch's generator alone, not by what was met before: a function of that generator's seed. It gives up, with
-    the last error, after more than `most` bad images.
+    The choice is a function of the seed of torch's generator alone. After more than `most` bad images the replacement is
+    the last error.
     """
     bad = {index: str(error)}
     for other in _others(dataset.sizes, index):
@@ -39,13 +39,13 @@ def usable(dataset: Dataset, index: int, error: ImageError, most: int) -> Replac
             return Replaced(dataset[other], bad)
         except ImageError as another:
             bad[other], error = str(another), another
-        except DataError as another:  # not of the image: nothing takes its place
+        except DataError as another:  # not the fault of an image: no replacement
             return Replaced(another, bad)
     return Replaced(error, bad)
 
 
 def _others(sizes: np.ndarray, index: int) -> Iterator[int]:
-    """All other images in a random order, those of the same shape first."""
+    """All other images in random order, those of the same orientation first."""
     order = torch.randperm(len(sizes)).numpy()
     wide = sizes[:, 1] > sizes[:, 0]  # (n,) from (h, w)
     like = wide[order] == wide[index]
@@ -53,24 +53,22 @@ def _others(sizes: np.ndarray, index: int) -> Iterator[int]:
 
 
 class BadImages:
-    """The images that a training did without, each named once in the log."""
+    """The images that were replaced in a training; each is logged once."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.found: dict[int, str] = {}
 
     def add(self, bad: Mapping[int, str]) -> None:
-        """Raises DataError that lists them when there are more than `most`."""
+        """Log new ones. Raises DataError with all of them when there are more than `most`."""
         for index, reason in bad.items():
             if index not in self.found:
                 self.found[index] = reason
                 if len(self.found) <= self.most:
-                    log.warning(
-                        "another image takes the place of a bad one (%d of %d): %s", len(self.found), self.most, reason
-                    )
+                    log.warning("another image replaces a bad one (%d of %d): %s", len(self.found), self.most, reason)
         if len(self.found) > self.most:
             more = f"; and {len(self.found) - SHOWN} more" if len(self.found) > SHOWN else ""
             raise DataError(
-                f"data.skip_bad: allows {self.most} bad images, but there are {len(self.found)}: mend them, or raise it. "
+                f"data.skip_bad: allows {self.most} bad images, but there are {len(self.found)}: fix them, or raise the limit. "
                 f"{'; '.join(list(self.found.values())[:SHOWN])}{more}"
             )

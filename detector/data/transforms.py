@@ -1,4 +1,4 @@
-"""What happens to an image and its objects before training: each transform is (image, target) -> (image, target).
+"""Transforms of training images and their objects, (image, target) -> (image, target).
 
 All randomness comes from torch's global generator, which the loader seeds for every sample.
 """
@@ -53,11 +53,11 @@ class Resize:
         return _apply(_resize, image, target, resized_size(*image_size(image), short, self.long))
 
     def resize_image(self, image: Tensor) -> Tensor:
-        """An image alone, as evaluation wants it: to the largest short side, nothing drawn."""
+        """Resize an image for evaluation, to the largest short side, without randomness."""
         return _resize(image, resized_size(*image_size(image), max(self.sides), self.long))
 
     def evaluation(self) -> Resize:
-        """The same without chance: the largest short side."""
+        """The resizing of evaluation: the largest short side."""
         return Resize(max(self.sides), self.long)
 
 
@@ -72,14 +72,14 @@ class ImagePyramid:
     scales: Sequence[Annotated[float, Range(0.01, 100)]] = (0.5, 0.625, 0.75, 0.875, 1, 1.125, 1.25, 1.375, 1.5)
     """Factors of the size that evaluation uses."""
     flip: bool = True
-    """Each scale mirrored, too."""
+    """Also use each scale mirrored."""
 
     def __post_init__(self) -> None:
         if not self.scales:
             raise ValueError("scales: at least one is needed")
 
     def resizes(self, evaluation: Resize) -> list[Resize]:
-        """How to make each scale."""
+        """The resizing of each scale."""
         short, long = max(evaluation.sides), evaluation.long
         return [Resize(max(1, round(short * s)), max(1, round(long * s))) for s in self.scales]
 
@@ -87,7 +87,7 @@ class ImagePyramid:
 @checked
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Left becomes right."""
+    """Mirror left and right."""
 
     p: Fraction = 0.5
     """Probability that an image is mirrored."""
@@ -99,7 +99,7 @@ class HorizontalFlip:
 @checked
 @dataclass(frozen=True)
 class VerticalFlip:
-    """Up becomes down."""
+    """Mirror top and bottom."""
 
     p: Fraction = 0.5
     """Probability that an image is mirrored."""
@@ -159,10 +159,10 @@ class LargeScaleJitter:
 
 
 class Compose:
-    """One transform after the other; then boxes are clipped to the image and those left without area dropped.
+    """Apply transforms in order, clip boxes to the image and drop boxes without area.
 
-    `dropped` counts the boxes lost in this way. It lies in shared memory, so that the workers' losses are seen here too
-    (two that write at once may lose a count).
+    `dropped` counts the dropped boxes. It is in shared memory, so that it includes the workers' boxes (concurrent writes
+    may lose a count).
     """
 
     def __init__(self, transforms: Sequence[Callable[[Tensor, Target], tuple[Tensor, Target]]]) -> None:
@@ -180,13 +180,13 @@ class Compose:
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """An image, or its boxes, at a new size (h, w)."""
     if not isinstance(x, tv_tensors.BoundingBoxes):
-        # Channels last in memory, as decoded: torch is twice as fast there, and elsewhere it fails to make 1 x 1.
+        # Channels last in memory, as decoded: torch is twice as fast there, and fails at 1 x 1 in the other layout.
         x = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     return F.resize(x, list(size), antialias=True)
 
 
 def _apply(operation: Callable[..., Tensor], image: Tensor, target: Target, *args: Any) -> tuple[Tensor, Target]:
-    """One operation of torchvision, done alike to the image and to every geometric field of the target."""
+    """Apply an operation of torchvision to the image and to every field of boxes of the target."""
     canvas = image_size(image)
 
     def transform_boxes(boxes: Tensor) -> Tensor:

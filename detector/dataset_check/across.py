@@ -1,4 +1,4 @@
-"""What several splits must have in common, their categories, and what they must not, their images."""
+"""Checks across splits: equal categories, and no image in two splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Image = tuple[int, int]  # the indices of a split and of an image in it
 
 
 def check_categories(splits: Sequence[CheckedSplit], findings: Findings) -> None:
-    """The names of every split are those of the first one, which is trained on."""
+    """Every split has the category names of the first split, the training split."""
     first, *others = splits
     for split in others:
         here = [name for name in split.class_names if name not in first.class_names]
@@ -34,9 +34,9 @@ def _add_pairs(findings: Findings, split: CheckedSplit, first: CheckedSplit, pai
 
 
 def check_images(splits: Sequence[CheckedSplit], scans: Sequence[Sequence[Scan]], findings: Findings) -> None:
-    """The same image twice, in two splits or in one: the same file, or another of the same content.
+    """Find images that occur twice, in one split or two: the same file, or files of equal content.
 
-    Each later image is reported once, beside the first like it.
+    Each later image is reported once, with the first one like it.
     """
     images = [(s, i) for s, part in enumerate(scans) for i in range(len(part))]
 
@@ -66,7 +66,7 @@ def check_images(splits: Sequence[CheckedSplit], scans: Sequence[Sequence[Scan]]
 
 
 def _twins(images: Sequence[Image], key: Callable[[Image], Hashable]) -> list[tuple[Image, Image]]:
-    """Each image that has the key of an earlier one, and that one; of those that have a key."""
+    """Pairs of an image and the first image with the same key. Images without a key are left out."""
     groups: dict[Hashable, list[Image]] = defaultdict(list)
     for image in images:
         if key(image):

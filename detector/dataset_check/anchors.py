@@ -14,16 +14,16 @@ import numpy as np
 
 from detector.dataset_check.scale import Geometry, Scaled, best_iou
 
-LEAST_BOXES = 50  # from fewer nothing is to be learned
-MOST_SHAPES = 20_000  # for k-means; every so many'th of more
+LEAST_BOXES = 50  # fewer are not representative
+MOST_SHAPES = 20_000  # for k-means; larger sets are subsampled evenly
 ROUNDS = 100
-SPACE = 4  # strides: smaller anchors miss what lies between their cells; FPN's own are eight strides wide
-CLEARLY = 0.02  # more of the objects reached, or of mean IoU
+SPACE = 4  # strides: smaller anchors miss objects between cells; those of FPN are eight strides wide
+CLEARLY = 0.02  # gain in recall or mean IoU that counts
 
 
 @dataclass
 class AnchorFit:
-    """Anchors, and how well they can fit."""
+    """Anchors and how well they can fit the objects."""
 
     sizes: list[list[float]]  # per level
     ratios: list[float]
@@ -44,7 +44,7 @@ class AnchorFit:
 
 
 def anchor_fit(geometry: Geometry, scaled: Scaled, sizes: list[list[float]], ratios: list[float]) -> AnchorFit:
-    """How well anchors of these sizes and ratios fit; the figures are NaN without objects."""
+    """Fit of anchors of these sizes and ratios; the values are NaN without objects."""
     best = best_iou(geometry, geometry.anchors.with_shapes(sizes, ratios), scaled)
     reached = best >= geometry.pos_iou
     counts = np.bincount(scaled.labels)
@@ -83,7 +83,7 @@ def _sizes(scaled: Scaled, now: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def _ratios(scaled: Scaled, count: int) -> list[float]:
-    """So many ratios h / w."""
+    """`count` ratios h / w."""
     sides = _sides(scaled)
     centres = kmeans(sides / np.sqrt(sides.prod(axis=1, keepdims=True)), count)
     return [_rounded(x, 1e-3, 1e3) for x in np.sort(centres[:, 1] / centres[:, 0])]
@@ -96,14 +96,14 @@ def _sides(scaled: Scaled) -> np.ndarray:
 
 
 def _rounded(value: float, least: float, most: float) -> float:
-    """Three digits that count."""
+    """Three significant digits, within the limits."""
     return float(f"{min(max(value, least), most):.3g}")
 
 
 def kmeans(shapes: np.ndarray, k: int) -> np.ndarray:
-    """k centres (k, 2) of shapes (b, 2) w, h, each the median of those nearest to it by 1 - IoU about one centre.
+    """k centres (k, 2) of shapes (b, 2) w, h, each the median of the shapes nearest to it by 1 - IoU (concentric).
 
-    Nothing is drawn: the first centres are quantiles of the shapes, sorted by ratio, then by area.
+    Deterministic: the first centres are quantiles of the shapes, sorted by ratio, then by area.
     """
     order = np.lexsort((shapes.prod(axis=1), shapes[:, 1] / shapes[:, 0]))
     centres = shapes[order[((np.arange(k) + 0.5) / k * len(shapes)).astype(int)]]

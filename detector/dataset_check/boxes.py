@@ -1,4 +1,4 @@
-"""What annotations can have wrong though every entry is well formed: boxes, classes and images without objects."""
+"""Checks of valid annotations: boxes, classes and images without objects."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from detector.data.box_arrays import have_area, were_clipped
 from detector.dataset_check.checked_split import CheckedSplit
 from detector.dataset_check.findings import FaultPlace, Findings
 
-SAME = 0.9  # IoU of two boxes that are one: two annotators, or two marks of one, seldom agree so well
+SAME = 0.9  # IoU of duplicate boxes: boxes of two objects, or by two annotators, seldom agree so well
 
 
 def check_annotations(split: CheckedSplit, findings: Findings, *, keep_empty: bool) -> None:
-    """Boxes, classes and images of one split. `keep_empty`: training wants images without objects."""
+    """Check boxes, classes and images of one split. `keep_empty`: training uses images without objects."""
     clipped = split.clipped_boxes()
     solid, beyond = have_area(clipped), were_clipped(split.boxes, clipped)
     find = findings.add
@@ -71,7 +71,7 @@ def _pairs(split: CheckedSplit) -> tuple[np.ndarray, np.ndarray]:
         at = at[at + step < len(rows)]
         a, b = rows[at], rows[at + step]
         near = (owner[a] == owner[b]) & (area[a] >= SAME * area[b])
-        at, a, b = at[near], a[near], b[near]  # the next box is larger still: who is left out here stays out
+        at, a, b = at[near], a[near], b[near]  # sorted by area: later boxes are larger still
         same = _iou(boxes[a], boxes[b]) >= SAME
         found.append(np.sort(np.stack([a[same], b[same]]), axis=0))
     first, second = np.concatenate([np.zeros((2, 0), dtype=np.int64), *found], axis=1)

@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass
 class Summary:
-    """What one split holds."""
+    """Contents of one split."""
 
     annotations: str
     folder: str | None
@@ -57,8 +57,8 @@ def check_data(
 ) -> CheckResult:
     """Check the splits of a configuration, or the training split `alone`, by that name; nothing is written.
 
-    Without `look` the images are left alone; without `read` their files are looked for, but not opened. Raises DataError
-    where an annotation file or an image folder cannot be read at all, ConfigError for a detector that cannot be built.
+    Without `look` images are not checked; without `read` image files are not opened, only their existence is checked.
+    Raises DataError if an annotation file or image folder cannot be read, ConfigError for an invalid detector.
     """
     settings = config.needed_data()
     result = CheckResult(str(source), geometry(config), Findings())

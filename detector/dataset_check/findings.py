@@ -11,7 +11,7 @@ import numpy as np
 
 from detector.data.coco_reader import HARMLESS, REMEDIES
 
-PLACES = 20  # of a finding that are kept; of many thousands nobody reads more
+PLACES = 20  # that are kept of a finding
 STOPS = "training stops: "
 STOPS_AT_FILE = "training stops, or skips it by data.skip_bad: "
 KINDS = {  # kind -> its effect on training, and what to do
@@ -44,7 +44,7 @@ KINDS = {  # kind -> its effect on training, and what to do
 
 @dataclass(frozen=True)
 class FaultPlace:
-    """Where something is wrong; `note` says what is special about this one."""
+    """Where a fault is; `note` holds its details."""
 
     file: str | None = None
     image_id: int | str | None = None
@@ -70,23 +70,23 @@ class Finding:
 
     @property
     def severity(self) -> str:
-        """Whether training would stop."""
+        """error if training stops, else warning."""
         return "error" if self.effect.startswith((STOPS, STOPS_AT_FILE)) else "warning"
 
     @property
     def effect(self) -> str:
-        """What training makes of it, and what to do."""
+        """The effect on training, and what to do."""
         return KINDS[self.kind]
 
 
 class Findings:
-    """Everything that is wrong, by kind and split."""
+    """All findings by kind and split."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], Finding] = {}
 
     def add(self, kind: str, split: str, rows: Sequence[Any] | np.ndarray, place: Callable[[Any], FaultPlace]) -> None:
-        """One finding for each of the rows; `place` is asked about the first few only."""
+        """Count a finding for each of the rows; `place` is called for the first few only."""
         if len(rows):
             found = self._found.setdefault((kind, split), Finding(kind, split))
             found.count += len(rows)
@@ -98,7 +98,7 @@ class Findings:
         return sorted(self._found.values(), key=lambda f: (f.severity, order.index(f.kind)))
 
     def count(self, severity: str) -> int:
-        """How many errors, or warnings, there are."""
+        """Number of findings of a severity, error or warning."""
         return sum(found.count for found in self._found.values() if found.severity == severity)
 
 
@@ -117,5 +117,5 @@ def one_line(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey or no encoding knows."""
+    """The text with control characters and unencodable characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

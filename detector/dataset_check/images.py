@@ -1,4 +1,4 @@
-"""The files of images: what the folder holds, what the decoder says, and which of them are the same."""
+"""Checks of image files: existence, decoding, size, orientation and content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLOCK = 2**20  # bytes that are hashed at a time
 
 
 class Scan(NamedTuple):
-    """What is known of one file."""
+    """The result of reading one file."""
 
     fault: str | None = None  # a kind of finding
     note: str = ""
@@ -38,7 +38,7 @@ class Scan(NamedTuple):
 def scan_images(
     splits: Sequence[CheckedSplit], findings: Findings, *, max_pixels: int, workers: int, read: bool
 ) -> list[list[Scan]]:
-    """Look at the image files of all splits and report those at fault; without `read` they are not opened.
+    """Check the image files of all splits and report faults; without `read` files are not opened.
 
     Returns a scan of every image of every split.
     """
@@ -60,7 +60,7 @@ def scan_images(
 def _guarded(loader: DataLoader) -> Iterator[list[Scan]]:
     try:
         yield from loader
-    except RuntimeError as error:  # torch's way to say that a worker was killed
+    except RuntimeError as error:  # raised by torch when a worker is killed
         raise DataError(f"a process that reads images died ({error}); data.workers=0 shows at which") from error
 
 
@@ -81,7 +81,7 @@ class _Files(Dataset):
 
 
 def scan(folder: Path, name: str, max_pixels: int, *, read: bool = True) -> Scan:
-    """What is to be known of one file, whatever it holds."""
+    """Read one file; any fault becomes part of the result."""
     try:
         path = join_within(folder, name)
     except DataError as error:
@@ -89,7 +89,7 @@ def scan(folder: Path, name: str, max_pixels: int, *, read: bool = True) -> Scan
     try:
         real = os.path.realpath(path)
         if not os.path.isfile(real):
-            return Scan("corrupt file", "it is no file") if os.path.exists(real) else Scan("missing file")
+            return Scan("corrupt file", "it is not a file") if os.path.exists(real) else Scan("missing file")
         return _read(path, max_pixels, real) if read else Scan(path=real)
     except (OSError, ValueError) as error:
         return Scan("corrupt file", str(error))
@@ -113,7 +113,7 @@ def _orientation(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # of metadata that the decoder did without
+    except Exception:  # damaged metadata, which decoding does not need
         return 1
 
 

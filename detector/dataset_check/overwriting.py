@@ -1,4 +1,4 @@
-"""Reports are written over those of earlier runs alone."""
+"""Reports replace only files that an earlier run wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JSON = (b'{\n  "data": ',)  # how our file begins
 
 
 def check_own_json(path: Path) -> None:
-    """DataError if it could not be written, or would replace what no earlier run wrote."""
+    """Raise DataError if the path cannot be written, or holds a file that no earlier run wrote."""
     _check(path, begins(path, JSON))
 
 
@@ -23,7 +23,7 @@ def check_own_picture(path: Path) -> None:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             own = image.info.get("Software") == MAKER
-    except Exception:  # whatever a decoder may raise, it is not ours
+    except Exception:  # not a picture of an earlier run
         own = False
     _check(path, own)
 

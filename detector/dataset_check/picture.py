@@ -1,4 +1,4 @@
-"""Histograms of a data set in one picture: its classes, the sizes of its boxes and their shapes."""
+"""One picture with histograms of classes, box sizes and aspect ratios of a data set."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from detector.dataset_check.check import CheckResult
 from detector.dataset_check.findings import printable
 from detector.inference.drawing import PixelBox, load_font
 
-MAKER = "detector: the health of a data set"  # in the picture's own text, by which we know it again
+MAKER = "detector: the health of a data set"  # stored in the file; identifies pictures of earlier runs
 SIZE = (1600, 900)
 PAPER, INK, QUIET, GRID = (255, 255, 255), (32, 36, 44), (112, 118, 130), (228, 231, 236)
 COLOURS = ((35, 105, 189), (240, 140, 46), (66, 160, 98))  # of the splits
 CLASSES = 24  # the most frequent; the rest are one bar
-STEPS = np.arange(-12, 13)  # quarters of an octave of height / width; what lies beyond counts with the outermost
+STEPS = np.arange(-12, 13)  # quarter octaves of height / width; values beyond count with the outermost
 TITLE, LABEL, SMALL = (load_font(size) for size in (24, 17, 14))
 
 
@@ -33,7 +33,7 @@ class Panel:
 
 
 def picture_png(result: CheckResult) -> bytes:
-    """The picture as a file."""
+    """The picture as the content of a PNG file."""
     text = PngImagePlugin.PngInfo()
     text.add_text("Software", MAKER)
     file = io.BytesIO()
@@ -53,9 +53,9 @@ def draw_result(result: CheckResult) -> Image.Image:
         pen.text((x, 29), label, fill=INK, font=LABEL)
         pen.rectangle((x - 24, 31, x - 10, 45), fill=colour)
         x -= 50
-    _lying(pen, (40, 80, 780, 870), _class_panel(result))
-    _standing(pen, (850, 80, 1570, 430), _level_panel(result))
-    _standing(pen, (850, 500, 1570, 850), _ratio_panel(result))
+    _draw_horizontal(pen, (40, 80, 780, 870), _class_panel(result))
+    _draw_vertical(pen, (850, 80, 1570, 430), _level_panel(result))
+    _draw_vertical(pen, (850, 500, 1570, 850), _ratio_panel(result))
     return picture
 
 
@@ -95,8 +95,8 @@ def _ratio_panel(result: CheckResult) -> Panel:
     return Panel("Box shapes, height : width as resized", names, shares)
 
 
-def _lying(pen: ImageDraw.ImageDraw, box: PixelBox, panel: Panel) -> None:
-    """Bars from left to right, their names before them and their values behind."""
+def _draw_horizontal(pen: ImageDraw.ImageDraw, box: PixelBox, panel: Panel) -> None:
+    """Horizontal bars with names on the left and values on the right."""
     left, top, right, bottom = box
     pen.text((left, top), panel.title, fill=INK, font=LABEL)
     if not panel.bins:
@@ -117,8 +117,8 @@ def _lying(pen: ImageDraw.ImageDraw, box: PixelBox, panel: Panel) -> None:
     pen.line((start, top, start, top + row * len(panel.bins)), fill=INK)
 
 
-def _standing(pen: ImageDraw.ImageDraw, box: PixelBox, panel: Panel) -> None:
-    """Bars from the ground up on a scale, their names below."""
+def _draw_vertical(pen: ImageDraw.ImageDraw, box: PixelBox, panel: Panel) -> None:
+    """Vertical bars with a scale, and names below."""
     left, top, right, bottom = box
     pen.text((left, top), panel.title, fill=INK, font=LABEL)
     start, top = left + 60, top + 44
@@ -145,7 +145,7 @@ def _percent(share: float) -> str:
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """The text on a line, cut where it is wider than `room` pixels."""
+    """The text on one line, truncated to `room` pixels."""
     text = printable(text)
     if font.getlength(text) <= room:
         return text

@@ -30,7 +30,7 @@ class Scaled:
 
 @dataclass
 class Geometry:
-    """What a configuration does to boxes. `anchors`: None where the detector has no AnchorGenerator."""
+    """The sizes, levels and anchors of a configuration. `anchors` is None if the detector has no AnchorGenerator."""
 
     resize: Resize
     preprocess: Preprocessor
@@ -62,7 +62,7 @@ class Geometry:
 
 
 def geometry(config: Config) -> Geometry:
-    """What the detector of a configuration, built but for its weights, does to boxes."""
+    """The geometry of the detector of a configuration, built without pretrained weights."""
     detector: Any = build_detector(config if config.model.num_classes else config.with_num_classes(1), pretrained=False)
     pool = getattr(detector.roi_head, "pool", None)
     strides = getattr(pool, "strides", detector.pyramid.strides[:4])
@@ -80,7 +80,7 @@ def geometry(config: Config) -> Geometry:
 
 
 def level_counts(geometry: Geometry, scaled: Scaled) -> dict[int, int]:
-    """How many boxes each level of the pool gets."""
+    """Number of boxes that are pooled from each level."""
     level = geometry.level(scaled.boxes)
     return {k: int((level == k).sum()) for k in range(geometry.levels[0], geometry.levels[1] + 1)}
 
@@ -88,8 +88,8 @@ def level_counts(geometry: Geometry, scaled: Scaled) -> dict[int, int]:
 def best_iou(geometry: Geometry, anchors: AnchorGenerator, scaled: Scaled) -> np.ndarray:
     """The IoU (B,) of every object with the best of all anchors of its image.
 
-    What two boxes share falls with the distance of their centres, in x and in y apart; so of all places that an anchor
-    of one shape has on its grid, the nearest in x and in y is the best, and the grid itself is never made.
+    The intersection falls with the distance of the centres, separately in x and in y. So for each anchor shape the grid
+    position nearest in x and in y is the best, and the grid itself is not built.
     """
     best = np.zeros(len(scaled.boxes))
     area = (scaled.boxes[:, 2:] - scaled.boxes[:, :2]).prod(axis=1)
@@ -108,10 +108,10 @@ def best_iou(geometry: Geometry, anchors: AnchorGenerator, scaled: Scaled) -> np
 def _shared(
     geometry: Geometry, scaled: Scaled, axis: int, anchor: Sequence[float], step: np.ndarray, count: np.ndarray
 ) -> np.ndarray:
-    """The most (B,) that a box and an anchor with these two edges, on a grid, can share along one axis (0: x)."""
+    """The largest overlap (B,) of a box and an anchor with these two edges on a grid, along one axis (0: x)."""
     low, high = scaled.boxes[:, axis], scaled.boxes[:, axis + 2]
     least, most = np.zeros_like(step), count - 1  # of the index on the grid
-    if geometry.border is not None:  # anchors that leave the image further do not train
+    if geometry.border is not None:  # other anchors are not trained
         size = scaled.sizes[:, 1 - axis]
         least = np.maximum(least, np.ceil((-geometry.border - anchor[0]) / step))
         most = np.minimum(most, np.ceil((size + geometry.border - anchor[1]) / step) - 1)

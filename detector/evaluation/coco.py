@@ -71,8 +71,8 @@ def read_json(path: str | Path) -> Any:
     """The content of a JSON file; DataError names the file that is missing, unreadable or not JSON."""
     path = Path(path)
     try:
-        if path.exists() and not (path.is_file() or path.is_fifo()):  # a device may have no end
-            raise DataError(f"{path}: is no file; check the path")
+        if path.exists() and not (path.is_file() or path.is_fifo()):  # reading a device may never end
+            raise DataError(f"{path}: is not a file; check the path")
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
@@ -94,7 +94,7 @@ def ground_truth_entries(coco: CocoFile) -> list[dict[str, Any]]:
 
 
 def summary_table(metrics: dict[str, dict[str, Any]]) -> str:
-    """The metrics of `evaluate_results`, and of the proposals where there are any, as lined-up text."""
+    """The metrics of `evaluate_results`, and those of proposals if there are any, as aligned text."""
     tables = [[["", *names], ["bbox", *_row(metrics["bbox"], names)]] for names in (METRICS[:6], METRICS[6:])]
     classes = [[name, *_row(scores, ["AP", "AP50"])] for name, scores in metrics["per_class"].items()]
     tables.append([["class", "AP", "AP50"], *classes])
@@ -103,7 +103,7 @@ def summary_table(metrics: dict[str, dict[str, Any]]) -> str:
 
 
 def recall_table(recall: dict[str, float]) -> str:
-    """AR of proposals, as lined-up text."""
+    """AR of proposals as aligned text."""
     rows = [[name, *_row(recall, [name + size for size in ("", *"sml")])] for name in ("AR100", "AR1000")]
     return _lined_up([["proposals", "all", "small", "medium", "large"], *rows])
 
@@ -114,12 +114,12 @@ def _lined_up(rows: list[list[str]]) -> str:
 
 
 def _row(values: dict[str, float], names: Iterable[str]) -> list[str]:
-    """Cells of six digits, a dash where there is no object to measure on."""
+    """Cells with six decimals; a dash where there are no objects."""
     return [f"{values[name]:.6f}" if values[name] >= 0 else "-" for name in names]
 
 
 def _mean(precision: np.ndarray) -> float:
-    """The mean over what COCOeval could measure, -1 where it could measure nothing."""
+    """The mean over the valid entries of COCOeval; -1 without any."""
     measured = precision[precision > -1]
     return float(measured.mean()) if measured.size else -1.0
 

@@ -22,10 +22,10 @@ LIMITS = (100, 1000)  # proposals per image, FPN table 1
 def proposal_recall(
     annotations: str | Path, proposals: dict[int, Tensor], category_ids: list[int] | None = None
 ) -> dict[str, float]:
-    """AR of {image id: (R, 4) xyxy boxes of the original image, best first} over the images given.
+    """AR of proposals {image id: (R, 4) xyxy boxes of the original image, best first} over these images.
 
-    "AR100", "AR1000" and with s, m, l appended; -1 where there is no object of that size. Crowds are left out.
-    The numbers are those of COCOeval with useCats = 0, whose loops are too slow for 1000 proposals an image.
+    The keys are "AR100" and "AR1000", also with s, m or l appended; -1 where there is no object of that size. Crowd
+    regions are left out. The values are those of COCOeval with useCats = 0, which is too slow for 1000 proposals.
     """
     objects = _objects_by_image(annotations, category_ids)
     ranks: dict[str, list[np.ndarray]] = {size: [np.zeros((len(THRESHOLDS), 0))] for size in AREAS}
@@ -44,15 +44,15 @@ def proposal_recall(
 
 
 def claim(iou: np.ndarray) -> np.ndarray:
-    """COCO's greedy match, (R, G) -> (T, G): the rank of the proposal that claims each object, inf where none does.
+    """COCO's greedy match, (R, G) -> (T, G): the rank of the proposal that matches each object, inf for none.
 
-    At each threshold the proposals choose in turn, each the free object that it overlaps most. The match of the
-    first 100 is the beginning of the match of the first 1000, so a rank answers for every limit.
+    At each threshold every proposal in turn takes the unmatched object with the highest IoU. The match of the first 100
+    proposals is a prefix of that of the first 1000, so the rank gives the recall at every limit.
     """
     rank = np.full((len(THRESHOLDS), iou.shape[1]), np.inf)
     for r in np.flatnonzero((iou >= THRESHOLDS[0]).any(axis=1)):
         free = np.isinf(rank) & (iou[r] >= THRESHOLDS[:, None])  # (T, G)
-        choice = np.where(free, iou[r], -1)[:, ::-1].argmax(axis=1)  # among equals COCO takes the last
+        choice = np.where(free, iou[r], -1)[:, ::-1].argmax(axis=1)  # COCO takes the last of equal IoUs
         t = np.flatnonzero(free.any(axis=1))
         rank[t, iou.shape[1] - 1 - choice[t]] = r
     return rank
@@ -69,6 +69,6 @@ def _objects_by_image(annotations: str | Path, category_ids: list[int] | None) -
 
 
 def _iou(boxes: Tensor, objects: list[list[float]]) -> np.ndarray:
-    """(R, 4) xyxy and G xywh boxes -> (R, G), by pycocotools so that the last bit agrees with its verdicts."""
+    """(R, 4) xyxy and G xywh boxes -> (R, G), by pycocotools, so that the last bit agrees."""
     iou = mask.iou(to_xywh(boxes).cpu().numpy(), np.array(objects).reshape(-1, 4), [0] * len(objects))
     return np.reshape(iou, (len(boxes), len(objects)))

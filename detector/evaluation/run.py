@@ -1,4 +1,4 @@
-"""A predictor over a data set: what it finds, and how good that is."""
+"""Running a predictor over a data set and scoring its detections."""
 
 from __future__ import annotations
 
@@ -32,12 +32,18 @@ def evaluate(
     progress: bool = True,
     check: Callable[[], None] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Detect on every image of the data set and score it: (metrics, results in COCO form), on all processes the same.
+    """Detect on every image and score the detections: (metrics, results in COCO form), the same on all processes.
 
-    `check` is called before each batch and may raise, to stop the evaluation.
+    Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`. The results have the ids of the
+    annotation file; those of a detector that reports proposals are scored as ONE_CLASS.
 
-    Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`; ids are the annotation file's,
-    except that an RPN alone is scored, and its results are given, as ONE_CLASS.
+    Args:
+        predictor: the detector.
+        dataset: images, and the annotation file for scoring.
+        batch_size: images per batch.
+        workers: processes that load images.
+        progress: show a progress bar.
+        check: called before each batch; it may raise to stop the evaluation.
     """
     results: list[dict[str, Any]] = []
     proposals: dict[int, Tensor] = {}
@@ -64,16 +70,16 @@ def _proposals_of(found: Detections) -> Proposals:
 def write_proposals(
     predictor: Predictor, dataset: DataSet, path: Path, *, workers: int = 2, progress: bool = True
 ) -> dict[str, float]:
-    """Write the proposals of every image of the data set into a new file; their recall, as `proposal_recall`.
+    """Write the proposals of every image to a new file (data/proposal_file.py); returns their `proposal_recall`.
 
-    See detector/data/proposal_file.py for the file. Raises DataError for a path that exists or cannot be written.
+    Raises DataError for a path that exists or cannot be written.
     """
     proposals = {
         image_id: _proposals_of(found) for image_id, found in detect_all(predictor, dataset, 1, workers, progress)
     }
 
     def write() -> dict[str, float]:
-        check_new_file(path)  # though the script looked, that took a while
+        check_new_file(path)  # again: detection takes long
         content = pack(list(proposals), full_names_of(dataset), dataset.sizes.tolist(), list(proposals.values()))
         write_atomically(path, content)
         boxes = {image_id: regions.boxes for image_id, regions in proposals.items()}
@@ -90,11 +96,11 @@ def detect_all(
     progress: bool,
     check: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Detections]]:
-    """(image id, detections with their proposals) of every image, in the order of the data set.
+    """Yield (image id, detections with their proposals) of every image, in the order of the data set.
 
-    Several processes share the work.
+    The images are distributed over the processes.
     """
-    given = getattr(dataset, "proposals", None)  # a data set of the user's own may know of none
+    given = getattr(dataset, "proposals", None)  # optional member of a data set
 
     def detect(indices: list[int]) -> Iterator[tuple[int, Detections]]:
         if predictor.model.needs_proposals and given is None:

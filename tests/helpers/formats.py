@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from detector.data.coco import CocoDataset
 from helpers.golden_rules import shared
 from helpers.training import draw_split, script
 
@@ -33,8 +35,29 @@ def objects(document: dict[str, Any]) -> dict[str, list[tuple]]:
 
 
 def convert(*arguments: object) -> int:
-    """scripts/convert_annotations.py ...; its exit status."""
+    """`detector convert-annotations ...`; its exit status."""
     return script("convert_annotations").main([str(argument) for argument in arguments])
+
+
+def converted(form: str, folder: Path, *options: object) -> dict[str, Any]:
+    """The document of a folder of that format."""
+    output = folder.parent / f"{time.monotonic_ns()}.json"
+    assert convert(form, folder, "--output", output, *options) == 0
+    return json.loads(output.read_text())
+
+
+def check_dataset(known: dict[str, Any], document: dict[str, Any], folder: Path) -> None:
+    """The converted document is read as a data set of the same images, without a clipped box."""
+    path = folder.parent / "read.json"
+    path.write_text(json.dumps(document))
+    dataset = CocoDataset(folder, path)
+    assert f"{len(objects(known))} images" in dataset.report and "0 boxes clipped" in dataset.report
+    assert dataset[0][0].shape[1:] == tuple(dataset.sizes[0])
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """When each file below a folder was changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:

@@ -63,7 +63,7 @@ def configure(folder: Path, documents: dict[str, dict[str, Any]], **data: Any) -
 
 
 def check(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """scripts/check_data.py on a folder that was configured: status, output and errors."""
+    """`detector check-data` on a folder that was configured: status, output and errors."""
     overrides = (folder / "overrides").read_text().splitlines()
     return run(str(folder / "config.yaml"), *overrides, *map(str, arguments))
 

@@ -22,7 +22,7 @@ from detector.data.convert.writer import (
 from detector.data.image import MAX_PIXELS, read_size
 from detector.errors import DataError
 
-DIFFICULT = {  # what becomes of the objects that VOC's own evaluation leaves out
+DIFFICULT = {  # treatment of objects that VOC's own evaluation ignores
     "crowd": "difficult objects are marked iscrowd: neither learnt, nor scored, nor a mistake to find",
     "keep": "difficult objects are kept like any other",
     "drop": "difficult objects are left out",
@@ -89,7 +89,7 @@ class _Places:
 
 
 class _NoDoctype(ET.TreeBuilder):
-    """A document type is where entities are declared: without it, nothing can grow or be fetched."""
+    """Rejects document types, whose entities could expand without limit or fetch files."""
 
     def doctype(self, *_: object) -> None:
         raise ValueError("a DOCTYPE (entities) is not read")
@@ -183,7 +183,7 @@ def _picture(
 
 
 def _compare_size(tree: ET.Element, size: tuple[int, int], where: Path, image: Path) -> None:
-    """The boxes of another size would be somewhere else. Some tools leave it out, or write 0."""
+    """Raise DataError if <size> differs from the image. Some tools leave it out or write 0."""
     element, (height, width) = tree.find("size"), size
     if element is None:
         return

@@ -1,4 +1,4 @@
-"""What other formats say of their images becomes a COCO document, which states the conventions that were assumed."""
+"""Building a COCO document from images and objects of another format; it states the assumed conventions."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class SourceImage:
 
 @dataclass
 class ConversionNotes:
-    """What is worth a look, counted, with the first place of each."""
+    """Observations to check, counted by kind, with the first place of each."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, what: str, where: object) -> None:
-        """One more of the kind `what`."""
+        """Count one more of the kind `what`."""
         self.counts[what] = self.counts.get(what, 0) + 1
         self.first.setdefault(what, str(where))
 
@@ -100,13 +100,13 @@ def _note_suspicious_box(box: SourceObject, picture: SourceImage, notes: Convers
 
 
 def _rounded_value(x: float) -> float:
-    """Without the noise of binary fractions: a thousandth of a pixel is finer than any annotation."""
+    """Round to a thousandth of a pixel, finer than any annotation, which removes floating-point noise."""
     x = round(float(x), 3)
     return int(x) if x.is_integer() else x
 
 
 def document_summary(document: dict[str, Any]) -> list[str]:
-    """What a document assumes and holds, in lines."""
+    """The conventions and contents of a document, in lines."""
     counts = dict.fromkeys((category["id"] for category in document["categories"]), 0)
     for annotation in document["annotations"]:
         counts[annotation["category_id"]] += 1
@@ -120,9 +120,9 @@ def document_summary(document: dict[str, Any]) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of annotations. Raises DataError for none, or one that is far too large."""
+    """The text of an annotation file. Raises DataError for a missing, unreadable or far too large one."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe could block
             raise DataError(f"{path}: no such file")
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: larger than {MAX_BYTES} bytes, not the annotations of an image")
@@ -140,7 +140,7 @@ def images_below(folder: Path, below: str = "") -> list[str]:
 
 
 def path_within(folder: Path, name: str, where: object) -> Path:
-    """`join_within`, whose message then says `where` the name is from."""
+    """`join_within` with the source `where` of the name in its message."""
     try:
         return join_within(folder, name)
     except DataError as error:
@@ -148,7 +148,7 @@ def path_within(folder: Path, name: str, where: object) -> Path:
 
 
 def checked_classes(names: Sequence[str], where: object) -> list[str]:
-    """The class names. Raises DataError for none, an empty one, or one given twice."""
+    """The class names. Raises DataError for no names and for an invalid or repeated name."""
     for name in names:
         if not is_name(name):
             raise DataError(f"{where}: {name!r} is no name of a class")
