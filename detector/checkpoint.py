@@ -1,4 +1,4 @@
-"""Checkpoints: tensors, numbers, texts and containers alone, so that reading one never runs anything."""
+"""Checkpoints hold only tensors, numbers, strings and containers, so that reading one runs no code."""
 
 from __future__ import annotations
 
@@ -18,17 +18,26 @@ from detector.files import load_tensors, write_atomically
 from detector.renames import rename_config, rename_tensors
 
 FORMAT = "detector checkpoint 1"
-PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")  # of any stage: depends on the number of classes
+# the layers of any stage whose shapes depend on the number of classes
+PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")
 
 
 def save_checkpoint(
     path: str | Path, *, model: Any, config: Mapping[str, Any], class_names: list[str], category_ids: list[int],
     training: Mapping[str, Any] | None = None, previous: Path | None = None,
 ) -> None:  # fmt: skip
-    """Write a checkpoint that describes itself; `training` is the state that `--resume` continues from.
+    """Write a checkpoint that describes itself: after a crash at any moment there is the old file or the new one.
 
-    It is written beside its place, flushed and renamed: a crash at any moment leaves the old file or the new one. An older
-    file of that name is kept as `previous`, if given. Raises NotWritten if the disk will not have it.
+    Raises NotWritten if the file cannot be written.
+
+    Args:
+        path: the file.
+        model: the detector whose state dict is saved.
+        config: the plain values that it was built from (`Config.raw`).
+        class_names: names of the K classes, in the order of the class scores.
+        category_ids: their ids in the annotations, in the same order.
+        training: the state that `--resume` continues from.
+        previous: name under which an older file at `path` is kept.
     """
     pixels = model.preprocess
     content = {
@@ -50,7 +59,7 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of `save_checkpoint`. Raises CheckpointError for anything else; never runs code from the file."""
+    """The content that `save_checkpoint` wrote; no code in the file is run. Raises CheckpointError for any other file."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -62,8 +71,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: not a checkpoint of this project. Weights of another framework come in by "
-            "scripts/convert_weights.py; ImageNet weights by model.backbone.weights"
+            f"{path}: not a checkpoint of this project. Convert weights of another framework with `detector convert-weights`; "
+            "ImageNet weights belong in model.backbone.weights"
         )
     keys = {"model": dict, "config": dict, "class_names": list, "category_ids": list, "pixels": dict, "training": dict}
     wrong = [key for key, kind in keys.items() if not isinstance(content.get(key), kind)]
@@ -78,15 +87,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _renamed(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint under today's names; where weights are averaged, `training` holds the current ones."""
+    """The content of a checkpoint under today's names; `training` of a run with ModelEMA has a second state dict."""
     content["model"], content["config"] = rename_tensors(content["model"]), rename_config(content["config"])
     if isinstance(content["training"].get("weights"), dict):
         content["training"]["weights"] = rename_tensors(content["training"]["weights"])
     return content
 
 
-def _differences(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """What does not fit: keys by kind of trouble."""
+def _mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Names of tensors that do not fit, by the kind of mismatch."""
     own = model.state_dict()
     return {
         "missing": [k for k in own if k not in state],
@@ -96,55 +105,56 @@ def _differences(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, lis
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Fill every tensor of the model. Raises CheckpointError that lists what does not fit."""
-    troubles = {kind: keys for kind, keys in _differences(model, state).items() if keys}
-    if troubles:
+    """Fill every tensor of the model. Raises CheckpointError that lists the tensors that do not fit."""
+    wrong = {kind: keys for kind, keys in _mismatches(model, state).items() if keys}
+    if wrong:
         raise CheckpointError(
-            f"{path}: made for another architecture; {_listed(troubles)}; set {_sections(troubles)} as they were"
+            f"{path}: made for another architecture; {_listed(wrong)}; set {_sections(wrong)} as in the configuration that it "
+            "was trained with"
         )
     model.load_state_dict(state)
 
 
 def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> str:
-    """Take the weights of another training; the predictor starts afresh where the number of classes differs.
+    """Load the weights of another training; the predictor is re-initialised where the number of classes differs.
 
-    Returns one line that says what was loaded. Raises CheckpointError if anything else does not fit.
+    Returns a log line about the loaded tensors. Raises CheckpointError if anything else does not fit.
     """
-    troubles = _differences(model, state)
-    before, now = _classes(state), _classes(model.state_dict())
-    other_classes = [k for k in troubles["of another shape"] if PREDICTOR.match(k) and before != now]
-    troubles["of another shape"] = [k for k in troubles["of another shape"] if k not in other_classes]
-    if any(troubles.values()):
+    wrong = _mismatches(model, state)
+    before, now = _class_count(state), _class_count(model.state_dict())
+    predictor = [k for k in wrong["of another shape"] if PREDICTOR.match(k) and before != now]
+    wrong["of another shape"] = [k for k in wrong["of another shape"] if k not in predictor]
+    if any(wrong.values()):
         raise CheckpointError(
-            f"{path}: made for another architecture; {_listed(troubles)}; set {_sections(troubles)} as in the configuration "
-            "that it was trained with, or leave out --init-from"
+            f"{path}: made for another architecture; {_listed(wrong)}; set {_sections(wrong)} as in the configuration that it "
+            "was trained with, or leave out --init-from"
         )
-    model.load_state_dict({k: v for k, v in state.items() if k not in other_classes}, strict=False)
+    model.load_state_dict({k: v for k, v in state.items() if k not in predictor}, strict=False)
     total = len(model.state_dict())
-    if not other_classes:
+    if not predictor:
         return f"{path}: all {total} tensors loaded"
     return (
-        f"{path}: {total - len(other_classes)} of {total} tensors loaded; re-initialised because the number of classes "
-        f"differs ({before} -> {now}): {', '.join(other_classes)}"
+        f"{path}: {total - len(predictor)} of {total} tensors loaded; re-initialised because the number of classes "
+        f"differs ({before} -> {now}): {', '.join(predictor)}"
     )
 
 
-def _classes(state: Mapping[str, Tensor]) -> int | None:
-    """The number of classes, None where nothing tells them apart."""
+def _class_count(state: Mapping[str, Tensor]) -> int | None:
+    """The number of classes; None where there are no class scores."""
     biases = [len(tensor) for key, tensor in state.items() if key.endswith("class_score.bias")]  # (K + 1,) each
     return biases[0] - 1 if biases else None
 
 
-def _sections(troubles: Mapping[str, list[str]]) -> str:
+def _sections(wrong: Mapping[str, list[str]]) -> str:
     """The sections of a configuration whose parts hold these tensors: "model.neck and model.rpn"."""
-    places = ([*key.split("."), ""][:2] for keys in troubles.values() for key in keys)
-    parts = (below if part == "pyramid" and below in ("backbone", "neck") else part for part, below in places)
+    prefixes = ([*key.split("."), ""][:2] for keys in wrong.values() for key in keys)
+    parts = (second if first == "pyramid" and second in ("backbone", "neck") else first for first, second in prefixes)
     return " and ".join(f"model.{part}" for part in dict.fromkeys(parts))
 
 
-def _listed(troubles: Mapping[str, list[str]]) -> str:
+def _listed(wrong: Mapping[str, list[str]]) -> str:
     return "; ".join(
         f"{kind}: {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}"
-        for kind, keys in troubles.items()
+        for kind, keys in wrong.items()
         if keys
     )

@@ -14,7 +14,8 @@ import torch
 
 from detector.errors import CheckpointError, DataError
 
-BEGINNINGS = {  # of our own files
+# first bytes of the files that the program writes
+SIGNATURES = {
     "metrics.json": (b'{\n  "bbox": {\n    "AP": ',),
     "detections.json": (b'[{"image_id": ', b"[]"),
     "table.csv": (b"system,seeds,AP,",),
@@ -22,24 +23,25 @@ BEGINNINGS = {  # of our own files
     "ap_latency.png": (b"\x89PNG",),
     "output.txt": (b"detector compare: ", b"scripts/compare.py: "),  # the latter by version 0.1
 }
-WITNESS = {  # what looks like anybody's is ours beside this
+# a file whose signature other programs share, and the file in the same folder that must be there, too
+COMPANIONS = {
     "detections.json": "metrics.json",
     "table.md": "table.csv",
     "ap_latency.png": "table.csv",
 }
 ADVICE = "choose another --output"
-ARCHIVE = b"PK\x03\x04"  # the first bytes of a zip file; torch reads any other file in the form of torch < 1.6
+ARCHIVE = b"PK\x03\x04"  # the first bytes of a zip file; torch reads any other file in the format of torch < 1.6
 
 
 class NotWritten(CheckpointError):
-    """A file that the disk would not have."""
+    """A file could not be written."""
 
 
 def check_archive(path: Path, *, intact: bool = False) -> None:
-    """Raise zipfile.BadZipFile for what is no such archive, or a damaged one; what is known to be `intact` is not read.
+    """Raise zipfile.BadZipFile for an archive that is damaged or compressed, or for a file that is no archive.
 
-    Torch itself would take changed bytes for weights. It stores them as they are: entries that are larger than the file
-    were packed, to fill the memory of whoever unpacks them.
+    Torch compares no checksums: it would load changed bytes as weights. It also stores entries uncompressed, so that
+    compressed ones are rejected (zip bomb). The checksums of an `intact` archive are not compared.
     """
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
@@ -52,7 +54,7 @@ def load_tensors(path: Path, *, intact: bool = False, mmap: bool = False) -> Any
     """The content of a file that torch.save wrote, on the CPU; no code in it is run.
 
     Raises zipfile.BadZipFile for an archive that is damaged or compressed, and torch's own errors for any other file that
-    it cannot read safely. Files older than torch 1.6 are no archives; torch reads them as they are.
+    it cannot read safely. A file by torch < 1.6 is no archive and has no checksums.
 
     Args:
         path: the file.
@@ -65,14 +67,14 @@ def load_tensors(path: Path, *, intact: bool = False, mmap: bool = False) -> Any
 
 
 def write_atomically(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
-    """torch.save, whole or not at all; see `write_beside`."""
+    """Atomic torch.save; see `write_beside`."""
     write_beside(path, lambda file: torch.save(content, file), previous)
 
 
 def write_beside(path: Path, write: Callable[[IO[bytes]], object], previous: Path | None = None) -> None:
-    """`write(file)` to a temporary neighbour, flush to the disk, then take the place of `path`, which becomes `previous`.
+    """Atomic write: `write(file)` fills a temporary file, which is flushed to the disk and renamed to `path`.
 
-    Raises NotWritten, and leaves everything as it was, if the system refuses.
+    An older file at `path` is kept as `previous`, if given. Raises NotWritten if the system refuses; nothing has changed then.
     """
     temporary, link = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "link.tmp"))
     try:
@@ -95,7 +97,7 @@ def write_beside(path: Path, write: Callable[[IO[bytes]], object], previous: Pat
 
 
 def _link(path: Path, other: Path) -> None:
-    """A second name for a file, so that there is no moment without the first; where there are no links, a copy."""
+    """A second name for a file, so that it is never without one; a copy where the file system has no links."""
     try:
         os.link(path, other)
     except OSError:
@@ -103,7 +105,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """A rename is on the disk once its folder is; Windows does not open folders."""
+    """Flush the entries of a folder, and with them a rename; Windows does not open folders."""
     if os.name == "posix":
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -113,34 +115,39 @@ def _flush_folder(folder: Path) -> None:
 
 
 def check_own(folder: Path, *names: str) -> None:
-    """DataError where writing these results would replace a file that no earlier run of the program wrote."""
+    """Raise DataError where a result would replace a file that no earlier run of the program wrote."""
     for path in (folder / name for name in names):
-        if path.exists() and not (_is_own(path) and _is_own(folder / WITNESS.get(path.name, path.name))):
+        if path.exists() and not (_is_own(path) and _is_own(folder / COMPANIONS.get(path.name, path.name))):
             raise DataError(f"{path}: not of an earlier run, and would be written over; {ADVICE}")
 
 
 def _is_own(path: Path) -> bool:
-    return begins(path, BEGINNINGS[path.name])
+    return begins(path, SIGNATURES[path.name])
 
 
-def begins(path: Path, beginnings: tuple[bytes, ...]) -> bool:
-    """Whether there is a file at `path` that begins with one of these, of 30 bytes at most."""
+def begins(path: Path, signatures: tuple[bytes, ...]) -> bool:
+    """Whether there is a file at `path` with one of these first bytes, at most 30."""
     try:
         with open(path, "rb") as file:
-            return file.read(30).startswith(beginnings)
+            return file.read(30).startswith(signatures)
     except OSError:
         return False
 
 
-def check_new_file(path: Path) -> None:
-    """DataError where a file, or anything else, has that name already, or none could be made there."""
-    if path.exists() or path.is_symlink():
-        raise DataError(f"{path}: exists already and is not written over; name another file, or remove it")
-    check_folder(path.parent, "name another file")
+def check_new_file(path: Path, advice: str = "name another file") -> None:
+    """Raise DataError where anything exists at `path`, a broken link as well, or where no file could be made."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        check_folder(path.parent, advice)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be a file ({error.strerror}); {advice}") from error
+    else:
+        raise DataError(f"{path}: exists already and is not written over; {advice}, or remove it")
 
 
 def check_folder(folder: Path, advice: str = ADVICE) -> None:
-    """DataError if `make_folder` would fail, or nothing could be written there."""
+    """Raise DataError where `make_folder` would fail, or where nothing could be written into the folder."""
     there = next(path for path in [folder, *folder.parents] if path.exists())
     if not there.is_dir():
         raise DataError(f"{folder}: cannot be made ({there} is no folder); {advice}")
@@ -149,7 +156,7 @@ def check_folder(folder: Path, advice: str = ADVICE) -> None:
 
 
 def make_folder(folder: Path, advice: str = ADVICE) -> Path:
-    """The folder, made if need be; DataError at once if results could not be written into it at the end."""
+    """The folder, made if it is missing. Raises DataError where nothing could be written into it."""
     check_folder(folder, advice)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +171,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none: a reader, or a crash, never meets half of it."""
+    """Atomic write of a result. Raises DataError if the system refuses."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)

@@ -1,12 +1,13 @@
-"""What version 0.1 called otherwise: keys and values of configurations, and tensors of checkpoints.
+"""Keys, values and tensors that version 0.1 named differently.
 
-Whatever reads a configuration or a checkpoint applies this table, so that files of 0.1 keep working.
+Every reader of configurations and checkpoints applies this table, so that files of 0.1 keep working.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ log = logging.getLogger("detector")
 
 Value = TypeVar("Value")
 
+# a cascade still has this key, with a list for each stage; four numbers are renamed
+PER_STAGE = "model.roi_head.box_weights"
 # dotted path in 0.1 -> dotted path now
 KEYS = {
     "model.pixels": "model.preprocess",
@@ -38,77 +41,80 @@ KEYS = {
     **{f"model.roi_head.{key}": f"model.roi_head.loss.{key}" for key in ("box_loss", "beta", "class_weight", "box_weight")},
     "model.roi_head.pos_iou": "model.roi_head.matching.pos_iou",
     "model.roi_head.clamp_both": "model.roi_head.coder.clamp_both",
-    "model.roi_head.box_weights": "model.roi_head.coder.weights",  # of a cascade, lists of lists: as before
+    PER_STAGE: "model.roi_head.coder.weights",
 }  # fmt: skip
 # dotted path now -> value in 0.1 -> value now
 VALUES = {
     "model.rpn.matching.low_quality": {"own": "keep_best_gt", "promoter": "force_gt"},
     "model.rpn.loss.normalizer": {"sampled": "num_sampled", "wanted": "batch_size", "at_least_one": "num_sampled_min1"},
 }
-# beginning of a tensor's name in 0.1 -> now
+# prefix of a tensor's name in 0.1 -> prefix now
 TENSORS = ((re.compile(r"roi_head\.(?=(box_head|class_score|box_delta)\.)"), "roi_head.stage."),)
 
 
-def rename_config(config: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A configuration, or a part of one that will go `over` another, with today's keys and values.
+def rename_config(config: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A configuration with today's keys and values; a log line lists what was renamed.
 
-    Sections of a user's own type keep their keys. What was renamed is logged. Raises ConfigError if a key is given under
-    both names with different values.
+    `base` is the configuration that this one will be merged over: a section of a custom type, which only the base may name,
+    keeps its keys. Raises ConfigError if a key is given under both names with different values.
     """
-    renamed: dict[str, str] = {}
-    out = _renamed(config, over or {}, "", renamed)
-    for old, path in list(renamed.items()):
-        _move(out, old, path)
+    out, renamed = _copy(config), []
+    for old, new in KEYS.items():
+        section, key = _section_of(out, base or {}, old), old.rpartition(".")[2]
+        if key in section and not (old == PER_STAGE and _has_stages(section[key])):
+            _move(out, section.pop(key), old, new)
+            renamed.append(f"{old} is now {new}")
     if renamed:
-        log.info("renamed since version 0.1: %s", ", ".join(f"{old} is now {new}" for old, new in renamed.items()))
+        log.info("renamed since version 0.1: %s", ", ".join(renamed))
     return out
 
 
-def _renamed(section: Any, over: Any, where: str, renamed: dict[str, str]) -> Any:
-    """A copy of nested dictionaries; old keys in it are noted in `renamed`."""
-    if not isinstance(section, Mapping):
-        return section
-    over = over if isinstance(over, Mapping) else {}
-    own_type = "." in str(section.get("type", over.get("type", "")))
-    out = {}
-    for key, value in section.items():
-        path = f"{where}.{key}" if where else str(key)
-        per_stage = (
-            path == "model.roi_head.box_weights" and isinstance(value, list) and any(isinstance(v, list) for v in value)
-        )
-        if path in KEYS and not per_stage and not own_type:
-            renamed[path] = KEYS[path]
-        out[key] = _renamed(value, over.get(key), path, renamed)
-    return out
+def _copy(section: Any) -> Any:
+    """A copy of nested dictionaries; other values are shared."""
+    return {key: _copy(value) for key, value in section.items()} if isinstance(section, Mapping) else section
 
 
-def _move(config: dict[str, Any], old: str, new: str) -> None:
-    """Take the value at the path `old` to the path `new`. Raises ConfigError if that has another value."""
-    *parents, key = old.split(".")
-    section = config
-    for parent in parents:
-        section = section[parent]
-    value = section.pop(key)
+def _section_of(config: Any, base: Any, path: str) -> dict[str, Any]:
+    """The section with the key at a dotted path; an empty one where it is missing or of a custom type."""
+    for name in path.split(".")[:-1]:
+        config, base = config.get(name), base.get(name)
+        if isinstance(base, str):
+            base = {"type": base}
+        base = base if isinstance(base, Mapping) else {}
+        if not isinstance(config, dict) or "." in str(config.get("type", base.get("type", ""))):
+            return {}
+    return config
+
+
+def _has_stages(value: Any) -> bool:
+    """Whether it is a list of lists: one for each stage of a cascade."""
+    return isinstance(value, list) and any(isinstance(item, list) for item in value)
+
+
+def _move(config: dict[str, Any], value: Any, old: str, new: str) -> None:
+    """Set `value`, which was at the path `old`, at the path `new`. Raises ConfigError if there is another value."""
     value = VALUES.get(new, {}).get(value, value) if isinstance(value, str) else value
     *parents, key = new.split(".")
     section = config
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
+            wrong = reprlib.repr(section)
             raise ConfigError(
-                f"{old} is now {new}, but {parent} is {section!r}; move the value there, and drop the old key"
+                f"{old} is now {new}, but {parent} is {wrong}; move the value there and remove the old key"
             )
-    if section.setdefault(key, value) != value:
+    if key in section and section[key] != value:
         raise ConfigError(f"{old} is now {new}, which is set to another value; remove the old key")
+    section[key] = value
 
 
 def rename_tensors(state: Mapping[str, Value]) -> dict[str, Value]:
-    """A state dict under today's names, in its order."""
+    """A state dict under today's names, in the same order."""
     return {rename_tensor(name): tensor for name, tensor in state.items()}
 
 
 def rename_tensor(name: str) -> str:
     """Today's name of a tensor."""
-    for pattern, now in TENSORS:
-        name = pattern.sub(now, name) if pattern.match(name) else name
+    for pattern, replacement in TENSORS:
+        name = pattern.sub(replacement, name) if pattern.match(name) else name
     return name

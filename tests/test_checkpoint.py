@@ -143,7 +143,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path, damage: str):
     message = refusal(path)
     assert str(path) in message and "weights_only" not in message and "\n" not in message
     if damage.startswith("weights of"):
-        assert "convert_weights" in message
+        assert "`detector convert-weights`" in message
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path):

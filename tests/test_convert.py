@@ -16,12 +16,12 @@ from yaml import safe_dump, safe_load
 
 from detector.checkpoint import read_checkpoint, save_checkpoint
 from detector.config.config import load_config
-from detector.config.inherit import merge
+from detector.config.inherit import SHIPPED, merge
 from detector.errors import CheckpointError
 from detector.interop.convert import export_weights
 from detector.interop.imagenet import CAFFE2, DETECTRON2, to_classifier
 from detector.interop.names import rename
-from detector.interop.recognise import COMPAT, FRAMEWORKS, blank_state, fitting, model_settings, which_framework
+from detector.interop.recognise import COMPAT, FRAMEWORKS, blank_state, fitting, inference_options, which_framework
 from detector.modeling.backbones.resnet import ResNet
 
 CONFIGS = sorted(path.stem for path in COMPAT.glob("[a-z]*.yaml"))
@@ -45,14 +45,14 @@ State = dict[str, Tensor]
 def ours_and_theirs(name: str) -> tuple[State, State]:
     """Shapes of a reference model under both names."""
     ours = blank_state(load_config(COMPAT / f"{name}.yaml"))
-    return ours, FRAMEWORKS[name.partition("_")[0]].give(ours)
+    return ours, FRAMEWORKS[name.partition("_")[0]].export_state(ours)
 
 
 @each_config
 def test_names_go_there_and_back(name):
     ours, theirs = ours_and_theirs(name)
     assert len(theirs) == len(ours)
-    back = FRAMEWORKS[name.partition("_")[0]].take(theirs, ours)
+    back = FRAMEWORKS[name.partition("_")[0]].import_state(theirs, ours)
     assert back.keys() == ours.keys() and all(back[key].shape == ours[key].shape for key in ours)
     if not name.startswith("torchvision"):  # which lays the classes out otherwise
         assert all(back[key] is ours[key] for key in ours)
@@ -69,7 +69,7 @@ def test_a_configuration_is_recognised_by_names_and_shapes(name):
 def test_other_depths_and_numbers_of_classes_are_read_off():
     settings = ["model.backbone.depth=152", "model.num_classes=7"]
     ours = blank_state(load_config(COMPAT / "torchvision_fasterrcnn_resnet50_fpn.yaml", settings))
-    fit = fitting("torchvision", FRAMEWORKS["torchvision"].give(ours))[0]
+    fit = fitting("torchvision", FRAMEWORKS["torchvision"].export_state(ours))[0]
     assert fit.config.model.calls["backbone"].arguments["depth"] == 152 and fit.config.model.num_classes == 7
 
 
@@ -86,13 +86,14 @@ def test_torchvisions_published_file_is_recognised_by_its_old_names():
 
 def test_a_detector_of_no_known_framework_is_said():
     with pytest.raises(
-        CheckpointError, match=r"none of torchvision, detectron2, mmdetection \(its tensors are model\.0\.w"
+        CheckpointError,
+        match=r"not .* exactly one of torchvision, detectron2, mmdetection \(its tensors are model\.0\.w",
     ):
         which_framework({"model.0.weight": torch.ones(1)})
 
 
-def test_settings_are_complete_and_know_defaults():
-    settings = model_settings(load_config(COMPAT / "detectron2_faster_rcnn_R_50_FPN.yaml"))
+def test_options_are_complete_with_their_defaults():
+    settings = inference_options(load_config(COMPAT / "detectron2_faster_rcnn_R_50_FPN.yaml"))
     assert settings["model.preprocess.order"] == "bgr" and settings["model.backbone.stride_in"] == "1x1"
     assert settings["model.backbone.norm_eps"] == 1e-5 and settings["model.roi_head.pool.aligned"] is True
     assert not any("sampling" in key for key in settings)  # only training reads it
@@ -148,14 +149,14 @@ def test_fairs_resnext_wants_a_std_and_its_stride_in_the_3x3():
 
 def test_a_backbone_with_a_key_too_many_is_refused(backbone):
     state = {key: torch.as_tensor(value) for key, value in caffe2(backbone)["blobs"].items()}
-    with pytest.raises(CheckpointError, match="without a place: res6_0_branch2a_w"):
+    with pytest.raises(CheckpointError, match="not part of this model: res6_0_branch2a_w"):
         to_classifier(state | {"res6_0_branch2a_w": torch.ones(1)})
     del state["res3_1_branch2b_w"]
     with pytest.raises(CheckpointError, match=r"missing: layer2\.1\.conv2\.weight"):
         to_classifier(state)
 
 
-# --- scripts/convert_weights.py
+# --- detector convert-weights
 
 
 def convert(*args: object) -> int:
@@ -251,9 +252,9 @@ PANET_HEAD = {"pool": {"type": "all_levels"}, "box_head": {"type": "adaptive_two
 @pytest.mark.parametrize(
     ("sections", "targets", "message"),
     [
-        ({"neck": {"type": "bifpn", "width": 32}}, FRAMEWORKS, "without a name there: pyramid.neck"),
-        ({"roi_head": PANET_HEAD}, FRAMEWORKS, "without a name there: roi_head.stage.box_head.fc1.0.weight"),
-        ({"roi_head": {"class_agnostic": True}}, ["torchvision"], "its deltas are those of every class"),
+        ({"neck": {"type": "bifpn", "width": 32}}, FRAMEWORKS, "does not have this model; no name there: pyramid.neck"),
+        ({"roi_head": PANET_HEAD}, FRAMEWORKS, "no name there: roi_head.stage.box_head.fc1.0.weight"),
+        ({"roi_head": {"class_agnostic": True}}, ["torchvision"], "its deltas are class-agnostic"),
     ],
 )
 def test_a_model_that_a_framework_lacks_stays_here(tmp_path, capsys, sections, targets, message):
@@ -279,8 +280,8 @@ BROKEN = {
     "not finite: rpn.objectness.bias": lambda state: {BIAS: torch.full((3,), float("nan"))},
     "not finite: rpn.objectness.weight": lambda state: {BIAS.replace("bias", "weight"): state[
         BIAS.replace("bias", "weight")].double() + 1e300},
-    "whole numbers, not weights: rpn.objectness.bias": lambda state: {BIAS: torch.ones(3, dtype=torch.int8)},
-    "there under two names: rpn.head.conv.bias": lambda state: {"rpn.head.conv.bias": torch.zeros(32)},
+    "integers instead of weights: rpn.objectness.bias": lambda state: {BIAS: torch.ones(3, dtype=torch.int8)},
+    "given under two names: rpn.head.conv.bias": lambda state: {"rpn.head.conv.bias": torch.zeros(32)},
     "of another shape: roi_head.stage.class_score.bias () for (4,)": lambda state: {SCORES + "bias": torch.tensor(1.0)},
     "of another shape: roi_head.stage.class_score.bias (0,) for (4,)": lambda state: {SCORES + "bias": torch.ones(0)},
 }  # fmt: skip
@@ -329,7 +330,7 @@ def test_what_would_compute_otherwise_there_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("detector.interop.convert.load_weights", lambda *args: None)
     monkeypatch.setattr("detector.interop.convert.write_weights", lambda *args: None)
     _, note = export_weights(Path("ours.pth"), "detectron2", tmp_path / "theirs.pth")
-    assert note.endswith("(detectron2_faster_rcnn_R_50_FPN.yaml): model.roi_head.pool.aligned is False, there True")
+    assert note.endswith(f"({SHIPPED}compat/{path.name}): model.roi_head.pool.aligned is False, there True")
 
 
 def test_a_wrong_configuration_is_told_which_would_fit(tmp_path, capsys):
@@ -339,7 +340,7 @@ def test_a_wrong_configuration_is_told_which_would_fit(tmp_path, capsys):
     given = COMPAT / "detectron2_faster_rcnn_R_50_FPN.yaml"
     assert convert(source, "--from", "detectron2", "--config", given, "--output", tmp_path / "new.pth") == 2
     error = capsys.readouterr().err
-    assert "detectron2_faster_rcnn_R_50_C4.yaml would fit" in error and error.count("\n") == 1
+    assert "detector://compat/detectron2_faster_rcnn_R_50_C4.yaml would fit" in error and error.count("\n") == 1
 
 
 def test_the_configurations_lie_where_the_converter_looks():

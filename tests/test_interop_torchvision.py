@@ -57,14 +57,14 @@ def read_part(key: str, tensor: Tensor) -> Tensor:
 
 
 def convert(state: State, version: str, classes: int = 90) -> State:
-    return TORCHVISION.take(state, our_state(version, classes))
+    return TORCHVISION.import_state(state, our_state(version, classes))
 
 
 @both
 def test_there_and_back_is_the_identity(version):
     """But for the deltas of the background, which nothing reads: they come back as zeros."""
     state = their_state(version)
-    back = TORCHVISION.give(convert(state, version))
+    back = TORCHVISION.export_state(convert(state, version))
     for key, tensor in state.items():
         if key in back:
             assert read_part(key, back[key]).equal(read_part(key, tensor))
@@ -104,7 +104,7 @@ def without_bias(state: State) -> State:
 
 
 TROUBLES: list[tuple[Callable[[State], State], str]] = [
-    (lambda s: s | {"mask_head.weight": torch.ones(1)}, "without a place: mask_head.weight"),
+    (lambda s: s | {"mask_head.weight": torch.ones(1)}, "not part of this model: mask_head.weight"),
     (without_bias, "missing: rpn.objectness.bias"),
     (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(5)}, r"rpn.objectness.bias \(5,\) for \(3,\)"),
     (lambda s: s | {"roi_heads.box_predictor.bbox_pred.bias": torch.ones(7)}, r"roi_head.stage.box_delta.bias \(7,\)"),
@@ -119,17 +119,17 @@ def test_what_does_not_fit_is_listed(change, message):
 
 
 def test_the_other_version_does_not_fit():
-    with pytest.raises(CheckpointError, match=r"without a place.*missing"):
+    with pytest.raises(CheckpointError, match=r"not part of this model.*missing"):
         convert(their_state(V2), V1)
 
 
 def test_a_model_that_torchvision_lacks_stays_here():
     panet = blank_state(load_config(CONFIGS / f"{V1}.yaml", ["model.neck.type=panet"]))
-    with pytest.raises(CheckpointError, match=r"not a model that torchvision has; without a name there: pyramid\.neck"):
-        TORCHVISION.give(panet)
+    with pytest.raises(CheckpointError, match=r"torchvision does not have this model; no name there: pyramid\.neck"):
+        TORCHVISION.export_state(panet)
 
 
-# --- scripts/convert_weights.py
+# --- detector convert-weights
 
 
 @pytest.fixture(scope="module")

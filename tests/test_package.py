@@ -98,7 +98,7 @@ def test_the_installed_command_works_in_an_empty_folder(installed: Path, tmp_pat
 
 def test_the_installed_command_recognises_weights_by_its_configurations(installed: Path, tmp_path: Path):
     config = load_config("detector://compat/torchvision_fasterrcnn_resnet50_fpn.yaml", ["model.num_classes=2"])
-    torch.save(TORCHVISION.give(build_detector(config, pretrained=False).state_dict()), tmp_path / "theirs.pth")
+    torch.save(TORCHVISION.export_state(build_detector(config, pretrained=False).state_dict()), tmp_path / "theirs.pth")
     convert = [installed / "detector", "convert-weights", "theirs.pth", "--from", "auto", "--output", "ours.pth"]
     assert "torchvision_fasterrcnn_resnet50_fpn" in run(convert, tmp_path).stdout
     assert (tmp_path / "ours.pth").exists()

@@ -25,7 +25,7 @@ FEWER = ["model.rpn.pre_nms=[1000,1000]", "model.rpn.post_nms=[200,200]"]  # pro
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_converted_file_gives_the_frameworks_boxes(name, tmp_path):
     record, framework = RECORDED[name], FRAMEWORKS[reference(name).name]
-    names = framework.give(blank_state(load_config(config_of(name))))
+    names = framework.export_state(blank_state(load_config(config_of(name))))
     state = Fill(record["seed_text"], **record["fill"]).state({key: t.shape for key, t in names.items()})
     as_it_is = [f"data.resize.short={SIZE[0]}", f"data.resize.long={SIZE[1]}"]
     convert(name, state, tmp_path / "ours.pth", FEWER + as_it_is)

@@ -63,7 +63,7 @@ def pair(version: str, full: bool, keep: int) -> tuple[nn.Module, GeneralizedRCN
         f"model.roi_head.batch_per_image={EVERY_REGION}",
     ]
     ours = build_detector(load_config(PROJECT / f"configs/compat/torchvision_{version}.yaml", overrides)).eval()
-    ours.load_state_dict(TORCHVISION.take(theirs.state_dict(), ours.state_dict()))
+    ours.load_state_dict(TORCHVISION.import_state(theirs.state_dict(), ours.state_dict()))
     return theirs, ours
 
 

@@ -21,7 +21,7 @@ from detector.config.inherit import shipped_configs
 from detector.config.keys import key_table
 from detector.data.settings import DATASETS, TRANSFORMS
 from detector.errors import ConfigError
-from detector.renames import KEYS, VALUES, rename_tensor, rename_tensors
+from detector.renames import KEYS, VALUES, rename_config, rename_tensor, rename_tensors
 from detector.structures import Proposals
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1_0"
@@ -159,9 +159,21 @@ def test_both_names_of_a_key_with_different_values_are_an_error(tmp_path: Path):
     assert load_config(tmp_path / "a.yaml").model.calls["rpn"].arguments["selection"].nms_iou == 0.5
 
 
-def test_a_users_own_part_keeps_its_keys():
-    raw = {"model": {"num_classes": 2, "rpn": {"type": "helpers.own_parts.OwnRPN", "nms_iou": 0.5}}}
-    assert detector.renames.rename_config(raw) == raw
+def test_a_custom_part_keeps_its_keys():
+    raw = {"model": {"num_classes": 2, "rpn": {"type": "my_package.RPN", "nms_iou": 0.5}}}
+    assert rename_config(raw) == raw
+    change = {"model": {"rpn": {"nms_iou": 0.6}}}
+    for base in ("my_package.RPN", {"type": "my_package.RPN"}):  # the type stands in the base file alone
+        assert rename_config(change, {"model": {"rpn": base}}) == change
+    for base in ({}, {"model": {"rpn": "rpn"}}):
+        assert rename_config(change, base) == {"model": {"rpn": {"selection": {"nms_iou": 0.6}}}}
+
+
+@pytest.mark.parametrize("text", ["model: {rpn.nms_iou: 0.5}", "model.rpn: {nms_iou: 0.5}"])
+def test_a_dotted_key_in_a_file_is_an_unknown_key_under_old_names_too(tmp_path: Path, text: str):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"model\.rpn(\.nms_iou)?: unknown key"):
+        load_config(tmp_path / "a.yaml")
 
 
 def test_a_cascade_takes_the_weights_of_its_stages_alone():

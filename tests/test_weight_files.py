@@ -153,10 +153,10 @@ def test_a_pickle_holds_arrays_and_containers_alone(tmp_path, value):
         ("text.pth", b"no weights", "safe to read"),
         ("text.pkl", b"no weights", "safe to read"),
         ("empty.pkl", b"", "safe to read"),
-        ("list.pkl", pickle.dumps([1, 2]), "holds no state dict but list"),
+        ("list.pkl", pickle.dumps([1, 2]), "holds a list, not a state dict"),
         ("words.pkl", pickle.dumps({"a": "b", "c": np.ones(2)}), r"holds no state dict \(a: no plain tensors\)"),
         ("names.pkl", pickle.dumps({"a\nb" + 999 * "c": 0, 3: np.ones(2)}), r"\(a\?bc{117}…, 3: no plain tensors\)"),
-        ("nothing.pkl", pickle.dumps({"model": {}}), "nothing is in it"),
+        ("nothing.pkl", pickle.dumps({"model": {}}), "it is empty"),
     ],
 )
 def test_what_is_no_state_dict_is_said_in_one_line(tmp_path, name, content, message):
@@ -231,6 +231,7 @@ def test_without_the_package_a_safetensors_file_says_what_to_install(tmp_path, m
         ("mmdetection", {"meta": {"CLASSES": ("cat", "dog")}}, 3, ["class 1", "class 2", "class 3"], [1, 2, 3]),
         ("mmdetection", {"meta": {"CLASSES": ("cat", "cat")}}, 2, ["class 1", "class 2"], [1, 2]),
         ("mmdetection", {"meta": {"CLASSES": tuple(COCO_NAMES)}}, 80, COCO_NAMES, COCO_80),
+        ("mmdetection", {"meta": {"CLASSES": [{}, []]}}, 2, ["class 1", "class 2"], [1, 2]),
         ("mmdetection", {"meta": None}, 80, COCO_NAMES, COCO_80),
         ("detectron2", {}, 80, COCO_NAMES, COCO_80),
         ("detectron2", {}, 1, ["class 1"], [1]),

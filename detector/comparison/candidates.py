@@ -187,7 +187,7 @@ def torchvision_twin(model: GeneralizedRCNN, size: tuple[int, int]) -> FasterRCN
     pyramid = BackboneWithFPN(backbone, levels, [256, 512, 1024, 2048], 256)
     twin = FasterRCNN(pyramid, model.roi_head.num_classes + 1, min_size=min(size), max_size=max(size))
     try:
-        twin.load_state_dict(TORCHVISION.give(model.state_dict()))
+        twin.load_state_dict(TORCHVISION.export_state(model.state_dict()))
     except (CheckpointError, RuntimeError):  # a name, or a shape, that it does not have
         return None
     return twin

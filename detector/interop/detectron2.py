@@ -1,4 +1,4 @@
-"""The names of Detectron2's checkpoints. Classes (background last) and deltas lie as here."""
+"""Tensor names of Detectron2's checkpoints. Their layouts equal ours: background last, deltas (dx, dy, dw, dh)."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ CASCADE = [
 RES5 = stage("roi_heads.res5", "roi_head.stage.box_head.layer4")
 DETECTRON2 = Framework(
     name="Detectron2",
-    mark=r"backbone\.bottom_up\.|proposal_generator\.|roi_heads\.(box_head\.(\d+\.)?(fc|conv)1|res5)\.",
+    marker=r"backbone\.bottom_up\.|proposal_generator\.|roi_heads\.(box_head\.(\d+\.)?(fc|conv)1|res5)\.",
     rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE,
-    either=[
-        {  # with an FPN the ResNet is its bottom_up; without one it is the backbone itself
+    variants=[
+        # with an FPN the ResNet is its bottom_up; without one it is the backbone itself
+        {
             "pyramid.neck.": _backbone("backbone.bottom_up") + FPN,
             "pyramid.backbone.": _backbone("backbone"),
         }

@@ -1,4 +1,4 @@
-"""Files of weights in the forms that other frameworks write: read without running what is in them, and written."""
+"""Files of weights in the formats of other frameworks: reading them runs no code."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from torch import Tensor
 from detector.checkpoint import FORMAT
 from detector.errors import CheckpointError
 from detector.files import load_tensors, write_atomically, write_beside
-from detector.interop.names import some
+from detector.interop.names import first_few
 
-TENSORS_UNDER = ("state_dict", "model", "blobs")  # MMDetection's, Detectron2's and Caffe2's files
+STATE_KEYS = ("state_dict", "model", "blobs")  # of MMDetection, Detectron2 and Caffe2
 
 
 class Weights(NamedTuple):
-    """The tensors of a file, and whatever else it says."""
+    """Content of a file."""
 
     state: dict[str, Tensor]
+    """The state dict."""
     meta: Mapping[str, Any]
+    """The whole content where the state dict is one entry of it, else empty."""
 
 
 def read_weights(path: Path) -> Weights:
-    """A .pth, .pkl or .safetensors file of a state dict, bare or within what its framework writes around it.
+    """The state dict in a .pth, .pkl or .safetensors file, bare or as an entry of a framework's checkpoint.
 
-    Raises CheckpointError for a file that is missing, damaged, holds anything but tensors, numbers, texts and containers,
+    Raises CheckpointError for a file that is missing, damaged, holds anything but tensors, numbers, strings and containers,
     or is a checkpoint of this project.
     """
     if not path.is_file():
@@ -46,32 +48,34 @@ def read_weights(path: Path) -> Weights:
             f"{path}: damaged, or not a file of tensors that is safe to read ({_reason(error)})"
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds no state dict but {type(content).__name__}")
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
     if content.get("format") == FORMAT:
         raise CheckpointError(
-            f"{path}: is a checkpoint of this project already; --to NAME gives it to another framework"
+            f"{path}: is a checkpoint of this project already; --to NAME converts it for another framework"
         )
     state, meta = next(
-        ((content[k], content) for k in TENSORS_UNDER if isinstance(content.get(k), Mapping)), (content, {})
+        ((content[k], content) for k in STATE_KEYS if isinstance(content.get(k), Mapping)), (content, {})
     )
     state = {key: _tensor(value) for key, value in state.items()}
     other = [key for key, value in state.items() if not isinstance(key, str) or value is None]
     if other or not state:
-        what = f"{some(other)}: no plain tensors" if other else "nothing is in it"
+        reason = f"{first_few(other)}: no plain tensors" if other else "it is empty"
         raise CheckpointError(
-            f"{path}: holds no state dict ({what}); save model.state_dict(), bare or under the key 'model'"
+            f"{path}: holds no state dict ({reason}); save model.state_dict(), bare or under the key 'model'"
         )
     return Weights(_unwrapped(state), meta)
 
 
 def _reason(error: Exception) -> str:
-    """One short line: what it names that is no tensor, if that is the trouble."""
+    """The reason of a failed read on one short line: the class or function that the file refers to, if that is the cause."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f"it names {named[1]}" if named else some([str(error).split(". ")[0].split("\n")[0] or type(error).__name__])
+    if named:
+        return f"it refers to {named[1]}"
+    return first_few([str(error).split(". ")[0].split("\n")[0] or type(error).__name__])
 
 
 def _tensor(value: object) -> Tensor | None:
-    """A dense tensor of real numbers that the file really holds; None for anything else."""
+    """The value as a dense tensor of real numbers whose data is in the file; None for anything else."""
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_complex():
@@ -81,7 +85,7 @@ def _tensor(value: object) -> Tensor | None:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what DistributedDataParallel, torch.compile or an average of models put before every name."""
+    """The state dict without the prefixes of DistributedDataParallel, torch.compile or AveragedModel."""
     for wrapper in ("module.", "_orig_mod.", "module."):
         names = state.keys() - {"n_averaged"}
         if names and all(name.startswith(wrapper) for name in names):
@@ -108,23 +112,23 @@ def _safetensors() -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    """A file by torch.save. MMDetection's histories of numbers and torchvision's arguments become `_Nothing`."""
+    """A file by torch.save; the log histories of MMDetection and the arguments of torchvision become `_Placeholder`."""
     names = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "argparse.Namespace")
-    nothing: list[Any] = [(_Nothing, name) for name in names]
+    placeholders: list[Any] = [(_Placeholder, name) for name in names]
     arrays: list[Any] = [
         (make, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, make in _ARRAYS.items()
     ]
     kinds: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQfd"}]
-    with torch.serialization.safe_globals([*nothing, *arrays, *kinds]), warnings.catch_warnings():
+    with torch.serialization.safe_globals([*placeholders, *arrays, *kinds]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return load_tensors(path)
         except zipfile.BadZipFile as error:
-            raise CheckpointError(f"{path}: damaged ({error}); copy or download it anew") from error
+            raise CheckpointError(f"{path}: damaged ({error}); copy or download it again") from error
 
 
-class _Nothing:
-    """Stands for an object that is not wanted, whatever it is made of."""
+class _Placeholder:
+    """Replaces an object that is not needed; it ignores its arguments and its state."""
 
     def __init__(self, *args: object):
         pass
@@ -134,7 +138,7 @@ class _Nothing:
 
 
 def _array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """An empty array, which a pickle then fills; of any other there would be whatever the memory holds."""
+    """An empty array, which the pickle fills later. Raises UnpicklingError for a shape: the data would be uninitialised."""
     if kind is not np.ndarray or shape != (0,):
         raise pickle.UnpicklingError(f"{kind} of shape {shape} is no empty array")
     return np.ndarray.__new__(np.ndarray, shape, code)
@@ -147,12 +151,12 @@ def _scalar(kind: np.dtype, data: bytes | str) -> np.generic:
 
 
 def _from_buffer(buffer: bytes, kind: np.dtype, shape: tuple[int, ...], order: str, axes: object = None) -> np.ndarray:
-    """How protocol 5 writes an array."""
+    """An array in pickle protocol 5."""
     return np.frombuffer(buffer, kind).reshape(shape, order=order)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into a pickle of protocol 2."""
+    """Bytes in pickle protocol 2 of Python 3."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"text in {encoding}")
     return text.encode("latin1")
@@ -162,10 +166,10 @@ _ARRAYS = {"_reconstruct": _array, "scalar": _scalar}  # of the module multiarra
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """NumPy arrays and plain containers; nothing that a file names is run."""
+    """Reads NumPy arrays and plain containers; other classes and functions are refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that such a file needs."""
+        """The class or function of a name. Raises UnpicklingError for any name but these."""
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in _ARRAYS:
             return _ARRAYS[name]
         known = {
@@ -177,7 +181,7 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy.core.numeric", "_frombuffer"): _from_buffer,
         }
         if (module, name) not in known:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is no array")
         return known[module, name]
 
 
@@ -186,17 +190,23 @@ def _read_pickle(path: Path) -> Any:
         return _ArraysOnly(file, encoding="latin1").load()
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], around: Mapping[str, Any], under: str | None) -> None:
-    """Write what a framework reads: by the suffix a .pth, Detectron2's .pkl of arrays, or .safetensors, which is bare.
+def write_weights(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], under: str | None) -> None:
+    """Write a state dict in the format of its suffix: .safetensors, Detectron2's .pkl of NumPy arrays, else torch.save.
 
-    `under` is the key of the tensors, None for a bare state dict; `around` stands beside it.
+    Raises NotWritten if the file cannot be written.
+
+    Args:
+        path: the file.
+        state: the tensors.
+        meta: other entries of the file; .safetensors has none.
+        under: key of the state dict; None writes the state dict bare.
     """
     state = {key: tensor.contiguous() for key, tensor in state.items()}
     if path.suffix == ".safetensors":
         save = _safetensors().save
         write_beside(path, lambda file: file.write(save(state)))
     elif path.suffix == ".pkl":
-        content = {"model": {key: tensor.numpy() for key, tensor in state.items()}, **around}
+        content = {"model": {key: tensor.numpy() for key, tensor in state.items()}, **meta}
         write_beside(path, lambda file: pickle.dump(content, file, protocol=4))
     else:
-        write_atomically(path, {under: state, **around} if under else state)
+        write_atomically(path, {under: state, **meta} if under else state)

@@ -1,6 +1,6 @@
 """ImageNet backbones of Detectron and Detectron2 (MSRA/R-50.pkl, FAIR/X-101-32x8d.pkl) under torchvision's names.
 
-Caffe2 wrote `res2_0_branch2a_w` and `res2_0_branch2a_bn_s`; what Detectron2 converted from torchvision begins with `stem.`.
+Caffe2's names are `res2_0_branch2a_w` and `res2_0_branch2a_bn_s`; files that Detectron2 converted from torchvision have `stem.`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from detector.interop.names import Row, rename, translate
 from detector.interop.recognise import backbone_shape
 from detector.modeling.backbones.resnet import ResNet
 
-MARK = re.compile(r"conv1_w|res2_0_branch.*|stem\.conv1\.weight|res2\.0\..*")
+MARKER = re.compile(r"conv1_w|res2_0_branch.*|stem\.conv1\.weight|res2\.0\..*")
 SUFFIXES = {"s": "weight", "gamma": "weight", "b": "bias", "beta": "bias", "rm": "running_mean", "riv": "running_var",
             "running_mean": "running_mean", "running_var": "running_var"}  # fmt: skip
 BRANCHES = {"branch1": ("downsample.0", "downsample.1")}
@@ -37,14 +37,15 @@ EPS = 1e-5
 
 
 def is_imagenet(names: Collection[str]) -> bool:
-    """Whether these are the names of a backbone alone."""
-    return any(MARK.fullmatch(name) for name in names)
+    """Whether these are the names of an ImageNet classifier or its backbone."""
+    return any(MARKER.fullmatch(name) for name in names)
 
 
 def to_classifier(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Its tensors under torchvision's names, and what they were trained with.
+    """The tensors of a backbone under torchvision's names, and the settings of its training.
 
-    {"pixels": a section model.pixels, "stride_in": ...}. Raises CheckpointError that lists the keys that do not fit.
+    The settings are {"pixels": {"order": ..., "mean": ..., "std": ...}, "stride_in": ...}. Raises CheckpointError that lists
+    the tensors that do not fit.
     """
     rows = CAFFE2 + DETECTRON2
     ours = {(rename(key, rows) or [key])[0]: tensor for key, tensor in state.items()}
@@ -52,12 +53,12 @@ def to_classifier(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     shape: dict[str, Any] = backbone_shape(ours, "")
     with torch.device("meta"):
         like = ResNet(**shape).state_dict()
-    found = translate(ours, like, [("{...}", "{...}")], "no ImageNet backbone that is known", ignorable=IGNORABLE)
+    found = translate(ours, like, [("{...}", "{...}")], "not a known ImageNet backbone", ignorable=IGNORABLE)
     return found, trained_with(state, resnext=shape.get("groups", 1) > 1)
 
 
 def _complete_norms(state: dict[str, Tensor]) -> None:
-    """Detectron's files hold norms as scale and shift alone: mean 0, and a variance that the eps makes 1."""
+    """Add the statistics of norms that Detectron stores as scale and shift: mean 0, and variance 1 together with the eps."""
     for name in [name for name in state if re.fullmatch(r"(.*\.)?(bn\d|downsample\.1)\.weight", name)]:
         stem = name.removesuffix("weight")
         state.setdefault(f"{stem}running_mean", torch.zeros_like(state[name]))
@@ -65,7 +66,7 @@ def _complete_norms(state: dict[str, Tensor]) -> None:
 
 
 def trained_with(names: Collection[str], *, resnext: bool) -> dict[str, Any]:
-    """Colours and stride of MSRA's ResNets, of FAIR's ResNeXts (both from Caffe2), or of torchvision's."""
+    """Preprocessing and stride of MSRA's ResNets, of FAIR's ResNeXts (both from Caffe2), or of torchvision's networks."""
     if not any(re.fullmatch("conv1_w|res2_.*", name) for name in names):
         return {
             "pixels": {"order": "rgb", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},

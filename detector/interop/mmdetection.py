@@ -1,4 +1,4 @@
-"""The names of MMDetection's checkpoints (2.0 and later). Classes (background last) and deltas lie as here."""
+"""Tensor names of MMDetection's checkpoints (2.0 and later). Layouts equal ours: background last, deltas (dx, dy, dw, dh)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BFP = [
     ("neck.1.refine.conv_out.conv.{}", "pyramid.neck.refine.out.{}"),
     ("neck.1.refine.conv.{}", "pyramid.neck.refine.conv.{}"),
 ]
-# two of our seven cells are pairs of theirs, and the convolution belongs to the second
+# two of our seven cells are pairs of cells there, whose second one has the convolution
 NAS_CELLS = {name: name for name in ("gp_64_4", "sum_44_4", "sum_43_3", "sum_34_4", "gp_75_6")}
 NAS_CELLS |= {"sum_55_5": "gp_43_5", "sum_77_7": "gp_54_7"}
 NAS_FPN = [
@@ -60,9 +60,9 @@ CASCADE = [
 ]
 MMDETECTION = Framework(
     name="MMDetection",
-    mark=r"neck\.|rpn_head\.|roi_head\.bbox_head\.",
+    marker=r"neck\.|rpn_head\.|roi_head\.bbox_head\.",
     rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE,
-    either=[
+    variants=[
         {
             "pyramid.neck.down.": PAFPN,
             "pyramid.neck.refine.": BFP,

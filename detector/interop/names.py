@@ -1,7 +1,7 @@
-"""How another framework names and lays out its tensors, as rows of two patterns, and the one piece of code that applies them.
+"""Names and layouts of another framework's tensors: tables of two patterns a row, and the code that applies them.
 
-In a pattern # stands for a number, {} for the last word and {...} for all that follows; both patterns of a row have them in
-the same order.
+In a pattern # stands for a number, {} for the last word and {...} for the whole rest; both patterns of a row have them in the
+same order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COUNTER = "num_batches_tracked"  # of a batch norm; nothing reads it
 
 
 def rename(key: str, rows: Sequence[Row], *, back: bool = False) -> list[str]:
-    """Our names for a name of theirs (`back`: the other way), none if it is unknown."""
+    """Our names for one of their names (`back`: the other way); an unknown name has none."""
     names = []
     for theirs, ours in rows:
         source, target = (ours, theirs) if back else (theirs, ours)
@@ -41,14 +41,21 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def translate(
-    state: Mapping[str, Tensor], like: Mapping[str, Tensor], rows: Sequence[Row], what: str, *,
-    change: Callable[[str, Tensor, Tensor], Tensor] | None = None, ignorable: Sequence[str] = (),
+    state: Mapping[str, Tensor], like: Mapping[str, Tensor], rows: Sequence[Row], message: str, *,
+    layout: Callable[[str, Tensor, Tensor], Tensor] | None = None, ignorable: Sequence[str] = (),
 ) -> dict[str, Tensor]:  # fmt: skip
-    """A state dict under our names, for a model whose state dict is `like`.
+    """A state dict under our names.
 
-    `change(name, tensor, like[name])` turns a layout. Keys that match a regular expression of `ignorable` may be left over.
-    Raises CheckpointError, which begins with `what`, and lists the keys that are left over, missing, there twice, or of another
-    shape, and those of whole numbers in the place of weights.
+    Raises CheckpointError that lists the tensors that are missing, unknown, given under two names, of another shape, or of
+    integers where the model has floating-point weights.
+
+    Args:
+        state: their state dict.
+        like: the state dict of the model to be filled.
+        rows: the names in both frameworks.
+        message: beginning of an error message.
+        layout: function of our name, their tensor and the tensor in `like`; converts the layout.
+        ignorable: regular expressions of their keys that may be left over.
     """
     out, unknown, twice = {}, [], []
     for key, tensor in state.items():
@@ -56,25 +63,26 @@ def translate(
         if name in out:
             twice.append(key)
         elif name:
-            out[name] = tensor if change is None else change(name, tensor, like[name])
+            out[name] = tensor if layout is None else layout(name, tensor, like[name])
         elif not any(re.fullmatch(pattern, key) for pattern in (rf".*{COUNTER}", *ignorable)):
             unknown.append(key)
     missing = [k for k in like if k not in out and not k.endswith(COUNTER)]
     wrong = [f"{k} {tuple(out[k].shape)} for {tuple(like[k].shape)}" for k in out if out[k].shape != like[k].shape]
-    whole = [k for k in out if like[k].is_floating_point() and not out[k].is_floating_point()]
-    _complain(what, {"without a place": unknown, "missing": missing, "there under two names": twice,
-                     "of another shape": wrong, "whole numbers, not weights": whole})  # fmt: skip
+    integers = [k for k in out if like[k].is_floating_point() and not out[k].is_floating_point()]
+    _raise_for(message, {"not part of this model": unknown, "missing": missing, "given under two names": twice,
+                         "of another shape": wrong, "integers instead of weights": integers})  # fmt: skip
     return out
 
 
-def _complain(what: str, troubles: Mapping[str, Sequence[str]]) -> None:
-    listed = [f"{kind}: {some(keys)}" for kind, keys in troubles.items() if keys]
+def _raise_for(message: str, mismatches: Mapping[str, Sequence[str]]) -> None:
+    """Raise CheckpointError with the names of all mismatches, if there are any."""
+    listed = [f"{kind}: {first_few(keys)}" for kind, keys in mismatches.items() if keys]
     if listed:
-        raise CheckpointError(f"{what}; {'; '.join(listed)}")
+        raise CheckpointError(f"{message}; {'; '.join(listed)}")
 
 
-def some(keys: Sequence[object], most: int = 4) -> str:
-    """The first of them for a message of one line, whatever a file calls them."""
+def first_few(keys: Sequence[object], most: int = 4) -> str:
+    """The first keys of a file for a message of one line; unprintable characters are replaced and long keys are cut."""
     names = ("".join(c if c.isprintable() else "?" for c in str(key)) or "''" for key in keys[:most])
     listed = ", ".join(name if len(name) <= 120 else f"{name[:120]}…" for name in names)
     return listed + (f" and {len(keys) - most} more" if len(keys) > most else "")
@@ -82,53 +90,55 @@ def some(keys: Sequence[object], most: int = 4) -> str:
 
 @dataclass(frozen=True)
 class Framework:
-    """The names and layouts of a framework, in both directions.
-
-    `either` holds rows of parts that exclude each other: of every group a model has the first variant whose beginning of a
-    name (ours) it has. `mark` is a regular expression of names that only this framework's detectors have.
-    `layout_in(name, tensor, like)` and `layout_out(name, tensor, state)`, by our names, turn what lies otherwise.
-    """
+    """Names and layouts of a framework, in both directions."""
 
     name: str
-    mark: str
+    """For messages."""
+    marker: str
+    """Regular expression of the beginning of names that only detectors of this framework have."""
     rows: Sequence[Row]
-    either: Sequence[Mapping[str, Sequence[Row]]] = ()
+    """Names of the parts that do not depend on the model."""
+    variants: Sequence[Mapping[str, Sequence[Row]]] = ()
+    """Groups of parts that exclude each other: a model has the first of a group with that prefix among our names."""
     ignorable: Sequence[str] = ()
-    layout_in: Callable[[str, Tensor, Tensor], Tensor] | None = None
-    layout_out: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor] = lambda name, tensor, state: tensor
+    """Regular expressions of their keys that may be left over."""
+    import_layout: Callable[[str, Tensor, Tensor], Tensor] | None = None
+    """Converts a tensor's layout to ours; arguments: our name, their tensor, the tensor of our model."""
+    export_layout: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor] | None = None
+    """Converts a tensor's layout to theirs; arguments: our name, our tensor, our state dict."""
 
     def rows_of(self, names: Collection[str]) -> list[Row]:
         """The rows of a model with these names of ours."""
         rows = list(self.rows)
-        for variants in self.either:
-            mark = next((mark for mark in variants if any(name.startswith(mark) for name in names)), None)
-            rows += variants[mark] if mark is not None else []
+        for group in self.variants:
+            prefix = next((prefix for prefix in group if any(name.startswith(prefix) for name in names)), None)
+            rows += group[prefix] if prefix is not None else []
         return rows
 
     @property
     def all_rows(self) -> list[Row]:
         """The rows of all models."""
-        return [*self.rows, *(row for variants in self.either for rows in variants.values() for row in rows)]
+        return [*self.rows, *(row for group in self.variants for rows in group.values() for row in rows)]
 
-    def take(self, state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def import_state(self, state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their state dict under our names, for a model whose state dict is `like` (which may be on the meta device).
 
-        Raises CheckpointError that lists every key which is left over, missing, or of another shape.
+        Raises CheckpointError that lists every tensor that does not fit.
         """
-        what = f"no {self.name} checkpoint of this model"
+        message = f"not a {self.name} checkpoint of this model"
         rows = self.rows_of(like)
-        out = translate(state, like, rows, what, change=self.layout_in, ignorable=self.ignorable)
+        out = translate(state, like, rows, message, layout=self.import_layout, ignorable=self.ignorable)
         counters = {k: torch.zeros(t.shape, dtype=t.dtype) for k, t in like.items() if k not in out}
         return out | counters
 
-    def give(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our state dict under their names. Raises CheckpointError that lists the tensors they have no name for."""
-        rows, out, unknown = self.rows_of(state), {}, []
+    def export_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our state dict under their names. Raises CheckpointError that lists the tensors without a name there."""
+        rows, out, unnamed = self.rows_of(state), {}, []
         for name, tensor in state.items():
             theirs = rename(name, rows, back=True)
             if theirs:
-                out[theirs[0]] = self.layout_out(name, tensor, state)
+                out[theirs[0]] = tensor if self.export_layout is None else self.export_layout(name, tensor, state)
             else:
-                unknown.append(name)
-        _complain(f"not a model that {self.name} has", {"without a name there": unknown})
+                unnamed.append(name)
+        _raise_for(f"{self.name} does not have this model", {"no name there": unnamed})
         return out

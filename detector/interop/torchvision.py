@@ -1,6 +1,6 @@
-"""Checkpoints of torchvision's fasterrcnn_resnet50_fpn (v1, v2), in and out: names, and the order of classes.
+"""Tensor names and class order of torchvision's fasterrcnn_resnet50_fpn (v1, v2).
 
-torchvision puts the background first and gives it four deltas that nothing reads; here it comes last and has none.
+In torchvision the background comes first and has four deltas, which are never used; here it comes last and has none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROWS: list[Row] = [
     ("roi_heads.box_predictor.cls_score.{}", "roi_head.stage.class_score.{}"),
     ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.stage.box_delta.{}"),
 ]
-# The published v1 file still has the names of 2019, without the levels of later containers.
+# the published v1 file has the names of 2019, from before some layers were put into containers
 ROWS_2019: list[Row] = [
     row
     for part in ("weight", "bias")
@@ -48,9 +48,9 @@ CONV_FC: list[Row] = [  # v2: four convolutions, a flatten, a linear layer
 
 
 def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """Background from first to last; its deltas go; 91 columns shrink to 81 where the model has 80 classes."""
+    """Move the background to the end and drop its deltas; for 80 classes select COCO's 80 real columns of the 91."""
     if not tensor.ndim or not len(tensor):
-        return tensor  # of another shape than any model's
+        return tensor  # fits no model: reported by the comparison of shapes
     if name.startswith("roi_head.stage.class_score"):
         columns = COCO_80 if len(tensor) == 91 and len(like) == 81 else range(1, len(tensor))
         return tensor[[*columns, 0]]
@@ -64,21 +64,21 @@ def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _background_first(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The way back; the background's deltas, which nothing reads, are 0."""
+    """Move the background to the front; its deltas are 0."""
     if name.startswith("roi_head.stage.class_score"):
         return tensor.roll(1, dims=0)
     if name.startswith("roi_head.stage.box_delta"):
         if len(tensor) != 4 * (len(state["roi_head.stage.class_score.bias"]) - 1):
-            raise CheckpointError("not a model that torchvision has: its deltas are those of every class")
+            raise CheckpointError("torchvision does not have this model: its deltas are class-agnostic")
         return torch.cat([torch.zeros_like(tensor[:4]), tensor])
     return tensor
 
 
 TORCHVISION = Framework(
     name="torchvision",
-    mark=r"backbone\.body\.",
+    marker=r"backbone\.body\.",
     rows=ROWS + ROWS_2019,
-    either=[{"roi_head.stage.box_head.convs.": CONV_FC, "roi_head.stage.box_head.": TWO_FC}],
-    layout_in=_background_last,
-    layout_out=_background_first,
+    variants=[{"roi_head.stage.box_head.convs.": CONV_FC, "roi_head.stage.box_head.": TWO_FC}],
+    import_layout=_background_last,
+    export_layout=_background_first,
 )
