@@ -28,50 +28,24 @@ def centres(anchors: torch.Tensor) -> torch.Tensor:
 # --- one cell
 
 
-def test_the_square_anchor_of_size_32():
-    assert cell_anchors([32], [1]).tolist() == [[-16, -16, 16, 16]]
-
-
-def test_a_ratio_is_height_over_width():
-    wide, square, tall = cell_anchors([32], [0.25, 1, 4]).tolist()
-    assert wide == [-32, -8, 32, 8]
-    assert square == [-16, -16, 16, 16]
-    assert tall == [-8, -32, 8, 32]
-
-
-def test_every_ratio_has_the_area_of_its_size():
+def test_a_size_is_the_root_of_the_area_and_a_ratio_is_height_over_width():
+    assert cell_anchors([32], [0.25, 1, 4]).tolist() == [[-32, -8, 32, 8], [-16, -16, 16, 16], [-8, -32, 8, 32]]
     w, h = (cell_anchors([32, 64], RATIOS)[:, 2:] * 2).unbind(dim=1)
     torch.testing.assert_close(w * h, torch.tensor([32.0**2] * 3 + [64.0**2] * 3))
     torch.testing.assert_close(h / w, torch.tensor(RATIOS * 2))
 
 
-def test_sizes_come_first_and_ratios_change_fastest():
-    areas = (cell_anchors([8, 16], [1, 4])[:, 2:] * 2).prod(dim=1)
-    assert areas.tolist() == [64, 64, 256, 256]
-
-
-def test_ratio_major_is_the_other_order_of_the_same_anchors():
-    ratio_major = cell_anchors([8, 16], [1, 4], ratio_major=True)
+def test_ratios_change_fastest_or_sizes_do_with_ratio_major():
+    cell, ratio_major = cell_anchors([8, 16], [1, 4]), cell_anchors([8, 16], [1, 4], ratio_major=True)
+    assert (cell[:, 2:] * 2).prod(dim=1).tolist() == [64, 64, 256, 256]
     assert (ratio_major[:, 2:] * 2).prod(dim=1).tolist() == [64, 256, 64, 256]
-    assert torch.equal(ratio_major, cell_anchors([8, 16], [1, 4])[[0, 2, 1, 3]])
+    assert torch.equal(ratio_major, cell[[0, 2, 1, 3]])
 
 
-@pytest.mark.parametrize(
-    ("size", "wide", "square", "tall"),
-    [
-        (32, (23, 11), (16, 16), (11, 23)),
-        (64, (45, 23), (32, 32), (23, 45)),
-        (128, (91, 45), (64, 64), (45, 91)),
-        (256, (181, 91), (128, 128), (91, 181)),
-        (512, (362, 181), (256, 256), (181, 362)),
-    ],
-)
-def test_torchvision_rounds_half_the_width_and_height(size, wide, square, tall):
-    expected = [[-x, -y, x, y] for x, y in (wide, square, tall)]
-    assert cell_anchors([size], RATIOS, rounded=True).tolist() == expected
-
-
-def test_halves_are_rounded_to_even():
+def test_torchvision_rounds_half_the_width_and_height_to_even():
+    for size, wide, half in ((32, 23, 11), (64, 45, 23), (128, 91, 45), (256, 181, 91), (512, 362, 181)):
+        sides = (wide, half), (size // 2, size // 2), (half, wide)
+        assert cell_anchors([size], RATIOS, rounded=True).tolist() == [[-x, -y, x, y] for x, y in sides]
     assert cell_anchors([1, 3, 5], [1], rounded=True)[:, 2].tolist() == [0, 2, 2]  # 0.5, 1.5, 2.5
 
 
@@ -79,37 +53,26 @@ def test_halves_are_rounded_to_even():
 
 
 def test_a_map_of_two_by_three_cells():
-    cell = torch.tensor([[-1.0, -2, 1, 2]])
-    assert grid_anchors(cell, 2, 3, stride=(10, 10)).tolist() == [
+    assert grid_anchors(torch.tensor([[-1.0, -2, 1, 2]]), 2, 3, stride=(10, 10)).tolist() == [
         [-1, -2, 1, 2], [9, -2, 11, 2], [19, -2, 21, 2],  # x first
         [-1, 8, 1, 12], [9, 8, 11, 12], [19, 8, 21, 12],
     ]  # fmt: skip
 
 
-def test_the_first_anchor_is_centred_on_the_corner_of_the_image():
-    anchors = grid_anchors(cell_anchors([32], RATIOS), 4, 5, stride=(16, 16))
-    assert centres(anchors)[:3].tolist() == [[0, 0]] * 3
-
-
-def test_cell_i_j_is_centred_on_i_and_j_strides():
-    anchors = grid_anchors(cell_anchors([32], [1]), 4, 5, stride=(8, 16)).reshape(4, 5, 4)
-    for i, j in itertools.product(range(4), range(5)):
-        assert centres(anchors[i, j][None]).tolist() == [[16 * j, 8 * i]]
+def test_anchor_a_of_cell_y_x_has_its_row_and_its_centre_there():
+    """(y * W + x) * A + a: the order in which the RPN flattens its maps (see test_rpn.py)."""
+    height, width, cell = 3, 4, cell_anchors([16, 32], RATIOS)
+    anchors = grid_anchors(cell, height, width, stride=(8, 16))
+    for y, x, a in itertools.product(range(height), range(width), range(len(cell))):
+        found = anchors[(y * width + x) * len(cell) + a]
+        assert centres(found[None]).tolist() == [[16 * x, 8 * y]]
+        assert found.tolist() == (cell[a] + torch.tensor([16 * x, 8 * y, 16 * x, 8 * y])).tolist()
 
 
 def test_the_offset_moves_every_centre_by_that_part_of_a_stride():
     cell = cell_anchors([32], RATIOS)
     moved = grid_anchors(cell, 2, 2, stride=(8, 8), offset=0.5)
     assert torch.equal(moved, grid_anchors(cell, 2, 2, stride=(8, 8)) + 4)
-
-
-def test_row_of_anchor_a_in_cell_y_x():
-    """(y * W + x) * A + a: the order in which the RPN flattens its maps (see test_rpn.py)."""
-    height, width, cell = 3, 4, cell_anchors([16, 32], RATIOS)
-    anchors = grid_anchors(cell, height, width, stride=(8, 8))
-    for y, x, a in itertools.product(range(height), range(width), range(len(cell))):
-        row = (y * width + x) * len(cell) + a
-        assert anchors[row].tolist() == (cell[a] + torch.tensor([8 * x, 8 * y, 8 * x, 8 * y])).tolist()
 
 
 # --- the levels of a pyramid
@@ -122,28 +85,24 @@ def test_a_pyramid_has_one_size_for_each_level():
     for level, size, stride in zip(levels, (32, 64, 128, 256, 512), PYRAMID, strict=True):
         assert level[1].tolist() == [-size / 2, -size / 2, size / 2, size / 2]  # ratio 1
         assert centres(level)[3].tolist() == [stride, 0]
-
-
-def test_anchors_per_cell():
     assert AnchorGenerator(PYRAMID).per_cell == 3
     assert AnchorGenerator([16], [[32, 64, 128, 256, 512]]).per_cell == 15
+    assert AnchorGenerator([8], [[32]])(maps((0, 5)), (0, 40))[0].shape == (0, 4)
 
 
 def test_the_stride_of_a_level_is_constant_unless_it_is_taken_from_the_image():
     """The P6 of 800 x 1088 pixels has 13 x 17 cells: torchvision steps by 800 // 13 = 61 and 1088 // 17 = 64."""
     sizes = [(200, 272), (100, 136), (50, 68), (25, 34), (13, 17)]
-    constant = AnchorGenerator(PYRAMID)(maps(*sizes), (800, 1088))[-1].reshape(13, 17, 3, 4)
-    divided = AnchorGenerator(PYRAMID, strides_from_image=True)(maps(*sizes), (800, 1088))[-1].reshape(13, 17, 3, 4)
-    assert centres(constant[1, 1]).tolist() == [[64, 64]] * 3
-    assert centres(divided[1, 1]).tolist() == [[64, 61]] * 3
+    for divided, y in ((False, 64), (True, 61)):
+        p6 = AnchorGenerator(PYRAMID, strides_from_image=divided)(maps(*sizes), (800, 1088))[-1].reshape(13, 17, 3, 4)
+        assert centres(p6[1, 1]).tolist() == [[64, y]] * 3
 
 
 def test_equals_torchvision():
     from torchvision.models.detection.anchor_utils import AnchorGenerator as Theirs
     from torchvision.models.detection.image_list import ImageList
 
-    p = maps((24, 39), (12, 20), (6, 10))
-    sizes = ((32, 40), (64, 80), (128, 160))
+    p, sizes = maps((24, 39), (12, 20), (6, 10)), ((32, 40), (64, 80), (128, 160))
     theirs = Theirs(sizes, aspect_ratios=(RATIOS,) * 3)
     ours = AnchorGenerator((4, 8, 16), sizes, rounded=True, ratio_major=True, strides_from_image=True)
     expected = theirs(ImageList(torch.zeros(1, 3, 96, 156), [(96, 156)]), p)
@@ -160,57 +119,36 @@ def test_equals_detectron2(name):
         torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("name", "ratio_major"), [("d2_15_anchors", False), ("mm_15_anchors", True)])
-def test_the_order_of_15_anchors_differs_between_detectron2_and_mmdetection(name, ratio_major):
+def test_the_order_of_15_anchors_differs_between_detectron2_and_mmdetection():
     """Shapes and order alone: the record of Detectron2 says offset 0, its numbers are those of offset 0.5."""
-    cell = cell_anchors([32, 64, 128, 256, 512], RATIOS, ratio_major=ratio_major)
-    first = torch.tensor(golden("functions")["anchors"][name]["anchors"][0][:15])
-    torch.testing.assert_close(first - centres(first).repeat(1, 2), cell, rtol=2e-6, atol=4e-5)
+    for name, ratio_major in (("d2_15_anchors", False), ("mm_15_anchors", True)):
+        cell = cell_anchors([32, 64, 128, 256, 512], RATIOS, ratio_major=ratio_major)
+        first = torch.tensor(golden("functions")["anchors"][name]["anchors"][0][:15])
+        torch.testing.assert_close(first - centres(first).repeat(1, 2), cell, rtol=2e-6, atol=4e-5)
 
 
-def test_as_many_lists_of_sizes_as_levels():
+def test_every_level_has_sizes_and_all_have_equally_many():
     with pytest.raises(ValueError, match="2 lists of anchor sizes for 3 pyramid levels"):
         AnchorGenerator((4, 8, 16), ((32,), (64,)))
-
-
-def test_every_level_has_the_same_number_of_anchors_in_a_cell():
-    with pytest.raises(ValueError, match="the same number of sizes"):
-        AnchorGenerator((4, 8), ((32, 40), (64,)))
-
-
-def test_a_map_without_cells_has_no_anchors():
-    assert AnchorGenerator([8], [[32]])(maps((0, 5)), (0, 40))[0].shape == (0, 4)
+    for sizes, ratios in ((((32, 40), (64,)), RATIOS), (((), ()), RATIOS), (((32,), (64,)), ())):
+        with pytest.raises(ValueError, match="the same number of sizes"):
+            AnchorGenerator((4, 8), sizes, ratios)
 
 
 # --- the cache
 
 
-def test_anchors_are_made_once_for_a_map_size():
-    generator = AnchorGenerator((4, 8), ((32,), (64,)))
-    first = generator(maps((8, 8), (4, 4)), (32, 32))
-    other = generator(maps((8, 6), (4, 3)), (32, 24))
-    again = generator(maps((8, 8), (4, 4)), (32, 32))
-    assert all(a is b for a, b in zip(first, again))
-    assert [len(level) for level in other] == [8 * 6 * 3, 4 * 3 * 3]
-
-
-def test_levels_of_equal_map_size_are_kept_apart():
-    small, large = AnchorGenerator((8, 8), ((32,), (64,)))(maps((4, 4), (4, 4)), (32, 32))
-    assert torch.equal(large[:3], 2 * small[:3])
-
-
-def test_the_step_is_part_of_what_is_remembered():
+def test_anchors_are_made_once_for_a_map_size_a_level_a_step_and_a_device():
+    generator = AnchorGenerator((8, 8), ((32,), (64,)))
+    first = generator(maps((8, 8), (8, 8)), (64, 64))
+    assert torch.equal(first[1][:3], 2 * first[0][:3])  # levels of equal map size are kept apart
+    assert [len(level) for level in generator(maps((8, 6), (4, 3)), (64, 48))] == [8 * 6 * 3, 4 * 3 * 3]
+    elsewhere = generator([x.to("meta") for x in maps((8, 8), (8, 8))], (64, 64))
+    assert (first[0].device.type, elsewhere[0].device.type) == ("cpu", "meta")
+    assert all(a is b for a, b in zip(first, generator(maps((8, 8), (8, 8)), (64, 64)), strict=True))
     generator = AnchorGenerator([64], [[32]], strides_from_image=True)
-    assert centres(generator(maps((13, 13)), (800, 800))[0])[3].tolist() == [61, 0]
-    assert centres(generator(maps((13, 13)), (832, 832))[0])[3].tolist() == [64, 0]
-
-
-def test_every_device_has_its_own_anchors():
-    generator = AnchorGenerator([8], [[32]])
-    on_cpu = generator(maps((4, 4)), (32, 32))[0]
-    elsewhere = generator([torch.zeros(1, 0, 4, 4, device="meta")], (32, 32))[0]
-    assert (on_cpu.device.type, elsewhere.device.type) == ("cpu", "meta")
-    assert generator(maps((4, 4)), (32, 32))[0] is on_cpu
+    for side, step in ((800, 61), (832, 64)):
+        assert centres(generator(maps((13, 13)), (side, side))[0])[3].tolist() == [step, 0]
 
 
 def test_a_first_use_under_inference_mode_does_not_spoil_training():
@@ -223,19 +161,18 @@ def test_a_first_use_under_inference_mode_does_not_spoil_training():
     assert not anchors.requires_grad and torch.equal(deltas.grad, anchors)
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda generator: pickle.loads(pickle.dumps(generator))])
-def test_a_copy_makes_the_same_anchors(clone):
-    generator = AnchorGenerator(PYRAMID)
-    p = maps((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
+def test_a_copy_makes_the_same_anchors():
+    generator, p = AnchorGenerator(PYRAMID), maps((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
     expected = generator(p, (64, 64))
-    assert all(torch.equal(a, b) for a, b in zip(clone(generator)(p, (64, 64)), expected, strict=True))
+    for clone in (copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))):
+        assert all(torch.equal(a, b) for a, b in zip(clone(p, (64, 64)), expected, strict=True))
 
 
 # --- the border filter
 
 
-def test_inside():
-    """On the left and above the border itself is inside_border, on the right and below it is not."""
+def test_anchors_inside_the_border():
+    """On the left and above the border itself is inside, on the right and below it is not."""
     anchors = torch.tensor([[0.0, 0, 59, 39], [-1, 0, 59, 39], [0, 0, 60, 39], [0, 0, 59, 41], [20, 10, 30, 20]])
     size = (40, 60)  # (h, w)
     assert inside_border(anchors, size, border=0).tolist() == [True, False, False, False, True]
@@ -243,7 +180,7 @@ def test_inside():
     assert inside_border(anchors[:0], size, border=0).shape == (0,)
 
 
-def test_centred_inside():
+def test_anchors_centred_inside_the_padding():
     """The centre decides, to a hundredth of a pixel, which is what float32 may lose of it."""
     anchors = torch.tensor(
         [[-5.0, -5, 5, 5], [50, 10, 69.9999, 20], [50, 10, 69, 20], [10, 35, 20, 45], [10, 30, 20, 45]]

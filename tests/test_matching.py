@@ -45,107 +45,72 @@ def square(x: float, y: float, side: float = 10) -> list[float]:
 
 
 def test_thresholds():
-    iou = matrix([0.9, 0.5, 0.1, 0.0], [0.1, 0.2, 0.75, 0.0])
-    label, gt_index = assign(iou, **RPN)
+    label, gt_index = assign(matrix([0.9, 0.5, 0.1, 0.0], [0.1, 0.2, 0.75, 0.0]), **RPN)
     assert label.tolist() == [POSITIVE, IGNORE, POSITIVE, NEGATIVE]
     assert gt_index[label == POSITIVE].tolist() == [0, 1]
-
-
-def test_a_threshold_itself_is_positive_above_and_ignored_below():
     assert assign(matrix([0.7, 0.3, 0.29]), **RPN)[0].tolist() == [POSITIVE, IGNORE, NEGATIVE]
     assert assign(matrix([0.5, 0.49]), **ROI)[0].tolist() == [POSITIVE, NEGATIVE]
-
-
-def test_the_ignore_band_is_empty_when_both_thresholds_are_equal():
-    assert IGNORE not in assign(torch.rand(5, 200), **ROI)[0]
-
-
-def test_of_two_equal_objects_the_first_is_found():
-    assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]
+    assert (
+        IGNORE not in assign(torch.rand(5, 200), **ROI)[0] and IGNORE not in assign(torch.rand(5, 200), pos_iou=0.5)[0]
+    )
+    assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]  # of two equal objects the first
 
 
 # --- rule (i): every object has its best candidates
 
 
-def test_a_weak_object_has_its_best_candidate():
+def test_a_weak_object_has_its_best_candidates():
     iou = matrix([0.1, 0.4, 0.2])
     assert assign(iou, **RPN)[0].tolist() == [NEGATIVE, IGNORE, NEGATIVE]
     assert assign(iou, **RPN, low_quality="keep_best_gt")[0].tolist() == [NEGATIVE, POSITIVE, NEGATIVE]
-
-
-def test_all_of_an_objects_equally_good_candidates_are_forced():
-    assert assign(matrix([0.2, 0.1, 0.2]), **RPN, low_quality="keep_best_gt")[0].tolist() == [
-        POSITIVE,
-        NEGATIVE,
-        POSITIVE,
-    ]
+    label, _ = assign(matrix([0.2, 0.1, 0.2]), **RPN, low_quality="keep_best_gt")  # two equally good ones
+    assert label.tolist() == [POSITIVE, NEGATIVE, POSITIVE]
+    label, _ = assign(matrix([0.2, 0.1], [0.1, 0.4]), **RPN, low_quality="force_gt", min_pos_iou=0.3)
+    assert label.tolist() == [NEGATIVE, POSITIVE]
 
 
 def test_an_untouched_object_changes_nothing():
     touched, untouched = [0.8, 0.1, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0]
-    alone = assign(matrix(touched), **RPN, low_quality="keep_best_gt")[0]
-    for iou in (matrix(untouched, touched), matrix(touched, untouched), matrix(touched, untouched, untouched)):
+    for iou in (matrix(touched), matrix(untouched, touched), matrix(touched, untouched, untouched)):
         for low_quality in ("keep_best_gt", "force_gt"):
-            assert torch.equal(assign(iou, **RPN, low_quality=low_quality)[0], alone)
-    assert alone.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE]
+            label, _ = assign(iou, **RPN, low_quality=low_quality)
+            assert label.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE]
 
 
-def test_a_forced_candidate_finds_its_own_best_object_or_the_one_that_forced_it():
+def test_a_forced_candidate_finds_its_own_best_object_or_the_last_one_that_forced_it():
     iou = matrix([0.9, 0.6, 0.1], [0.2, 0.5, 0.1])  # object 1 forces candidate 1, which overlaps object 0 better
-    for low_quality, found in (("keep_best_gt", 0), ("force_gt", 1)):
+    three = matrix([0.4, 0.1], [0.4, 0.1], [0.3, 0.1])
+    for low_quality, found, of_three in (("keep_best_gt", 0, 0), ("force_gt", 1, 2)):
         label, gt_index = assign(iou, **RPN, low_quality=low_quality)
-        assert label.tolist() == [POSITIVE, POSITIVE, NEGATIVE]
-        assert gt_index[:2].tolist() == [0, found]
+        assert label.tolist() == [POSITIVE, POSITIVE, NEGATIVE] and gt_index[:2].tolist() == [0, found]
+        assert assign(three, **RPN, low_quality=low_quality)[1][0] == of_three
 
 
-def test_of_several_promoters_the_last_one_wins():
-    iou = matrix([0.4, 0.1], [0.4, 0.1], [0.3, 0.1])
-    assert assign(iou, **RPN, low_quality="force_gt")[1][0] == 2
-    assert assign(iou, **RPN, low_quality="keep_best_gt")[1][0] == 0
-
-
-def test_nothing_is_forced_below_the_least_iou():
-    iou = matrix([0.2, 0.1], [0.1, 0.4])
-    label, _ = assign(iou, **RPN, low_quality="force_gt", min_pos_iou=0.3)
-    assert label.tolist() == [NEGATIVE, POSITIVE]
-
-
-# --- sizes of nothing
-
-
-@pytest.mark.parametrize("low_quality", [None, "keep_best_gt", "force_gt"])
-@pytest.mark.parametrize(("objects", "candidates"), [(0, 3), (2, 0), (0, 0)])
-def test_empties(objects, candidates, low_quality):
-    label, gt_index = assign(torch.zeros(objects, candidates), **RPN, low_quality=low_quality)
-    assert label.tolist() == [NEGATIVE] * candidates
-    assert gt_index.shape == (candidates,)
+def test_without_objects_or_candidates():
     boxes = torch.tensor([square(0, 0), square(50, 0), square(100, 0)])
-    found = assign_boxes(boxes[:objects], boxes[:candidates] + 200, **RPN, low_quality=low_quality, crowd=NONE)
-    assert torch.equal(found[0], label) and found[1].shape == (candidates,)
+    for low_quality in (None, "keep_best_gt", "force_gt"):
+        for objects, candidates in ((0, 3), (2, 0), (0, 0)):
+            rule = RPN | {"low_quality": low_quality}
+            by_boxes = assign_boxes(boxes[:objects], boxes[:candidates] + 200, **rule, crowd=NONE)
+            for label, gt_index in (assign(torch.zeros(objects, candidates), **rule), by_boxes):
+                assert label.tolist() == [NEGATIVE] * candidates and gt_index.shape == (candidates,)
+
+
+def test_candidates_that_are_far_away_or_huge_are_background():
+    candidates = torch.tensor([[-1e6, -1e6, -1e5, -1e5], [-1e9, -1e9, 1e9, 1e9]])
+    assert assign_boxes(torch.tensor([square(0, 0)]), candidates, **ROI)[0].tolist() == [NEGATIVE, NEGATIVE]
 
 
 # --- crowd regions
 
 
-def test_background_that_lies_by_half_in_a_crowd_is_ignored():
+def test_background_with_half_of_its_area_in_a_crowd_region_is_ignored():
     crowd = torch.tensor([[0.0, 0, 100, 100]])
     candidates = torch.tensor([square(20, 20), square(95, 20), square(96, 20), square(200, 20)])  # in, half, less, out
-    label, _ = assign_boxes(NONE, candidates, **RPN, crowd=crowd)
-    assert label.tolist() == [IGNORE, IGNORE, NEGATIVE, NEGATIVE]
-
-
-def test_an_object_in_a_crowd_is_still_an_object():
-    objects = torch.tensor([square(20, 20)])
-    label, _ = assign_boxes(objects, objects, **RPN, crowd=torch.tensor([[0.0, 0, 100, 100]]))
-    assert label.tolist() == [POSITIVE]
-
-
-def test_two_crowds_that_share_a_candidate_do_not_add_up():
-    crowd = torch.tensor([[0.0, 0, 4, 10], [6, 0, 10, 10]])
-    assert assign_boxes(NONE, torch.tensor([square(0, 0)]), **RPN, crowd=crowd)[0].tolist() == [NEGATIVE]
-
-
-def test_a_candidate_without_area_is_no_crowd():
+    assert assign_boxes(NONE, candidates, **RPN, crowd=crowd)[0].tolist() == [IGNORE, IGNORE, NEGATIVE, NEGATIVE]
+    assert assign_boxes(candidates[:1], candidates[:1], **RPN, crowd=crowd)[0].tolist() == [POSITIVE]  # still an object
+    two = torch.tensor([[0.0, 0, 4, 10], [6, 0, 10, 10]])  # do not add up
+    assert assign_boxes(NONE, torch.tensor([square(0, 0)]), **RPN, crowd=two)[0].tolist() == [NEGATIVE]
     point = torch.tensor([[5.0, 5, 5, 5]])
     assert assign_boxes(NONE, point, **RPN, crowd=torch.tensor([square(0, 0)]))[0].tolist() == [NEGATIVE]
 
@@ -209,12 +174,7 @@ def test_blocks_of_objects_equal_the_whole_matrix(objects, candidates, rule, lim
 
 def test_no_block_of_the_matrix_is_larger_than_the_limit(monkeypatch):
     shapes = []
-
-    def spy(gt, candidates):
-        shapes.append(len(gt) * len(candidates))
-        return box_iou(gt, candidates)
-
-    monkeypatch.setattr(module, "box_iou", spy)
+    monkeypatch.setattr(module, "box_iou", lambda a, b: (shapes.append(len(a) * len(b)), box_iou(a, b))[1])
     monkeypatch.setattr(module, "MATRIX_LIMIT", 1000)
     boxes = torch.rand(300, 4).sort(dim=1).values
     assign_boxes(boxes, boxes[:90], **RPN, low_quality="keep_best_gt")
@@ -249,26 +209,16 @@ print(peak() - before)
 # --- the references
 
 
-@pytest.mark.parametrize("case", [0, 2, 3])  # case 1 has an untouched object, which forces every candidate there
-def test_equals_detectron2(case):
-    recorded = golden("functions")["assigners"][case]
-    for rule, name in ((RPN | {"low_quality": "keep_best_gt"}, "d2_rpn"), (ROI, "d2_roi")):
-        label, gt_index = assign(torch.tensor(recorded["iou"]), **rule)
-        assert label.tolist() == recorded[name]["label"]
-        assert gt_index.tolist() == recorded[name]["match"]
-
-
-@pytest.mark.parametrize("case", range(4))
-def test_equals_mmdetection(case):
-    recorded = golden("functions")["assigners"][case]
-    promoter = RPN | dict(low_quality="force_gt", min_pos_iou=0.3)
-    for rule, name in ((promoter, "mm_rpn"), (ROI, "mm_roi_0.5")):
-        label, gt_index = assign(torch.tensor(recorded["iou"]), **rule)
-        theirs = torch.where(label == POSITIVE, gt_index + 1, label)  # index and verdict in one integer
-        assert theirs.tolist() == recorded[name]["gt_inds"]
-
-
-def test_candidates_that_are_far_away_or_huge_are_background():
-    candidates = torch.tensor([[-1e6, -1e6, -1e5, -1e5], [-1e9, -1e9, 1e9, 1e9]])
-    label, _ = assign_boxes(torch.tensor([square(0, 0)]), candidates, **ROI)
-    assert label.tolist() == [NEGATIVE, NEGATIVE]
+def test_equals_detectron2_and_mmdetection():
+    keep, force = RPN | {"low_quality": "keep_best_gt"}, RPN | {"low_quality": "force_gt", "min_pos_iou": 0.3}
+    for case, recorded in enumerate(golden("functions")["assigners"]):
+        iou = torch.tensor(recorded["iou"])
+        for rule, name in (
+            ((keep, "d2_rpn"), (ROI, "d2_roi")) if case != 1 else ()
+        ):  # an untouched object forces all there
+            label, gt_index = assign(iou, **rule)
+            assert label.tolist() == recorded[name]["label"] and gt_index.tolist() == recorded[name]["match"], case
+        for rule, name in ((force, "mm_rpn"), (ROI, "mm_roi_0.5")):
+            label, gt_index = assign(iou, **rule)
+            theirs = torch.where(label == POSITIVE, gt_index + 1, label)  # index and verdict in one integer
+            assert theirs.tolist() == recorded[name]["gt_inds"], case

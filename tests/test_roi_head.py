@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from helpers.tiny import grouped, target
+from helpers.tiny import batch_of, grouped, proposals, to_target
 
 from detector.modeling.boxes import box_iou, decode, encode
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead, to_rois
-from detector.structures import Batch, Detections, Proposals, Target
+from detector.structures import Detections, Proposals, Target
 
 Rows = torch.Tensor | list[list[float]]
 CLASSES = 3
@@ -27,14 +28,6 @@ def make_head(**settings) -> RoIHead:
 
 def pyramid(images: int = 1) -> list[torch.Tensor]:
     return [torch.randn(images, 4, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
-
-
-def batch_of(*sizes: tuple[int, int]) -> Batch:
-    return Batch(torch.zeros(len(sizes), 3, 64, 96), list(sizes))
-
-
-def proposals(*boxes: tuple[float, float, float, float]) -> Proposals:
-    return Proposals(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.zeros(len(boxes)))
 
 
 def random_boxes(count: int) -> torch.Tensor:
@@ -70,9 +63,8 @@ def test_the_last_column_is_background():
 
 
 def test_a_score_must_exceed_the_threshold():
-    scores = [[0.25, 0.75], [0.5, 0.5]]
-    assert len(detect([A, C], scores, score_threshold=0.25)) == 1
-    assert len(detect([A, C], scores, score_threshold=0.2499)) == 2
+    for threshold, count in ((0.25, 1), (0.2499, 2)):
+        assert len(detect([A, C], [[0.25, 0.75], [0.5, 0.5]], score_threshold=threshold)) == count
 
 
 def test_boxes_of_one_class_suppress_each_other_and_those_of_two_do_not():
@@ -83,8 +75,8 @@ def test_boxes_of_one_class_suppress_each_other_and_those_of_two_do_not():
 
 def test_only_so_many_detections():
     boxes, scores = random_boxes(40), [[0.5, 0.5]] * 40
-    assert len(detect(boxes, scores, nms_iou=1.0)) == 40
-    assert len(detect(boxes, scores, nms_iou=1.0, max_detections=7)) == 7
+    for limit in (40, 7):
+        assert len(detect(boxes, scores, nms_iou=1.0, max_detections=limit)) == limit
 
 
 def test_every_class_moves_the_box_in_its_own_way_unless_the_head_is_class_agnostic():
@@ -127,22 +119,21 @@ def slow_detections(boxes, scores, deltas, threshold, nms_iou, limit) -> list[tu
     return kept[:limit]
 
 
-@pytest.mark.parametrize("limit", [1000, 12])
-def test_detections_equal_a_slow_oracle(limit):
+def test_detections_equal_a_slow_oracle():
     boxes, scores, deltas = random_boxes(60), torch.randn(60, 4).mul(2).softmax(dim=1), torch.randn(60, 3, 4)
-    found = detect(boxes, scores, deltas, score_threshold=0.2, nms_iou=0.4, max_detections=limit)
-    expected = slow_detections(boxes, scores, deltas, 0.2, 0.4, limit)
-    assert len(found) == len(expected) > 10
-    assert found.labels.tolist() == [k for _, k, _ in expected]
-    torch.testing.assert_close(found.scores, torch.tensor([score for score, _, _ in expected]))
-    torch.testing.assert_close(found.boxes, torch.tensor([box for _, _, box in expected]), atol=1e-4, rtol=1e-5)
+    for limit in (1000, 12):
+        found = detect(boxes, scores, deltas, score_threshold=0.2, nms_iou=0.4, max_detections=limit)
+        expected = slow_detections(boxes, scores, deltas, 0.2, 0.4, limit)
+        assert len(found) == len(expected) > 10
+        assert found.labels.tolist() == [k for _, k, _ in expected]
+        torch.testing.assert_close(found.scores, torch.tensor([score for score, _, _ in expected]))
+        torch.testing.assert_close(found.boxes, torch.tensor([box for _, _, box in expected]), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_region_whose_numbers_are_bad_is_not_detected_and_does_not_hide_others(value):
-    for bad in ("scores", "deltas"):
+def test_a_region_whose_numbers_are_bad_is_not_detected_and_does_not_hide_others():
+    for value, bad in itertools.product((math.nan, math.inf, -math.inf), (0, 1)):
         scores, deltas = torch.tensor([[0.9, 0.1]] * 2), torch.zeros(2, 1, 4)
-        (scores if bad == "scores" else deltas)[0] = value
+        (scores, deltas)[bad][0] = value
         assert detect([A, B], scores, deltas).boxes.tolist() == [B]
 
 
@@ -161,10 +152,6 @@ def test_no_proposals_are_no_detections():
 
 
 # --- losses
-
-
-def to_target(*rows: tuple[float, float, float, float, int]) -> Target:
-    return Target.of(target(*rows))
 
 
 OBJECTS = to_target((10, 10, 40, 40, 1), (50, 20, 80, 55, 2))
@@ -199,10 +186,14 @@ def slow_losses(regions: Proposals, objects: Target, logits, deltas, beta: float
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
 def test_losses_equal_a_loop(beta, agnostic):
     logits, deltas = torch.randn(100, CLASSES + 1), torch.randn(100, 1 if agnostic else CLASSES, 4)
-    head = make_head(positive_fraction=1.0, beta=beta, class_agnostic=agnostic)
-    found = losses(head, NEAR, OBJECTS, logits, deltas)
-    assert list(found) == ["roi_class", "roi_box"]
-    assert tuple(found.values()) == pytest.approx(slow_losses(NEAR, OBJECTS, logits, deltas, beta), rel=1e-4)
+    expected = slow_losses(NEAR, OBJECTS, logits, deltas, beta)
+    for weights in ((1.0, 1.0), (2.0, 0.5)):
+        head = make_head(
+            positive_fraction=1.0, beta=beta, class_agnostic=agnostic, class_weight=weights[0], box_weight=weights[1]
+        )  # fmt: skip
+        found = losses(head, NEAR, OBJECTS, logits, deltas)
+        assert list(found) == ["roi_class", "roi_box"]
+        assert list(found.values()) == pytest.approx([w * e for w, e in zip(weights, expected)], rel=1e-4)
 
 
 def test_everything_is_learnt_without_the_objects_where_that_is_wanted():
@@ -217,14 +208,6 @@ def test_everything_is_learnt_without_the_objects_where_that_is_wanted():
 def test_the_balanced_loss_needs_a_corner():
     with pytest.raises(ValueError, match="beta"):
         make_head(box_loss="balanced_l1")
-
-
-def test_weights_of_the_losses():
-    logits, deltas = torch.randn(100, CLASSES + 1), torch.randn(100, CLASSES, 4)
-    plain = losses(make_head(positive_fraction=1.0), NEAR, OBJECTS, logits, deltas)
-    weights = dict(class_weight=2.0, box_weight=0.5)
-    weighted = losses(make_head(positive_fraction=1.0, **weights), NEAR, OBJECTS, logits, deltas)
-    assert weighted == pytest.approx({"roi_class": 2 * plain["roi_class"], "roi_box": 0.5 * plain["roi_box"]})
 
 
 def seen(head: RoIHead, regions: list[Proposals], objects: list[Target]) -> torch.Tensor:
@@ -279,17 +262,10 @@ def test_losses_are_float32_under_mixed_precision():
 # --- construction
 
 
-@pytest.mark.parametrize(
-    ("classes", "agnostic", "parameters"), [(80, False, 411_025), (80, True, 87_125), (1, False, 2050 + 4100)]
-)
-def test_parameters_of_the_predictor(classes, agnostic, parameters):
-    with torch.device("meta"):
+def test_parameters_and_fresh_weights_of_the_predictor():
+    for classes, agnostic, parameters in ((80, False, 411_025), (80, True, 87_125), (1, False, 2050 + 4100)):
         head = RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7), classes, class_agnostic=agnostic)
-    assert sum(p.numel() for m in (head.stage.class_score, head.stage.box_delta) for p in m.parameters()) == parameters
-
-
-def test_fresh_weights():
-    head = RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7), 80)
-    assert head.stage.class_score.weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert head.stage.box_delta.weight.std().item() == pytest.approx(0.001, rel=0.05)
-    assert head.stage.class_score.bias.abs().sum() == head.stage.box_delta.bias.abs().sum() == 0
+        layers = head.stage.class_score, head.stage.box_delta
+        assert sum(p.numel() for layer in layers for p in layer.parameters()) == parameters
+        assert all(not layer.bias.any() for layer in layers)
+        assert [layer.weight.std().item() for layer in layers] == pytest.approx([0.01, 0.001], rel=0.05)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from helpers.tiny import grouped, target
+from helpers.tiny import batch_of, grouped, to_target
 from torch import nn
 
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.boxes import box_iou, decode, encode
 from detector.modeling.matching import NEGATIVE, POSITIVE, Matching
 from detector.modeling.rpn import RPN, flatten_level
-from detector.structures import Batch, Target
+from detector.structures import Target
 
 STRIDES, SIZES = (8, 16), ((16,), (32,))
 SIZE = (60, 90)  # (h, w) of an image, padded to 64 x 96
@@ -28,10 +29,6 @@ def bare_rpn(strides=STRIDES, sizes=SIZES, ratios=(1.0,), **settings) -> RPN:
         rpn.objectness.weight.copy_(torch.eye(5 * a)[:a, :, None, None])
         rpn.deltas.weight.copy_(torch.eye(5 * a)[a:, :, None, None])
     return rpn
-
-
-def batch_of(*sizes: tuple[int, int], padded: tuple[int, int] = (64, 96)) -> Batch:
-    return Batch(torch.zeros(len(sizes), 3, *padded), list(sizes))
 
 
 def random_maps(rpn: RPN, images: int = 1, padded: tuple[int, int] = (64, 96)) -> list[torch.Tensor]:
@@ -49,10 +46,6 @@ def constant_maps(rpn: RPN, logit: float) -> list[torch.Tensor]:
     return p
 
 
-def to_target(*rows: tuple[float, float, float, float, int]) -> Target:
-    return Target.of(target(*rows))
-
-
 # --- the order of rows
 
 
@@ -62,27 +55,18 @@ def test_flattening_agrees_with_the_order_of_the_anchors():
     x = torch.arange(n * a_count * k_count * h * w, dtype=torch.float32).reshape(n, a_count * k_count, h, w)
     rows = flatten_level(x, k_count)
     assert rows.shape == (n, h * w * a_count, k_count)
-    for a in range(a_count):
-        for k in range(k_count):
-            for y in range(h):
-                for col in range(w):
-                    assert rows[1, (y * w + col) * a_count + a, k] == x[1, a * k_count + k, y, col]
+    for a, k, y, col in itertools.product(range(a_count), range(k_count), range(h), range(w)):
+        assert rows[1, (y * w + col) * a_count + a, k] == x[1, a * k_count + k, y, col]
 
 
-@pytest.mark.parametrize(("cell", "channel"), [((0, 0), 0), ((3, 7), 1), ((7, 11), 2)])
-def test_the_highest_logit_brings_the_anchor_of_its_cell_and_channel(cell, channel):
+def test_the_highest_logit_brings_the_anchor_of_its_cell_and_channel_and_its_deltas_move_it():
     rpn = bare_rpn((8,), ((4,),), (0.25, 1.0, 4.0))
-    p = constant_maps(rpn, 0)
-    p[0][0, channel, cell[0], cell[1]] = 9
-    (proposals,) = rpn.propose(p, batch_of((64, 96)))
-    y, x = (8 * i for i in cell)
-    w, h = ((8, 2), (4, 4), (2, 8))[channel]
-    expected = [max(x - w / 2, 0), max(y - h / 2, 0), x + w / 2, y + h / 2]
-    assert proposals.scores[0] == 9 and proposals.boxes[0].tolist() == expected
-
-
-def test_the_deltas_of_an_anchor_move_that_anchor():
-    rpn = bare_rpn((8,), ((4,),), (0.25, 1.0, 4.0))
+    for (row, column), channel, w, h in (((0, 0), 0, 8, 2), ((3, 7), 1, 4, 4), ((7, 11), 2, 2, 8)):
+        p, x, y = constant_maps(rpn, 0), 8 * column, 8 * row
+        p[0][0, channel, row, column] = 9
+        (proposals,) = rpn.propose(p, batch_of((64, 96)))
+        expected = [max(x - w / 2, 0), max(y - h / 2, 0), x + w / 2, y + h / 2]
+        assert proposals.scores[0] == 9 and proposals.boxes[0].tolist() == expected
     p = constant_maps(rpn, 0)
     p[0][0, 1, 3, 7] = 9
     p[0][0, 3 + 4 * 1 : 3 + 4 * 2, 3, 7] = torch.tensor([1.0, -0.5, math.log(2), 0])
@@ -116,16 +100,16 @@ def slow_proposals(rpn: RPN, p, size, *, pre_nms, post_nms, nms_iou) -> list[tup
 
 
 @pytest.mark.parametrize("nms_iou", [0.3, 0.7])
-@pytest.mark.parametrize(("pre_nms", "post_nms"), [(1000, 1000), (20, 1000), (1000, 25), (1, 1)])
-def test_proposals_equal_a_slow_oracle(pre_nms, post_nms, nms_iou):
+def test_proposals_equal_a_slow_oracle(nms_iou):
     torch.manual_seed(2)
-    rpn = bare_rpn(ratios=(0.5, 2.0), pre_nms=[1, pre_nms], post_nms=[1, post_nms], nms_iou=nms_iou)
-    p = random_maps(rpn)
-    (proposals,) = rpn.propose(p, batch_of(SIZE))
-    expected = slow_proposals(rpn, p, SIZE, pre_nms=pre_nms, post_nms=post_nms, nms_iou=nms_iou)
-    assert len(proposals.boxes) == len(expected) > 0
-    torch.testing.assert_close(proposals.scores, torch.tensor([score for score, _ in expected]))
-    torch.testing.assert_close(proposals.boxes, torch.tensor([box for _, box in expected]))
+    for pre_nms, post_nms in ((1000, 1000), (20, 1000), (1000, 25), (1, 1)):
+        rpn = bare_rpn(ratios=(0.5, 2.0), pre_nms=[1, pre_nms], post_nms=[1, post_nms], nms_iou=nms_iou)
+        p = random_maps(rpn)
+        (proposals,) = rpn.propose(p, batch_of(SIZE))
+        expected = slow_proposals(rpn, p, SIZE, pre_nms=pre_nms, post_nms=post_nms, nms_iou=nms_iou)
+        assert len(proposals.boxes) == len(expected) > 0
+        torch.testing.assert_close(proposals.scores, torch.tensor([score for score, _ in expected]))
+        torch.testing.assert_close(proposals.boxes, torch.tensor([box for _, box in expected]))
 
 
 def test_training_and_test_have_their_own_counts():
@@ -143,19 +127,13 @@ def test_boxes_of_different_levels_do_not_suppress_each_other():
     assert len(both.boxes) == 2 * len(one.boxes)
 
 
-def test_proposals_stay_inside_the_image_without_its_padding():
-    rpn = bare_rpn()
-    (proposals,) = rpn.propose(random_maps(rpn), batch_of(SIZE))
-    assert proposals.boxes.min() >= 0
-    assert proposals.boxes[:, 2].max() <= SIZE[1] and proposals.boxes[:, 3].max() <= SIZE[0]
-
-
-def test_proposals_smaller_than_the_least_side_are_dropped():
+def test_proposals_lie_in_the_image_without_its_padding_and_have_the_least_side():
     for min_size in (0.0, 10.0):
         rpn = bare_rpn(min_size=min_size)
         boxes = rpn.propose(random_maps(rpn), batch_of(SIZE))[0].boxes
         sides = boxes[:, 2:] - boxes[:, :2]
         assert (sides > 0).all() and (sides >= min_size).all()
+        assert boxes.min() >= 0 and boxes[:, 2].max() <= SIZE[1] and boxes[:, 3].max() <= SIZE[0]
 
 
 def test_an_image_does_not_see_its_neighbour():
@@ -170,24 +148,22 @@ def test_an_image_does_not_see_its_neighbour():
 # --- what is not a number
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_maps_without_a_number_give_no_proposals(value):
+def test_maps_without_a_number_give_no_proposals():
     rpn = bare_rpn()
-    p = [torch.full_like(x, value) for x in random_maps(rpn)]
-    (proposals,) = rpn.propose(p, batch_of(SIZE))
-    assert proposals.boxes.shape == (0, 4) and proposals.scores.shape == (0,)
+    for value in (math.nan, math.inf, -math.inf):
+        (proposals,) = rpn.propose([torch.full_like(x, value) for x in random_maps(rpn)], batch_of(SIZE))
+        assert proposals.boxes.shape == (0, 4) and proposals.scores.shape == (0,)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
-@pytest.mark.parametrize("channel", range(5))
-def test_one_bad_number_costs_one_anchor_and_not_its_neighbours(value, channel):
+def test_one_bad_number_costs_one_anchor_and_not_its_neighbours():
     rpn = bare_rpn(nms_iou=1.0)
-    p = constant_maps(rpn, 1.0)
-    (all_of_them,) = rpn.propose(p, batch_of((64, 96)))
-    p[0][0, channel, 4, 4] = value
-    (proposals,) = rpn.propose(p, batch_of((64, 96)))
-    assert proposals.boxes.isfinite().all() and proposals.scores.isfinite().all()
-    assert len(all_of_them.boxes) - 1 <= len(proposals.boxes) <= len(all_of_them.boxes)
+    (whole,) = rpn.propose(constant_maps(rpn, 1.0), batch_of((64, 96)))
+    for value, channel in itertools.product((math.nan, math.inf, 1e38), range(5)):
+        p = constant_maps(rpn, 1.0)
+        p[0][0, channel, 4, 4] = value
+        (proposals,) = rpn.propose(p, batch_of((64, 96)))
+        assert proposals.boxes.isfinite().all() and proposals.scores.isfinite().all()
+        assert len(whole) - 1 <= len(proposals) <= len(whole)
 
 
 def test_bad_numbers_do_not_take_the_place_of_good_ones():
@@ -220,20 +196,16 @@ def slow_losses(rpn: RPN, p, target: Target, beta: float) -> tuple[float, float]
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
 def test_losses_equal_a_loop(beta):
-    rpn = bare_rpn(ratios=(0.5, 2.0), batch_per_image=10_000, beta=beta)
+    settings = dict(ratios=(0.5, 2.0), batch_per_image=10_000, beta=beta)
+    rpn, weighted = bare_rpn(**settings), bare_rpn(**settings, objectness_weight=2, box_weight=0.5)
     p, objects = random_maps(rpn), to_target((10, 10, 32, 30, 0), (40, 5, 75, 50, 1))
-    _, losses = rpn.losses(p, batch_of(SIZE), [objects])
-    assert list(losses) == ["rpn_objectness", "rpn_box"]
     objectness, box = slow_losses(rpn, p, objects, beta)
-    assert losses["rpn_objectness"].item() == pytest.approx(objectness, rel=1e-4)
-    assert losses["rpn_box"].item() == pytest.approx(box, rel=1e-4) and box > 0
-
-
-def test_both_losses_are_divided_by_the_number_of_anchors_sampled_in_the_whole_batch():
-    rpn = bare_rpn((8,), ((16,),), batch_per_image=4)
-    p = [torch.cat([x, x]) for x in constant_maps(rpn, 0.0)]
-    _, losses = rpn.losses(p, batch_of(SIZE, SIZE), [to_target((16, 16, 32, 32, 0)), to_target()])
-    assert losses["rpn_objectness"].item() == pytest.approx(math.log(2))  # a logit of 0 costs log(2) in either class
+    assert box > 0
+    for part, weights in ((rpn, (1, 1)), (weighted, (2, 0.5))):
+        _, losses = part.losses(p, batch_of(SIZE), [objects])
+        assert list(losses) == ["rpn_objectness", "rpn_box"]
+        expected = [weights[0] * objectness, weights[1] * box]
+        assert [loss.item() for loss in losses.values()] == pytest.approx(expected, rel=1e-4)
 
 
 def normalisers(objects: list[Target], **settings) -> dict[str, float]:
@@ -244,26 +216,17 @@ def normalisers(objects: list[Target], **settings) -> dict[str, float]:
     return losses["rpn_objectness"].item() / math.log(2)
 
 
-def test_the_losses_can_be_divided_by_the_number_of_anchors_wanted():
-    """Of 96 anchors a quarter of 200 would be positive if there were so many."""
-    settings = dict(batch_per_image=200, normalizer="batch_size")
-    assert normalisers([to_target(), to_target()], **settings) == pytest.approx(2 * 96 / (2 * 200))
-
-
-def test_where_nothing_is_positive_one_may_be_counted_all_the_same():
-    objects = to_target((16, 16, 32, 32, 0))
-    sampled = 32 + 32  # at most half of them positive: one; no positive in the second image
+def test_what_both_losses_are_divided_by():
+    """By default the anchors sampled in the whole batch; a logit of 0 costs log(2) in either class."""
+    objects, nothing = to_target((16, 16, 32, 32, 0)), to_target()
+    assert normalisers([objects, nothing], batch_per_image=4) == pytest.approx(1)
+    # of 96 anchors a quarter of 200 would be positive if there were so many
+    wanted = normalisers([nothing, nothing], batch_per_image=200, normalizer="batch_size")
+    assert wanted == pytest.approx(2 * 96 / (2 * 200))
+    # at most half of 32 + 32 positive: one; no positive in the second image counts as one all the same
     settings = dict(batch_per_image=32, normalizer="num_sampled_min1")
-    assert normalisers([objects, to_target()], **settings) == pytest.approx(sampled / (sampled + 1))
+    assert normalisers([objects, nothing], **settings) == pytest.approx(64 / 65)
     assert normalisers([objects, objects], **settings) == pytest.approx(1)
-
-
-def test_weights_of_the_losses():
-    settings = dict(batch_per_image=10_000), dict(batch_per_image=10_000, objectness_weight=2, box_weight=0.5)
-    p, objects = random_maps(bare_rpn()), [to_target((10, 10, 32, 30, 0))]
-    plain, weighted = (bare_rpn(**s).losses(p, batch_of(SIZE), objects)[1] for s in settings)
-    assert weighted["rpn_objectness"].item() == pytest.approx(2 * plain["rpn_objectness"].item())
-    assert weighted["rpn_box"].item() == pytest.approx(0.5 * plain["rpn_box"].item())
 
 
 def sampled(rpn: RPN, objects: Target) -> torch.Tensor:
@@ -279,9 +242,8 @@ def test_anchors_that_cross_the_border_can_be_left_out():
     assert sampled(bare_rpn(**settings), to_target()).all()
     inside = sampled(bare_rpn(**settings, allowed_border=0), to_target())
     assert inside.nonzero().tolist() == [[y, x] for y in range(1, 7) for x in range(1, 11)]
-    assert sampled(
-        bare_rpn(**settings, allowed_border=8), to_target()
-    ).all()  # the first ones lie out by half their side
+    # the first ones lie out by half their side
+    assert sampled(bare_rpn(**settings, allowed_border=8), to_target()).all()
 
 
 def test_an_object_finds_its_best_anchor_among_those_that_may_train():
@@ -337,59 +299,44 @@ def test_anchors_in_a_crowd_are_not_background():
     assert not background[:, :7].any() and background[:, 7:].all()  # the squares of column 6 lie in it by half
 
 
-@pytest.mark.parametrize("border", [None, 0, -1000])
-def test_without_objects_everything_still_has_a_gradient(border):
+def test_without_objects_everything_still_has_a_gradient():
     """Also where the border filter leaves no anchor at all."""
-    rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES), allowed_border=border)
-    p = [torch.randn(1, 8, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
-    _, losses = rpn.losses(p, batch_of(SIZE), [to_target()])
-    sum(losses.values()).backward()
-    assert losses["rpn_box"].item() == 0
-    assert all(tensor.grad is not None for tensor in [*p, *rpn.parameters()])
+    for border in (None, 0, -1000):
+        rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES), allowed_border=border)
+        p = [torch.randn(1, 8, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
+        _, losses = rpn.losses(p, batch_of(SIZE), [to_target()])
+        sum(losses.values()).backward()
+        assert losses["rpn_box"].item() == 0
+        assert all(tensor.grad is not None for tensor in [*p, *rpn.parameters()])
 
 
-def test_proposals_carry_no_gradient():
-    rpn = bare_rpn()
-    p = [x.requires_grad_() for x in random_maps(rpn)]
-    (proposals,), _ = rpn.losses(p, batch_of(SIZE), [to_target((10, 10, 32, 30, 0))])
-    assert not proposals.boxes.requires_grad and not proposals.scores.requires_grad
-
-
-def test_losses_are_float32_under_mixed_precision():
+def test_proposals_carry_no_gradient_and_all_is_float32_under_mixed_precision():
     rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES))
-    p = [torch.randn(1, 8, 64 // s, 96 // s) for s in STRIDES]
+    p = [torch.randn(1, 8, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
     with torch.autocast("cpu", torch.bfloat16):
         (proposals,), losses = rpn.losses(p, batch_of(SIZE), [to_target((10, 10, 32, 30, 0))])
+    assert not proposals.boxes.requires_grad and not proposals.scores.requires_grad
     assert {loss.dtype for loss in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
 
 
 # --- construction
 
 
-@pytest.mark.parametrize(
-    ("channels", "sizes", "parameters"),
-    [
-        ([256] * 5, [[32], [64], [128], [256], [512]], 593_935),
-        ([1024], [[32, 64, 128, 256, 512]], 9_515_083),
-        ([2048], [[32, 64, 128, 256, 512]], 37_904_459),
-    ],
-)
-def test_parameters(channels, sizes, parameters):
-    with torch.device("meta"):
-        rpn = RPN(channels, AnchorGenerator([4 << i for i in range(len(sizes))], sizes))
-    assert sum(p.numel() for p in rpn.parameters()) == parameters
+def test_parameters():
+    five = [32, 64, 128, 256, 512]
+    for channels, sizes, parameters in (
+        ([256] * 5, [[size] for size in five], 593_935), ([1024], [five], 9_515_083), ([2048], [five], 37_904_459)
+    ):  # fmt: skip
+        with torch.device("meta"):
+            rpn = RPN(channels, AnchorGenerator([4 << i for i in range(len(sizes))], sizes))
+        assert sum(p.numel() for p in rpn.parameters()) == parameters
 
 
-def test_fresh_weights_are_small_and_biases_are_zero():
-    rpn = RPN([32], AnchorGenerator([8], [[16]]), convs=2)
-    convs = [m for m in rpn.modules() if isinstance(m, nn.Conv2d)]
-    assert len(convs) == 4
-    assert all(conv.bias.abs().sum() == 0 for conv in convs)
-    assert rpn.conv[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
-
-
-def test_the_convolutions_can_have_another_width_than_the_levels():
+def test_fresh_weights_are_small_and_the_convolutions_can_have_another_width_than_the_levels():
     rpn = RPN([64], AnchorGenerator([8], [[16]]), width=16, convs=2)
+    convs = [m for m in rpn.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 4 and all(conv.bias.abs().sum() == 0 for conv in convs)
+    assert rpn.conv[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
     assert [tuple(conv.weight.shape[:2]) for conv in rpn.conv] == [(16, 64), (16, 16)]
     assert rpn.objectness.in_channels == rpn.deltas.in_channels == 16
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from detector.config.config import build_detector, parse_config
 from detector.config.inherit import merge
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.structures import Batch, Proposals, Target
 
 CLASSES = 3
 CONFIG = {
@@ -71,6 +72,25 @@ def target(*rows: tuple[float, float, float, float, int]) -> dict[str, Tensor]:
     return {"boxes": table[:, :4], "labels": table[:, 4].long()}
 
 
+def to_target(*rows: tuple[float, float, float, float, int]) -> Target:
+    """The same as a record."""
+    return Target.of(target(*rows))
+
+
+def proposals(*rows: tuple[float, ...]) -> Proposals:
+    """Boxes, each perhaps with its score; perhaps none."""
+    table = torch.tensor([(*row, 0.0)[:5] for row in rows], dtype=torch.float32).reshape(-1, 5)
+    return Proposals(table[:, :4], table[:, 4])
+
+
+def batch_of(*sizes: tuple[int, int], padded: tuple[int, int] = (64, 96)) -> Batch:
+    """Black images of these sizes (h, w), padded."""
+    return Batch(torch.zeros(len(sizes), 3, *padded), list(sizes))
+
+
+IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
+TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85, 1))]
+EMPTY = target()
 OBJECTS = target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2), (2, 2, 94, 62, 1))  # in a picture of 64 x 96
 
 
