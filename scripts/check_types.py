@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 51
+LIMIT = 50
 
 
 def main() -> int:

@@ -32,7 +32,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--to", dest="target", choices=list(FRAMEWORKS), metavar="NAME", help=f"the framework that FILE is for: {names}"
     )
-    add("--config", metavar="CONFIG", help="the same model here (default: auto, the one in detector://compat/ that fits)")
+    add(
+        "--config",
+        metavar="CONFIG",
+        help="the same model here (default: auto, the one in detector://compat/ that fits)",
+    )
     add("--output", metavar="CKPT", type=Path, required=True, help="the file to write; never one that exists")
     add("--classes", choices=list(CLASS_CHOICES), help="coco80: keep COCO's 80 real categories of torchvision's 90")
     args = parser.parse_intermixed_args(argv)
