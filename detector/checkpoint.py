@@ -39,14 +39,18 @@ def save_checkpoint(
         training: the state that `--resume` continues from.
         previous: name under which an older file at `path` is kept.
     """
-    pixels = model.preprocess
+    preprocess: Any = model.preprocess
     content = {
         "format": FORMAT,
         "model": model.state_dict(),
         "config": dict(config),
         "class_names": list(class_names),
         "category_ids": list(category_ids),
-        "pixels": {"order": pixels.order, "mean": pixels.mean.flatten().tolist(), "std": pixels.std.flatten().tolist()},
+        "pixels": {
+            "order": preprocess.order,
+            "mean": preprocess.mean.flatten().tolist(),
+            "std": preprocess.std.flatten().tolist(),
+        },
         "versions": {
             "detector": __version__,
             "torch": str(torch.__version__),

@@ -153,7 +153,7 @@ def test_a_pickle_holds_arrays_and_containers_alone(tmp_path, value):
         ("text.pth", b"no weights", "safe to read"),
         ("text.pkl", b"no weights", "safe to read"),
         ("empty.pkl", b"", "safe to read"),
-        ("list.pkl", pickle.dumps([1, 2]), "holds a list, not a state dict"),
+        ("list.pkl", pickle.dumps([1, 2]), "its content is of type list, not a state dict"),
         ("words.pkl", pickle.dumps({"a": "b", "c": np.ones(2)}), r"holds no state dict \(a: no plain tensors\)"),
         ("names.pkl", pickle.dumps({"a\nb" + 999 * "c": 0, 3: np.ones(2)}), r"\(a\?bc{117}…, 3: no plain tensors\)"),
         ("nothing.pkl", pickle.dumps({"model": {}}), "it is empty"),

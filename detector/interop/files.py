@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def read_weights(path: Path) -> Weights:
             f"{path}: damaged, or not a file of tensors that is safe to read ({_reason(error)})"
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
+        raise CheckpointError(f"{path}: its content is of type {type(content).__name__}, not a state dict")
     if content.get("format") == FORMAT:
         raise CheckpointError(
             f"{path}: is a checkpoint of this project already; --to NAME converts it for another framework"
@@ -137,7 +137,7 @@ class _Placeholder:
         pass
 
 
-def _array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+def _array(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
     """An empty array, which the pickle fills later. Raises UnpicklingError for a shape: the data would be uninitialised."""
     if kind is not np.ndarray or shape != (0,):
         raise pickle.UnpicklingError(f"{kind} of shape {shape} is no empty array")
@@ -150,7 +150,9 @@ def _scalar(kind: np.dtype, data: bytes | str) -> np.generic:
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, kind, 1)[0]
 
 
-def _from_buffer(buffer: bytes, kind: np.dtype, shape: tuple[int, ...], order: str, axes: object = None) -> np.ndarray:
+def _from_buffer(
+    buffer: bytes, kind: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"], axes: object = None
+) -> np.ndarray:
     """An array in pickle protocol 5."""
     return np.frombuffer(buffer, kind).reshape(shape, order=order)
 

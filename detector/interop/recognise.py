@@ -104,7 +104,7 @@ def _classes(names: Mapping[str, Tensor]) -> list[str]:
     return [f"model.num_classes={columns[0] - 1}"] if columns and columns[0] > 1 else []
 
 
-def backbone_shape(names: Mapping[str, Tensor], prefix: str) -> dict[str, int]:
+def backbone_shape(names: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     """Depth, groups and width per group of a bottleneck ResNet whose tensors have this prefix; {} for other backbones."""
     blocks = tuple(len({k.removeprefix(f"{prefix}layer{n}.").split(".")[0] for k in names if k.startswith(f"{prefix}layer{n}.")})
                    for n in (2, 3))  # fmt: skip
