@@ -63,10 +63,10 @@ def test_no_regions_give_empty_maps_of_every_level():
     assert [x.shape for x in found] == [(0, 6, 7, 7)] * 4
 
 
-@pytest.mark.parametrize("levels", [0, 1, 6])
-def test_the_levels_are_two_to_those_that_the_neck_makes(levels):
-    with pytest.raises(ValueError, match="levels: "):
-        AllLevelPool([6] * 5, STRIDES, levels=levels)
+def test_the_levels_are_two_to_those_that_the_neck_makes():
+    for levels in (0, 1, 6):
+        with pytest.raises(ValueError, match="levels: "):
+            AllLevelPool([6] * 5, STRIDES, levels=levels)
 
 
 # --- the heads
@@ -92,65 +92,46 @@ def test_the_largest_after_the_first_layer_by_hand():
 
 
 @pytest.mark.parametrize("fuse", ["max", "sum"])
-def test_two_fc_written_out(fuse):
-    head, xs = AdaptiveTwoFC(6, 3, 4, width=16, fuse=fuse), views()
-    first = torch.stack([F.relu(x.reshape(5, -1) @ fc.weight.T + fc.bias) for fc, x in zip(head.fc1, xs)])
-    fused = first.max(dim=0).values if fuse == "max" else first.sum(dim=0)
-    torch.testing.assert_close(head(xs), F.relu(head.fc2(fused)))
-
-
-@pytest.mark.parametrize("fuse", ["max", "sum"])
-def test_conv_fc_written_out(fuse):
-    head, xs = AdaptiveConvFC(6, 3, 4, convs=3, conv_width=32, width=16, norm="group", fuse=fuse), views()
-
+def test_written_out(fuse):
     def layer(x, part):
         x = F.conv2d(x, part.conv.weight, padding=1)
         return F.group_norm(x, 32, part.norm.weight, part.norm.bias).clamp(min=0)
 
-    first = torch.stack([layer(x, conv) for conv, x in zip(head.conv1, xs)])
-    x = first.max(dim=0).values if fuse == "max" else first.sum(dim=0)
+    def fused(maps):
+        return torch.stack(maps).amax(dim=0) if fuse == "max" else torch.stack(maps).sum(dim=0)
+
+    head, xs = AdaptiveTwoFC(6, 3, 4, width=16, fuse=fuse), views()
+    first = [F.relu(x.reshape(5, -1) @ fc.weight.T + fc.bias) for fc, x in zip(head.fc1, xs)]
+    torch.testing.assert_close(head(xs), F.relu(head.fc2(fused(first))))
+    head = AdaptiveConvFC(6, 3, 4, convs=3, conv_width=32, width=16, norm="group", fuse=fuse)
+    x = fused([layer(x, conv) for conv, x in zip(head.conv1, xs)])
+    assert len(head.convs) == 2
     for conv in head.convs:
         x = layer(x, conv)
-    assert len(head.convs) == 2
     torch.testing.assert_close(head(xs), F.relu(head.fc1(x.flatten(1))))
 
 
 def test_with_equal_first_layers_and_equal_views_it_is_the_ordinary_head():
-    x = torch.randn(5, 6, 3, 3)
-    adaptive, plain = AdaptiveTwoFC(6, 3, 4, width=16), TwoFC(6, 3, width=16)
-    for fc in adaptive.fc1:
-        fc.load_state_dict(plain.fc1.state_dict())
-    adaptive.fc2.load_state_dict(plain.fc2.state_dict())
-    torch.testing.assert_close(adaptive([x] * 4), plain(x))
-    adaptive, plain = (
-        AdaptiveConvFC(6, 3, 4, convs=2, conv_width=8, width=16),
-        ConvFC(6, 3, convs=2, conv_width=8, width=16),
-    )
-    for conv in adaptive.conv1:
-        conv.load_state_dict(plain.convs[0].state_dict())
-    adaptive.convs[0].load_state_dict(plain.convs[1].state_dict())
-    adaptive.fc1.load_state_dict(plain.fc1.state_dict())
-    torch.testing.assert_close(adaptive([x] * 4), plain(x))
+    x, settings = torch.randn(5, 6, 3, 3), dict(convs=2, conv_width=8, width=16)
+    two, plain_two = AdaptiveTwoFC(6, 3, 4, width=16), TwoFC(6, 3, width=16)
+    conv, plain_conv = AdaptiveConvFC(6, 3, 4, **settings), ConvFC(6, 3, **settings)
+    pairs = [*((fc, plain_two.fc1) for fc in two.fc1), (two.fc2, plain_two.fc2), (conv.fc1, plain_conv.fc1)]
+    pairs += [*((first, plain_conv.convs[0]) for first in conv.conv1), (conv.convs[0], plain_conv.convs[1])]
+    for own, theirs in pairs:
+        own.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(two([x] * 4), plain_two(x))
+    torch.testing.assert_close(conv([x] * 4), plain_conv(x))
 
 
 @each_head
-@pytest.mark.parametrize("fuse", ["max", "sum"])
-def test_every_parameter_and_every_view_has_a_gradient(make, fuse):
-    head, xs = make(fuse=fuse), views()
-    out = head(xs)
-    assert out.shape == (5, head.width)
-    (out * torch.randn_like(out)).sum().backward()
-    for tensor in [*xs, *head.parameters()]:
-        assert tensor.grad is not None and tensor.grad.abs().sum() > 0
-
-
-@each_head
-def test_no_regions_give_no_vectors_and_a_gradient_of_zero(make):
-    head = make()
-    out = head(views(0))
-    assert out.shape == (0, 16)
-    out.sum().backward()
-    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+def test_every_parameter_and_every_view_has_a_gradient(make):
+    for fuse, regions in (("max", 5), ("sum", 5), ("max", 0)):
+        head, xs = make(fuse=fuse), views(regions)
+        out = head(xs)
+        assert out.shape == (regions, head.width) == (regions, 16)
+        (out * torch.randn_like(out)).sum().backward()
+        assert all(p.grad is not None and bool(p.grad.any()) == (regions > 0) for p in head.parameters())
+        assert all(x.grad.any() for x in xs) or not regions
 
 
 def test_fold_keeps_the_function():
@@ -178,17 +159,14 @@ def full(box_head: dict, **sections):
 
 
 @pytest.mark.parametrize("box_head", SECTIONS.values(), ids=SECTIONS)
-def test_every_trainable_parameter_of_panet_in_full_has_a_gradient(box_head):
+def test_panet_in_full_learns_and_detects(box_head):
     model = full(box_head)
     assert unmoved(gradients(model, [picture(64, 96)], [OBJECTS])) == []
     gradients(model, [picture(64, 96)], [target()])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("box_head", SECTIONS.values(), ids=SECTIONS)
-def test_something_is_found_and_nothing_where_there_is_no_proposal(box_head):
-    assert len(full(box_head).eval()([picture(64, 96)])[0]) > 0
-    assert len(full(box_head, rpn={"min_size": 1000.0}).eval()([picture(64, 96)])[0]) == 0
+    with torch.no_grad():
+        assert len(full(box_head).eval()([picture(64, 96)])[0]) > 0
+        nothing = full(box_head, rpn={"selection": {"min_size": 1000.0}}).eval()
+        assert len(nothing([picture(64, 96)])[0]) == 0
 
 
 def test_mixed_precision_gives_losses_in_float32():
@@ -203,8 +181,5 @@ def test_pool_and_head_must_agree_on_the_number_of_maps():
         tiny_model(roi_head={"pool": {"type": "all_levels"}})
     with pytest.raises(ConfigError, match="type: all_levels"):
         tiny_model(roi_head={"box_head": SECTIONS["two_fc"]})
-
-
-def test_a_pool_of_all_levels_has_no_rule_of_sizes():
-    with pytest.raises(ConfigError, match=r"pool\.k0: unknown key"):
+    with pytest.raises(ConfigError, match=r"pool\.k0: unknown key"):  # it has no rule of sizes
         tiny_model(roi_head={"pool": {"type": "all_levels", "k0": 3}})

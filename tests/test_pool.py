@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -13,7 +14,6 @@ from detector.modeling.roi_heads.pool import RoIPool, roi_align
 
 CHANNELS, STRIDES = [6] * 5, [4, 8, 16, 32, 64]
 each_alignment = pytest.mark.parametrize("aligned", [False, True])
-each_sampling = pytest.mark.parametrize("samples", [1, 2, 3])
 
 ROIS = torch.tensor(
     [
@@ -54,33 +54,18 @@ def numbered_pyramid() -> list[torch.Tensor]:
 
 
 @each_alignment
-@each_sampling
-@pytest.mark.parametrize("size", [1, 7])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_equals_torchvision(aligned, samples, size, channels_last):
-    x = feature_map(channels_last=channels_last)
-    args = (ROIS, size, 0.25, samples, aligned)
-    torch.testing.assert_close(roi_align(x, *args), theirs(x, *args), rtol=1e-4, atol=1e-5)
-
-
-@each_alignment
-@each_sampling
-def test_equals_torchvision_on_random_regions(aligned, samples):
+def test_values_and_gradients_equal_torchvisions(aligned):
     corners = torch.rand(300, 2, 2) * torch.tensor([140.0, 100]) - 20
     low, high = corners.amin(dim=1), corners.amax(dim=1)
-    rois = torch.cat([torch.randint(0, 2, (300, 1)), low, high], dim=1)
-    x, args = feature_map(), (rois, 7, 0.25, samples, aligned)
-    torch.testing.assert_close(roi_align(x, *args), theirs(x, *args), rtol=1e-4, atol=1e-4)
-
-
-@each_alignment
-@each_sampling
-def test_gradients_equal_torchvisions(aligned, samples):
-    x, args = feature_map().requires_grad_(), (ROIS, 3, 0.25, samples, aligned)
-    weight = torch.randn(len(ROIS), 6, 3, 3)
-    (ours,) = torch.autograd.grad((roi_align(x, *args) * weight).sum(), x)
-    (expected,) = torch.autograd.grad((theirs(x, *args) * weight).sum(), x)
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    rois = torch.cat([ROIS, torch.cat([torch.randint(0, 2, (300, 1)), low, high], dim=1)])
+    for samples, size, channels_last in itertools.product((1, 2, 3), (1, 3, 7), (False, True)):
+        x = feature_map(channels_last=channels_last).requires_grad_()
+        both = [align(x, rois, size, 0.25, samples, aligned) for align in (roi_align, theirs)]
+        torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(*(out[: len(ROIS)] for out in both), rtol=1e-4, atol=1e-5)
+        weight = torch.randn(len(ROIS), 6, size, size)
+        grads = [torch.autograd.grad((out[: len(ROIS)] * weight).sum(), x)[0] for out in both]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
 
 
 @each_alignment
@@ -102,15 +87,12 @@ def test_a_ramp_is_read_at_the_centres_of_the_bins():
 
 
 def test_outside_the_map_is_zero():
-    ones = torch.ones(1, 1, 8, 8)
     rois = torch.tensor([[0.0, -50, -50, -10, -10], [0, 2, 2, 6, 6]])
-    assert roi_align(ones, rois, 2, 1.0, 2, True).sum(dim=(1, 2, 3)).tolist() == [0, 4]
+    assert roi_align(torch.ones(1, 1, 8, 8), rois, 2, 1.0, 2, True).sum(dim=(1, 2, 3)).tolist() == [0, 4]
 
 
 def test_a_map_of_one_cell():
-    x = torch.randn(1, 3, 1, 1)
-    roi = torch.tensor([[0.0, 0, 0, 32, 32]])
-    args = (roi, 7, 1 / 32, 2, True)
+    x, args = torch.randn(1, 3, 1, 1), (torch.tensor([[0.0, 0, 0, 32, 32]]), 7, 1 / 32, 2, True)
     torch.testing.assert_close(roi_align(x, *args), theirs(x, *args))
 
 
@@ -138,9 +120,17 @@ def roi(side: float, image: int = 0) -> list[float]:
 
 
 def test_every_region_is_read_from_the_level_of_its_size():
-    rois = torch.tensor([roi(side) for side in (500, 20, 111, 112, 230, 3)])
-    pooled = RoIPool(CHANNELS, STRIDES, size=1)(numbered_pyramid(), rois)
-    assert pooled[:, 0, 0, 0].tolist() == [5, 2, 2, 3, 4, 2]
+    sides = (500, 20, 111, 112, 230, 3, 28, 27, 56)
+    rois = torch.tensor([roi(side) for side in sides])
+    for settings, expected in (
+        ({}, [5, 2, 2, 3, 4, 2, 2, 2, 2]),
+        ({"levels": 1}, [2] * 9),
+        ({"levels": 2}, [3, 2, 2, 3, 3, 2, 2, 2, 2]),
+        ({"canonical_size": 56}, [5, 2, 4, 5, 5, 2, 3, 2, 4]),
+        ({"canonical_size": 56, "k0": 3}, [5, 2, 3, 4, 5, 2, 2, 2, 3]),
+    ):
+        pooled = RoIPool(CHANNELS, STRIDES, size=1, **settings)(numbered_pyramid(), rois)
+        assert pooled[:, 0, 0, 0].tolist() == expected, settings
 
 
 def test_regions_keep_their_order_and_every_region_its_image():
@@ -152,47 +142,29 @@ def test_regions_keep_their_order_and_every_region_its_image():
     assert not torch.equal(together[1], together[2])
 
 
-@pytest.mark.parametrize(("levels", "expected"), [(1, [2, 2, 2]), (2, [2, 3, 3]), (4, [2, 3, 5])])
-def test_only_the_finest_levels_are_read(levels, expected):
-    rois = torch.tensor([roi(20), roi(120), roi(500)])
-    pooled = RoIPool(CHANNELS, STRIDES, levels=levels, size=1)(numbered_pyramid(), rois)
-    assert pooled[:, 0, 0, 0].tolist() == expected
-
-
-def test_another_canonical_size_and_level():
-    rois = torch.tensor([roi(27), roi(28), roi(56)])
-    for k0, expected in ((4, [2, 3, 4]), (3, [2, 2, 3])):
-        pool = RoIPool(CHANNELS, STRIDES, size=1, canonical_size=56, k0=k0)
-        assert pool(numbered_pyramid(), rois)[:, 0, 0, 0].tolist() == expected
-
-
 @pytest.mark.parametrize("samples", [0, 2])
-def test_the_pool_is_torchvisions_with_any_number_of_samples(samples):
-    p = pyramid()
+def test_any_number_of_samples_any_precision_and_no_regions(samples):
     rois = torch.tensor([[0.0, 10, 12, 60, 70], [1, 5, 5, 19, 50]])
-    pooled = RoIPool(CHANNELS, STRIDES, samples=samples, aligned=False)(p, rois)
-    torch.testing.assert_close(pooled, theirs(p[0], rois, 7, 0.25, samples, False), rtol=1e-4, atol=1e-5)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
+        p = [x.to(dtype).requires_grad_() for x in pyramid()[:4]]
+        pool = RoIPool(CHANNELS[:4], STRIDES[:4], samples=samples, aligned=False)
+        expected = theirs(p[0].float(), rois, 7, 0.25, samples, False)
+        torch.testing.assert_close(pool(p, rois).float(), expected, rtol=tolerance, atol=tolerance)
+        pooled = pool(p, torch.zeros(0, 5))
+        assert pooled.shape == (0, 6, 7, 7) and pooled.dtype == dtype
+        pooled.sum().backward()
+        assert all(x.grad is not None and x.grad.abs().sum() == 0 for x in p)
 
 
-@pytest.mark.parametrize("samples", [0, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_regions_and_every_level_has_a_gradient(samples, dtype):
-    p = [x.to(dtype).requires_grad_() for x in pyramid()[:4]]
-    pooled = RoIPool(CHANNELS[:4], STRIDES[:4], samples=samples)(p, torch.zeros(0, 5))
-    assert pooled.shape == (0, 6, 7, 7) and pooled.dtype == dtype
-    pooled.sum().backward()
-    assert all(x.grad is not None and x.grad.abs().sum() == 0 for x in p)
+def test_bad_numbers_stay_in_their_own_image():
+    for value in (math.nan, math.inf):
+        p = pyramid()
+        p[0][0] = value
+        pooled = RoIPool(CHANNELS, STRIDES)(p, torch.tensor([roi(20, 0), roi(20, 1)]))
+        assert not pooled[0].isfinite().any() and pooled[1].isfinite().all()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_bad_numbers_stay_in_their_own_image(value):
-    p = pyramid()
-    p[0][0] = value
-    pooled = RoIPool(CHANNELS, STRIDES)(p, torch.tensor([roi(20, 0), roi(20, 1)]))
-    assert not pooled[0].isfinite().any() and pooled[1].isfinite().all()
-
-
-@pytest.mark.parametrize("levels", [0, -1, 6])
-def test_there_must_be_so_many_levels(levels):
-    with pytest.raises(ValueError, match="levels: "):
-        RoIPool(CHANNELS, STRIDES, levels=levels)
+def test_there_must_be_so_many_levels():
+    for levels in (0, -1, 6):
+        with pytest.raises(ValueError, match="levels: "):
+            RoIPool(CHANNELS, STRIDES, levels=levels)

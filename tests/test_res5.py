@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.golden_rules import PROJECT
-from helpers.tiny import picture, target, tiny_model
+from helpers.necks import count
+from helpers.tiny import gradients, picture, target, tiny_model, unmoved
 from test_single import ONE_LEVEL
-from torch import nn
 
 from detector.config.config import build_detector, load_config
 from detector.errors import CheckpointError, ConfigError
@@ -19,26 +19,19 @@ from detector.modeling.layers import FrozenBatchNorm, GroupNorm, fold_norms
 from detector.modeling.roi_heads.res5 import Res5
 
 IMAGES = [picture(64, 96, seed=1), picture(64, 96, seed=2)]
-TARGETS = {
-    "objects": [target((8, 8, 40, 50, 0)), target((50, 20, 90, 60, 2))],
-    "no objects": [target(), target()],
-    "objects in one of two images": [target((8, 8, 40, 50, 0)), target()],
-}
+TARGETS = [target((8, 8, 40, 50, 0)), target((50, 20, 90, 60, 2))]
 ROI_HEAD = {
-    "pool": {"levels": 1, "size": 14}, "box_head": {"type": "res5"}, "batch_per_image": 16, "score_threshold": 0.0,
+    "pool": {"levels": 1, "size": 14}, "box_head": {"type": "res5"}, "sampling": {"batch_per_image": 16},
+    "selection": {"score_threshold": 0.0},
 }  # fmt: skip
 
 
 def c4_model(**backbone):
     """The tiny detector with C4 for all."""
-    rpn = ONE_LEVEL["rpn"] | {"post_nms": [16, 16]}
+    rpn = ONE_LEVEL["rpn"] | {"selection": {"post_nms": [16, 16]}}
     return tiny_model(
         neck={"type": "single"}, rpn=rpn, roi_head=ROI_HEAD, backbone={"stages": 3, "width": 16} | backbone
     )
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def head_of(depth: int = 18, **settings) -> Res5:
@@ -94,15 +87,11 @@ def test_weights_without_that_stage(whole, tmp_path):
         Res5(backbone.channels[-1], 14, backbone)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("frozen", FrozenBatchNorm), ("group", GroupNorm)])
-def test_the_stage_has_the_backbones_settings(norm, kind):
-    head = head_of(50, norm=norm, norm_eps=1e-3, stride_in="1x1", groups=2, width_per_group=32)
-    block = head.layer4[0]
-    assert type(block.bn2) is kind and block.bn2.eps == 1e-3
-    assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1) and block.conv2.groups == 2
-
-
-def test_the_head_trains_beside_a_frozen_backbone():
+def test_the_stage_has_the_backbones_settings_and_trains_beside_a_frozen_one():
+    for norm, kind in (("frozen", FrozenBatchNorm), ("group", GroupNorm)):
+        block = head_of(50, norm=norm, norm_eps=1e-3, stride_in="1x1", groups=2, width_per_group=32).layer4[0]
+        assert type(block.bn2) is kind and block.bn2.eps == 1e-3
+        assert block.conv1.stride == (2, 2) and block.conv2.stride == (1, 1) and block.conv2.groups == 2
     backbone = ResNet(18, stages=3, frozen_stages=4)
     assert not any(p.requires_grad for p in backbone.parameters())
     assert all(p.requires_grad for p in Res5(256, 14, backbone).parameters())
@@ -125,15 +114,11 @@ def test_folding_keeps_the_function():
         torch.testing.assert_close(fold_norms(head)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("norm", ["frozen", "batch", "affine"])
-def test_every_trainable_parameter_has_a_gradient(targets, norm):
-    model = c4_model(norm=norm)
-    sum(model(IMAGES, TARGETS[targets]).values()).backward()
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()] == []
-    if targets == "objects":
-        assert [name for name, p in trainable.items() if not p.grad.any()] == []
+def test_every_trainable_parameter_has_a_gradient(norm):
+    for targets in (TARGETS, [target(), target()], [TARGETS[0], target()]):
+        found = gradients(c4_model(norm=norm), IMAGES, targets)
+        assert targets is not TARGETS or unmoved(found) == []
 
 
 def test_it_detects():
@@ -144,13 +129,11 @@ def test_it_detects():
         torch.testing.assert_close(a.scores, b.scores, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("theirs", ["roi_heads.res5.0.conv1.weight", "roi_head.shared_head.layer4.0.conv1.weight"])
-def test_the_names_of_other_frameworks(theirs):
-    framework = DETECTRON2 if "roi_heads" in theirs else MMDETECTION
-    state = c4_model().state_dict()
-    assert [name for name in rename(theirs, framework.rows_of(state)) if name in state] == [
-        "roi_head.stage.box_head.layer4.0.conv1.weight"
-    ]
+def test_the_names_of_other_frameworks():
+    state, ours = c4_model().state_dict(), "roi_head.stage.box_head.layer4.0.conv1.weight"
+    for theirs, framework in (("roi_heads.res5.0", DETECTRON2), ("roi_head.shared_head.layer4.0", MMDETECTION)):
+        names = rename(f"{theirs}.conv1.weight", framework.rows_of(state))
+        assert [name for name in names if name in state] == [ours]
 
 
 def test_the_recipe():
@@ -166,15 +149,10 @@ def test_the_recipe():
 # --- what does not fit
 
 
-@pytest.mark.parametrize(
-    ("stages", "neck", "levels"), [(4, "single", 1), (3, "fpn", 4)], ids=["a backbone with its own layer4", "a neck"]
-)
-def test_what_it_needs(stages, neck, levels):
-    rpn = {"anchors": {"sizes": [[16]] * levels}}
-    with pytest.raises(ConfigError, match=r"res5 is the stage after C4.*stages: 3.*type: single"):
-        tiny_model(backbone={"stages": stages}, neck={"type": neck}, rpn=rpn, roi_head=ROI_HEAD)
-
-
-def test_three_stages_have_no_c5_to_dilate():
-    with pytest.raises(ValueError, match="dilated_c5"):
+def test_what_it_needs():
+    for stages, neck, levels in ((4, "single", 1), (3, "fpn", 4)):  # a backbone with its own layer4, a neck
+        rpn = {"anchors": {"sizes": [[16]] * levels}}
+        with pytest.raises(ConfigError, match=r"res5 is the stage after C4.*stages: 3.*type: single"):
+            tiny_model(backbone={"stages": stages}, neck={"type": neck}, rpn=rpn, roi_head=ROI_HEAD)
+    with pytest.raises(ValueError, match="dilated_c5"):  # three stages have no C5 to dilate
         ResNet(18, stages=3, dilated_c5=True)

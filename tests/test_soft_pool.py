@@ -49,20 +49,17 @@ def test_equals_slow_loops(size):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("level", range(4))
-def test_a_level_with_all_the_weight_is_read_alone_whatever_the_regions_size(level):
+def test_the_weights_of_the_levels_are_independent():
+    """A level with all the weight is read alone, whatever the region's size; they do not sum to 1."""
     pool, p = SoftRoIPool(CHANNELS, STRIDES), pyramid()
-    nn.init.zeros_(pool.attention[2].weight), nn.init.constant_(pool.attention[2].bias, -200.0)
-    pool.attention[2].bias[level] = 200.0
-    alone = RoIPool(CHANNELS, STRIDES[level:], levels=1)
-    torch.testing.assert_close(pool(p, ROIS), alone(p[level:], ROIS))
-
-
-@torch.no_grad()
-def test_the_weights_of_the_levels_do_not_sum_to_1():
-    pool, p = SoftRoIPool(CHANNELS, STRIDES), [torch.ones_like(x) for x in pyramid()]
-    nn.init.zeros_(pool.attention[2].weight), nn.init.constant_(pool.attention[2].bias, 200.0)
-    torch.testing.assert_close(pool(p, ROIS[:1]), torch.full((1, 6, 7, 7), 4.0))
+    nn.init.zeros_(pool.attention[2].weight)
+    for level in range(4):
+        nn.init.constant_(pool.attention[2].bias, -200.0)
+        pool.attention[2].bias[level] = 200.0
+        alone = RoIPool(CHANNELS, STRIDES[level:], levels=1)
+        torch.testing.assert_close(pool(p, ROIS), alone(p[level:], ROIS))
+    nn.init.constant_(pool.attention[2].bias, 200.0)
+    torch.testing.assert_close(pool([torch.ones_like(x) for x in p], ROIS[:1]), torch.full((1, 6, 7, 7), 4.0))
 
 
 def test_parameters():
@@ -98,10 +95,10 @@ def test_more_levels_than_the_neck_makes_are_refused():
         SoftRoIPool(CHANNELS[:3], STRIDES[:3])
 
 
-@pytest.mark.parametrize("objects", [OBJECTS, target()])
-@pytest.mark.parametrize("backbone", [{}, {"dilated_c5": True}], ids=["C5", "dilated C5"])
-def test_in_a_detector(backbone, objects):
+def test_in_a_detector():
     """A dilated C5 is as good a level as any: no rule of sizes has to find it."""
-    model = tiny_model(backbone=backbone, roi_head={"pool": {"type": "soft"}})
-    gradients(model, [picture(64, 96)], [objects])
-    assert len(model.eval()([picture(64, 96)])[0]) > 0
+    for backbone in ({}, {"dilated_c5": True}):
+        model = tiny_model(backbone=backbone, roi_head={"pool": {"type": "soft"}})
+        for objects in (OBJECTS, target()):
+            gradients(model, [picture(64, 96)], [objects])
+        assert len(model.eval()([picture(64, 96)])[0]) > 0
