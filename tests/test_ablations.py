@@ -23,9 +23,6 @@ def like_fpn(fpn: FPN, neck: nn.Module, levels: slice = slice(None)) -> nn.Modul
     return neck
 
 
-# --- truth by hand
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -46,9 +43,6 @@ def test_top_down_repeats_the_nearest_pixel():
     p = identity_(TopDown([1] * 4, STRIDES, width=1))(c)
     assert p[2][0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
     assert p[0][0, 0, :, 7].tolist() == [1] * 8 + [3] * 8 and p[0][0, 0, :, 8].tolist() == [2] * 8 + [4] * 8
-
-
-# --- against an FPN
 
 
 def test_finest_is_p2_of_an_fpn():

@@ -25,9 +25,6 @@ def centres(anchors: torch.Tensor) -> torch.Tensor:
     return (anchors[:, :2] + anchors[:, 2:]) / 2
 
 
-# --- one cell
-
-
 def test_the_square_anchor_of_size_32():
     assert cell_anchors([32], [1]).tolist() == [[-16, -16, 16, 16]]
 
@@ -75,9 +72,6 @@ def test_halves_are_rounded_to_even():
     assert cell_anchors([1, 3, 5], [1], rounded=True)[:, 2].tolist() == [0, 2, 2]  # 0.5, 1.5, 2.5
 
 
-# --- the map
-
-
 def test_a_map_of_two_by_three_cells():
     cell = torch.tensor([[-1.0, -2, 1, 2]])
     assert grid_anchors(cell, 2, 3, stride=(10, 10)).tolist() == [
@@ -110,9 +104,6 @@ def test_row_of_anchor_a_in_cell_y_x():
     for y, x, a in itertools.product(range(height), range(width), range(len(cell))):
         row = (y * width + x) * len(cell) + a
         assert anchors[row].tolist() == (cell[a] + torch.tensor([8 * x, 8 * y, 8 * x, 8 * y])).tolist()
-
-
-# --- the levels of a pyramid
 
 
 def test_a_pyramid_has_one_size_for_each_level():
@@ -182,9 +173,6 @@ def test_a_map_without_cells_has_no_anchors():
     assert AnchorGenerator([8], [[32]])(maps((0, 5)), (0, 40))[0].shape == (0, 4)
 
 
-# --- the cache
-
-
 def test_anchors_are_made_once_for_a_map_size():
     generator = AnchorGenerator((4, 8), ((32,), (64,)))
     first = generator(maps((8, 8), (4, 4)), (32, 32))
@@ -229,9 +217,6 @@ def test_a_copy_makes_the_same_anchors(clone):
     p = maps((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
     expected = generator(p, (64, 64))
     assert all(torch.equal(a, b) for a, b in zip(clone(generator)(p, (64, 64)), expected, strict=True))
-
-
-# --- the border filter
 
 
 def test_inside():

@@ -23,9 +23,6 @@ def identity_neck(*, attention: float) -> AugFPN:
     return neck
 
 
-# --- the slow truth
-
-
 def slow_pool(x: Tensor, height: int, width: int) -> Tensor:
     """Adaptive average pooling of (C, H, W): bin i of n covers floor(i * H / n) .. ceil((i + 1) * H / n)."""
     _, h, w = x.shape
@@ -90,9 +87,6 @@ def test_the_residual_equals_slow_loops(size):
         torch.testing.assert_close(slow_residual(module, image), expected, rtol=1e-4, atol=1e-5)
 
 
-# --- truth by hand
-
-
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
@@ -138,9 +132,6 @@ def test_without_its_residual_it_is_an_fpn():
         torch.testing.assert_close(ours, theirs)
 
 
-# --- laterals in training
-
-
 def test_the_laterals_in_training_are_those_before_fusion():
     neck, c = AugFPN(NARROW, STRIDES, width=8), maps(ODD)
     p = neck(c)
@@ -157,9 +148,6 @@ def test_at_inference_there_is_a_plain_list_with_the_same_levels():
     trained, found = neck(c), neck.eval()(c)
     assert type(found) is list
     assert all(torch.equal(a, b) for a, b in zip(trained, found, strict=True))
-
-
-# --- the whole image
 
 
 def test_the_context_of_the_whole_image_reaches_every_pixel():

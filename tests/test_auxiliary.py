@@ -64,9 +64,6 @@ def losses(head: AuxiliaryRoIHead, p: list[Tensor], objects: list[Target] = OBJE
     return head.losses(p, PROPOSALS, BATCH, objects)
 
 
-# --- the losses
-
-
 @pytest.mark.parametrize("settings", [{}, {"beta": 1.0, "auxiliary_weight": 2.0, "class_agnostic": True}])
 def test_the_losses_are_those_of_every_level_added_up(settings):
     head, p = spread(make_head(**settings)), levels()
@@ -140,9 +137,6 @@ def test_it_learns_its_regions():
     assert seen[-1]["aux_class"] < 0.3 * seen[0]["aux_class"] and seen[-1]["aux_box"] < 0.7 * seen[0]["aux_box"]
 
 
-# --- at inference
-
-
 @torch.no_grad()
 def test_at_inference_nothing_of_it_runs_or_is_read():
     model = tiny_model(**SYSTEM).eval()
@@ -159,9 +153,6 @@ def test_at_inference_nothing_of_it_runs_or_is_read():
 @torch.no_grad()
 def test_losses_in_evaluation_mode_are_those_of_the_detector_that_is_evaluated():
     assert list(tiny_model(**SYSTEM).eval()(IMAGES, TARGETS)) == ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
-
-
-# --- in a detector
 
 
 @pytest.mark.parametrize(
@@ -195,9 +186,6 @@ def test_the_three_parts_of_the_published_recipe_have_the_published_sizes():
     assert calls["neck"] == (AugFPN, {}) and calls["roi_head.pool"] == (SoftRoIPool, {})
     assert calls["roi_head"].constructor is AuxiliaryRoIHead
     assert calls["rpn"].arguments["selection"].post_nms == (2000, 2000)
-
-
-# --- what does not fit
 
 
 @pytest.mark.parametrize("others", [{}, {"neck": {"type": "augfpn", "width": 32}, "pyramid": {"type": "recursive"}}])

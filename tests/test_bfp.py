@@ -28,9 +28,6 @@ def one_channel(refine: str = "non_local") -> BFP:
     return neck
 
 
-# --- truth by hand
-
-
 @each_refinement
 def test_every_level_gets_the_mean_of_all(refine):
     found = one_channel(refine).balance(levels(1, 2, 3, 4, 10))
@@ -75,9 +72,6 @@ def test_it_reads_an_fpn():
     fpn.load_state_dict(neck.fpn.state_dict())
     for found, expected in zip(neck(c), neck.balance(fpn(c)), strict=True):
         torch.testing.assert_close(found, expected)
-
-
-# --- the non-local block
 
 
 @torch.no_grad()

@@ -28,9 +28,6 @@ def fusion(n: int, fuse: str = "fast") -> nn.Module:
     return neck.layers[0].down[0] if n == 2 else neck.layers[0].up[0]
 
 
-# --- truth by hand
-
-
 def test_sums_of_one_layer_from_p3():
     """T6 = 2c, T5 = 3c, T4 = b + 3c, O3 = a + b + 3c, and up again. C2 does not count."""
     a, b, c = 1e2, 1e4, 1e6
@@ -110,8 +107,6 @@ def test_a_repeat_reads_the_outputs_of_the_one_before():
     assert all(torch.equal(p, q) for p, q in zip(neck(c), expected, strict=True))
 
 
-# --- oracles
-
 # the authors' nodes: level, inputs; 0..4 are the layer's inputs P3..P7, a node's own number follows in order
 NODES = [
     (6, (3, 4)),
@@ -166,9 +161,6 @@ def test_pooling(size):
     total = [max((-(-side // 2) - 1) * 2 + 3 - side, 0) for side in size]  # TensorFlow's rule; the larger half behind
     assert torch.equal(pool_same(x[None, None])[0, 0], slow_pool(x, [t // 2 for t in total]))
     assert torch.equal(pool_symmetric(x[None, None])[0, 0], slow_pool(x, [1, 1]))
-
-
-# --- sizes
 
 
 def test_the_authors_batch_norm():

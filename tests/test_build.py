@@ -64,9 +64,6 @@ def on_meta(config: Config) -> torch.nn.Module:
         return build_detector(config, pretrained=False)
 
 
-# --- the files that come with the project
-
-
 @pytest.mark.parametrize(
     ("name", "parameters"), [("fasterrcnn_resnet50_fpn", 41_755_286), ("fasterrcnn_resnet50_fpn_v2", 43_712_278)]
 )
@@ -82,8 +79,6 @@ def test_the_published_recipes_differ_only_in_what_their_names_say():
     assert fpn.model.calls["neck"] == (FPN, {}) and panet.model.calls["neck"] == (PANet, {})
     assert fpn.train == panet.train and fpn.raw["data"] == panet.raw["data"]
 
-
-# --- a type over a base that names none
 
 UNTYPED = """
 model:
@@ -119,9 +114,6 @@ def test_so_does_a_type_of_a_section_within_another(tmp_path):
     assert roi_head["pool"] == {"type": "soft"} and roi_head["sampling"] == {"batch_per_image": 64}
 
 
-# --- what is built
-
-
 def test_names_are_constructors():
     assert type(tiny_model().pyramid.neck) is FPN
     assert type(tiny_model(neck={"type": "panet", "width": 32}).pyramid.neck) is PANet
@@ -155,9 +147,6 @@ def test_building_does_not_change_the_configuration():
     config = copy.deepcopy(CONFIG)
     built(config)
     assert config == CONFIG
-
-
-# --- what a model section must not say
 
 
 def test_a_typo_is_told_with_file_path_and_nearest_key(tmp_path):
@@ -246,9 +235,6 @@ def test_parts_that_do_not_fit_each_other(path, value, message):
         build_detector(parse_config(config, trust=False, source="mine.yaml"))
 
 
-# --- parts of one's own
-
-
 @pytest.fixture
 def my_parts(tmp_path, monkeypatch):
     """A module of a user with a neck of hers."""
@@ -331,9 +317,6 @@ def test_a_path_that_leads_nowhere(my_parts, name):
     assert complaint(with_neck(type=name)).startswith("model.neck")
 
 
-# --- data and training
-
-
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -384,8 +367,6 @@ def test_transforms_follow_the_resizing_in_order():
     assert isinstance(first, HorizontalFlip) and (first.p, second.p) == (0.3, 0.7)
 
 
-# --- whatever a configuration says
-
 PATHS = """
     model model.num_classes model.backbone model.backbone.type model.backbone.depth model.backbone.weights model.neck
     model.neck.type model.neck.width model.neck.fuse model.rpn model.rpn.type model.rpn.pre_nms model.rpn.beta
@@ -420,9 +401,6 @@ def test_the_effective_configuration_can_be_written_and_read_back(tmp_path):
     assert (again.raw, again.model, again.train, again.data.resize) == (
         config.raw, config.model, config.train, config.data.resize
     )  # fmt: skip
-
-
-# --- the public names
 
 
 def test_public_names():

@@ -48,9 +48,6 @@ RIGHT, DOWN, STILL = [0.5, 0.0, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0], [0.0] * 4  # by
 BOX = torch.tensor([[10.0, 10, 30, 30]])
 
 
-# --- boxes and scores
-
-
 def test_every_stage_starts_from_the_boxes_of_the_one_before():
     cascade = steer(make_cascade(), [RIGHT, DOWN, STILL])
     stages = cascade.run(level(), [BOX], [SIZE])
@@ -203,8 +200,6 @@ def test_refined_boxes_carry_no_gradient():
     regions = regions_of_stages(cascade)
     assert not regions[1].boxes.requires_grad
 
-
-# --- as a detector
 
 STAGES = {"type": "cascade", "box_head": {"type": "two_fc", "width": 32}}
 

@@ -9,19 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.fuzz import json_values
-from helpers.health import (
-    CATEGORIES,
-    DirtySet,
-    box,
-    check,
-    clean_set,
-    clean_split,
-    configure,
-    entry,
-    noise,
-    run,
-    tree,
-)
+from helpers.health import CATEGORIES, DirtySet, box, check, clean_set, clean_split, configure, entry, noise, run, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -75,9 +75,6 @@ def load(folder: Path, *edits: Callable[[dict[str, Any]], None], **options: Any)
     return CocoDataset(folder / "images", folder / "a.json", **options)
 
 
-# Truths by hand
-
-
 def test_labels_follow_ascending_ids(folder: Path) -> None:
     dataset = load(folder)
     assert dataset.class_names == ["dog", "cat"] and dataset.category_ids == [7, 90]
@@ -157,9 +154,6 @@ def test_class_table(folder: Path) -> None:
     ]  # fmt: skip
 
 
-# Classes
-
-
 def test_chosen_classes_are_renumbered_and_the_rest_ignored(folder: Path) -> None:
     dataset = load(folder, classes=["cat"])
     assert dataset.class_names == ["cat"] and dataset.category_ids == [90]
@@ -187,9 +181,6 @@ def test_a_split_with_other_names_is_refused(folder: Path) -> None:
         load(folder, class_names=["cat", "cow", "bird"])
     with pytest.raises(DataError, match=r"only here: \['dog'\]; only in training: \[\]"):
         load(folder, class_names=["cat"])
-
-
-# What is wrong with a file: its entries are tested in test_coco_reader.py
 
 
 @pytest.mark.parametrize(("section", "message"), [("categories", "no classes"), ("images", "no image is left")])
@@ -232,9 +223,6 @@ def test_the_pixel_limit_reaches_the_decoder(folder: Path) -> None:
         load(folder, max_pixels=199)[0]
 
 
-# File names stay inside of the image folder
-
-
 @pytest.mark.parametrize(
     "name", ["../x", "a/../../x", "/etc/passwd", "C:\\x", "C:x", "..\\x", "\\\\host\\x", "a\0b", "", "\ud800"]
 )
@@ -260,9 +248,6 @@ def test_links_that_leave_the_folder(tmp_path: Path) -> None:
     assert join_within(tmp_path / "linked", "a.png").exists()  # the folder itself may be a link
     with pytest.raises(DataError, match="circle"):
         read_image(join_within(inside, "circle"))
-
-
-# What it weighs, and what travels to the workers
 
 
 def test_it_can_be_pickled(folder: Path) -> None:

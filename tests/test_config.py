@@ -51,9 +51,6 @@ def refused(write):
     return refused
 
 
-# --- values
-
-
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -70,9 +67,6 @@ def test_values(write, text, value):
 
 def test_an_empty_file_is_an_empty_configuration(write):
     assert read_config(write("")) == {} == read_config(write("# nothing but this\n"))
-
-
-# --- bases
 
 
 def test_a_base_is_named_relative_to_the_file_that_names_it(write):
@@ -117,9 +111,6 @@ def test_a_base_that_is_no_file(refused, base):
     assert "config.yaml" in refused(f"_base_: {base}")
 
 
-# --- merging
-
-
 def test_dictionaries_merge_and_anything_else_replaces():
     base = {"a": {"x": 1, "y": {"z": 1}}, "list": [1, 2], "number": 1}
     own = {"a": {"y": {"w": 2}}, "list": [3], "number": {"now": "a section"}}
@@ -149,9 +140,6 @@ def test_a_section_that_names_no_type_has_the_default_one():
     assert merge({"rpn": {"type": "precomputed"}}, {"rpn": {"keep": 1}}, types)["rpn"]["type"] == "precomputed"
 
 
-# --- overrides
-
-
 def test_overrides(write):
     path = write("model: {neck: {type: fpn, width: 256}}")
     config = read_config(path, ["model.neck.width=64", "train.lr=1e-3", "data.classes=[cat, dog]", "note=a=b"])
@@ -177,9 +165,6 @@ def test_an_override_needs_a_path_and_a_value(refused, override):
 
 def test_an_override_whose_value_is_no_yaml_is_named(refused):
     assert "override 'a=[1'" in refused("a: 1", ["a=[1"])
-
-
-# --- files that are no configuration
 
 
 @pytest.mark.parametrize(
@@ -235,9 +220,6 @@ def test_a_few_aliases_are_welcome(write):
 @pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "&x {a: *x}"])
 def test_a_value_cannot_contain_itself(refused, text):
     assert "recursive" in refused(text)
-
-
-# --- a signature is a schema
 
 
 @dataclass
@@ -381,8 +363,6 @@ def test_check_keys():
     with pytest.raises(ConfigError, match=r"here\.c: unknown key; known keys: a, b"):
         check_keys({"c": 1}, ["b", "a"], "here")
 
-
-# --- whatever the file holds
 
 tags = [f"!!{tag} " for tag in "int bool float null str map seq set omap pairs binary timestamp python/name:os".split()]
 marks = [*"{}[]|>'#%@!=", '"', ": ", ":", "- ", "? ", ", ", "&x ", "*x", "<<"]

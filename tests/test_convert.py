@@ -98,9 +98,6 @@ def test_settings_are_complete_and_know_defaults():
     assert not any("sampling" in key for key in settings)  # only training reads it
 
 
-# --- ImageNet backbones
-
-
 def caffe2(state: State) -> dict[str, object]:
     """MSRA's R-50.pkl: no statistics, a classifier, momenta."""
     names = {key: rename(key, CAFFE2, back=True) for key in state}
@@ -153,9 +150,6 @@ def test_a_backbone_with_a_key_too_many_is_refused(backbone):
     del state["res3_1_branch2b_w"]
     with pytest.raises(CheckpointError, match=r"missing: layer2\.1\.conv2\.weight"):
         to_classifier(state)
-
-
-# --- scripts/convert_weights.py
 
 
 def convert(*args: object) -> int:

@@ -14,9 +14,6 @@ def identity_fpn(**settings) -> FPN:
     return identity_(FPN([1, 1, 1, 1], STRIDES, width=1, **settings))
 
 
-# --- truth by hand
-
-
 def test_every_level_adds_what_lies_above_it():
     assert values(identity_fpn()(constant(1, 10, 100, 1000))) == [[1111], [1110], [1100], [1000], [1000]]
 
@@ -55,9 +52,6 @@ def test_p6_by_convolution_reads_c5_or_p5():
         assert fpn(constant(0, 0, 0, 7))[-2].unique().tolist() == [expected]
 
 
-# --- torchvision
-
-
 def test_the_function_is_torchvisions():
     ours, theirs = FPN(NARROW, STRIDES, width=12), FeaturePyramidNetwork(NARROW, 12)
     for layers, blocks in ((ours.lateral, theirs.inner_blocks), (ours.output, theirs.layer_blocks)):
@@ -67,9 +61,6 @@ def test_the_function_is_torchvisions():
     expected = theirs(dict(enumerate(c))).values()
     for p, other in zip(ours(c), expected):
         torch.testing.assert_close(p, other)
-
-
-# --- sizes
 
 
 def test_a_dilated_c5_needs_no_upsampling():

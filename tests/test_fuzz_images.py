@@ -105,9 +105,6 @@ def test_every_mode_that_a_format_can_hold(tmp_path: Path):
     assert held >= 70
 
 
-# --- giants by their header
-
-
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -160,9 +157,6 @@ def test_a_giant_takes_no_memory(tmp_path: Path):
         for side in (10_000, 60_000, 2**31 - 1):
             (tmp_path / "a.png").write_bytes(make(side))
             assert grown(lambda: check(tmp_path / "a.png", 10**7)) < 64, (form, side)
-
-
-# --- what is no image file at all
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,6 @@ def test_cells_torchvision():
         assert_near(cell_anchors([size], [0.5, 1, 2], rounded=True, ratio_major=True), expected)
 
 
-# --- boxes
-
 CODERS = {  # name: (weights, deltas, clamped at both sides)
     "d2_weights_1": ((1, 1, 1, 1), "rpn_deltas", False),
     "tv_weights_1": ((1, 1, 1, 1), "rpn_deltas", False),
@@ -107,8 +105,6 @@ def test_levels():
     for reference in ("d2", "tv", "mm"):
         assert (fpn_level(boxes, 2, 5) - 2).tolist() == record[reference]
 
-
-# --- matching
 
 RPN_RULE = dict(pos_iou=0.7, neg_iou=0.3)
 ROI_RULE = dict(pos_iou=0.5, neg_iou=0.5)
@@ -165,9 +161,6 @@ def test_an_object_that_nothing_touches_forces_nothing():
     promoter = verdict(iou, **RPN_RULE, low_quality="force_gt")
     assert own == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 0, 0]  # 5, 10 and 11 are forced by the three others
     assert promoter == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 3, 0]
-
-
-# --- pooling and suppression
 
 
 def pool(samples: int, aligned: bool) -> tuple[RoIPool, Tensor, Tensor, dict]:

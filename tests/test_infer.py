@@ -179,10 +179,7 @@ def test_it_works_when_no_image_can_be_read(photos: Path, any_checkpoint):
     [["missing", "--output", "out"], ["photos", "--output", "photos"], ["photos", "--output", "photos/notes.txt"]],
 )
 def test_wrong_paths_are_known_before_the_checkpoint_is_read(
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    arguments: list[str],
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str]
 ):
     monkeypatch.setattr(detector, "load", lambda path, trust, **how: pytest.fail("loaded"), raising=False)
     assert main(["any.pth", *arguments]) == 2

@@ -129,9 +129,6 @@ def test_a_model_that_torchvision_lacks_stays_here():
         TORCHVISION.give(panet)
 
 
-# --- scripts/convert_weights.py
-
-
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     return load_script("convert_weights")

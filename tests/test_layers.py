@@ -39,9 +39,6 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-# --- frozen batch norm
-
-
 @pytest.mark.parametrize("eps", [1e-5, 0.0, 0.1])
 def test_a_frozen_norm_is_a_batch_norm_in_evaluation(eps):
     batch = randomised(nn.BatchNorm2d(6, eps=eps)).eval()
@@ -80,9 +77,6 @@ def test_of_one_value_per_channel_a_batch_norm_takes_the_running_statistics(kind
     expected = F.batch_norm(two, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
     assert close(norm(two), expected)  # all else as ever
     assert not torch.equal(norm.running_mean, before["running_mean"])
-
-
-# --- convolutions with norms
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -133,9 +127,6 @@ def test_a_group_norm_keeps_its_digits_in_channels_last():
     x = (torch.randn(1, 64, 20, 30) + 300).to(memory_format=torch.channels_last)
     expected = F.group_norm(x.double(), 32)
     assert (GroupNorm(32, 64)(x) - expected).abs().max() < 1e-3
-
-
-# --- initialisers and the rest
 
 
 @pytest.mark.parametrize(
