@@ -1,14 +1,11 @@
 """Anchors: their shapes in one cell, their places on the map, their order, and how often they are made."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import pickle
 
 import pytest
 import torch
-from helpers.golden_rules import golden
 
 from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors, inside_border, inside_padding
 
@@ -25,73 +22,29 @@ def centres(anchors: torch.Tensor) -> torch.Tensor:
     return (anchors[:, :2] + anchors[:, 2:]) / 2
 
 
-def test_the_square_anchor_of_size_32():
-    assert cell_anchors([32], [1]).tolist() == [[-16, -16, 16, 16]]
-
-
-def test_a_ratio_is_height_over_width():
+def test_a_ratio_is_height_over_width_and_keeps_the_area():
     wide, square, tall = cell_anchors([32], [0.25, 1, 4]).tolist()
     assert wide == [-32, -8, 32, 8]
     assert square == [-16, -16, 16, 16]
     assert tall == [-8, -32, 8, 32]
-
-
-def test_every_ratio_has_the_area_of_its_size():
     w, h = (cell_anchors([32, 64], RATIOS)[:, 2:] * 2).unbind(dim=1)
     torch.testing.assert_close(w * h, torch.tensor([32.0**2] * 3 + [64.0**2] * 3))
     torch.testing.assert_close(h / w, torch.tensor(RATIOS * 2))
+    assert cell_anchors([1, 3, 5], [1], rounded=True)[:, 2].tolist() == [0, 2, 2]  # 0.5, 1.5, 2.5
 
 
-def test_sizes_come_first_and_ratios_change_fastest():
-    areas = (cell_anchors([8, 16], [1, 4])[:, 2:] * 2).prod(dim=1)
-    assert areas.tolist() == [64, 64, 256, 256]
-
-
-def test_ratio_major_is_the_other_order_of_the_same_anchors():
+def test_sizes_come_first_and_ratio_major_is_the_other_order_of_the_same_anchors():
     ratio_major = cell_anchors([8, 16], [1, 4], ratio_major=True)
     assert (ratio_major[:, 2:] * 2).prod(dim=1).tolist() == [64, 256, 64, 256]
     assert torch.equal(ratio_major, cell_anchors([8, 16], [1, 4])[[0, 2, 1, 3]])
 
 
-@pytest.mark.parametrize(
-    ("size", "wide", "square", "tall"),
-    [
-        (32, (23, 11), (16, 16), (11, 23)),
-        (64, (45, 23), (32, 32), (23, 45)),
-        (128, (91, 45), (64, 64), (45, 91)),
-        (256, (181, 91), (128, 128), (91, 181)),
-        (512, (362, 181), (256, 256), (181, 362)),
-    ],
-)
-def test_torchvision_rounds_half_the_width_and_height(size, wide, square, tall):
-    expected = [[-x, -y, x, y] for x, y in (wide, square, tall)]
-    assert cell_anchors([size], RATIOS, rounded=True).tolist() == expected
-
-
-def test_halves_are_rounded_to_even():
-    assert cell_anchors([1, 3, 5], [1], rounded=True)[:, 2].tolist() == [0, 2, 2]  # 0.5, 1.5, 2.5
-
-
-def test_a_map_of_two_by_three_cells():
+def test_a_map_of_two_by_three_cells_and_the_offset_of_its_centres():
     cell = torch.tensor([[-1.0, -2, 1, 2]])
     assert grid_anchors(cell, 2, 3, stride=(10, 10)).tolist() == [
         [-1, -2, 1, 2], [9, -2, 11, 2], [19, -2, 21, 2],  # x first
         [-1, 8, 1, 12], [9, 8, 11, 12], [19, 8, 21, 12],
     ]  # fmt: skip
-
-
-def test_the_first_anchor_is_centred_on_the_corner_of_the_image():
-    anchors = grid_anchors(cell_anchors([32], RATIOS), 4, 5, stride=(16, 16))
-    assert centres(anchors)[:3].tolist() == [[0, 0]] * 3
-
-
-def test_cell_i_j_is_centred_on_i_and_j_strides():
-    anchors = grid_anchors(cell_anchors([32], [1]), 4, 5, stride=(8, 16)).reshape(4, 5, 4)
-    for i, j in itertools.product(range(4), range(5)):
-        assert centres(anchors[i, j][None]).tolist() == [[16 * j, 8 * i]]
-
-
-def test_the_offset_moves_every_centre_by_that_part_of_a_stride():
     cell = cell_anchors([32], RATIOS)
     moved = grid_anchors(cell, 2, 2, stride=(8, 8), offset=0.5)
     assert torch.equal(moved, grid_anchors(cell, 2, 2, stride=(8, 8)) + 4)
@@ -100,10 +53,10 @@ def test_the_offset_moves_every_centre_by_that_part_of_a_stride():
 def test_row_of_anchor_a_in_cell_y_x():
     """(y * W + x) * A + a: the order in which the RPN flattens its maps (see test_rpn.py)."""
     height, width, cell = 3, 4, cell_anchors([16, 32], RATIOS)
-    anchors = grid_anchors(cell, height, width, stride=(8, 8))
+    anchors = grid_anchors(cell, height, width, stride=(8, 16))
     for y, x, a in itertools.product(range(height), range(width), range(len(cell))):
         row = (y * width + x) * len(cell) + a
-        assert anchors[row].tolist() == (cell[a] + torch.tensor([8 * x, 8 * y, 8 * x, 8 * y])).tolist()
+        assert anchors[row].tolist() == (cell[a] + torch.tensor([16 * x, 8 * y, 16 * x, 8 * y])).tolist()
 
 
 def test_a_pyramid_has_one_size_for_each_level():
@@ -115,11 +68,6 @@ def test_a_pyramid_has_one_size_for_each_level():
         assert centres(level)[3].tolist() == [stride, 0]
 
 
-def test_anchors_per_cell():
-    assert AnchorGenerator(PYRAMID).per_cell == 3
-    assert AnchorGenerator([16], [[32, 64, 128, 256, 512]]).per_cell == 15
-
-
 def test_the_stride_of_a_level_is_constant_unless_it_is_taken_from_the_image():
     """The P6 of 800 x 1088 pixels has 13 x 17 cells: torchvision steps by 800 // 13 = 61 and 1088 // 17 = 64."""
     sizes = [(200, 272), (100, 136), (50, 68), (25, 34), (13, 17)]
@@ -129,71 +77,28 @@ def test_the_stride_of_a_level_is_constant_unless_it_is_taken_from_the_image():
     assert centres(divided[1, 1]).tolist() == [[64, 61]] * 3
 
 
-def test_equals_torchvision():
-    from torchvision.models.detection.anchor_utils import AnchorGenerator as Theirs
-    from torchvision.models.detection.image_list import ImageList
-
-    p = maps((24, 39), (12, 20), (6, 10))
-    sizes = ((32, 40), (64, 80), (128, 160))
-    theirs = Theirs(sizes, aspect_ratios=(RATIOS,) * 3)
-    ours = AnchorGenerator((4, 8, 16), sizes, rounded=True, ratio_major=True, strides_from_image=True)
-    expected = theirs(ImageList(torch.zeros(1, 3, 96, 156), [(96, 156)]), p)
-    assert torch.equal(torch.cat(ours(p, (96, 156))), expected[0])
-
-
-@pytest.mark.parametrize("name", ["d2_two_levels_offset_0", "d2_two_levels_offset_0.5"])
-def test_equals_detectron2(name):
-    recorded = golden("functions")["anchors"][name]
-    cells = [cell_anchors(sizes, recorded["ratios"]) for sizes in recorded["sizes"]]
-    rows = zip(cells, recorded["feature_sizes"], recorded["strides"], recorded["anchors"], strict=True)
-    for cell, size, stride, expected in rows:
-        found = grid_anchors(cell, *size, (stride, stride), recorded["offset"])
-        torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-6, atol=2e-6)
-
-
-@pytest.mark.parametrize(("name", "ratio_major"), [("d2_15_anchors", False), ("mm_15_anchors", True)])
-def test_the_order_of_15_anchors_differs_between_detectron2_and_mmdetection(name, ratio_major):
-    """Shapes and order alone: the record of Detectron2 says offset 0, its numbers are those of offset 0.5."""
-    cell = cell_anchors([32, 64, 128, 256, 512], RATIOS, ratio_major=ratio_major)
-    first = torch.tensor(golden("functions")["anchors"][name]["anchors"][0][:15])
-    torch.testing.assert_close(first - centres(first).repeat(1, 2), cell, rtol=2e-6, atol=4e-5)
-
-
-def test_as_many_lists_of_sizes_as_levels():
+def test_as_many_lists_of_sizes_as_levels_and_as_many_anchors_in_a_cell():
     with pytest.raises(ValueError, match="2 lists of anchor sizes for 3 pyramid levels"):
         AnchorGenerator((4, 8, 16), ((32,), (64,)))
-
-
-def test_every_level_has_the_same_number_of_anchors_in_a_cell():
     with pytest.raises(ValueError, match="the same number of sizes"):
         AnchorGenerator((4, 8), ((32, 40), (64,)))
-
-
-def test_a_map_without_cells_has_no_anchors():
+    assert AnchorGenerator(PYRAMID).per_cell == 3
+    assert AnchorGenerator([16], [[32, 64, 128, 256, 512]]).per_cell == 15
     assert AnchorGenerator([8], [[32]])(maps((0, 5)), (0, 40))[0].shape == (0, 4)
 
 
-def test_anchors_are_made_once_for_a_map_size():
+def test_anchors_are_made_once_for_a_map_size_a_level_a_step_and_a_device():
     generator = AnchorGenerator((4, 8), ((32,), (64,)))
     first = generator(maps((8, 8), (4, 4)), (32, 32))
     other = generator(maps((8, 6), (4, 3)), (32, 24))
     again = generator(maps((8, 8), (4, 4)), (32, 32))
     assert all(a is b for a, b in zip(first, again))
     assert [len(level) for level in other] == [8 * 6 * 3, 4 * 3 * 3]
-
-
-def test_levels_of_equal_map_size_are_kept_apart():
     small, large = AnchorGenerator((8, 8), ((32,), (64,)))(maps((4, 4), (4, 4)), (32, 32))
     assert torch.equal(large[:3], 2 * small[:3])
-
-
-def test_the_step_is_part_of_what_is_remembered():
     generator = AnchorGenerator([64], [[32]], strides_from_image=True)
     assert centres(generator(maps((13, 13)), (800, 800))[0])[3].tolist() == [61, 0]
     assert centres(generator(maps((13, 13)), (832, 832))[0])[3].tolist() == [64, 0]
-
-
-def test_every_device_has_its_own_anchors():
     generator = AnchorGenerator([8], [[32]])
     on_cpu = generator(maps((4, 4)), (32, 32))[0]
     elsewhere = generator([torch.zeros(1, 0, 4, 4, device="meta")], (32, 32))[0]
@@ -219,17 +124,14 @@ def test_a_copy_makes_the_same_anchors(clone):
     assert all(torch.equal(a, b) for a, b in zip(clone(generator)(p, (64, 64)), expected, strict=True))
 
 
-def test_inside():
+def test_inside_of_the_border_and_with_the_centre_inside():
     """On the left and above the border itself is inside_border, on the right and below it is not."""
     anchors = torch.tensor([[0.0, 0, 59, 39], [-1, 0, 59, 39], [0, 0, 60, 39], [0, 0, 59, 41], [20, 10, 30, 20]])
     size = (40, 60)  # (h, w)
     assert inside_border(anchors, size, border=0).tolist() == [True, False, False, False, True]
     assert inside_border(anchors, size, border=1).tolist() == [True, True, True, False, True]
     assert inside_border(anchors[:0], size, border=0).shape == (0,)
-
-
-def test_centred_inside():
-    """The centre decides, to a hundredth of a pixel, which is what float32 may lose of it."""
+    # The centre decides, to a hundredth of a pixel, which is what float32 may lose of it.
     anchors = torch.tensor(
         [[-5.0, -5, 5, 5], [50, 10, 69.9999, 20], [50, 10, 69, 20], [10, 35, 20, 45], [10, 30, 20, 45]]
     )

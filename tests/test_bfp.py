@@ -1,7 +1,5 @@
 """Libra's balanced feature pyramid: one number by hand, and the attention against slow loops."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 from helpers.necks import NARROW, STRIDES, constant, maps, values
 from torch import Tensor, nn
 
-from detector.modeling.necks.bfp import BFP, NonLocal, resize_to
+from detector.modeling.necks.bfp import BFP, NonLocal
 from detector.modeling.necks.fpn import FPN
 
 each_refinement = pytest.mark.parametrize("refine", ["non_local", "conv"])
@@ -60,11 +58,6 @@ def test_the_mean_is_repeated_for_finer_levels_and_coarser_ones_get_its_largest_
     assert p2.nonzero().amin(dim=0).tolist() == [12, 4] and p2.nonzero().amax(dim=0).tolist() == [15, 7]
     assert p2.sum() == 16 and p3.sum() == 4 and p4.sum() == 6
     assert p5.nonzero().tolist() == [[1, 0]] and p6.nonzero().tolist() == [[0, 0]] and p5.max() == p6.max() == 1
-
-
-def test_a_map_keeps_its_pixels_where_the_size_is_the_same():
-    x = torch.randn(1, 2, 5, 3)
-    assert torch.equal(resize_to(x, (5, 3)), x)
 
 
 def test_it_reads_an_fpn():

@@ -1,7 +1,5 @@
 """Cascade R-CNN: what passes from stage to stage, the two ways of learning and of scoring, gradients, sizes."""
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -10,7 +8,6 @@ import torch
 from helpers.tiny import CLASSES, grouped, picture, target, tiny_model
 from torch import Tensor, nn
 
-from detector.config.config import load_config
 from detector.modeling.boxes import box_iou
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.cascade import Cascade, refine
@@ -48,24 +45,21 @@ RIGHT, DOWN, STILL = [0.5, 0.0, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0], [0.0] * 4  # by
 BOX = torch.tensor([[10.0, 10, 30, 30]])
 
 
-def test_every_stage_starts_from_the_boxes_of_the_one_before():
+def test_every_stage_starts_from_the_boxes_of_the_one_before_and_the_last_gives_the_boxes():
     cascade = steer(make_cascade(), [RIGHT, DOWN, STILL])
     stages = cascade.run(level(), [BOX], [SIZE])
     assert [boxes[0].tolist() for boxes, _, _ in stages] == [[[10, 10, 30, 30]], [[20, 10, 40, 30]], [[20, 20, 40, 40]]]
-
-
-def test_the_last_stage_gives_the_boxes():
     cascade = steer(make_cascade(), [RIGHT, RIGHT, DOWN], [[2.0, 0, 0, 0]] * 3)
     (found,) = cascade.detect(level(), [Proposals(BOX, torch.zeros(1))], BATCH)
     assert {tuple(box) for box in found.boxes.tolist()} == {(30, 20, 50, 40)}
+    nothing = Proposals(torch.zeros(0, 4), torch.zeros(0))
+    (found,) = make_cascade().detect(level(), [nothing], BATCH)
+    assert found.boxes.shape == (0, 4) and found.labels.dtype == torch.int64
 
 
-def test_refined_boxes_are_clipped_to_the_image():
+def test_refined_boxes_are_finite_and_clipped_to_the_image():
     cascade = steer(make_cascade(), [[4.0, 0, 0, 0], STILL, STILL])
     assert cascade.run(level(), [BOX], [SIZE])[1][0][0].tolist() == [[90, 10, 90, 30]]  # from 90..110
-
-
-def test_a_box_that_would_be_no_number_stays_as_it_was():
     stage = make_cascade().stages[0]
     deltas = torch.tensor([[[math.nan, 0, 0, 0]], [[5.0, 0, 0, 0]], [[0, math.inf, 0, 0]]])
     first, second = refine(stage, deltas, [BOX, BOX.repeat(2, 1)], [SIZE, SIZE])
@@ -86,12 +80,6 @@ def test_scores_are_the_mean_of_the_softmax_or_the_softmax_of_the_mean(average):
     assert not torch.allclose(means["scores"], means["logits"], atol=0.05)
     by_label = torch.zeros(CLASSES).index_copy(0, found.labels, found.scores)
     torch.testing.assert_close(by_label, means[average][:-1])
-
-
-def test_no_proposals_are_no_detections():
-    nothing = Proposals(torch.zeros(0, 4), torch.zeros(0))
-    (found,) = make_cascade().detect(level(), [nothing], BATCH)
-    assert found.boxes.shape == (0, 4) and found.labels.dtype == torch.int64
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -185,7 +173,7 @@ def gradients(cascade: Cascade) -> tuple[Tensor, Tensor]:
     return p[0].grad, cascade.stages[0].box_head.fc1.weight.grad
 
 
-def test_the_pyramid_gets_a_third_of_the_gradient_and_the_heads_all_of_theirs():
+def test_the_pyramid_gets_a_third_of_the_gradient_the_heads_all_of_theirs_and_refined_boxes_none():
     full = make_cascade(scale_gradient=False)
     scaled = copy.deepcopy(full)
     scaled.scale_gradient = True
@@ -193,9 +181,6 @@ def test_the_pyramid_gets_a_third_of_the_gradient_and_the_heads_all_of_theirs():
     assert level_full.abs().sum() > 0
     torch.testing.assert_close(level_scaled, level_full / 3)
     torch.testing.assert_close(head_scaled, head_full)
-
-
-def test_refined_boxes_carry_no_gradient():
     cascade = make_cascade(2)
     regions = regions_of_stages(cascade)
     assert not regions[1].boxes.requires_grad
@@ -237,21 +222,9 @@ def test_losses_are_float32_under_mixed_precision():
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
 
 
-def test_parameters():
-    """Three heads of two layers, each with a class-agnostic predictor."""
-    with torch.device("meta"):
-        cascade = Cascade(RoIPool([256] * 4, [4, 8, 16, 32]), lambda: TwoFC(256, 7), 80)
-    assert sum(p.numel() for p in cascade.parameters()) == 3 * (13_895_680 + 87_125)
-
-
 @pytest.mark.parametrize(
     "settings", [{"ious": [0.5, 0.6]}, {"stage_weights": [1.0]}, {"ious": [], "box_weights": [], "stage_weights": []}]
 )
 def test_every_stage_needs_its_numbers(settings):
     with pytest.raises(ValueError, match="one of each for every stage"):
         make_cascade(**settings)
-
-
-@pytest.mark.parametrize("name", ["cascade_r50_1x_coco", "shapes/cascade", "soft_nms_r50_1x_coco"])
-def test_configuration(name):
-    load_config(f"configs/{name}.yaml")

@@ -1,7 +1,5 @@
 """`detector compare`: a table that repeats what training and evaluation measured, however often it was interrupted."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -348,14 +346,11 @@ def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tm
     assert all(0 < ms < 1e4 for ms in milliseconds([predictor, predictor], [dataset, dataset]))
 
 
-def test_ticks_are_round_and_enclose_the_values_and_one_point_is_a_chart():
+def test_ticks_are_round_one_point_is_a_chart_and_names_stay_in_the_plane_and_off_each_other():
     assert ticks([13.2, 47.9]) == [10, 20, 30, 40, 50]
     assert ticks([0.31, 0.33]) == pytest.approx([0.31, 0.315, 0.32, 0.325, 0.33])
     assert len(draw_chart([ChartPoint("fpn", 20.0, 50.0, 0.0)], "ms per image", "AP").getcolors(2**16)) > 3
     assert ticks([5.0])[0] <= 5 <= ticks([5.0])[-1] and len(ticks([0.0])) > 1
-
-
-def test_names_stay_in_the_plane_and_off_each_other():
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor(AXES[:2]) + 10.0, torch.tensor(AXES[2:]) - 10.0
     middle = low + torch.rand(20, 2, generator=generator) * (high - low)

@@ -1,7 +1,5 @@
 """Names in both directions, recognition, ImageNet backbones, and the command that converts files."""
 
-from __future__ import annotations
-
 import functools
 import pickle
 from pathlib import Path
@@ -26,10 +24,8 @@ from detector.modeling.backbones.resnet import ResNet
 
 CONFIGS = sorted(path.stem for path in COMPAT.glob("[a-z]*.yaml"))
 QUICK = (
-    "detectron2_faster_rcnn_R_50_C4",
-    "mmdetection_faster_rcnn_r50_nasfpn",
-    "torchvision_fasterrcnn_resnet50_fpn_v2",
-)
+    "detectron2_faster_rcnn_R_50_C4", "mmdetection_faster_rcnn_r50_nasfpn", "torchvision_fasterrcnn_resnet50_fpn_v2",
+)  # fmt: skip
 TWINS = {  # of the same tensors: what is recognised is the plain one
     "mmdetection_faster_rcnn_r50_fpn_softnms": "mmdetection_faster_rcnn_r50_fpn",
     "torchvision_fasterrcnn_resnet50_fpn_coco_v1": "torchvision_fasterrcnn_resnet50_fpn",
@@ -49,18 +45,13 @@ def ours_and_theirs(name: str) -> tuple[State, State]:
 
 
 @each_config
-def test_names_go_there_and_back(name):
+def test_names_go_there_and_back_and_a_configuration_is_recognised_by_them(name):
     ours, theirs = ours_and_theirs(name)
     assert len(theirs) == len(ours)
     back = FRAMEWORKS[name.partition("_")[0]].take(theirs, ours)
     assert back.keys() == ours.keys() and all(back[key].shape == ours[key].shape for key in ours)
     if not name.startswith("torchvision"):  # which lays the classes out otherwise
         assert all(back[key] is ours[key] for key in ours)
-
-
-@each_config
-def test_a_configuration_is_recognised_by_names_and_shapes(name):
-    _, theirs = ours_and_theirs(name)
     framework = name.partition("_")[0]
     assert which_framework(theirs) == framework
     assert fitting(framework, theirs)[0].path.stem == TWINS.get(name, name)
@@ -85,9 +76,7 @@ def test_torchvisions_published_file_is_recognised_by_its_old_names():
 
 
 def test_a_detector_of_no_known_framework_is_said():
-    with pytest.raises(
-        CheckpointError, match=r"none of torchvision, detectron2, mmdetection \(its tensors are model\.0\.w"
-    ):
+    with pytest.raises(CheckpointError, match=r"none of torchvision, .* \(its tensors are model\.0\.w"):
         which_framework({"model.0.weight": torch.ones(1)})
 
 
@@ -161,28 +150,22 @@ def checkpoint_of(path: Path, classes: list[str], **sections: object) -> Path:
     config = {"model": merge(CONFIG["model"], sections)}
     model = built(config)
     model.load_state_dict(tiny_model(**sections).state_dict())
-    save_checkpoint(
-        path, model=model, config=config, class_names=classes, category_ids=list(range(1, len(classes) + 1))
-    )
+    ids = list(range(1, len(classes) + 1))
+    save_checkpoint(path, model=model, config=config, class_names=classes, category_ids=ids)
     return path
 
 
-CASCADE = {
-    "neck": {"type": "fpn", "width": 32},
-    "roi_head": {"type": "cascade", "box_head": {"type": "two_fc", "width": 32}},
-}
+TWO_FC = {"type": "two_fc", "width": 32}
+CASCADE = {"neck": {"type": "fpn", "width": 32}, "roi_head": {"type": "cascade", "box_head": TWO_FC}}
 
 
 @pytest.mark.parametrize(
     ("target", "suffix", "sections"),
     [
-        ("torchvision", ".pth", {}),
-        ("detectron2", ".pth", {}),
-        ("detectron2", ".pkl", CASCADE),
-        ("mmdetection", ".pth", CASCADE),
-        ("mmdetection", ".safetensors", {"neck": {"type": "panet", "width": 32}}),
+        ("torchvision", ".pth", {}), ("detectron2", ".pth", {}), ("detectron2", ".pkl", CASCADE),
+        ("mmdetection", ".pth", CASCADE), ("mmdetection", ".safetensors", {"neck": {"type": "panet", "width": 32}}),
     ],
-)
+)  # fmt: skip
 def test_a_checkpoint_goes_to_a_framework_and_comes_back(tmp_path, capsys, target, suffix, sections):
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
@@ -202,9 +185,8 @@ def test_a_checkpoint_goes_to_a_framework_and_comes_back(tmp_path, capsys, targe
     ("target", "sections", "classes", "afresh"),
     [
         ("torchvision", {}, 3, 4),
-        pytest.param(
-            "detectron2", CASCADE | {"num_classes": 5}, 5, 6, marks=pytest.mark.slow
-        ),  # deltas are of no class
+        # deltas are of no class
+        pytest.param("detectron2", CASCADE | {"num_classes": 5}, 5, 6, marks=pytest.mark.slow),
         pytest.param("mmdetection", {"num_classes": 2}, 2, 0, marks=pytest.mark.slow),
     ],
 )
@@ -212,24 +194,18 @@ def test_a_converted_checkpoint_is_trained_on_other_classes(tmp_path, caplog, ta
     """Where their number differs the predictor alone starts afresh; where only the names do, it is kept, and that is said."""
     theirs, start = tmp_path / "theirs.pth", tmp_path / "start.pth"
     ours = checkpoint_of(tmp_path / "ours.pth", [f"c{i}" for i in range(classes)], **sections)
-    given, config = (
-        tmp_path / "given.yaml",
-        write_config(tmp_path / "config.yaml", draw_set(tmp_path / "set"), epochs=1),
-    )
+    given = tmp_path / "given.yaml"
+    config = write_config(tmp_path / "config.yaml", draw_set(tmp_path / "set"), epochs=1)
     model = read_checkpoint(ours)["config"]["model"]
     given.write_text(safe_dump({"model": model}))
     assert convert(ours, "--to", target, "--output", theirs) == 0
     assert convert(theirs, "--from", "auto", "--config", given, "--output", start) == 0
-    recipe = safe_load(config.read_text()) | {
-        "model": {key: value for key, value in model.items() if key != "num_classes"}
-    }
-    config.write_text(safe_dump(recipe))
+    own = {key: value for key, value in model.items() if key != "num_classes"}
+    config.write_text(safe_dump(safe_load(config.read_text()) | {"model": own}))
     assert train(config, tmp_path / "run", ["--init-from", start, "train.lr=1e-12"]) == 0
     lines = [line for line in caplog.messages if str(start) in line]
     before, after = read_checkpoint(start)["model"], read_checkpoint(tmp_path / "run/last.pth")["model"]
-    moved = {
-        key for key, tensor in after.items() if tensor.shape != before[key].shape or not tensor.allclose(before[key])
-    }
+    moved = {key for key, x in after.items() if x.shape != before[key].shape or not x.allclose(before[key])}
     assert len(moved) == afresh
     if not afresh:
         assert lines[0].endswith("its predictor is kept, but its classes were ['c0', 'c1']")
@@ -292,22 +268,14 @@ def test_tensors_that_are_no_weights_are_named(theirs, tmp_path, capsys, message
     assert not output.parent.exists()
 
 
-def test_another_frameworks_name_is_corrected(theirs, tmp_path, capsys):
+def test_another_frameworks_name_and_places_that_are_taken_are_told(theirs, tmp_path, capsys):
     torch.save(theirs[0], tmp_path / "theirs.pth")
     assert convert(tmp_path / "theirs.pth", "--from", "mmdetection", "--output", tmp_path / "new.pth") == 2
-    assert capsys.readouterr().err == (
-        "error: --from mmdetection: the names in the file are torchvision's; give --from torchvision\n"
-    )
-
-
-def test_a_link_is_no_free_place(tmp_path, capsys):
+    assert "the names in the file are torchvision's; give --from torchvision\n" in capsys.readouterr().err
     (tmp_path / "link.pth").symlink_to(tmp_path / "elsewhere.pth")
     for name, message in [("link.pth", "exists already"), ("long" * 99, "cannot be a file (File name too long)")]:
         assert convert(tmp_path / "any.pth", "--from", "auto", "--output", tmp_path / name) == 2
         assert message in capsys.readouterr().err
-
-
-def test_a_checkpoint_whose_configuration_builds_nothing_stays_here(tmp_path, capsys):
     model = tiny_model()
     save_checkpoint(tmp_path / "a.pth", model=model, config={"model": 3}, class_names=["a"], category_ids=[1])
     assert convert(tmp_path / "a.pth", "--to", "torchvision", "--output", tmp_path / "b.pth") == 2
