@@ -1,7 +1,5 @@
 """Pyramids without one of FPN's parts: by hand, and against an FPN whose part is set to zero."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers.necks import NARROW, STRIDES, constant, identity_, maps, values
@@ -23,32 +21,16 @@ def like_fpn(fpn: FPN, neck: nn.Module, levels: slice = slice(None)) -> nn.Modul
     return neck
 
 
-# --- truth by hand
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("bottom_up", [1, 10, 100, 1000, 1000]),
-        ("top_down", [1000, 1000, 1000, 1000, 1000]),
-        ("finest", [1111]),
+        ("bottom_up", [1, 10, 100, 1000, 1000]), ("top_down", [1000, 1000, 1000, 1000, 1000]), ("finest", [1111]),
         ("hierarchy", [1, 10, 100, 1000, 1000]),
     ],
-)
+)  # fmt: skip
 def test_what_a_level_is_made_of(name, expected):
     neck = identity_(NECKS[name]([1] * 4, STRIDES, width=1))
     assert values(neck(constant(1, 10, 100, 1000))) == [[e] for e in expected]
-
-
-def test_top_down_repeats_the_nearest_pixel():
-    c = constant(0, 0, 0, 0)
-    c[3] = torch.tensor([[[[1.0, 2], [3, 4]]]])
-    p = identity_(TopDown([1] * 4, STRIDES, width=1))(c)
-    assert p[2][0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
-    assert p[0][0, 0, :, 7].tolist() == [1] * 8 + [3] * 8 and p[0][0, 0, :, 8].tolist() == [2] * 8 + [4] * 8
-
-
-# --- against an FPN
 
 
 def test_finest_is_p2_of_an_fpn():

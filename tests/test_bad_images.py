@@ -1,7 +1,5 @@
 """A training on a dirty set: bad images give way to others, the same ones however it is run, and only so many."""
 
-from __future__ import annotations
-
 import logging
 import re
 from multiprocessing import active_children
@@ -103,25 +101,17 @@ def test_it_does_not_look_for_ever(workers: int):
 
 def test_a_long_list_is_cut_short():
     bad_images = BadImages(30)
-    with pytest.raises(
-        DataError, match=r"there are 31: fix them, or raise the limit\. 0\.jpg; .*; 19\.jpg; and 11 more$"
-    ):
+    with pytest.raises(DataError, match=r"there are 31: .* 0\.jpg; .*; 19\.jpg; and 11 more$"):
         bad_images.add({i: f"{i}.jpg" for i in range(31)})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_without_the_key_the_first_bad_image_stops_and_evaluation_always(workers: int):
-    dataset = Dirty(bad(5))
+    dataset, before = Dirty(bad(5)), set(active_children())
     assert stopped(train_loader(dataset, 4, workers, seed=0)) == "5.jpg: not a readable image"
+    assert set(active_children()) <= before  # workers end at once, not when the loader is collected
     with pytest.raises(DataError, match=r"^5\.jpg: not a readable image$"):
         list(eval_loader(dataset, lambda image: image, 0))
-
-
-def test_workers_end_at_once_with_the_error():
-    """And not when the loader is found in some circle of references, 10 s later."""
-    before = set(active_children())
-    assert stopped(train_loader(Dirty(bad(5)), 4, 2, seed=0)) == "5.jpg: not a readable image"
-    assert set(active_children()) <= before
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -170,7 +160,6 @@ def test_evaluation_of_a_checkpoint_never_skips(tmp_path: Path, capsys: pytest.C
     assert train(config, tmp_path / "run", ["data.skip_bad=9"]) == 0
     (tmp_path / "data/images/val1.png").write_bytes(b"")
     capsys.readouterr()
-    assert (
-        script("evaluate").main([str(tmp_path / "run/best.pth"), "--output", str(tmp_path / "scores"), "--trust"]) == 2
-    )
+    arguments = [str(tmp_path / "run/best.pth"), "--output", str(tmp_path / "scores"), "--trust"]
+    assert script("evaluate").main(arguments) == 2
     assert "val1.png: not a readable image" in capsys.readouterr().err

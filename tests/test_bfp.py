@@ -1,7 +1,5 @@
 """Libra's balanced feature pyramid: one number by hand, and the attention against slow loops."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 from helpers.necks import NARROW, STRIDES, constant, maps, values
 from torch import Tensor, nn
 
-from detector.modeling.necks.bfp import BFP, NonLocal, resize_to
+from detector.modeling.necks.bfp import BFP, NonLocal
 from detector.modeling.necks.fpn import FPN
 
 each_refinement = pytest.mark.parametrize("refine", ["non_local", "conv"])
@@ -26,9 +24,6 @@ def one_channel(refine: str = "non_local") -> BFP:
     if refine == "conv":
         nn.init.dirac_(neck.refine.conv.weight)
     return neck
-
-
-# --- truth by hand
 
 
 @each_refinement
@@ -65,19 +60,11 @@ def test_the_mean_is_repeated_for_finer_levels_and_coarser_ones_get_its_largest_
     assert p5.nonzero().tolist() == [[1, 0]] and p6.nonzero().tolist() == [[0, 0]] and p5.max() == p6.max() == 1
 
 
-def test_a_map_keeps_its_pixels_where_the_size_is_the_same():
-    x = torch.randn(1, 2, 5, 3)
-    assert torch.equal(resize_to(x, (5, 3)), x)
-
-
 def test_it_reads_an_fpn():
     neck, fpn, c = BFP(NARROW, STRIDES, width=8), FPN(NARROW, STRIDES, width=8), maps()
     fpn.load_state_dict(neck.fpn.state_dict())
     for found, expected in zip(neck(c), neck.balance(fpn(c)), strict=True):
         torch.testing.assert_close(found, expected)
-
-
-# --- the non-local block
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """`detector check-data`: every fault is found once, at its place; only the report is written."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -9,19 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.fuzz import json_values
-from helpers.health import (
-    CATEGORIES,
-    DirtySet,
-    box,
-    check,
-    clean_set,
-    clean_split,
-    configure,
-    entry,
-    noise,
-    run,
-    tree,
-)
+from helpers.health import CATEGORIES, DirtySet, box, check, clean_set, clean_split, configure, entry, noise, run, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -50,17 +36,14 @@ def test_every_fault_of_a_dirty_set_is_found_once_and_at_its_place(dirty: DirtyS
     report = json.loads((tmp_path / "report.json").read_text())
     assert status == 1 and "Traceback" not in err
     faults = found(report)
+    of_their_own = {"unknown class", "no images", "equal names in two splits"}  # below: they exclude others
+    assert {kind for kind, _ in dirty.expected} == KINDS.keys() - of_their_own
     assert faults.keys() == dirty.expected.keys()
     for kind, place in dirty.expected.items():
         (only,) = faults[kind]["places"]
         assert faults[kind]["count"] == 1
         assert place == {key: only.get(key) for key in place}, kind
         assert faults[kind]["effect"] in out
-
-
-def test_the_dirty_set_has_all_kinds_of_faults(dirty: DirtySet) -> None:
-    of_their_own = {"unknown class", "no images", "equal names in two splits"}  # below: they exclude others
-    assert {kind for kind, _ in dirty.expected} == KINDS.keys() - of_their_own
 
 
 def test_without_images_their_content_is_left_alone(dirty: DirtySet, tmp_path: Path) -> None:
@@ -79,18 +62,15 @@ def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
     assert squares.split() == ["square", *("3", "50.0", "%", "3") * 2] and str(tmp_path / "train.json") in out
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_is_written_but_the_report(dirty: DirtySet, tmp_path: Path, workers: int) -> None:
+def test_nothing_is_written_but_the_report_whatever_the_number_of_processes(dirty: DirtySet, tmp_path: Path) -> None:
     before = tree(dirty.folder)
-    check(dirty.folder, f"data.workers={workers}", "--json", tmp_path / "a.json", "--picture", tmp_path / "new/a.png")
+    outputs = ["--json", tmp_path / "a.json", "--picture", tmp_path / "new/a.png"]
+    alone, parallel = (check(dirty.folder, f"data.workers={n}", *outputs) for n in (0, 2))
+    assert alone[1] == parallel[1]
     assert tree(dirty.folder) == before
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a.json", "a.png"}
     with Image.open(tmp_path / "new/a.png") as picture:
         assert picture.size == (1600, 900)
-
-
-def test_the_number_of_processes_changes_nothing(dirty: DirtySet) -> None:
-    assert check(dirty.folder, "data.workers=0")[1] == check(dirty.folder, "data.workers=2")[1]
 
 
 def test_reports_of_earlier_runs_alone_are_written_over(tmp_path: Path) -> None:
@@ -118,14 +98,11 @@ def test_what_is_called_an_error_stops_a_training_and_what_is_called_a_warning_d
             assert len(build_dataset(data.data, "train")) == 3
 
 
-def test_a_class_that_the_file_lacks_is_an_error(tmp_path: Path) -> None:
+def test_a_class_that_the_file_lacks_and_nothing_to_learn_from_are_errors(tmp_path: Path) -> None:
     configure(tmp_path, clean_set(tmp_path))
     status, out, _ = check(tmp_path, "data.classes=[square, ring]")
     assert status == 1 and out.count("unknown class") == 2 and "data.classes: ring" in out
     assert "disc" not in out.split("class ")[1].split("box sizes")[0]
-
-
-def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
     documents = clean_set(tmp_path)
     documents["train"]["annotations"] = []
     configure(tmp_path, documents)
@@ -156,17 +133,15 @@ def test_an_annotation_file_alone_is_checked_with_or_without_its_images(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.yaml"], "no such configuration file"),
-        (["missing.json"], "cannot read the annotations"),
-        (["list.json"], "`images` is missing or is not a list"),
-        (["text.json"], "not a JSON file"),
+        (["missing.yaml"], "no such configuration file"), (["missing.json"], "cannot read the annotations"),
+        (["list.json"], "`images` is missing or is not a list"), (["text.json"], "not a JSON file"),
         (["train.json", "--images", "nowhere"], "no such image folder"),
         (["train.json", "data.worker=1"], "did you mean 'workers'?"),
         (["train.json", "--json", "train.json/x.json"], "is no folder"),
         (["none.yaml"], "the configuration has no such section"),
         (["config.yaml", "data.test={images: train, annotations: missing.json}"], "cannot read the annotations"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_checked_is_one_line_and_status_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:

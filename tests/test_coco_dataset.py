@@ -1,7 +1,5 @@
 """The COCO data set: truths by hand, everything that can be wrong with a file, and what it weighs."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle
@@ -75,14 +73,6 @@ def load(folder: Path, *edits: Callable[[dict[str, Any]], None], **options: Any)
     return CocoDataset(folder / "images", folder / "a.json", **options)
 
 
-# Truths by hand
-
-
-def test_labels_follow_ascending_ids(folder: Path) -> None:
-    dataset = load(folder)
-    assert dataset.class_names == ["dog", "cat"] and dataset.category_ids == [7, 90]
-
-
 def test_boxes_are_corners_and_crowds_are_apart(folder: Path) -> None:
     dataset = load(folder)
     image, target, image_id = dataset[0]
@@ -94,24 +84,22 @@ def test_boxes_are_corners_and_crowds_are_apart(folder: Path) -> None:
     assert dataset.target(1).boxes.tolist() == [[1, 2, 4, 6]]
 
 
-def test_columns_of_the_images(folder: Path) -> None:
+def test_columns_of_the_images_and_the_table_of_classes(folder: Path) -> None:
     dataset = load(folder)
     assert dataset.image_ids.tolist() == [30, 10, 20]
     assert dataset.sizes.tolist() == [[10, 20], [12, 8], [5, 5]]
     assert list(dataset.file_names) == ["b.png", "sub/a.png", "empty.png"]
     assert dataset.annotation_file == folder / "a.json"
-
-
-def test_an_image_without_objects_has_empty_tensors(folder: Path) -> None:
-    target = load(folder)[2][1]
-    assert target.boxes.shape == (0, 4) and target.labels.shape == (0,) and target.crowd.shape == (0, 4)
-    assert target.boxes.dtype == torch.float32 and target.labels.dtype == torch.int64
-
-
-def test_it_is_a_sequence(folder: Path) -> None:
-    dataset = load(folder)
+    assert dataset.class_names == ["dog", "cat"] and dataset.category_ids == [7, 90]  # by ascending ids
     assert len(dataset) == 3 and [image_id for _, _, image_id in dataset] == [30, 10, 20]
     assert dataset[-1][2] == 20 and dataset.target(-2).boxes.tolist() == [[1, 2, 4, 6]]
+    empty = dataset.target(2)
+    assert empty.boxes.shape == (0, 4) and empty.labels.shape == (0,) and empty.crowd.shape == (0, 4)
+    assert empty.boxes.dtype == torch.float32 and empty.labels.dtype == torch.int64
+    lines = load(folder).class_table().splitlines()
+    assert [line.split() for line in lines] == [
+        ["label", "id", "objects", "name"], ["0", "7", "1", "dog"], ["1", "90", "2", "cat"],
+    ]  # fmt: skip
 
 
 def test_the_transform_sees_image_and_target(folder: Path) -> None:
@@ -150,46 +138,27 @@ def test_images_without_objects_stay_or_go(folder: Path) -> None:
     assert first_goes.image_ids.tolist() == [10] and first_goes.target(0).boxes.tolist() == [[1, 2, 4, 6]]
 
 
-def test_class_table(folder: Path) -> None:
-    lines = load(folder).class_table().splitlines()
-    assert [line.split() for line in lines] == [
-        ["label", "id", "objects", "name"], ["0", "7", "1", "dog"], ["1", "90", "2", "cat"],
-    ]  # fmt: skip
-
-
-# Classes
-
-
-def test_chosen_classes_are_renumbered_and_the_rest_ignored(folder: Path) -> None:
+def test_chosen_classes_are_renumbered_and_a_misspelt_one_names_the_nearest(folder: Path) -> None:
     dataset = load(folder, classes=["cat"])
     assert dataset.class_names == ["cat"] and dataset.category_ids == [90]
     assert dataset.target(0).labels.tolist() == [0] and len(dataset.target(0).crowd) == 1
     assert load(folder, classes=["dog"], keep_empty=False).image_ids.tolist() == [30]
     assert load(folder, classes=["cat", "dog"]).class_names == ["dog", "cat"]  # the ids decide, not the list
-
-
-def test_a_misspelt_class_names_the_nearest(folder: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json: data\.classes names 'Dog', .*; nearest: dog"):
         load(folder, classes=["cat", "Dog"])
     with pytest.raises(DataError, match=r"no classes"):
         load(folder, classes=[])
 
 
-def test_another_split_agrees_by_name_not_by_id(folder: Path) -> None:
+def test_another_split_agrees_by_name_not_by_id_or_is_refused(folder: Path) -> None:
     dataset = load(folder, class_names=["cat", "dog"])  # the training file had them the other way round
     assert dataset.class_names == ["cat", "dog"] and dataset.category_ids == [90, 7]
     assert dataset.target(0).labels.tolist() == [1, 0]
     assert load(folder, classes=["cat"], class_names=["cat"]).category_ids == [90]
-
-
-def test_a_split_with_other_names_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json: .*only here: \['dog'\]; only in training: \['bird', 'cow'\]"):
         load(folder, class_names=["cat", "cow", "bird"])
     with pytest.raises(DataError, match=r"only here: \['dog'\]; only in training: \[\]"):
         load(folder, class_names=["cat"])
-
-
-# What is wrong with a file: its entries are tested in test_coco_reader.py
 
 
 @pytest.mark.parametrize(("section", "message"), [("categories", "no classes"), ("images", "no image is left")])
@@ -198,22 +167,10 @@ def test_an_empty_section_is_named(folder: Path, section: str, message: str) -> 
         load(folder, lambda d: d.update({section: [], "annotations": []}))
 
 
-def test_a_set_that_loses_all_its_images_says_so(folder: Path) -> None:
+def test_a_set_that_loses_all_its_images_says_so_and_a_byte_order_mark_is_no_harm(folder: Path) -> None:
     with pytest.raises(DataError, match="no image is left"):
         load(folder, lambda d: d.update(annotations=[]), keep_empty=False)
     assert len(load(folder, lambda d: d.update(annotations=[]))) == 3
-
-
-def test_missing_places_are_named(folder: Path) -> None:
-    load(folder)
-    with pytest.raises(DataError, match=r"pictures: no such image folder"):
-        CocoDataset(folder / "pictures", folder / "a.json")
-    (folder / "images" / "b.png").unlink()
-    with pytest.raises(DataError, match=r"b\.png: no such image"):
-        load(folder)[0]
-
-
-def test_a_byte_order_mark_is_no_harm(folder: Path) -> None:
     (folder / "a.json").write_text(json.dumps(DOCUMENT), encoding="utf-8-sig")
     assert len(CocoDataset(folder / "images", folder / "a.json")) == 3
 
@@ -227,12 +184,15 @@ def test_sizes_must_be_those_of_the_upright_image(folder: Path) -> None:
     assert load(folder, change("images", 0, width=10, height=20))[0][0].shape == (3, 20, 10)
 
 
-def test_the_pixel_limit_reaches_the_decoder(folder: Path) -> None:
+def test_missing_places_and_large_images_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"b\.png: too large .*data\.max_pixels"):
         load(folder, max_pixels=199)[0]
-
-
-# File names stay inside of the image folder
+    load(folder)
+    with pytest.raises(DataError, match=r"pictures: no such image folder"):
+        CocoDataset(folder / "pictures", folder / "a.json")
+    (folder / "images" / "b.png").unlink()
+    with pytest.raises(DataError, match=r"b\.png: no such image"):
+        load(folder)[0]
 
 
 @pytest.mark.parametrize(
@@ -260,9 +220,6 @@ def test_links_that_leave_the_folder(tmp_path: Path) -> None:
     assert join_within(tmp_path / "linked", "a.png").exists()  # the folder itself may be a link
     with pytest.raises(DataError, match="circle"):
         read_image(join_within(inside, "circle"))
-
-
-# What it weighs, and what travels to the workers
 
 
 def test_it_can_be_pickled(folder: Path) -> None:

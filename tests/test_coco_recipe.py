@@ -1,7 +1,5 @@
 """The published COCO recipes on a folder of COCO's shape, of real COCO images; a narrow, small R18 stands for R50."""
 
-from __future__ import annotations
-
 import csv
 import json
 import sys

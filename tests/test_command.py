@@ -1,7 +1,5 @@
 """How commands end: the exit status, and one line on stderr that names what is wrong."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import os

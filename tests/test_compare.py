@@ -1,7 +1,5 @@
 """`detector compare`: a table that repeats what training and evaluation measured, however often it was interrupted."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -11,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +17,7 @@ import torch
 import yaml
 from helpers.training import CLASSES, ROOT, draw_set, write_config
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 import detector
 from detector.checkpoint import save_checkpoint
@@ -83,11 +80,20 @@ def made_training(arguments: list[str]) -> int:
     return 0
 
 
+def made_evaluation(arguments: list[str]) -> int:
+    """The files of `detector evaluate ... --output DIR`, with known numbers."""
+    folder = Path(arguments[arguments.index("--output") + 1])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "detections.json").write_text("[]")
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    return 0
+
+
 class Compare:
     """`detector compare`, its children called in this process; `stop_at` call: a signal; trainings of `fails` diverge."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, train: Callable[[list[str]], int] = made_training):
-        self.commands, self.stop_at, self.fails, self.train = [], None, "", train
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, train=made_training, evaluate=made_evaluation):
+        self.commands, self.stop_at, self.fails, self.train, self.evaluate = [], None, "", train, evaluate
         monkeypatch.setattr(execution, "call", self.call)
 
     def __call__(self, *arguments: object) -> int:
@@ -100,7 +106,7 @@ class Compare:
         if self.fails and self.fails in child[4]:
             print("stopped: the loss is NaN", file=output)
             return 1
-        status = self.train(child[4:]) if child[3] == "train" else evaluate_command.main(child[4:])
+        status = self.train(child[4:]) if child[3] == "train" else self.evaluate(child[4:])
         if len(self.commands) == self.stop_at:
             raise KeyboardInterrupt
         return status
@@ -119,7 +125,8 @@ def read_table(folder: Path) -> dict[str, dict[str, str]]:
 def test_the_table_repeats_what_two_trainings_measured(configs: list[str], tmp_path: Path, monkeypatch):
     """The only test here, but for the slow one, that trains."""
     out = tmp_path / "out"
-    assert Compare(monkeypatch, train_command.main)(configs[0], "--seeds", 0, 1, "--output", out) == 0
+    compare = Compare(monkeypatch, train_command.main, evaluate_command.main)
+    assert compare(configs[0], "--seeds", 0, 1, "--output", out) == 0
     row = read_table(out)["fpn"]
     runs = [json.loads((out / f"fpn_seed{seed}/score/metrics.json").read_text()) for seed in (0, 1)]
     for part, columns in (("bbox", BOXES), ("proposals", RECALLS)):
@@ -137,6 +144,17 @@ def test_the_table_repeats_what_two_trainings_measured(configs: list[str], tmp_p
     assert Image.open(out / "ap_latency.png").size == (1200, 800)
     seeds = [yaml.safe_load((out / f"fpn_seed{seed}/config.yaml").read_text())["train"]["seed"] for seed in (0, 1)]
     assert seeds == [0, 1]
+    for split in ("train", "val"):  # a second system, whose proposals are those of the first
+        given = [str(out / "fpn_seed0/best.pth"), "--split", split, "--proposals", str(tmp_path / f"{split}.pth")]
+        assert evaluate_command.main([*given, "--trust"]) == 0
+    fast = change(configs[0], "fast", rpn={"type": "precomputed"})
+    for split in ("train", "val"):
+        own = yaml.safe_load(fast.read_text())["data"][split]
+        edit(fast, "data", **{split: own | {"proposals": str(tmp_path / f"{split}.pth")}})
+    assert compare(configs[0], fast, "--output", out) == 0
+    table = read_table(out)
+    assert table["fast"]["AR1000"] == table["fpn"]["AR1000"] and float(table["fast"]["ms"]) > 0
+    assert float(table["fast"]["flops"]) < float(table["fpn"]["flops"])
 
 
 @pytest.mark.parametrize("stop_at", [1, 2])
@@ -154,6 +172,12 @@ def test_interrupted_it_continues_with_what_is_missing(compare, configs, tmp_pat
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*/*")}
     assert compare(*configs, "--output", out) == 0 and compare.commands == []  # only the table is made anew
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*/*")} == before
+    (out / "fpn_seed0/best.pth").write_bytes(b"half of a checkpoint")
+    capsys.readouterr()
+    assert compare(*configs, "--output", out) == 1 and compare.commands == [] and list(read_table(out)) == ["panet"]
+    printed = capsys.readouterr()
+    assert f"fpn seed 0: {out / 'fpn_seed0/best.pth'}: damaged" in printed.out
+    assert printed.err.splitlines()[-1] == "failed: fpn seed 0"
 
 
 def brief(child: str) -> str:
@@ -169,33 +193,6 @@ def test_a_run_that_fails_is_named_and_the_others_continue(compare, configs, tmp
     assert "[1/2] broken seed 0: train ended with status 1: stopped: the loss is NaN (see " in printed.out
     assert "failed: broken seed 0" in printed.err
     assert list(read_table(tmp_path / "out")) == ["fpn"]
-
-
-def test_a_checkpoint_that_cannot_be_read_is_named_and_the_others_are_tabulated(compare, configs, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert compare(*configs, "--output", out) == 0
-    (out / "fpn_seed0/best.pth").write_bytes(b"half of a checkpoint")
-    assert compare(*configs, "--output", out) == 1 and compare.commands == []
-    printed = capsys.readouterr()
-    assert f"fpn seed 0: {out / 'fpn_seed0/best.pth'}: damaged" in printed.out
-    assert printed.err.splitlines()[-1] == "failed: fpn seed 0"
-    assert list(read_table(out)) == ["panet"]
-
-
-def test_detectors_with_proposals_of_their_own_files_are_compared_with_others(compare, configs, tmp_path):
-    out = tmp_path / "out"
-    assert compare(configs[0], "--output", out) == 0
-    for split in ("train", "val"):
-        given = [str(out / "fpn_seed0/best.pth"), "--split", split, "--proposals", str(tmp_path / f"{split}.pth")]
-        assert evaluate_command.main([*given, "--trust"]) == 0
-    fast = change(configs[0], "fast", rpn={"type": "precomputed"})
-    for split in ("train", "val"):
-        own = yaml.safe_load(fast.read_text())["data"][split]
-        edit(fast, "data", **{split: own | {"proposals": str(tmp_path / f"{split}.pth")}})
-    assert compare(configs[0], fast, "--output", out) == 0
-    table = read_table(out)
-    assert table["fast"]["AR1000"] == table["fpn"]["AR1000"] and float(table["fast"]["ms"]) > 0
-    assert float(table["fast"]["flops"]) < float(table["fpn"]["flops"])
 
 
 def test_what_cannot_be_compared_is_one_error_before_any_training(compare, configs, data, tmp_path, capsys):
@@ -246,27 +243,19 @@ def test_what_no_comparison_wrote_is_refused_and_kept(compare, configs, tmp_path
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
+    if name == "ap_latency.png":  # ours only with a table beside it
+        Image.new("RGB", (8, 8)).save(path)
+    content = path.read_bytes()
     assert compare(*configs, "--output", tmp_path / "out") == 2 and compare.commands == []
     named = capsys.readouterr().err.removeprefix("error: ").partition(":")[0]
-    assert Path(named) in (path, path.parent) and named != str(tmp_path / "out") and path.read_text() == "mine"
+    assert Path(named) in (path, path.parent) and named != str(tmp_path / "out") and path.read_bytes() == content
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == [path]
-
-
-def test_a_picture_without_our_table_beside_it_is_refused(compare, configs, tmp_path, capsys):
-    out = tmp_path / "out"
-    out.mkdir()
-    Image.new("RGB", (8, 8)).save(out / "ap_latency.png")
-    assert compare(*configs, "--output", out) == 2
-    assert "ap_latency.png: not of an earlier run" in capsys.readouterr().err
 
 
 def test_seeds_may_be_followed_by_anything(capsys):
     args = command.parse(["a.yaml", "--output", "out", "--seeds", "0", "1", "train.epochs=1", "b.yaml"])
-    assert (
-        args.seeds == [0, 1]
-        and args.overrides == ["train.epochs=1"]
-        and list(map(str, args.configs)) == ["a.yaml", "b.yaml"]
-    )
+    assert (args.seeds, args.overrides) == ([0, 1], ["train.epochs=1"])
+    assert list(map(str, args.configs)) == ["a.yaml", "b.yaml"]
     with pytest.raises(SystemExit):
         command.parse(["a.yaml", "--output", "out", "--seeds", "few"])
     assert "--seeds: few is no whole number" in capsys.readouterr().err
@@ -315,26 +304,14 @@ def test_numbers_of_a_table_by_hand(tmp_path: Path):
     assert cells[2 + COLUMNS.index("APl")] == "–"
     assert cells[2 + COLUMNS.index("APs")] == "33.0 ± 0.0" and cells[2 + COLUMNS.index("AR1000s")] == "55.0 ± 0.0"
     assert cells[-4:] == ["1.50", "2.35", "12.3", "30"]
-    single = to_markdown([make_row("fpn", runs[:1], COSTS)])
-    assert "| 40.0 |" in single and "±" not in single.splitlines()[2]
+    single = to_markdown([make_row("f|pn", runs[:1], COSTS)]).splitlines()[2]
+    assert single.startswith(r"| f\|pn | 1 | 40.0 |") and "±" not in single
+    alone = read_run(tmp_path / "a", rpn_alone=True)
+    assert all(math.isnan(alone[name]) for name in BOXES) and alone["AR100"] == 0.5
+    shutil.copy(tmp_path / "b/score/metrics.json", tmp_path / "a")  # the user's own evaluation does not count
+    assert read_run(tmp_path / "a")["AP"] == 0.4
     values = next(csv.DictReader(to_csv([row]).splitlines()))
     assert float(values["AP_spread"]) == pytest.approx(0.1) and values["APl"] == ""
-
-
-def test_an_rpn_alone_has_no_ap(tmp_path: Path):
-    run = read_run(write_run(tmp_path / "a"), rpn_alone=True)
-    assert all(math.isnan(run[name]) for name in BOXES) and run["AR100"] == 0.5
-
-
-def test_an_evaluation_of_the_users_own_does_not_count(tmp_path: Path):
-    folder = write_run(tmp_path / "a")
-    shutil.copy(write_run(tmp_path / "on_train", AP=0.9) / "score/metrics.json", folder)  # evaluate.py --split train
-    assert read_run(folder)["AP"] == METRICS["bbox"]["AP"]
-
-
-def test_a_bar_in_a_name_does_not_end_its_cell(tmp_path: Path):
-    row = make_row("a|b", [read_run(write_run(tmp_path / "a"))], COSTS)
-    assert to_markdown([row]).splitlines()[2].startswith(r"| a\|b | 1 | 30.0 |")
 
 
 def test_an_earlier_picture_goes_when_there_is_nothing_to_draw(tmp_path: Path):
@@ -360,27 +337,20 @@ def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tm
     assert made_training([configs[0], "--output", str(tmp_path)]) == 0
     predictor = detector.load(tmp_path / "best.pth", trust=True)
     dataset = build_dataset(predictor.config.needed_data(), "val")
-    counted = []
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        weight = module.weight  # (C_out, C_in, ...): one multiplication and addition each, an output
-        counted.append(2 * out.numel() * weight[0].numel())
-
+    counted = []  # a weight is (C_out, C_in, ...): one multiplication and addition each, an output
     for module in predictor.model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(count)
+            module.register_forward_hook(lambda m, _, out: counted.append(2 * out.numel() * m.weight[0].numel()))
     flops = count_flops(predictor, dataset)
     assert flops == sum(counted) > 1e6
     assert all(0 < ms < 1e4 for ms in milliseconds([predictor, predictor], [dataset, dataset]))
 
 
-def test_ticks_are_round_and_enclose_the_values():
+def test_ticks_are_round_one_point_is_a_chart_and_names_stay_in_the_plane_and_off_each_other():
     assert ticks([13.2, 47.9]) == [10, 20, 30, 40, 50]
     assert ticks([0.31, 0.33]) == pytest.approx([0.31, 0.315, 0.32, 0.325, 0.33])
+    assert len(draw_chart([ChartPoint("fpn", 20.0, 50.0, 0.0)], "ms per image", "AP").getcolors(2**16)) > 3
     assert ticks([5.0])[0] <= 5 <= ticks([5.0])[-1] and len(ticks([0.0])) > 1
-
-
-def test_names_stay_in_the_plane_and_off_each_other():
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor(AXES[:2]) + 10.0, torch.tensor(AXES[2:]) - 10.0
     middle = low + torch.rand(20, 2, generator=generator) * (high - low)
@@ -392,8 +362,3 @@ def test_names_stay_in_the_plane_and_off_each_other():
     a, b = names[:, None], names[None]
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(dim=-1)
     assert (overlap - overlap.diagonal().diag()).max() == 0
-
-
-def test_a_chart_of_one_point_is_drawn():
-    picture = draw_chart([ChartPoint("fpn", 20.0, 50.0, 0.0)], "ms per image", "AP")
-    assert len(picture.getcolors(2**16)) > 3

@@ -1,15 +1,11 @@
 """YAML configuration: bases, merging, overrides, signatures as schemas; whatever the file holds, only ConfigError."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from detector.config.inherit import Reader, merge
 from detector.errors import ConfigError
@@ -51,9 +47,6 @@ def refused(write):
     return refused
 
 
-# --- values
-
-
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -68,46 +61,31 @@ def test_values(write, text, value):
     assert read_config(write("other: 1"), [f"key={text}"])["key"] == value
 
 
-def test_an_empty_file_is_an_empty_configuration(write):
+def test_an_empty_file_is_an_empty_configuration_and_a_few_aliases_are_welcome(write):
     assert read_config(write("")) == {} == read_config(write("# nothing but this\n"))
+    assert read_config(write("a: &x {lr: 1}\nb: *x\nc: {<<: *x, epochs: 2}")) == {
+        "a": {"lr": 1}, "b": {"lr": 1}, "c": {"lr": 1, "epochs": 2},
+    }  # fmt: skip
 
 
-# --- bases
-
-
-def test_a_base_is_named_relative_to_the_file_that_names_it(write):
+def test_of_several_bases_later_ones_win_and_names_are_relative_to_their_file(write):
+    write("{a: 1, b: 1, c: 1}", "one.yaml")
+    write("{b: 2, c: 2}", "two.yaml")
+    assert read_config(write("_base_: [one.yaml, two.yaml]\nc: 3")) == {"a": 1, "b": 2, "c": 3}
+    write("a: 1", "root.yaml")
+    write("{_base_: root.yaml, b: 1}", "left.yaml")
+    write("{_base_: root.yaml, c: 1}", "right.yaml")
+    assert read_config(write("_base_: [left.yaml, right.yaml]")) == {"a": 1, "b": 1, "c": 1}
     write("model: {depth: 50, width: 256}", "_base_/models/r50.yaml")
     write("_base_: models/r50.yaml\nmodel: {width: 128}", "_base_/narrow.yaml")
     path = write("_base_: _base_/narrow.yaml\ntrain: {epochs: 1}")
     assert read_config(path) == {"model": {"depth": 50, "width": 128}, "train": {"epochs": 1}}
 
 
-def test_of_several_bases_later_ones_win_and_the_file_itself_wins_over_all(write):
-    write("{a: 1, b: 1, c: 1}", "one.yaml")
-    write("{b: 2, c: 2}", "two.yaml")
-    assert read_config(write("_base_: [one.yaml, two.yaml]\nc: 3")) == {"a": 1, "b": 2, "c": 3}
-
-
-def test_a_base_may_be_shared(write):
-    write("a: 1", "root.yaml")
-    write("{_base_: root.yaml, b: 1}", "left.yaml")
-    write("{_base_: root.yaml, c: 1}", "right.yaml")
-    assert read_config(write("_base_: [left.yaml, right.yaml]")) == {"a": 1, "b": 1, "c": 1}
-
-
-def test_a_circle_of_bases(write, refused):
+def test_a_circle_of_bases_and_a_missing_base_are_named(write, refused, tmp_path):
     write("_base_: config.yaml", "other.yaml")
     assert "circle" in refused("_base_: other.yaml")
     assert "circle" in refused("_base_: config.yaml")
-
-
-def test_a_circle_of_links_is_no_file(tmp_path: Path):
-    (tmp_path / "config.yaml").symlink_to("config.yaml")
-    with pytest.raises(ConfigError, match=r"config.yaml: no such configuration file"):
-        read_config(tmp_path / "config.yaml")
-
-
-def test_a_missing_base_is_named_with_the_file_that_wants_it(refused, tmp_path):
     message = refused("_base_: none.yaml")
     assert f"{tmp_path}/none.yaml: no such configuration file" in message and f"{tmp_path}/config.yaml" in message
 
@@ -117,39 +95,29 @@ def test_a_base_that_is_no_file(refused, base):
     assert "config.yaml" in refused(f"_base_: {base}")
 
 
-# --- merging
-
-
 def test_dictionaries_merge_and_anything_else_replaces():
     base = {"a": {"x": 1, "y": {"z": 1}}, "list": [1, 2], "number": 1}
     own = {"a": {"y": {"w": 2}}, "list": [3], "number": {"now": "a section"}}
     assert merge(base, own) == {"a": {"x": 1, "y": {"z": 1, "w": 2}}, "list": [3], "number": {"now": "a section"}}
     assert merge({"a": {"x": 1}}, {"a": None}) == {"a": None}
-
-
-def test_merging_changes_neither_side():
+    assert merge({"neck": "panet"}, {"neck": {"width": 16}}) == {"neck": {"type": "panet", "width": 16}}
+    assert merge({"neck": "panet"}, {"neck": {"type": "fpn", "width": 16}}) == {"neck": {"type": "fpn", "width": 16}}
     base, own = {"a": {"x": 1}}, {"a": {"y": 2}}
     merge(base, own)["a"]["x"] = 3
-    assert base == {"a": {"x": 1}} and own == {"a": {"y": 2}}
+    assert base == {"a": {"x": 1}} and own == {"a": {"y": 2}}  # neither side has changed
 
 
-def test_a_section_whose_type_changes_starts_afresh():
+def test_a_section_whose_type_changes_starts_afresh_also_from_the_default():
     base = {"neck": {"type": "fpn", "norm": "group", "width": 128}}
     assert merge(base, {"neck": {"type": "panet"}}) == {"neck": {"type": "panet"}}
     assert merge(base, {"neck": {"type": "fpn", "width": 64}})["neck"] == {"type": "fpn", "norm": "group", "width": 64}
     assert merge(base, {"neck": {"width": 64}})["neck"] == {"type": "fpn", "norm": "group", "width": 64}
-
-
-def test_a_section_that_names_no_type_has_the_default_one():
     base, types = {"rpn": {"beta": 1.0, "anchors": {"sizes": [[8]]}}}, {"rpn": "rpn", "rpn.anchors": "grid"}
     assert merge(base, {"rpn": {"type": "precomputed"}}, types) == {"rpn": {"type": "precomputed"}}
     assert merge(base, {"rpn": {"type": "rpn"}}, types) == {"rpn": base["rpn"] | {"type": "rpn"}}
     own = {"rpn": {"anchors": {"type": "mine"}}}
     assert merge(base, own, types) == {"rpn": {"beta": 1.0, "anchors": {"type": "mine"}}}
     assert merge({"rpn": {"type": "precomputed"}}, {"rpn": {"keep": 1}}, types)["rpn"]["type"] == "precomputed"
-
-
-# --- overrides
 
 
 def test_overrides(write):
@@ -159,27 +127,12 @@ def test_overrides(write):
     assert config["train"] == {"lr": 0.001}
     assert config["data"] == {"classes": ["cat", "dog"]}
     assert config["note"] == "a=b"
-
-
-def test_an_override_of_a_type_starts_the_section_afresh(write):
-    path = write("model: {neck: {type: fpn, norm: group}}")
-    assert read_config(path, ["model.neck.type=panet"]) == {"model": {"neck": {"type": "panet"}}}
-
-
-def test_of_two_overrides_the_last_wins(write):
     assert read_config(write("a: 1"), ["a=2", "a=3"]) == {"a": 3}
 
 
-@pytest.mark.parametrize("override", ["model", "=3", "a..b=3", ".a=3", "a.=3", "--lr 0.1"])
+@pytest.mark.parametrize("override", ["model", "=3", "a..b=3", ".a=3", "a.=3", "--lr 0.1", "a=[1"])
 def test_an_override_needs_a_path_and_a_value(refused, override):
     assert repr(override) in refused("a: 1", [override])
-
-
-def test_an_override_whose_value_is_no_yaml_is_named(refused):
-    assert "override 'a=[1'" in refused("a: 1", ["a=[1"])
-
-
-# --- files that are no configuration
 
 
 @pytest.mark.parametrize(
@@ -198,8 +151,10 @@ def test_what_is_no_configuration_is_refused_with_the_files_name(refused, text):
 def test_a_file_that_is_missing_a_folder_no_text_or_too_large(refused, tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
         read_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="no such configuration file"):
-        read_config(tmp_path)
+    (tmp_path / "circle.yaml").symlink_to("circle.yaml")
+    for path in (tmp_path, tmp_path / "circle.yaml"):
+        with pytest.raises(ConfigError, match="no such configuration file"):
+            read_config(path)
     assert "config.yaml" in refused(b"\xff\xfe\x00a")
     assert f"larger than {MAX_BYTES} bytes" in refused("a: 1 #" + "x" * MAX_BYTES)
 
@@ -215,29 +170,9 @@ def test_a_key_that_is_given_twice_is_named_with_its_line(refused):
     assert "config.yaml, line 4: the key 'lr' is given twice" in message
 
 
-def bomb(levels: int, width: int) -> str:
-    """Each level repeats the one before: width ** levels entries in a few lines."""
-    lines = ["a0: &a0 [boom]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels + 1)]
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize(("levels", "width"), [(9, 9), (9, 11), (30, 2), (3, 40)])
-def test_aliases_cannot_blow_a_file_up(refused, levels, width):
-    assert "aliases" in refused(bomb(levels, width))
-
-
-def test_a_few_aliases_are_welcome(write):
-    assert read_config(write("a: &x {lr: 1}\nb: *x\nc: {<<: *x, epochs: 2}")) == {
-        "a": {"lr": 1}, "b": {"lr": 1}, "c": {"lr": 1, "epochs": 2},
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "&x {a: *x}"])
 def test_a_value_cannot_contain_itself(refused, text):
     assert "recursive" in refused(text)
-
-
-# --- a signature is a schema
 
 
 @dataclass
@@ -327,23 +262,18 @@ def test_a_wrong_type_is_named_with_its_path_and_with_what_is_expected(key, valu
     assert message.startswith(f"model.neck.{key}: expected ") and expected in message
 
 
-def test_an_unknown_key_is_named_with_its_path_and_the_nearest_key():
+def test_an_unknown_key_is_named_with_its_path_and_the_nearest_key_in_nested_sections_too():
     assert complaint({"channels": 1, "nunber": 2}) == "model.neck.nunber: unknown key; did you mean 'number'?"
     assert "known keys: anything, channels, count" in complaint({"channels": 1, "zzz": 2})
     assert "model.neck.3: unknown key" in complaint({"channels": 1, 3: 2})
-
-
-def test_a_nested_section_is_checked_against_its_own_class():
     for inner, message in (
         ({"sied": 3}, "model.neck.inner.sied: unknown key; did you mean 'side'?"),
         ({}, "model.neck.inner.side: this key must be given"),
         ({"side": "x"}, "model.neck.inner.side: expected a whole number, got 'x'"),
     ):
         assert complaint({"channels": 1, "inner": inner}) == message
-
-
-def test_a_missing_argument_is_named():
-    assert complaint({}) == "model.neck.channels: this key must be given"
+    assert len(complaint({"channels": 1, "number": ["x" * 100] * 10_000})) < 1000
+    assert len(complaint(["x" * 100] * 10_000)) < 1000
 
 
 def test_an_argument_that_the_program_supplies_must_not_be_given_and_is_not_missed():
@@ -356,23 +286,15 @@ def test_a_section_is_a_dictionary(section):
     assert "model.neck: expected a section of 'key: value' lines" in complaint(section, supplied=["channels"])
 
 
-def test_a_huge_value_does_not_make_a_huge_message():
-    assert len(complaint({"channels": 1, "number": ["x" * 100] * 10_000})) < 1000
-    assert len(complaint(["x" * 100] * 10_000)) < 1000
-
-
-def test_a_function_is_a_schema_too():
+def test_a_function_is_a_schema_too_but_not_a_callable_without_a_signature():
     def function(a: int, *more: int, b: str = "") -> None: ...
 
     check_call(function, {"a": 1}, "here")
     with pytest.raises(ConfigError, match=r"here\.b: expected a text"):
         check_call(function, {"a": 1, "b": 2}, "here")
-
-
-@pytest.mark.parametrize("function", [dict, type, map])
-def test_a_callable_without_a_signature(function):
-    with pytest.raises(ConfigError, match="here"):
-        check_call(function, {"a": 1}, "here")
+    for builtin in (dict, type, map):
+        with pytest.raises(ConfigError, match="here"):
+            check_call(builtin, {"a": 1}, "here")
 
 
 def test_check_keys():
@@ -380,41 +302,3 @@ def test_check_keys():
     check_keys({}, [], "here")
     with pytest.raises(ConfigError, match=r"here\.c: unknown key; known keys: a, b"):
         check_keys({"c": 1}, ["b", "a"], "here")
-
-
-# --- whatever the file holds
-
-tags = [f"!!{tag} " for tag in "int bool float null str map seq set omap pairs binary timestamp python/name:os".split()]
-marks = [*"{}[]|>'#%@!=", '"', ": ", ":", "- ", "? ", ", ", "&x ", "*x", "<<"]
-words = "a b model type _base_ --- ... 1e-3 0x 0b1 1:30 - . .. ~ é 2020-13-45 99999999999999999999999 .inf".split()
-blanks = [" ", "\n", "\n  ", "\t", "\\", "\\0", "\x00", "\x85", "\ud7ff"]
-tokens = tags + marks + words + blanks
-yamlish = st.lists(st.sampled_from(tokens), max_size=14).map("".join)
-
-
-@given(yamlish | st.text(max_size=30) | st.binary(max_size=30))
-def test_reading_raises_nothing_but_config_errors(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode(errors="replace"))
-    try:
-        config = read_config(path)
-    except ConfigError as error:
-        assert "fuzz.yaml" in str(error)
-    else:
-        assert isinstance(config, dict)
-
-
-@given(yamlish)
-def test_overriding_raises_nothing_but_config_errors(tmp_path_factory, text):
-    path = tmp_path_factory.getbasetemp() / "plain.yaml"
-    path.write_text("model: {neck: {type: fpn}}")
-    for override in (text, f"model={text}", f"{text}=1"):
-        try:
-            read_config(path, [override])
-        except ConfigError:
-            pass
-
-
-def test_a_key_over_a_type_given_as_text_keeps_the_type():
-    assert merge({"neck": "panet"}, {"neck": {"width": 16}}) == {"neck": {"type": "panet", "width": 16}}
-    assert merge({"neck": "panet"}, {"neck": {"type": "fpn", "width": 16}}) == {"neck": {"type": "fpn", "width": 16}}

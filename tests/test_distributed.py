@@ -1,7 +1,5 @@
 """What a process knows of itself and the others, without starting any (test_shared_work.py and test_training_processes.py do)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

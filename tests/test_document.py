@@ -1,7 +1,5 @@
 """Reading a COCO file: without its outlines, and otherwise what json itself reads, errors and their places included."""
 
-from __future__ import annotations
-
 import gc
 import json
 from pathlib import Path

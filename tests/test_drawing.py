@@ -1,7 +1,5 @@
 """Pictures of detections: lines and labels that can be read, inside the picture, out of each other's way."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -28,18 +26,12 @@ def as_tensor(picture) -> Tensor:
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(picture.height, picture.width, 3)
 
 
-def test_black_letters_can_be_read_on_every_class_colour():
+def test_colours_of_classes_are_far_from_each_other_and_bright_under_black_letters():
     for label in range(200):
         assert (luminance(class_colour(label)) + 0.05) / 0.05 >= 4.5  # WCAG 2
-
-
-def test_luminance_of_known_colours():
     assert luminance((0, 0, 0)) == 0
     assert luminance((255, 255, 255)) == pytest.approx(1)
     assert luminance((255, 0, 0)) == pytest.approx(0.2126)
-
-
-def test_near_classes_have_far_colours():
     colours = [class_colour(label) for label in range(10)]
     for a, b in itertools.combinations(colours, 2):
         assert sum(abs(x - y) for x, y in zip(a, b)) >= 60
@@ -64,12 +56,9 @@ def test_lines_and_letters_grow_with_the_image():
     assert marked(4) == pytest.approx(marked(1), rel=0.15)
 
 
-def test_no_detections_leave_the_picture_as_it_is():
+def test_the_image_itself_is_not_drawn_on_and_nothing_is_drawn_without_detections():
     image = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
     assert torch.equal(as_tensor(draw_detections(image, detections())), image.permute(1, 2, 0))
-
-
-def test_the_image_itself_is_not_drawn_on():
     image = canvas(60, 80)
     draw_detections(image, detections([5.0, 5.0, 30.0, 30.0]))
     assert (image == 128).all()
@@ -90,14 +79,11 @@ def test_classes_without_names_are_numbered():
     assert ImageChops.difference(numbered, named).getbbox() is None
 
 
-def test_a_label_lies_above_its_box_or_inside_where_there_is_no_room():
+def test_labels_lie_above_or_inside_their_box_and_avoid_each_other():
     sizes = [(40, 12)]
     assert place_labels([(10, 50, 80, 90)], sizes, (200, 100)) == [(10, 38, 50, 50)]
     assert place_labels([(10, 0, 80, 90)], sizes, (200, 100)) == [(10, 0, 50, 12)]
     assert place_labels([(180, 50, 200, 90)], sizes, (200, 100)) == [(160, 38, 200, 50)]  # moved into the picture
-
-
-def test_labels_avoid_each_other_and_stay_inside():
     boxes = [(50, 50, 120, 90)] * 6  # one object, six guesses
     placed = place_labels(boxes, [(30, 12)] * 6, (200, 120))
     assert placed[0] == (50, 38, 80, 50)

@@ -1,7 +1,5 @@
 """The moving average of weights, by hand; and that it is what a training scores and keeps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """AP and AR: truth by hand, the numbers that COCO recorded, and every kind of file that must not pass."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path
@@ -64,24 +62,22 @@ def changed(key: str, index: int, **values: object) -> dict:
     return content
 
 
-def test_twelve_numbers_by_hand(cells: Path) -> None:
-    bbox = evaluate_results(cells, FOUND)["bbox"]
+def test_twelve_numbers_and_those_of_chosen_classes_by_hand(cells: Path, tmp_path: Path) -> None:
+    metrics = evaluate_results(cells, FOUND)
+    bbox, per_class = metrics["bbox"], metrics["per_class"]
+    assert per_class["cell"] == pytest.approx({"AP": CELL_AP, "AP50": CELL_AP50})
+    assert per_class["platelet"] == {"AP": 0, "AP50": 0}
     # the platelet is never found: every mean over the two classes is half of the cells' value
     expected = [CELL_AP / 2, CELL_AP50 / 2, 51 / 202, -1, CELL_AP / 2, -1, 0.25, 0.325, 0.325, -1, 0.325, -1]
     assert bbox == pytest.approx(dict(zip(METRICS, expected)), abs=1e-9)
-
-
-def test_per_class_by_hand(cells: Path) -> None:
-    per_class = evaluate_results(cells, FOUND)["per_class"]
-    assert per_class["cell"] == pytest.approx({"AP": CELL_AP, "AP50": CELL_AP50})
-    assert per_class["platelet"] == {"AP": 0, "AP50": 0}
-
-
-def test_chosen_classes_and_images_only(cells: Path) -> None:
     chosen = evaluate_results(cells, FOUND, category_ids=[7])
     assert list(chosen["per_class"]) == ["cell"] and chosen["bbox"]["AP"] == pytest.approx(CELL_AP)
     no_false_positive = evaluate_results(cells, FOUND, image_ids=[10, 30], category_ids=[7])
     assert no_false_positive["bbox"]["AP50"] == pytest.approx(1)
+    small = write(tmp_path / "a.json", changed("annotations", 3, area=100.0))  # a mask may be much smaller than its box
+    found = [{"image_id": 30, "category_id": 90, "bbox": [0, 0, 40, 40], "score": 1}]
+    bbox = evaluate_results(small, found, category_ids=[90])["bbox"]
+    assert (bbox["APs"], bbox["APm"]) == (pytest.approx(1), -1)
 
 
 def test_official_numbers_to_all_recorded_digits() -> None:
@@ -102,17 +98,20 @@ def test_no_results_are_zero(tmp_path: Path, annotations: dict) -> None:
     assert metrics["per_class"] == {name: {"AP": 0, "AP50": 0} for name in ("cell", "platelet")}
 
 
-def test_results_are_not_changed_and_nothing_is_printed(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_not_changed_nothing_is_printed_and_the_table_is_lined_up(
+    cells: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = copy.deepcopy(FOUND)
     evaluate_results(cells, results)
     assert results == FOUND and capsys.readouterr() == ("", "")
-
-
-def test_area_of_the_file_decides_the_size(tmp_path: Path) -> None:
-    small = write(tmp_path / "a.json", changed("annotations", 3, area=100.0))  # a mask may be much smaller than its box
-    found = [{"image_id": 30, "category_id": 90, "bbox": [0, 0, 40, 40], "score": 1}]
-    bbox = evaluate_results(small, found, category_ids=[90])["bbox"]
-    assert (bbox["APs"], bbox["APm"]) == (pytest.approx(1), -1)
+    metrics = evaluate_results(cells, FOUND)
+    metrics["proposals"] = {f"AR{n}{size}": 0.5 for n in (100, 1000) for size in ("", "s", "m", "l")}
+    first, second, classes, proposals = (block.splitlines() for block in summary_table(metrics).split("\n\n"))
+    assert first[0].split() == METRICS[:6] and second[0].split() == METRICS[6:]
+    assert first[1].split()[4] == "-"  # there is no small object
+    assert [line.split()[0] for line in classes] == ["class", "cell", "platelet"]
+    assert [line.split()[0] for line in proposals] == ["proposals", "AR100", "AR1000"]
+    assert len({len(line) for line in first + second}) == 1 and len({len(line) for line in classes}) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,15 +119,12 @@ def test_area_of_the_file_decides_the_size(tmp_path: Path) -> None:
     [
         ({"image_id": 11}, r"image_id 11, which .*cells\.json"),
         ({"image_id": "10"}, r"image_id '10', which .*cells\.json"),
-        ({"category_id": 1}, r"category_id 1, which .*cells\.json"),
-        ({"image_id": [10]}, "result 4 must be an object"),
-        ({"bbox": [0, 0, 1]}, r"result 4 \(image 10\)"),
-        ({"bbox": [0, 0, -1, 1]}, "negative width"),
-        ({"bbox": [0, 0, float("nan"), 1]}, "result 4 .* finite"),
-        ({"score": float("inf")}, "score of result 4"),
+        ({"category_id": 1}, r"category_id 1, which .*cells\.json"), ({"image_id": [10]}, "result 4 must be an object"),
+        ({"bbox": [0, 0, 1]}, r"result 4 \(image 10\)"), ({"bbox": [0, 0, -1, 1]}, "negative width"),
+        ({"bbox": [0, 0, float("nan"), 1]}, "result 4 .* finite"), ({"score": float("inf")}, "score of result 4"),
         ({"score": None}, "score of result 4"),
     ],
-)
+)  # fmt: skip
 def test_bad_results_are_named(cells: Path, result: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate_results(cells, [*FOUND, FOUND[0] | result])
@@ -153,17 +149,6 @@ def test_detections_become_xywh_and_sparse_ids() -> None:
     assert detections_to_results(detections, 4, [7, 90]) == expected
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     assert detections_to_results(none, 4, [7, 90]) == []
-
-
-def test_table_is_lined_up(cells: Path) -> None:
-    metrics = evaluate_results(cells, FOUND)
-    metrics["proposals"] = {f"AR{n}{size}": 0.5 for n in (100, 1000) for size in ("", "s", "m", "l")}
-    first, second, classes, proposals = (block.splitlines() for block in summary_table(metrics).split("\n\n"))
-    assert first[0].split() == METRICS[:6] and second[0].split() == METRICS[6:]
-    assert first[1].split()[4] == "-"  # there is no small object
-    assert [line.split()[0] for line in classes] == ["class", "cell", "platelet"]
-    assert [line.split()[0] for line in proposals] == ["proposals", "AR100", "AR1000"]
-    assert len({len(line) for line in first + second}) == 1 and len({len(line) for line in classes}) == 1
 
 
 class Oracle:

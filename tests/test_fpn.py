@@ -1,7 +1,5 @@
 """The feature pyramid network: one pixel by hand, and torchvision's function."""
 
-from __future__ import annotations
-
 import torch
 from helpers.necks import NARROW, STRIDES, constant, identity_, maps, values
 from torch import nn
@@ -14,48 +12,22 @@ def identity_fpn(**settings) -> FPN:
     return identity_(FPN([1, 1, 1, 1], STRIDES, width=1, **settings))
 
 
-# --- truth by hand
-
-
-def test_every_level_adds_what_lies_above_it():
+def test_every_level_adds_what_lies_above_it_or_its_average():
     assert values(identity_fpn()(constant(1, 10, 100, 1000))) == [[1111], [1110], [1100], [1000], [1000]]
-
-
-def test_the_average_is_passed_down():
     assert values(identity_fpn(fuse="average")(constant(0, 0, 0, 8))) == [[1], [2], [4], [8], [8]]
 
 
-def test_upsampling_repeats_the_nearest_pixel():
-    c = constant(0, 0, 0, 0)
-    c[3] = torch.tensor([[[[1.0, 2], [3, 4]]]])
-    p4 = identity_fpn()(c)[2][0, 0]
-    assert p4.tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
-
-
-def test_p6_is_every_second_pixel_of_p5():
+def test_p6_is_pooled_or_made_of_c5_or_p5_and_p7_of_its_positive_part():
     c = constant(0, 0, 0, 0)
     c[3] = torch.arange(15.0).reshape(1, 1, 3, 5)
     assert identity_fpn()(c)[-1][0, 0].tolist() == [[0, 2, 4], [10, 12, 14]]
-
-
-def test_there_is_no_activation_in_the_neck():
-    assert all(p.max() < 0 for p in identity_fpn()(constant(-1, -1, -1, -1)))
-
-
-def test_p7_is_made_of_the_positive_part_of_p6():
-    fpn = identity_fpn(extra="c5")
-    assert values(fpn(constant(0, 0, 0, -1))[-2:]) == [[-1], [0]]
-    assert values(fpn(constant(0, 0, 0, 1))[-2:]) == [[1], [1]]
-
-
-def test_p6_by_convolution_reads_c5_or_p5():
     for extra, expected in (("c5", 7.0), ("p5", 21.0)):
         fpn = identity_fpn(extra=extra)
         nn.init.constant_(fpn.lateral[-1].conv.weight, 3)
         assert fpn(constant(0, 0, 0, 7))[-2].unique().tolist() == [expected]
-
-
-# --- torchvision
+    fpn = identity_fpn(extra="c5")
+    assert values(fpn(constant(0, 0, 0, -1))[-2:]) == [[-1], [0]]
+    assert values(fpn(constant(0, 0, 0, 1))[-2:]) == [[1], [1]]
 
 
 def test_the_function_is_torchvisions():
@@ -67,9 +39,6 @@ def test_the_function_is_torchvisions():
     expected = theirs(dict(enumerate(c))).values()
     for p, other in zip(ours(c), expected):
         torch.testing.assert_close(p, other)
-
-
-# --- sizes
 
 
 def test_a_dilated_c5_needs_no_upsampling():

@@ -1,7 +1,5 @@
 """Mangled annotations, file names that want out, and results that are none: a data set or one line, whatever they say."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import json
@@ -56,9 +54,8 @@ def test_a_value_of_any_kind_at_any_key(data: Path, tries: int):
             mangled[section][entry % len(mangled[section])][key] = value
         path.write_text(json.dumps(mangled))
         read(data / "images", path)
-        outcome(
-            lambda: evaluate_results(path, [{"image_id": 10, "category_id": 3, "bbox": [1, 1, 5, 5], "score": 0.5}])
-        )
+        found = [{"image_id": 10, "category_id": 3, "bbox": [1, 1, 5, 5], "score": 0.5}]
+        outcome(lambda: evaluate_results(path, found))
 
     numbers = st.lists(st.floats() | st.integers(-10, 200), min_size=4, max_size=4)
     changes = st.lists(st.tuples(places, st.integers(0, 9), json_values | numbers), min_size=1, max_size=3)
@@ -133,11 +130,8 @@ def test_a_damaged_xml_file(tmp_path: Path, tries: int):
         (folder / "Annotations" / "a.xml").write_bytes(content)
         converted(folder, convert_voc)
 
-    fuzz(
-        tries,
-        write,
-        content=damaged(text) | st.text(max_size=50).map(lambda t: annotation(t).encode("utf-8", "replace")),
-    )
+    others = st.text(max_size=50).map(lambda t: annotation(t).encode("utf-8", "replace"))
+    fuzz(tries, write, content=damaged(text) | others)
 
 
 WORDS = "0 1 2 -1 0.5 1.0 1e-400 1e400 nan inf -0 0x1 1_0 ٣ # 0.5,".split() + ["", "\0"]
@@ -171,9 +165,8 @@ def test_results_of_any_kind(data: Path, tries: int):
         path.write_text(json.dumps([{**good, **dict(changes)}, good] if rest is None else rest))
         outcome(lambda: evaluate_results(data / "train.json", read_json(path)))
 
-    changes = st.lists(
-        st.tuples(st.sampled_from(list(good)), json_values | st.lists(st.floats(), min_size=4, max_size=4))
-    )
+    numbers = st.lists(st.floats(), min_size=4, max_size=4)
+    changes = st.lists(st.tuples(st.sampled_from(list(good)), json_values | numbers))
     fuzz(tries, score, changes=changes, rest=st.none() | json_values | st.lists(json_values, max_size=2))
 
 

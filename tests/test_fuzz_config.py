@@ -1,7 +1,5 @@
 """Random configurations and overrides over real ones: a model or one line, nothing run, nothing blown up."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path
@@ -22,19 +20,9 @@ CONFIGS = [ROOT / "configs" / name for name in (
     "faster_rcnn_r50_fpn_1x_coco.yaml", "detectors_r50_1x_coco.yaml", "libra_r50_1x_coco.yaml", "shapes_r18_fpn.yaml",
 )]  # fmt: skip
 WORDS = [
-    "fpn",
-    "resnet",
-    "bifpn",
-    "os.system",
-    "detector.modeling.rcnn.GeneralizedRCNN",
-    "..",
-    "",
-    "null",
-    "-1",
-    "0",
-    "1e9",
+    "fpn", "resnet", "bifpn", "os.system", "detector.modeling.rcnn.GeneralizedRCNN", "..", "", "null", "-1", "0", "1e9",
     "true",
-]
+]  # fmt: skip
 
 
 def paths_of(section: Any, above: str = "") -> list[str]:
@@ -61,7 +49,7 @@ def test_random_overrides_of_real_configurations(tries: int):
     def override(config: Path, changes: list[tuple[str, Any]]) -> None:
         outcome(lambda: load_config(config, [f"{key}={as_text(value)}" for key, value in changes]))
 
-    changes = st.lists(st.tuples(st.sampled_from(REAL + MORE), values), min_size=1, max_size=3)
+    changes = st.lists(st.tuples(st.sampled_from(REAL + MORE) | st.text(max_size=6), values), min_size=1, max_size=3)
     fuzz(tries, override, config=st.sampled_from(CONFIGS), changes=changes)
 
 
@@ -89,39 +77,35 @@ def test_what_is_accepted_builds_or_is_refused(tries: int):
 def test_random_files(tmp_path: Path, tries: int):
     path, mark = tmp_path / "a.yaml", tmp_path / "was_here"
     tags = [
-        "!!python/object/apply:os.system ",
-        "!!python/name:os.system ",
-        "!!binary ",
-        "!!set ",
-        "!!timestamp ",
-        "!x ",
-        "&a ",
-        "*a",
-    ]
+        "!!python/object/apply:os.system ", "!!python/name:os.system ", "!!binary ", "!!set ", "!!timestamp ", "!x ",
+        "&a ", "*a",
+    ]  # fmt: skip
     piece = st.sampled_from([*tags, "_base_: ", "model:\n", "  neck: ", "- ", "? ", ": ", "{", "}", "[", "]", "\n", "<<: *a\n",
-                             "\t", "---\n", "%YAML 9.9\n", "'", '"', "|\n", f"['touch {mark}']"])  # fmt: skip
+                             "\t", "\0", "\x85", ".inf", "1:30", "=", "---\n", "%YAML 9.9\n", "'", '"', "|\n",
+                             f"['touch {mark}']"])  # fmt: skip
 
-    def write(pieces: list[str]) -> None:
-        path.write_bytes("".join(pieces).encode("utf-8", "surrogatepass"))
+    def write(pieces: list[str], tail: bytes) -> None:
+        path.write_bytes("".join(pieces).encode("utf-8", "surrogatepass") + tail)
         outcome(lambda: load_config(path))
         assert not mark.exists()
 
-    fuzz(tries, write, pieces=st.lists(piece | st.text(max_size=5), max_size=12))
+    fuzz(
+        tries,
+        write,
+        pieces=st.lists(piece | st.text(max_size=5), max_size=12),
+        tail=st.just(b"") | st.binary(max_size=9),
+    )
 
 
 BOMBS = {
     "aliases": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+    "thick aliases": "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [" + f"*a{i - 1}, " * 11 + "]\n" for i in range(1, 10)),
     "wide aliases": "a: &a [1]\nb: [" + "*a, " * 5 * 10**4 + "1]",
-    "merges": "a: &a {x: 1}\n" + "b:\n" + "  <<: *a\n" * 10**4,
-    "lists": "[" * 10**5,
-    "maps": "a: " + "{a: " * 10**5,
-    "indents": "\n".join(" " * i + "a:" for i in range(700)),
-    "number": "a: " + "9" * 2 * 10**5,
-    "base of 60": "a: 1" + ":1" * 10**5,
-    "keys": "\n".join(f"k{i}: 1" for i in range(2 * 10**4)),
-    "long key": "a" * 2 * 10**5 + ": 1",
-    "large": "a: " + "x" * 2**20,
-}
+    "merges": "a: &a {x: 1}\n" + "b:\n" + "  <<: *a\n" * 10**4, "lists": "[" * 10**5, "maps": "a: " + "{a: " * 10**5,
+    "indents": "\n".join(" " * i + "a:" for i in range(700)), "number": "a: " + "9" * 2 * 10**5,
+    "base of 60": "a: 1" + ":1" * 10**5, "keys": "\n".join(f"k{i}: 1" for i in range(2 * 10**4)),
+    "long key": "a" * 2 * 10**5 + ": 1", "large": "a: " + "x" * 2**20,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BOMBS)

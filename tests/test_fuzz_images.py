@@ -1,7 +1,5 @@
 """Broken, hostile and exotic images: pixels or one line, in bounded time and memory, whatever the bytes are."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct
@@ -30,24 +28,16 @@ def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
 
 FRAMES = [Image.fromarray(np.roll(NOISE, i)) for i in range(4)]
 FORMS = {
-    "png": encoded("png"),
-    "png of a palette": encoded("png", "P", transparency=3),
+    "png": encoded("png"), "png of a palette": encoded("png", "P", transparency=3),
     "animated png": encoded("png", save_all=True, append_images=FRAMES),
     "jpeg": encoded("jpeg", exif=b"Exif\0\0" + Image.Exif().tobytes()),
-    "progressive jpeg": encoded("jpeg", progressive=True),
-    "cmyk jpeg": encoded("jpeg", "CMYK"),
-    "gif": encoded("gif"),
-    "animated gif": encoded("gif", save_all=True, append_images=FRAMES),
-    "tiff": encoded("tiff"),
+    "progressive jpeg": encoded("jpeg", progressive=True), "cmyk jpeg": encoded("jpeg", "CMYK"), "gif": encoded("gif"),
+    "animated gif": encoded("gif", save_all=True, append_images=FRAMES), "tiff": encoded("tiff"),
     "compressed tiff": encoded("tiff", compression="tiff_lzw"),
-    "tiff of pages": encoded("tiff", save_all=True, append_images=FRAMES),
-    "webp": encoded("webp"),
-    "animated webp": encoded("webp", save_all=True, append_images=FRAMES),
-    "bmp": encoded("bmp"),
-    "ppm": encoded("ppm"),
-    "tga": encoded("tga"),
-    "jpeg 2000": encoded("jpeg2000"),
-}
+    "tiff of pages": encoded("tiff", save_all=True, append_images=FRAMES), "webp": encoded("webp"),
+    "animated webp": encoded("webp", save_all=True, append_images=FRAMES), "bmp": encoded("bmp"), "ppm": encoded("ppm"),
+    "tga": encoded("tga"), "jpeg 2000": encoded("jpeg2000"),
+}  # fmt: skip
 
 
 def check(path: Path, limit: int = 10**6) -> None:
@@ -105,9 +95,6 @@ def test_every_mode_that_a_format_can_hold(tmp_path: Path):
     assert held >= 70
 
 
-# --- giants by their header
-
-
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
@@ -160,9 +147,6 @@ def test_a_giant_takes_no_memory(tmp_path: Path):
         for side in (10_000, 60_000, 2**31 - 1):
             (tmp_path / "a.png").write_bytes(make(side))
             assert grown(lambda: check(tmp_path / "a.png", 10**7)) < 64, (form, side)
-
-
-# --- what is no image file at all
 
 
 @pytest.mark.parametrize(

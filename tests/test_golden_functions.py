@@ -1,7 +1,5 @@
 """Our anchors, boxes, assigner, RoIAlign and suppression give the recorded results of three references."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers.golden_rules import assert_near, golden
@@ -70,8 +68,6 @@ def test_cells_torchvision():
         assert_near(cell_anchors([size], [0.5, 1, 2], rounded=True, ratio_major=True), expected)
 
 
-# --- boxes
-
 CODERS = {  # name: (weights, deltas, clamped at both sides)
     "d2_weights_1": ((1, 1, 1, 1), "rpn_deltas", False),
     "tv_weights_1": ((1, 1, 1, 1), "rpn_deltas", False),
@@ -88,15 +84,11 @@ def test_box_coder(name):
     file, (weights, deltas, clamp_both) = golden("functions")["box_coder"], CODERS[name]
     source, target = torch.tensor(file["source"]), torch.tensor(file["target"])
     assert_near(encode(source, target, weights), file[name]["encode"])
+    assert_near(box_iou(source, target), file["iou_source_target"])
     boxes = decode(torch.tensor(file[deltas], dtype=torch.float32), source, weights, clamp_both)
     assert_near(boxes, file[name]["decode"])
     if "decode_clipped_to_256x352" in file[name]:
         assert_near(clip_boxes(boxes, (256, 352)), file[name]["decode_clipped_to_256x352"])
-
-
-def test_iou():
-    file = golden("functions")["box_coder"]
-    assert_near(box_iou(torch.tensor(file["source"]), torch.tensor(file["target"])), file["iou_source_target"])
 
 
 def test_levels():
@@ -107,8 +99,6 @@ def test_levels():
     for reference in ("d2", "tv", "mm"):
         assert (fpn_level(boxes, 2, 5) - 2).tolist() == record[reference]
 
-
-# --- matching
 
 RPN_RULE = dict(pos_iou=0.7, neg_iou=0.3)
 ROI_RULE = dict(pos_iou=0.5, neg_iou=0.5)
@@ -165,9 +155,6 @@ def test_an_object_that_nothing_touches_forces_nothing():
     promoter = verdict(iou, **RPN_RULE, low_quality="force_gt")
     assert own == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 0, 0]  # 5, 10 and 11 are forced by the three others
     assert promoter == [-2, -2, -2, -2, -1, 1, -2, -1, -2, -1, 3, 0]
-
-
-# --- pooling and suppression
 
 
 def pool(samples: int, aligned: bool) -> tuple[RoIPool, Tensor, Tensor, dict]:

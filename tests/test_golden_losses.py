@@ -1,6 +1,6 @@
 """The losses of our RPN and RoI head on fixed rows are the recorded ones of three references."""
 
-from __future__ import annotations
+import functools
 
 import pytest
 import torch
@@ -40,29 +40,23 @@ def rpn_losses(record: dict, **settings) -> tuple[Tensor, Tensor]:
     return rpn.loss(rows["logits"][None], rows["deltas"][None], rows["anchors"], samples, rpn.coder, count)
 
 
-@pytest.mark.parametrize(("beta", "name"), [(0.0, "l1"), (1 / 9, "smooth_l1_1_9"), (1.0, "smooth_l1_1")])
-def test_rpn_loss_mmdetection(beta, name):
+MM, D2 = dict(normalizer="num_sampled_min1"), dict(batch_per_image=256, normalizer="batch_size")
+D2_NAME = "d2_smooth_l1_beta_{}_batch_size_256/loss_rpn_{}"
+RPN_LOSSES = [  # settings, records of the objectness and the box loss; Detectron2 divides by the 256 that it wanted to sample
+    (dict(beta=0.0, **MM), "mm_loss_rpn_cls", "mm_loss_rpn_bbox_l1"),
+    (dict(beta=1 / 9, **MM), "mm_loss_rpn_cls", "mm_loss_rpn_bbox_smooth_l1_1_9"),
+    (dict(beta=1.0, **MM), "mm_loss_rpn_cls", "mm_loss_rpn_bbox_smooth_l1_1"),
+    (dict(beta=1 / 9), "tv/loss_objectness", "tv/loss_rpn_box_reg"),
+    (dict(beta=0.0, **D2), D2_NAME.format("0", "cls"), D2_NAME.format("0", "loc")),
+    (dict(beta=1 / 9, **D2), D2_NAME.format("1_9", "cls"), D2_NAME.format("1_9", "loc")),
+]
+
+
+@pytest.mark.parametrize(("settings", "objectness", "box"), RPN_LOSSES)
+def test_rpn_loss(settings, objectness, box):
     record = golden("functions")["rpn_loss"]
-    objectness, box = rpn_losses(record, beta=beta, normalizer="num_sampled_min1")
-    assert_near(objectness, record["mm_loss_rpn_cls"])
-    assert_near(box, record[f"mm_loss_rpn_bbox_{name}"])
-
-
-def test_rpn_loss_torchvision():
-    record = golden("functions")["rpn_loss"]
-    objectness, box = rpn_losses(record, beta=1 / 9)
-    assert_near(objectness, record["tv"]["loss_objectness"])
-    assert_near(box, record["tv"]["loss_rpn_box_reg"])
-
-
-@pytest.mark.parametrize(("beta", "name"), [(0.0, "beta_0"), (1 / 9, "beta_1_9")])
-def test_rpn_loss_detectron2(beta, name):
-    """Divided by the 256 anchors that it wanted to sample, not by the 10 that there are."""
-    record = golden("functions")["rpn_loss"]
-    expected = record[f"d2_smooth_l1_{name}_batch_size_256"]
-    objectness, box = rpn_losses(record, beta=beta, batch_per_image=256, normalizer="batch_size")
-    assert_near(objectness, expected["loss_rpn_cls"])
-    assert_near(box, expected["loss_rpn_loc"])
+    for found, name in zip(rpn_losses(record, **settings), (objectness, box)):
+        assert_near(found, functools.reduce(lambda section, key: section[key], name.split("/"), record))
 
 
 def test_balanced_l1_of_the_rows_of_the_rpn():
@@ -106,10 +100,8 @@ ROI_LOSSES = [  # settings, record, name of the box loss
 def test_roi_loss(settings, name, box_name):
     record = golden("functions")["roi_loss"]
     head = GivenRegions(record, **settings)
-    proposals, target = (
-        Proposals(torch.zeros(0, 4), torch.zeros(0)),
-        Target(head.rows["gt_boxes"], head.rows["gt_classes"]),
-    )
+    proposals = Proposals(torch.zeros(0, 4), torch.zeros(0))
+    target = Target(head.rows["gt_boxes"], head.rows["gt_classes"])
     losses = head.losses([], [proposals], Batch(torch.zeros(1, 3, 8, 8), [(8, 8)]), [target])
     assert_near(losses["roi_class"], record[name]["loss_classifier" if name == "tv" else "loss_cls"])
     assert_near(losses["roi_box"], record[name][box_name])

@@ -1,7 +1,5 @@
 """The check values that the golden files' README gives for its rules."""
 
-from __future__ import annotations
-
 import zlib
 
 import pytest
@@ -28,10 +26,9 @@ def test_fill_rule(key, shape, first, values):
 
 
 IMAGES = [
-    (0, 256, 352, (149, 133, 140), 34320378, 2213664688),
-    (1, 320, 288, (162, 127, 77), 34959386, 3652074009),
+    (0, 256, 352, (149, 133, 140), 34320378, 2213664688), (1, 320, 288, (162, 127, 77), 34959386, 3652074009),
     (2, 480, 640, (127, 155, 188), 117179259, 3204098535),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("k", "height", "width", "pixels", "total", "crc"), IMAGES)
@@ -42,13 +39,10 @@ def test_image_rule(k, height, width, pixels, total, crc):
     assert zlib.crc32(image.numpy().tobytes()) == crc
 
 
-def test_record_errors_are_relative_to_the_spread():
+def test_errors_are_relative_to_the_spread_and_matches_want_box_score_and_label():
     record = {"shape": [2, 2], "idx": [0, 3], "values": [1.0, 7.0], "mean": 4.0, "std": 5.0**0.5}
     assert record_errors(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), record) == pytest.approx((0, 0))
     assert record_errors(torch.tensor([[1.0, 3.0], [5.0, 8.0]]), record)[0] == pytest.approx(1 / 5**0.5)
-
-
-def test_match_sets_wants_box_score_and_label():
     boxes, scores, labels = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8]]), torch.tensor([0.9, 0.5]), torch.tensor([1, 1])
     swapped = match_sets((boxes, scores, labels), (boxes, scores.flip(0), labels), px=0.1, score=1e-3)
     assert (swapped.unmatched, swapped.px, swapped.score) == (0, 0, 0)

@@ -1,7 +1,5 @@
 """What anchors can reach, computed by hand and by making every anchor; k-means finds better ones."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,12 @@ from detector.modeling.boxes import box_iou
 SPLIT = {"images": ".", "annotations": "a.json"}
 CONFIG: dict[str, Any] = {
     "model": {
-        "backbone": {"type": "helpers.training.TinyBackbone"},
-        "neck": {"type": "fpn", "width": 8},
+        "backbone": {"type": "helpers.training.TinyBackbone"}, "neck": {"type": "fpn", "width": 8},
         "rpn": {"anchors": {"sizes": [[16], [32], [64], [128], [256]], "ratios": [1.0]}},
         "roi_head": {"box_head": {"width": 8}},
     },
     "data": {"root": ".", "train": SPLIT, "val": SPLIT, "resize": {"short": [100, 200], "long": 500}},
-}
+}  # fmt: skip
 
 
 def shape_of(**model: Any) -> Geometry:

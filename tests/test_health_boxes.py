@@ -1,7 +1,5 @@
 """Boxes that are all but equal, found without comparing every pair."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Decoding: every mode and orientation gives the same upright RGB, and what is wrong with a file names the file."""
 
-from __future__ import annotations
-
 import io
 import struct
 import warnings
@@ -47,12 +45,16 @@ def bare_png(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_colours_are_red_green_blue(tmp_path: Path) -> None:
+def test_colours_are_red_green_blue_of_a_file_or_an_open_image(tmp_path: Path) -> None:
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)  # (H, W, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     image = read_image(tmp_path / "a.png")
     assert type(image) is torch.Tensor and image.dtype == torch.uint8 and image.shape == (3, 2, 3)
     assert image.tolist() == pixels.transpose(2, 0, 1).tolist()
+    grey(STORED[6]).save(tmp_path / "a.png", exif=oriented(6))
+    with Image.open(tmp_path / "a.png") as image:
+        assert torch.equal(to_rgb(image), read_image(str(tmp_path / "a.png")))
+    assert to_rgb(grey(UPRIGHT)).tolist() == [UPRIGHT] * 3  # never a file
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
@@ -102,34 +104,19 @@ def test_alpha_is_dropped_and_the_colour_kept(tmp_path: Path) -> None:
     assert read_image(tmp_path / "p.png").flatten().tolist() == [200, 100, 50]
 
 
-def test_cmyk_jpeg(tmp_path: Path) -> None:
+def test_cmyk_is_converted_and_floating_point_refused(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")  # no cyan, all magenta, all yellow: red
     red, green, blue = read_image(tmp_path / "a.jpg").float().mean(dim=(1, 2)).tolist()
     assert red > 250 and green < 5 and blue < 5
+    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff: .*floating-point.*8 or 16 bits"):
+        read_image(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.pgm"])
 def test_sixteen_bits_give_their_high_byte(tmp_path: Path, name: str) -> None:
     Image.fromarray(np.array([[0, 255, 256, 0x80FF, 65535]], dtype=np.uint16)).save(tmp_path / name)
     assert read_image(tmp_path / name).tolist() == [[[0, 0, 1, 0x80, 255]]] * 3
-
-
-def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(DataError, match=r"a\.tiff: .*floating-point.*8 or 16 bits"):
-        read_image(tmp_path / "a.tiff")
-
-
-def test_an_open_image_is_converted_alike(tmp_path: Path) -> None:
-    grey(STORED[6]).save(tmp_path / "a.png", exif=oriented(6))
-    with Image.open(tmp_path / "a.png") as image:
-        assert torch.equal(to_rgb(image), read_image(str(tmp_path / "a.png")))
-    assert to_rgb(grey(UPRIGHT)).tolist() == [UPRIGHT] * 3  # never a file
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.jpg: no such image; check the image folder"):
-        read_image(tmp_path / "gone.jpg")
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
@@ -147,11 +134,21 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         assert str(path) in str(caught.value) and "replace the file or remove its entry" in str(caught.value)
 
 
-def test_the_pixel_limit_is_inclusive_and_names_its_key(tmp_path: Path) -> None:
+def test_the_pixel_limit_is_inclusive_names_its_key_and_raises_pillows_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grey(UPRIGHT).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", max_pixels=6).shape == (3, 2, 3)
     with pytest.raises(DataError, match=r"a\.png: too large \(3 x 2 pixels\); .* 5: raise data\.max_pixels"):
         read_image(tmp_path / "a.png", max_pixels=5)
+    grey(UPRIGHT).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)  # Pillow raises above twice this
+    assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
+    assert read_image(tmp_path / "a.png", max_pixels=6).shape == (3, 2, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # switched off by the user
+    assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
+    assert Image.MAX_IMAGE_PIXELS is None
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])  # over Pillow's warning, over Pillow's error
@@ -162,14 +159,3 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, side: int, action: str)
         warnings.simplefilter(action)
         with pytest.raises(DataError, match=r"bomb\.png: too large .* raise data\.max_pixels"):
             read_image(path)
-
-
-def test_the_key_raises_pillows_own_limit_and_never_lowers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grey(UPRIGHT).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)  # Pillow raises above twice this
-    assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
-    assert read_image(tmp_path / "a.png", max_pixels=6).shape == (3, 2, 3)
-    assert Image.MAX_IMAGE_PIXELS == 100
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # switched off by the user
-    assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
-    assert Image.MAX_IMAGE_PIXELS is None

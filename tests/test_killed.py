@@ -1,7 +1,5 @@
 """A training as a program, against kill -9, signals and a disk that fills up, at random moments."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -17,11 +15,13 @@ from helpers.training import ROOT, assert_same_training, draw_set, train, write_
 
 from detector.checkpoint import read_checkpoint, save_checkpoint
 
-times = pytest.mark.parametrize(
-    "times", [pytest.param(4, id="few"), pytest.param(100, id="many", marks=pytest.mark.torture)]
-)
+
+def times(few_times: int, many_times: int, few=()) -> pytest.MarkDecorator:
+    many = pytest.param(many_times, id="many", marks=pytest.mark.torture)
+    return pytest.mark.parametrize("times", [pytest.param(few_times, id="few", marks=few), many])
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 REFUSED = "last.pth: could not be written"
 
 
@@ -59,7 +59,7 @@ def start_saving(path: Path, first: int) -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@times
+@times(4, 100)
 def test_a_killed_process_leaves_a_checkpoint_that_can_be_read(tmp_path: Path, times: int):
     path, chance, seen = tmp_path / "last.pth", random.Random(0), 0
     save(path, 0)
@@ -77,20 +77,17 @@ def test_a_killed_process_leaves_a_checkpoint_that_can_be_read(tmp_path: Path, t
         assert seen > before, "too short a time to save anything"
 
 
-@pytest.mark.parametrize(
-    "times", [pytest.param(2, id="few", marks=pytest.mark.slow), pytest.param(25, id="many", marks=pytest.mark.torture)]
-)
+@times(2, 25, few=pytest.mark.slow)
 def test_a_training_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path: Path, times: int):
     """At any moment: while it starts, loads, learns, saves or scores. It saves after every step."""
     config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), save_seconds=0.0, epochs=3 * times)
     assert train(config, tmp_path / "whole", ["data.workers=1"]) == 0
     command = [sys.executable, ROOT / "scripts/train.py", config, "--output", tmp_path / "run", "data.workers=1"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     chance, kills, status = random.Random(0), 0, None
     while status != 0:
         last = tmp_path / "run/last.pth"
         resume = ["--resume"] if last.exists() else []
-        running = subprocess.Popen([*command, *resume], stderr=subprocess.PIPE, text=True, env=environment)
+        running = subprocess.Popen([*command, *resume], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         began = last.stat().st_mtime_ns if last.exists() else 0
         try:
             while running.poll() is None and kills < times and not (last.exists() and last.stat().st_mtime_ns > began):
@@ -110,18 +107,15 @@ def test_a_training_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp
     assert not list((tmp_path / "run").glob(".*"))
 
 
-@pytest.mark.parametrize(
-    "times", [pytest.param(3, id="few", marks=pytest.mark.slow), pytest.param(20, id="many", marks=pytest.mark.torture)]
-)
+@times(3, 20, few=pytest.mark.slow)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_at_any_moment_of_the_start_ends_it_in_order(tmp_path: Path, times: int, number: signal.Signals):
     """While Python loads torch, while data are read, while the model is built: one line, a status of its own."""
     config, chance = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), epochs=10**4), random.Random(0)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     for i in range(times):
         run = tmp_path / f"run{i}"
         command = [sys.executable, ROOT / "scripts/train.py", config, "--output", run]
-        running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         try:
             time.sleep(0.3 + 5 * chance.random())
             running.send_signal(number)
@@ -143,15 +137,12 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_in_order(tmp_path: Path, ti
 def test_a_disk_that_fills_up_and_empties_again(tmp_path: Path):
     """Ten times: the old checkpoint stays whole, nothing half-written is left, and the next one is written."""
     config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), save_seconds=0.0, epochs=10**4)
-    disk, environment = (
-        tmp_path / "disk",
-        os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-    )
+    disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
     command = [sys.executable, ROOT / "scripts/train.py", config, "--output", disk / "run", "train.evaluate_every=100"]
     log = open(tmp_path / "errors", "w+")
-    running = subprocess.Popen(command, stderr=log, env=environment)
+    running = subprocess.Popen(command, stderr=log, env=ENVIRONMENT)
     try:
         for _ in range(10):
             fill_and_empty(disk, tmp_path / "errors", running)

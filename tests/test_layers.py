@@ -1,7 +1,5 @@
 """Norms, convolutions with norms, folding, and the box losses."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -39,9 +37,6 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-# --- frozen batch norm
-
-
 @pytest.mark.parametrize("eps", [1e-5, 0.0, 0.1])
 def test_a_frozen_norm_is_a_batch_norm_in_evaluation(eps):
     batch = randomised(nn.BatchNorm2d(6, eps=eps)).eval()
@@ -59,12 +54,16 @@ def test_a_frozen_norm_has_no_parameters_and_does_not_learn_in_training():
     assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
 
 
-def test_make_norm():
+def test_which_norm_is_made_and_when_a_convolution_has_a_bias():
     kinds = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "sync": SyncBatchNorm, "group": nn.GroupNorm}
     for name, kind in kinds.items():
         norm = make_norm(name, 64, eps=1e-3)
         assert isinstance(norm, kind) and norm.eps == 1e-3
     assert make_norm("group", 64).num_groups == 32
+    assert ConvNorm(3, 32, 3).conv.bias is not None
+    assert ConvNorm(3, 32, 3, norm="group").conv.bias is None
+    assert ConvNorm(3, 32, 3, norm="group", bias=True).conv.bias is not None
+    assert [log2_stride(stride) for stride in (4, 8, 64)] == [2, 3, 6]
 
 
 @pytest.mark.parametrize("kind", ["batch", "sync"])
@@ -82,9 +81,6 @@ def test_of_one_value_per_channel_a_batch_norm_takes_the_running_statistics(kind
     assert not torch.equal(norm.running_mean, before["running_mean"])
 
 
-# --- convolutions with norms
-
-
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", ["frozen", "batch", "group"])
 def test_conv_norm_is_the_convolution_then_the_norm(kind, bias):
@@ -99,12 +95,6 @@ def test_a_frozen_norm_lets_the_gradient_through_to_the_filters():
     (ours,) = torch.autograd.grad(conv_norm(conv, norm, x).square().sum(), weight)
     (expected,) = torch.autograd.grad(norm(conv(x)).square().sum(), weight)
     assert close(ours, expected)
-
-
-def test_a_bias_only_without_a_norm_or_by_option():
-    assert ConvNorm(3, 32, 3).conv.bias is not None
-    assert ConvNorm(3, 32, 3, norm="group").conv.bias is None
-    assert ConvNorm(3, 32, 3, norm="group", bias=True).conv.bias is not None
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -133,9 +123,6 @@ def test_a_group_norm_keeps_its_digits_in_channels_last():
     x = (torch.randn(1, 64, 20, 30) + 300).to(memory_format=torch.channels_last)
     expected = F.group_norm(x.double(), 32)
     assert (GroupNorm(32, 64)(x) - expected).abs().max() < 1e-3
-
-
-# --- initialisers and the rest
 
 
 @pytest.mark.parametrize(
@@ -174,7 +161,3 @@ def test_the_gradient_of_balanced_l1_is_a_logarithm_up_to_its_corner(beta):
     losses = [balanced_l1(torch.tensor([x]), torch.zeros(1), beta).item() for x in (0.0, beta - 1e-6, beta + 1e-6)]
     assert losses[0] == 0 and losses[2] - losses[1] == pytest.approx(3e-6, abs=2e-6)  # it has no step
     assert balanced_l1(torch.zeros(0, 4), torch.zeros(0, 4), beta).item() == 0
-
-
-def test_the_level_of_a_stride():
-    assert [log2_stride(stride) for stride in (4, 8, 64)] == [2, 3, 6]

@@ -1,7 +1,5 @@
 """Inputs made to hurt: a few in `make test`, thousands in `make torture`, each there within some seconds."""
 
-from __future__ import annotations
-
 import functools
 import re
 import signal

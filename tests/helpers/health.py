@@ -1,7 +1,5 @@
 """A small data set with a configuration, clean or with every fault that the check of a data set knows."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import hashlib
