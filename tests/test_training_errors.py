@@ -172,7 +172,7 @@ def test_two_trainings_at_once_in_one_folder(refusal: Callable, config: Path, ru
         (run / "previous.pth").unlink()
     arguments = ["train.epochs=1", *(["--resume"] if resume else [])]
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, run / "train.log"], stdout=subprocess.PIPE, process_group=0
+        [sys.executable, "-c", HOLDER, run / "train.log"], stdout=subprocess.PIPE, start_new_session=True
     )
     try:
         holder.stdout.readline()
