@@ -44,7 +44,7 @@ def train(recipe: str, output: Path, *overrides: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_are_the_published_ones(path):
-    """L of the specification: batch 16, lr 0.02, warm-up 1000 steps; 12 epochs with steps at 8 and 11, or 36, 28 and 34."""
+    """Batch 16, lr 0.02, warm-up 1000 steps; 12 epochs with steps at 8 and 11, or 36, 28 and 34."""
     config = detector.load_config(path, ["data.root=somewhere"])
     recipe = config.train
     assert (recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay) == (16, 0.02, 0.9, 1e-4)
@@ -52,9 +52,8 @@ def test_recipes_are_the_published_ones(path):
     expected = (36, [28, 34]) if "_3x_" in path.name else (12, [8, 11])
     assert (recipe.epochs, recipe.milestones) == expected
     assert config.data.resize == Resize([640, 672, 704, 736, 768, 800], 1333)
-    backbone = config.model.calls[
-        "backbone"
-    ].arguments  # DetectoRS trains the affine map of its norms, never their statistics
+    backbone = config.model.calls["backbone"].arguments
+    # DetectoRS trains the affine map of its norms, never their statistics
     assert backbone["frozen_stages"] == 2 and backbone["norm"] == ("affine" if "conv" in backbone else "frozen")
 
 
@@ -76,7 +75,7 @@ def test_eight_images_are_overfitted(tmp_path):
     root = coco_folder(tmp_path / "coco", images=8, smallest=32**2)
     rows = train(
         "faster_rcnn_r50_fpn_1x_coco.yaml", tmp_path / "run", f"data.root={root}", "model.backbone.depth=18",
-        "model.neck.width=128", "model.roi_head.batch_per_image=128", "model.roi_head.box_head.width=512",
+        "model.neck.width=128", "model.roi_head.sampling.batch_per_image=128", "model.roi_head.box_head.width=512",
         "data.resize.short=[256]", "data.resize.long=384", "data.transforms=[]", "train.epochs=60", "train.batch_size=4",
         "train.optimizer=adamw", "train.lr=3e-4", "train.weight_decay=1e-4", "train.warmup_steps=20", "train.clip_norm=10",
         "train.schedule=cosine", "train.evaluate_every=60", "train.save_seconds=1000",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.golden_rules import match_sets
-from helpers.tiny import CONFIG, built, picture, target, tiny_model
+from helpers.tiny import CONFIG, EMPTY, IMAGES, TARGETS, built, gradients, picture, proposals, tiny_model
 from helpers.training import draw_set, script, train, write_config
 
 import detector
@@ -25,23 +26,13 @@ from detector.modeling.precomputed import Precomputed
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Batch, Proposals, Target
 
-IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
-TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85, 1))]
-EMPTY = target()
 
-
-def fast_rcnn(like: GeneralizedRCNN | None = None) -> GeneralizedRCNN:
+def fast_rcnn(like: GeneralizedRCNN | None = None, **sections) -> GeneralizedRCNN:
     """The tiny detector without its RPN, with the weights of `like`."""
-    model = built(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
+    model = built(merge(CONFIG, {"model": {"rpn": "precomputed", **sections}}))
     if like is not None:
         model.load_state_dict({key: value for key, value in like.state_dict().items() if not key.startswith("rpn.")})
     return model
-
-
-def proposals(*rows: tuple[float, float, float, float, float]) -> Proposals:
-    """Boxes and scores, perhaps none."""
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
-    return Proposals(table[:, :4], table[:, 4])
 
 
 GIVEN = [
@@ -78,9 +69,9 @@ def test_on_an_rpns_proposals_it_detects_what_the_whole_detector_does():
 
 def test_on_an_rpns_proposals_it_learns_what_the_second_stage_does():
     """With samples that take everything, so that chance has no part."""
-    whole = tiny_model(roi_head={"batch_per_image": 10_000})
-    model = built(merge(CONFIG, {"model": {"rpn": "precomputed", "roi_head": {"batch_per_image": 10_000}}}))
-    model.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("rpn.")})
+    roi_head = {"sampling": {"batch_per_image": 10_000}}
+    whole = tiny_model(roi_head=roi_head)
+    model = fast_rcnn(whole, roi_head=roi_head)
     batch = whole.preprocess.batch(IMAGES, torch.device("cpu"), torch.float32)
     given, _ = whole.rpn.losses(whole.pyramid(batch.images), batch, [Target.of(t) for t in TARGETS])
     expected, found = whole(IMAGES, TARGETS), model(IMAGES, TARGETS, proposals=given)
@@ -97,19 +88,12 @@ def test_targets_may_hold_the_proposals():
     assert {k: float(v.detach()) for k, v in beside.items()} == {k: float(v.detach()) for k, v in inside.items()}
 
 
-@pytest.mark.parametrize("targets", [TARGETS, [EMPTY, EMPTY]], ids=["ordinary", "no objects"])
-@pytest.mark.parametrize("given", [GIVEN, [proposals(), proposals()]], ids=["proposals", "none"])
-def test_every_parameter_gets_a_gradient(targets, given):
+def test_every_parameter_gets_a_gradient_and_no_proposals_are_no_detections():
     model = fast_rcnn()
-    losses = model(IMAGES, targets, proposals=given)
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values())
-    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-
-
-@torch.no_grad()
-def test_no_proposals_are_no_detections():
-    first, second = fast_rcnn().eval()(IMAGES, proposals=[GIVEN[0], proposals()])
+    for targets, given in itertools.product((TARGETS, [EMPTY, EMPTY]), (GIVEN, [proposals(), proposals()])):
+        gradients(model, IMAGES, [t | {"proposals": p} for t, p in zip(targets, given)])
+    with torch.no_grad():
+        first, second = model.eval()(IMAGES, proposals=[GIVEN[0], proposals()])
     assert first.boxes.shape[1] == 4 and second.boxes.shape == (0, 4)
 
 
@@ -118,11 +102,8 @@ def test_proposals_stay_with_their_images():
     """Of three sizes, two of which share a batch."""
     model = fast_rcnn(tiny_model()).eval()
     images = [picture(64, 96, seed=1), picture(128, 64, seed=2), picture(64, 96, seed=3)]
-    given = [
-        proposals((0, 0, 30, 30, 1)),
-        proposals((9, 60, 64, 120, 1)),
-        proposals((50, 9, 96, 64, 1), (9, 9, 20, 20, 0)),
-    ]
+    rows = [(0, 0, 30, 30, 1)], [(9, 60, 64, 120, 1)], [(50, 9, 96, 64, 1), (9, 9, 20, 20, 0)]
+    given = [proposals(*some) for some in rows]
     for i, found in enumerate(model.detect(images, given)):
         regions = found.proposals
         assert torch.equal(regions.boxes, given[i].boxes)
@@ -192,24 +173,18 @@ def changed(**sections) -> dict:
     return merge({"model": {"rpn": {"type": "precomputed"}}, "data": DATA}, sections)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (changed(data={"val": {"proposals": None}}), r"data\.val\.proposals: must be given"),
-        (changed(data={"train": {"proposals": None}}), r"data\.train\.proposals: must be given .*--split train"),
-        (changed(model={"rpn": {"type": "rpn"}}), r"data\.train\.proposals: this detector makes its own"),
-        (changed(model={"rpn": {"anchors": {"sizes": [[8]]}}}), r"model\.rpn\.anchors: this type of rpn has none"),
-        (changed(model={"rpn": {"keep": [0, 5]}}), r"model\.rpn\.keep: expected a list of 2"),
-        (changed(model={"roi_head": "none"}), "leave nothing to train"),
-    ],
-)
-def test_what_does_not_go_together_is_named(config, message):
-    with pytest.raises(ConfigError, match=message):
-        build_detector(parse_config(merge(config, {"model": {"num_classes": 3}}), trust=True))
-
-
-def test_a_test_split_may_do_without():
-    parse_config(changed(data={"test": {"images": "i", "annotations": "c.json"}}), trust=True)
+def test_what_does_not_go_together_is_named():
+    for sections, message in (
+        ({"data": {"val": {"proposals": None}}}, r"data\.val\.proposals: must be given"),
+        ({"data": {"train": {"proposals": None}}}, r"data\.train\.proposals: must be given .*--split train"),
+        ({"model": {"rpn": {"type": "rpn"}}}, r"data\.train\.proposals: this detector makes its own"),
+        ({"model": {"rpn": {"anchors": {"sizes": [[8]]}}}}, r"model\.rpn\.anchors: this type of rpn has none"),
+        ({"model": {"rpn": {"keep": [0, 5]}}}, r"model\.rpn\.keep: expected a list of 2"),
+        ({"model": {"roi_head": "none"}}, "leave nothing to train"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_config(changed(**sections), trust=True)
+    parse_config(changed(data={"test": {"images": "i", "annotations": "c.json"}}), trust=True)  # may do without
 
 
 # --- from a file to a score

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 from helpers.golden_rules import match_sets
-from helpers.tiny import CLASSES, picture, target, tiny_model
+from helpers.tiny import CLASSES, EMPTY, IMAGES, TARGETS, gradients, picture, target, tiny_model, unmoved
 
 from detector.structures import Detections, Target
 
 LOSSES = ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
-IMAGES = [picture(64, 96, seed=1), picture(90, 60, seed=2)]
-TARGETS = [target((8, 8, 40, 50, 0), (50, 20, 90, 60, 2)), target((5, 30, 50, 85, 1))]
-EMPTY = target()
-
 MODELS = {
     "fpn": {},
     "panet": {"neck": {"type": "panet", "width": 32}},
@@ -26,7 +23,7 @@ MODELS = {
         "roi_head": {"box_head": {"type": "conv_fc", "convs": 1, "conv_width": 32, "width": 32, "norm": "batch"}},
     },
     "class-agnostic, bgr, two rpn convolutions": {
-        "pixels": {"order": "bgr"},
+        "preprocess": {"order": "bgr"},
         "rpn": {"convs": 2},
         "roi_head": {"class_agnostic": True},
     },
@@ -85,15 +82,12 @@ def test_a_noisy_neighbour_changes_nothing(model):
 
 
 @torch.no_grad()
-def test_twice_gives_the_same(model):
-    for first, second in zip(model(IMAGES), model(IMAGES), strict=True):
-        assert torch.equal(first.boxes, second.boxes) and torch.equal(first.scores, second.scores)
-
-
-@torch.no_grad()
-def test_detection_does_not_change_the_model(model):
+def test_detection_gives_the_same_twice_and_in_a_copy_and_does_not_change_the_model(model):
     before = copy.deepcopy(model.state_dict())
-    model(IMAGES)
+    first = model(IMAGES)
+    for a, b, c in zip(first, model(IMAGES), copy.deepcopy(model)(IMAGES), strict=True):
+        assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
+        assert_same(c, a)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[k], v) for k, v in before.items())
 
@@ -108,27 +102,18 @@ def test_proposals_come_with_the_detections(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (31, 33)])
-def test_images_of_any_size(model, size):
-    (found,) = model([picture(*size)])
-    assert found.boxes.isfinite().all()
-
-
-def test_no_images_are_no_detections(model):
+def test_images_of_any_size_and_none(model):
+    for size in ((1, 1), (3, 200), (31, 33)):
+        (found,) = model([picture(*size)])
+        assert found.boxes.isfinite().all()
     assert model([]) == []
 
 
 @torch.no_grad()
-def test_no_detections_above_a_threshold_that_nothing_reaches():
-    assert_nothing(tiny_model(roi_head={"score_threshold": 1.0}).eval()(IMAGES)[0])
-
-
-@torch.no_grad()
-def test_no_proposals_are_no_detections():
-    model = tiny_model(rpn={"min_size": 1000.0}).eval()
-    for found in model.detect(IMAGES):
-        proposals = found.proposals
-        assert len(proposals.boxes) == 0
+def test_no_proposals_and_no_scores_above_the_threshold_are_no_detections():
+    assert_nothing(tiny_model(roi_head={"selection": {"score_threshold": 1.0}}).eval()(IMAGES)[0])
+    for found in tiny_model(rpn={"selection": {"min_size": 1000.0}}).eval().detect(IMAGES):
+        assert len(found.proposals) == 0
         assert_nothing(found)
 
 
@@ -152,35 +137,27 @@ def test_losses_are_four_scalars_whose_sum_is_the_objective(sections):
         assert loss.isfinite() and loss > 0
 
 
-def test_targets_may_be_dictionaries_or_records():
-    model = tiny_model()
-    torch.manual_seed(3)
-    plain = model(IMAGES, TARGETS)
-    torch.manual_seed(3)
-    records = model(IMAGES, [Target.of(t) for t in TARGETS])
-    assert plain == records
+def test_targets_may_be_dictionaries_or_records_and_boxes_of_any_number_type():
+    model, seen = tiny_model(), []
+    other = [[t | {"boxes": t["boxes"].to(dtype)} for t in TARGETS] for dtype in (torch.float64, torch.int64)]
+    for targets in (TARGETS, [Target.of(t) for t in TARGETS], *other):
+        torch.manual_seed(3)
+        seen.append(model(IMAGES, targets))
+    assert seen == seen[:1] * 4 and {loss.dtype for losses in seen for loss in losses.values()} == {torch.float32}
 
 
 @each_model
-@pytest.mark.parametrize(
-    ("images", "targets"),
-    [(IMAGES, TARGETS), (IMAGES, [EMPTY, EMPTY]), (IMAGES, [TARGETS[0], EMPTY]), (IMAGES[:1], [EMPTY])],
-    ids=["objects", "no objects", "objects in one of two images", "one image without objects"],
-)
-def test_every_trainable_parameter_has_a_gradient(sections, images, targets):
+def test_every_trainable_parameter_has_a_gradient(sections):
     """None would stop distributed training; a parameter that nothing ever reads would be None."""
     model = tiny_model(**sections)
-    sum(model(images, targets).values()).backward()
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert [name for name, p in trainable.items() if p.grad is None] == []
-    assert all(p.grad.isfinite().all() for p in trainable.values())
-    if targets is TARGETS:
-        # P6 reaches no RoI and no object here is as large as its anchors, so every parameter that is left learns
-        assert [name for name, p in trainable.items() if not p.grad.any()] == []
+    # P6 reaches no RoI and no object here is as large as its anchors, so every parameter that is left learns
+    assert unmoved(gradients(model, IMAGES, TARGETS)) == []
+    for images, targets in ((IMAGES, [EMPTY, EMPTY]), (IMAGES, [TARGETS[0], EMPTY]), (IMAGES[:1], [EMPTY])):
+        gradients(model, images, targets)
 
 
 def test_without_proposals_the_objects_themselves_are_learnt():
-    model = tiny_model(rpn={"min_size": 1000.0})
+    model = tiny_model(rpn={"selection": {"min_size": 1000.0}})
     losses = model(IMAGES, TARGETS)
     assert losses["roi_class"] > 0 and losses["roi_box"] > 0
     nothing = model(IMAGES, [EMPTY, EMPTY])
@@ -217,36 +194,19 @@ def test_an_object_may_reach_beyond_the_image_and_a_crowd_region_is_no_object():
     assert all(loss.isfinite() for loss in tiny_model()(IMAGES[:1], [outside]).values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
-def test_boxes_of_another_number_type_are_taken_as_float32(dtype):
-    model = tiny_model()
-    other = [t | {"boxes": t["boxes"].to(dtype)} for t in TARGETS]
-    torch.manual_seed(3)
-    expected = model(IMAGES, TARGETS)
-    torch.manual_seed(3)
-    losses = model(IMAGES, other)
-    assert losses == expected and losses["rpn_box"].dtype == torch.float32
-
-
 # --- what is not a number
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize(
-    "part",
-    [
-        "pyramid.backbone.conv1", "pyramid.neck.lateral.3.conv", "rpn.objectness", "rpn.deltas",
-        "roi_head.stage.box_head.fc1", "roi_head.stage.class_score", "roi_head.stage.box_delta",
-    ],
-)  # fmt: skip
-def test_weights_that_are_not_numbers_detect_nothing_and_do_not_crash(part, value):
-    model = tiny_model().eval()
-    model.get_submodule(part).weight.fill_(value)
-    for found in model.detect(IMAGES):
-        proposals = found.proposals
-        assert_nothing(found)
-        assert proposals.boxes.isfinite().all()
+def test_weights_that_are_not_numbers_detect_nothing_and_do_not_crash(model):
+    parts = ["pyramid.backbone.conv1", "pyramid.neck.lateral.3.conv", "rpn.objectness", "rpn.deltas"]
+    parts += [f"roi_head.stage.{name}" for name in ("box_head.fc1", "class_score", "box_delta")]
+    for part, value in itertools.product(parts, (math.nan, math.inf)):
+        broken = copy.deepcopy(model)
+        broken.get_submodule(part).weight.fill_(value)
+        for found in broken.detect(IMAGES):
+            assert_nothing(found)
+            assert found.proposals.boxes.isfinite().all()
 
 
 @torch.no_grad()
@@ -267,41 +227,28 @@ def test_training_on_weights_that_are_not_numbers_says_so_in_the_losses():
 # --- bad input
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (target((8, 8, math.nan, 50, 0)), "target 1: a box is not finite or has no area"),
-        (target((8, 8, math.inf, 50, 0)), "target 1: a box is not finite or has no area"),
-        (target((40, 8, 8, 50, 0)), "target 1: a box is not finite or has no area"),
-        (target((8, 8, 8, 50, 0)), "target 1: a box is not finite or has no area"),
-        (target((8, 8, 40, 50, CLASSES)), r"target 1: labels must lie in 0\.\.2"),
-        (target((8, 8, 40, 50, -1)), r"target 1: labels must lie in 0\.\.2"),
-        (target((8, 8, 40, 50, 0)) | {"labels": torch.zeros(1)}, "target 1: labels must .* int64, not torch.float32"),
-        (target((8, 8, 40, 50, 0)) | {"labels": torch.zeros(2, dtype=torch.long)}, "target 1: boxes .* do not fit"),
-        (target((8, 8, 40, 50, 0)) | {"labels": torch.tensor(0)}, "target 1: boxes .* do not fit"),
-        ({"boxes": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.long)}, "target 1: boxes .* do not fit"),
-        ({"boxes": torch.ones(1, 5), "labels": torch.zeros(1, dtype=torch.long)}, "target 1: boxes .* do not fit"),
-    ],
-)
-def test_a_target_that_cannot_be_learnt_is_refused(model, bad, message):
-    with pytest.raises(ValueError, match=message):
-        model(IMAGES, [TARGETS[0], bad])
+def test_a_target_that_cannot_be_learnt_is_refused(model):
+    good, area = target((8, 8, 40, 50, 0)), "a box is not finite or has no area"
+    none = torch.zeros(0, dtype=torch.long)
+    for bad, message in (
+        (target((8, 8, math.nan, 50, 0)), area), (target((8, 8, math.inf, 50, 0)), area),
+        (target((40, 8, 8, 50, 0)), area), (target((8, 8, 8, 50, 0)), area),
+        *((target((8, 8, 40, 50, label)), r"labels must lie in 0\.\.2") for label in (CLASSES, -1)),
+        (good | {"labels": torch.zeros(1)}, "labels must .* int64, not torch.float32"),
+        (good | {"labels": torch.zeros(2, dtype=torch.long)}, "boxes .* do not fit"),
+        (good | {"labels": torch.tensor(0)}, "boxes .* do not fit"), (good | {"boxes": torch.ones(1, 5)}, "boxes .* do not fit"),
+        ({"boxes": torch.zeros(0), "labels": none}, "boxes .* do not fit"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"target 1: {message}"):
+            model(IMAGES, [TARGETS[0], bad])
 
 
-def test_every_image_needs_one_target(model):
+def test_every_image_needs_one_target_and_must_be_an_image(model):
     with pytest.raises(ValueError, match="2 images with 1 targets"):
         model(IMAGES, TARGETS[:1])
     with pytest.raises(ValueError, match="0 images with 0 targets"):
         model([], [])
-
-
-@pytest.mark.parametrize("targets", [None, TARGETS])
-def test_what_is_no_image_is_refused_under_its_own_number(model, targets):
-    for bad in (picture(8, 8).float(), picture(8, 8)[:1], picture(8, 8)[0], picture(8, 8)[0, 0]):
+    bad = picture(8, 8).float(), picture(8, 8)[:1], picture(8, 8)[0], picture(8, 8)[0, 0]
+    for image, targets in itertools.product(bad, (None, TARGETS)):
         with pytest.raises(ValueError, match="image 1: expected a uint8 RGB tensor"):
-            model([IMAGES[0], bad], targets)
-
-
-def test_a_copy_of_a_used_model_works_alike(model):
-    with torch.no_grad():
-        assert_same(copy.deepcopy(model)(IMAGES)[0], model(IMAGES)[0])
+            model([IMAGES[0], image], targets)

@@ -110,8 +110,6 @@ def test_a_field_of_the_detections_reaches_the_results(tmp_path: Path, model: An
             "data.root=.",
             "data.train={images: a, annotations: b}",
             "data.val={images: a, annotations: b}",
-            "data.train={images: a, annotations: b}",
-            "data.val={images: a, annotations: b}",
             "data.tta.scales=[0.5, 1]",
             "data.resize={short: 96, long: 160}",
         ],
@@ -131,6 +129,21 @@ def test_a_field_of_the_detections_reaches_the_results(tmp_path: Path, model: An
         assert row["score"] >= score and row["tag"] == int(tag(torch.tensor(row["score"])))
         x, y, w, h = row["bbox"]
         assert row["twin"] == pytest.approx([x, y, x + w, y + h])
+
+
+def test_a_target_may_be_a_plain_dictionary():
+    boxes, labels = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)
+    made = Target.of({"boxes": boxes, "labels": labels})
+    assert made.boxes is boxes and made.labels is labels and made.crowd.shape == (0, 4)
+    assert Target.of(made) is made
+
+
+def test_names_are_aligned_with_labels_and_a_bare_model_gives_none():
+    found = Detections(torch.zeros(2, 4), torch.tensor([0.9, 0.8]), torch.tensor([1, 0]))
+    with pytest.raises(ValueError, match="call the predictor"):
+        _ = found.names
+    found.class_names = ["cat", "dog"]
+    assert len(found) == 2 and found.names == found.cpu().names == ["dog", "cat"]
 
 
 def test_a_record_changes_as_a_whole():
