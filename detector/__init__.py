@@ -3,19 +3,29 @@
 The legend. N images, L levels, A anchors per cell, G objects, R regions, K classes, C channels.
 
 Boxes are float32 (x1, y1, x2, y2) in continuous pixels (width = x2 - x1); sizes are (h, w). Classes are 0..K-1; class
-scores have K+1 columns, background last. COCO's xywh and sparse ids live in `data/coco.py` and `evaluation/coco.py` alone.
+scores have K+1 columns, background last. COCO's xywh and sparse ids stay in `data/`, `dataset_check/` and `evaluation/`.
     c       = [C2..C5], the backbone's maps        anchors -> proposals -> detections: boxes by age
     p       = [P2..P6], the pyramid's maps         deltas  = (dx, dy, dw, dh), one box relative to another
     label   = POSITIVE 1, NEGATIVE 0 or IGNORE -1  logits  = scores before sigmoid or softmax
 
-Three protocols hold the building together:
+The three interfaces of the pyramid; `protocols.py` has all others:
     backbone  (N, 3, H, W) -> [C2..C5]; has .channels and .strides, a number for each level
     neck      [C2..C5] -> [P2..P6]; made with and has .channels and .strides
     pyramid   (N, 3, H, W) -> [P2..P6]; ordinarily PlainPyramid(backbone, neck), for DetectoRS RecursivePyramid
-`GeneralizedRCNN(pixels, pyramid, rpn, roi_head)` takes uint8 RGB images (3, H, W) of any sizes:
+`GeneralizedRCNN(preprocess, pyramid, rpn, roi_head)` takes uint8 RGB images (3, H, W) of any sizes:
     model(images, targets) -> {"rpn_objectness", "rpn_box", "roi_class", "roi_box"}, whose sum is the objective; of a
                               cascade "roi_class_1", "roi_box_1", "roi_class_2" and so on
     model(images)          -> list[Detections], in the pixels of the given images
+
+Where to look:
+    the two stages               modeling/rcnn.py, then rpn.py and roi_heads/
+    a neck, and how to add one   modeling/necks/, a file each; modeling/parts.py lists them; docs/extending.md has the steps
+    matching, its memory limit   modeling/matching.py, MATRIX_LIMIT
+    crowd regions                read by data/coco.py, kept in Target.crowd, ignored by Matching (in_crowd)
+    the level rule (FPN eq. 1)   modeling/levels.py
+    exact resume                 training/loop.py (resume); rng.py and data/loader.py: a sample depends on (seed, epoch, index)
+    files confined to a folder   coco_format.py, join_within
+    keys of a configuration      modeling/parts.py, data/settings.py, recipe.py; renamed ones in renames.py
 """
 
 from __future__ import annotations
