@@ -88,7 +88,9 @@ def in_file(source: str | Path | None) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise (ConfigError(f"{source}: {error}") if source else error) from error
+        if not source:
+            raise
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def build_detector(config: Config, *, pretrained: bool = True) -> GeneralizedRCNN:

@@ -39,7 +39,7 @@ class Matching:
 
     def __post_init__(self) -> None:
         if self.neg_iou is not None and self.neg_iou > self.pos_iou:
-            raise ValueError(f"neg_iou must not exceed pos_iou, but {self.neg_iou} > {self.pos_iou}")
+            raise ValueError(f"neg_iou: must not exceed pos_iou, but {self.neg_iou} > {self.pos_iou}")
 
     def __call__(self, gt_boxes: Tensor, candidates: Tensor, crowd: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Objects (G, 4), candidates (P, 4) -> label (P,), gt_index (P,), which means something only where POSITIVE.

@@ -12,6 +12,7 @@ from detector.schema.ranges import Range, Width
 from detector.schema.signatures import checked
 from detector.structures import Batch
 
+Colour = Annotated[float, Range(-1e6, 1e6)]
 Spread = Annotated[float, Range(0, 1e6, above=True)]
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # R, G, B of torchvision's weights
 
@@ -37,7 +38,7 @@ class ImagePreprocessor:
         self,
         *,
         order: Literal["rgb", "bgr"] = "rgb",
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        mean: tuple[Colour, Colour, Colour] = IMAGENET_MEAN,
         std: tuple[Spread, Spread, Spread] = IMAGENET_STD,
         divisor: Width = 32,
     ):
