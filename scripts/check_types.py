@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 50
+LIMIT = 48
 
 
 def main() -> int:
