@@ -120,7 +120,8 @@ def test_a_name_too_long_is_said(
 ):
     monkeypatch.chdir(tmp_path)
     assert script("convert_annotations").main(arguments) == 2
-    assert f"error: {'n' * 300}: {os.strerror(errno.ENAMETOOLONG)}; " in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {'n' * 300}: ") and os.strerror(errno.ENAMETOOLONG) in message
 
 
 def test_two_outputs_that_are_one_circle_of_links(tmp_path: Path, capsys: pytest.CaptureFixture):
