@@ -58,18 +58,18 @@ def test_clip_takes_x_to_the_width_and_y_to_the_height():
 
 
 def test_is_larger_than():
-    boxes = torch.tensor(
-        [[0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 0, 5], [3, 3, 1, 9], [0, 0, math.inf, 2], [0, 0, math.nan, 2]]
-    )
-    assert is_larger_than(boxes, 2).tolist() == [True, False, False, False, False, False]
-    assert is_larger_than(boxes, 0).tolist() == [
-        True,
-        True,
-        False,
-        False,
-        False,
-        False,
-    ]  # asks for some area nevertheless
+    rows = [
+        [0, 0, 2, 2],
+        [0, 0, 2, 1],
+        [0, 0, 0, 5],
+        [0, 0, 5, 0],
+        [3, 3, 1, 9],
+        [0, 0, math.inf, 2],
+        [0, 0, math.nan, 2],
+    ]
+    boxes = torch.tensor(rows, dtype=torch.float32)
+    assert is_larger_than(boxes, 2).tolist() == [True] + [False] * 6
+    assert is_larger_than(boxes, 0).tolist() == [True] * 2 + [False] * 5  # asks for some area nevertheless
 
 
 def test_encode_by_hand():

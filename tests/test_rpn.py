@@ -113,11 +113,12 @@ def test_proposals_equal_a_slow_oracle(nms_iou):
 
 
 def test_training_and_test_have_their_own_counts():
-    rpn = bare_rpn(pre_nms=(30, 20), post_nms=(7, 5), nms_iou=1.0)
-    p, batch = random_maps(rpn, images=2), batch_of(SIZE, SIZE)
-    training, _ = rpn.losses(p, batch, [to_target(), to_target()])
-    assert [len(r.boxes) for r in training] == [7, 7]
-    assert [len(r.boxes) for r in rpn.propose(p, batch)] == [5, 5]
+    """Of every level before NMS, of the image after it; there are two levels."""
+    for pre_nms, post_nms, in_training, at_test in (((30, 20), (7, 5), 7, 5), ((9, 4), (99, 99), 18, 8)):
+        rpn = bare_rpn(pre_nms=pre_nms, post_nms=post_nms, nms_iou=1.0)
+        p, batch = constant_maps(rpn, 1.0), batch_of((64, 96))
+        training, _ = rpn.losses(p, batch, [to_target()])
+        assert (len(training[0]), len(rpn.propose(p, batch)[0])) == (in_training, at_test)
 
 
 def test_boxes_of_different_levels_do_not_suppress_each_other():
