@@ -47,8 +47,12 @@ class Record:
         return self._replaced(lambda value, kind: value[rows] if kind.get("aligned") else value)
 
     def to(self: Rec, device: torch.device | str) -> Rec:
-        """On that device; floating-point fields as float32, integers as int64."""
-        return self._replaced(lambda value, kind: value.to(device, _dtype(value)), nested=lambda r: r.to(device))
+        """On that device; boxes and floating-point fields as float32, integers as int64, masks as bool."""
+
+        def move(value: Tensor, kind: Mapping[str, bool]) -> Tensor:
+            return value.to(device, torch.float32 if kind.get("boxes") else _dtype(value))
+
+        return self._replaced(move, nested=lambda record: record.to(device))
 
     def cpu(self: Rec) -> Rec:
         """On the CPU."""

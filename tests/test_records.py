@@ -165,6 +165,14 @@ def test_a_record_changes_as_a_whole():
     assert target.mirrored(100).twin.tolist()[0] == [80, 10, 90, 30]
     both = TaggedTarget.joined([target[:1], target[2:]])
     assert both.tag.tolist() == [5, 7] and both.twin.tolist() == both.boxes.tolist()
+    other = TaggedTarget(
+        boxes.long(), torch.tensor([0, 1, 2], dtype=torch.int32), tag=target.tag > 5, twin=boxes.double()
+    )
+    types = {name: value.dtype for name, value in vars(other.to("cpu")).items() if value is not None}
+    assert types == dict.fromkeys(("boxes", "crowd", "twin"), torch.float32) | {
+        "labels": torch.int64,
+        "tag": torch.bool,
+    }
     moved = target.to("cpu")
     assert {f.name: type(getattr(moved, f.name)) for f in fields(moved)}["tag"] is Tensor and len(moved.crowd) == 2
 
