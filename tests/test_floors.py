@@ -26,7 +26,7 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"data", "modeling"},
     {"checkpoint", "device", "protocols", "recipe"},
     {"coco_format", "distributed", "files", "renames", "schema", "yaml_reader"},
-    {"errors", "rng", "structures"},
+    {"errors", "progress", "rng", "structures"},
 ]
 FLOOR_OF = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others

@@ -116,7 +116,10 @@ def test_a_training_goes_on_as_it_would_have(tmp_path: Path):
     for name in ("last.pth", "config.yaml"):
         (output / name).write_bytes((OLD / "training" / name).read_bytes())
     config = OLD / "training" / "config.yaml"
-    assert train(config, output, ["--resume", f"data.root={tmp_path / 'data'}"]) == 0
+    with torch.backends.mkldnn.flags(
+        enabled=False
+    ):  # its network is narrower than oneDNN can train, see ResNet's `width`
+        assert train(config, output, ["--resume", f"data.root={tmp_path / 'data'}"]) == 0
     with open(OLD / "training" / "metrics.csv", newline="") as old, open(output / "metrics.csv", newline="") as new:
         wanted = {(row["step"], row["AP"] == ""): row for row in csv.DictReader(old)}
         rows = list(csv.DictReader(new))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from detector.coco_format import ONE_CLASS, detections_to_results
 from detector.data.describe import full_names_of
@@ -19,6 +18,7 @@ from detector.evaluation.coco import evaluate_results
 from detector.evaluation.proposals import proposal_recall
 from detector.files import check_new_file, write_atomically
 from detector.inference.predictor import Predictor
+from detector.progress import Progress
 from detector.protocols import DataSet
 from detector.structures import Detections, Proposals
 
@@ -112,7 +112,7 @@ def detect_all(
             proposals = [given[image_id] for image_id in image_ids] if predictor.model.needs_proposals else None
             yield from zip(image_ids, predictor.detect(images, sizes, proposals))
 
-    with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not (progress and is_rank0())) as bar:
+    with Progress(total=len(dataset), desc="evaluate", unit="img", shown=progress and is_rank0()) as bar:
         for found in map_sharded(range(len(dataset)), detect, batch_size):
             yield found
             bar.update()

@@ -14,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from detector.coco_format import detections_to_results
 from detector.data.image import SUFFIXES, read_image
@@ -23,6 +22,7 @@ from detector.errors import DataError
 from detector.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
+from detector.progress import Progress
 
 MAGIC = "*?["  # characters that make a path a pattern
 
@@ -88,7 +88,7 @@ def infer_images(
                 rows = detections_to_results(kept, image_id, predictor.label_ids)
                 yield job, [{"file_name": job.name} | row for row in rows], ""
 
-    bar = tqdm(total=len(jobs), desc="infer", unit="img", disable=not is_rank0())
+    bar = Progress(total=len(jobs), desc="infer", unit="img", shown=is_rank0())
     with bar, _results_written_on_exit(output, results):
         for job, rows, error in map_sharded(list(enumerate(jobs, start=1)), detect, batch_size):
             results += rows

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from detector import distributed
 from detector.checkpoint import save_checkpoint
@@ -24,6 +23,7 @@ from detector.device import memory_mib
 from detector.errors import CheckpointError, ConfigError
 from detector.files import NotWritten
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.progress import Progress
 from detector.protocols import DataSet, Writer
 from detector.rng import random_state, set_random_state
 from detector.structures import Target
@@ -134,9 +134,9 @@ class Trainer:
                     self._save("last.pth")
                 self._check_saved()
 
-    def _train_epoch(self, bar: tqdm) -> None:
+    def _train_epoch(self, bar: Progress) -> None:
         """The remaining steps of the next epoch; none if it was interrupted before its evaluation."""
-        bar.set_description(f"epoch {self.epoch + 1}/{self.recipe.epochs}")
+        bar.set_description_str(f"epoch {self.epoch + 1}/{self.recipe.epochs}")
         self.batches.set_epoch(self.epoch, self.step - self.epoch * self.steps_per_epoch)
         self.train_step.model.train()
         requested = time.perf_counter()
@@ -183,24 +183,21 @@ class Trainer:
         for writer in self.writers:
             writer.write(self.step, row)
 
-    def _progress(self) -> tqdm:
-        """The progress bar of rank 0."""
-        return tqdm(
-            total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.05,
-            disable=not distributed.is_rank0(),
-        )  # fmt: skip
+    def _progress(self) -> Progress:
+        """The progress of rank 0."""
+        return Progress(total=self.steps, initial=self.step, unit="step", shown=distributed.is_rank0())
 
-    def _show(self, bar: tqdm, row: Mapping[str, float]) -> None:
+    def _show(self, bar: Progress, row: Mapping[str, float]) -> None:
         """Show a step in the progress bar, its losses added up by the first word of their name: rpn, roi, aux."""
-        parts: dict[str, float] = {}
-        for name in (name for name in row if name not in COLUMNS):
-            part = name.partition("_")[0]
-            parts[part] = parts.get(part, 0.0) + row[name]
-        bar.set_postfix_str(
-            f"loss {row['loss']:.3f} ({', '.join(f'{part} {value:.3f}' for part, value in parts.items())}) "
-            f"lr {row['lr']:.2g} data {row['data_s'] * 1e3:.0f} ms mem {row['memory_mib']:.0f} MiB",
-            refresh=False,
-        )
+        shown = f"loss {row['loss']:.3f} lr {row['lr']:.2g}"
+        if bar.is_wide:
+            parts: dict[str, float] = {}
+            for name in (name for name in row if name not in COLUMNS):
+                part = name.partition("_")[0]
+                parts[part] = parts.get(part, 0.0) + row[name]
+            shown += f" ({', '.join(f'{part} {value:.3f}' for part, value in parts.items())})"
+            shown += f" data {row['data_s'] * 1e3:.0f} ms mem {row['memory_mib']:.0f} MiB"
+        bar.set_postfix_str(shown, refresh=False)
         bar.update()
 
     def _save_or_stop(self, *, due: bool) -> None:

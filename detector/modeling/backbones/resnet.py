@@ -156,7 +156,8 @@ class ResNet(nn.Module):
         stages: 4 ends in C5; 3 ends in C4 and leaves layer4 to a box head (roi_heads/res5.py).
         dilated_c5: whether layer4 keeps stride 16 and has dilation 2 instead.
         conv: kind of convolution, plain or one of DetectoRS' (backbones/sac.py).
-        width: channels of the stem; a network of width 16 learns from scratch on a CPU.
+        width: channels of the stem; a network of width 16 learns from scratch on a CPU. Below 8, oneDNN's AVX2 kernels write
+            beyond their memory in training (seen in torch 2.14).
     """
 
     def __init__(
