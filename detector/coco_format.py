@@ -1,4 +1,4 @@
-"""COCO's own forms: results with xywh boxes and category ids, and what counts as a name, a path or a box in its files."""
+"""COCO's conventions: results with xywh boxes and category ids; valid names, paths and boxes in its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from detector.errors import UNPRINTABLE, DataError
 from detector.structures import Detections
 
-ONE_CLASS = {1: "object"}  # category id and name where classes are not told apart
+ONE_CLASS = {1: "object"}  # category id and name where all classes count as one
 
 
 def detections_to_results(detections: Detections, image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
@@ -35,11 +35,11 @@ def to_xywh(boxes: Tensor) -> Tensor:
 
 
 def join_within(folder: Path, name: str) -> Path:
-    """The path of `name` in `folder`; a `DataError` if it leads out of it, by its own steps or by a symbolic link."""
+    """The path of `name` in `folder`. Raises DataError if it is outside, by `..` or by a symbolic link."""
     path = folder / name
     try:
         inside = stays_inside(name) and path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links that lead in a circle
+    except (OSError, RuntimeError):  # a loop of symbolic links
         inside = False
     if not inside:
         raise DataError(f"{name!r}: leads out of the image folder {folder}; put the file there, name it relative to it")
@@ -47,7 +47,7 @@ def join_within(folder: Path, name: str) -> Path:
 
 
 def stays_inside(name: Any) -> bool:
-    """Whether this is a relative path without a step up, on any system (a Windows path knows both kinds of slash)."""
+    """Whether `name` is a relative path without `..`, on any system (a Windows path accepts both kinds of slash)."""
     if not is_name(name):
         return False
     path = PureWindowsPath(name)
@@ -55,12 +55,12 @@ def stays_inside(name: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """Whether this is a text that can be printed on one line and stored: no control characters, no halves of any."""
+    """Whether `value` is a string that can be printed on one line and stored: no control characters, no lone surrogates."""
     return isinstance(value, str) and value != "" and UNPRINTABLE.search(value) is None
 
 
 def is_box(value: Any) -> bool:
-    """Four numbers that no image exceeds; NaN and infinity fail the comparison."""
+    """Whether `value` is a list of four numbers below 1e9; NaN and infinity fail the comparison."""
     return (
         isinstance(value, list) and len(value) == 4 and all(isinstance(x, (int, float)) and abs(x) < 1e9 for x in value)
     )

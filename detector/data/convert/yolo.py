@@ -1,4 +1,4 @@
-"""YOLO: a text file for every image (labels beside images) with a line for every object, and names in data.yaml."""
+"""YOLO data sets: a text file for each image with a line for each object, and class names in data.yaml."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONVENTIONS = [
     "an image without a text file, or with an empty one, has no objects",
     "an outline (class index, then three points or more) becomes the box around it",
 ]
-FAR = 1  # how far out of 0..1 a value may lie before it must be something else, such as pixels
+FAR = 1  # a value further outside of 0..1 cannot be a fraction of the image; it may be in pixels
 
 
 def convert_yolo(
@@ -35,8 +35,14 @@ def convert_yolo(
 ) -> dict[str, Any]:
     """The COCO document of a YOLO folder.
 
-    `split`: an entry of data.yaml (train, val, ...) or, without one, images/SPLIT or SPLIT/images; None takes every image.
-    `classes`: their names in order; None takes those of data.yaml or classes.txt. Raises DataError with file and line.
+    Raises DataError with file and line.
+
+    Args:
+        folder: the data set.
+        split: an entry of data.yaml (train, val, ...) or, if it has none, the folder images/SPLIT or SPLIT/images; None: all
+            images.
+        classes: class names in order; None: those of data.yaml or classes.txt.
+        max_pixels: images with more pixels are refused.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -53,11 +59,13 @@ def convert_yolo(
 
 
 def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
-    """The content of data.yaml, or of the only YAML file of another name; nothing where there is none."""
+    """The content of data.yaml or of the only YAML file, and its path; ({}, None) if there is none."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
     chosen = [path for path in files if path.stem == "data"] or files
     if len(chosen) > 1:
-        raise DataError(f"{folder}: which one is it: {', '.join(path.name for path in chosen)}? Name one data.yaml")
+        raise DataError(
+            f"{folder}: holds several YAML files ({', '.join(p.name for p in chosen)}); rename one to data.yaml"
+        )
     settings = _read_yaml(chosen[0]) if chosen else {}
     if "kpt_shape" in settings:
         raise DataError(f"{chosen[0]}: kpt_shape: these labels are of keypoints, not of boxes")
@@ -65,7 +73,7 @@ def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
-    """Raises ConfigError for what is no YAML of `key: value` lines."""
+    """The `key: value` lines of a file. Raises ConfigError if it is not YAML, DataError if it holds something else."""
     content = parse_yaml(read_text(path), str(path)) or {}
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
@@ -73,7 +81,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _names(folder: Path, settings: Mapping[str, Any], source: Path | None) -> tuple[list[str], object]:
-    """The class names by index, and where they are from."""
+    """The class names by index, and the name of their source."""
     if source is not None and "names" in settings:
         names, count = settings["names"], settings.get("nc")
         if isinstance(names, dict):
@@ -89,7 +97,7 @@ def _names(folder: Path, settings: Mapping[str, Any], source: Path | None) -> tu
     for path in (folder / "classes.txt", folder / "labels" / "classes.txt"):
         if path.is_file():
             return [line.strip() for line in read_text(path).splitlines() if line.strip()], path.name
-    raise DataError(f"{folder}: nothing says the names of the classes (data.yaml, classes.txt); give them by --classes")
+    raise DataError(f"{folder}: neither data.yaml nor classes.txt gives class names; give them by --classes")
 
 
 def _images(folder: Path, split: str | None, settings: Mapping[str, Any], source: Path | None) -> list[str]:
@@ -107,7 +115,7 @@ def _images(folder: Path, split: str | None, settings: Mapping[str, Any], source
 
 
 def _of_entry(folder: Path, entry: str, source: Path) -> list[str]:
-    """The images of a folder, or of a text file that lists them. A leading `../` means the folder, as in many exports."""
+    """The images of an entry, a folder or a text file with a list. A leading `../` means `folder`, as in many exports."""
     path = path_within(folder, _tidy(entry), source)
     if path.is_dir():
         return images_below(folder, _tidy(entry))
@@ -129,7 +137,7 @@ def _label_file(name: str) -> str:
 
 
 def _orphans(folder: Path, images: Sequence[str]) -> list[str]:
-    """The label files that belong to none of the images."""
+    """The label files without an image."""
     names = [path.relative_to(folder) for path in folder.rglob("*.txt")]
     labels = {name.as_posix() for name in names if "labels" in name.parts[:-1] and name.name != "classes.txt"}
     return sorted(labels - set(map(_label_file, images)))
@@ -153,7 +161,9 @@ def _box(
     if not (index.is_integer() and 0 <= index < len(names)):
         raise DataError(f"{where}: the class index {words[0]} is none of 0..{len(names) - 1}")
     if not all(-FAR <= value <= 1 + FAR for value in values):
-        raise DataError(f"{where}: {' '.join(words)[:80]}: these are no fractions of the image's size; pixels?")
+        raise DataError(
+            f"{where}: {' '.join(words)[:80]}: these are not fractions of the image's size; are they pixels?"
+        )
     if not all(0 <= value <= 1 for value in values):
         notes.add("lines have values outside of 0..1", where)
     if len(values) == 4:

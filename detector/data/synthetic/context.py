@@ -1,7 +1,7 @@
-"""A harder drawn set: small discs that look alike, whose class is what stands around them, among shapes of all scales.
+"""A harder synthetic data set: small discs that look alike, whose class depends on their context, among shapes of all scales.
 
-A disc lies in a hoop, on stripes or beside a bar, and what tells the three apart begins 21 pixels from its edge: about as
-far as a cell of a ResNet's C2 sees. So a detector needs fine maps to find the disc and coarse ones to know it.
+A disc lies in a hoop, on stripes or beside a bar. The context begins 21 pixels from the disc's edge, which is about the
+receptive field of a cell of a ResNet's C2. So a detector needs fine maps to locate the disc and coarse maps to classify it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from numpy.random import RandomState
 from detector.data.synthetic.raster import SAMPLES, Canvas, Drawn, belongs, rasterise
 
 DESCRIPTION = "drawn shapes in context"
-VERSION = 1  # of the drawing: raise it when the pixels change
-COUNTS = {"train": 800, "val": 160}  # images, unless asked for others
+VERSION = 1  # increase it when the pixels change
+COUNTS = {"train": 800, "val": 160}  # default number of images
 CONTEXTS = ("hoop", "stripes", "bar")
 SHAPES = ("square", "triangle", "cross")
 CLASSES = ("disc in hoop", "disc on stripes", "disc by bar", *SHAPES)
@@ -21,17 +21,17 @@ SIDES = ((20, 31), (32, 80), (104, 140))  # of the shapes in pixels
 MOST_SHAPES = 5
 MOST_SCENES = 3
 DISC = (12, 18)  # sides of a disc in pixels
-SCENE = 76  # side of the square that holds a disc in its context
-LEAST_SIZE = SCENE  # of an image: in a smaller one there would be no disc
-CLEAR = 60  # diameter within which nothing but the disc is painted
+SCENE = 76  # side of the square of a disc and its context
+LEAST_SIZE = SCENE  # of an image; no disc fits into a smaller one
+CLEAR = 60  # diameter around the disc's centre that the context leaves free
 BAND = 6  # pixels: thickness of a hoop and a stripe
 
 
 def draw_image(rng: RandomState, width: int, height: int, *, empty: bool = False) -> tuple[np.ndarray, list[Drawn]]:
-    """A picture (H, W, 3) uint8 with shapes and, above them, discs in their contexts; these objects. None if `empty`."""
+    """An image (H, W, 3) uint8 and its objects: shapes, and discs in their contexts over them. `empty`: without objects."""
     canvas = Canvas(rng, width, height)
     shapes, scenes = (0, 0) if empty else (rng.randint(1, MOST_SHAPES + 1), rng.randint(1, MOST_SCENES + 1))
-    for side in sorted((_side(rng, min(width, height)) for _ in range(shapes)), reverse=True):  # large ones lie below
+    for side in sorted((_side(rng, min(width, height)) for _ in range(shapes)), reverse=True):  # smaller ones on top
         label = rng.randint(len(SHAPES))
         coverage = rasterise(SHAPES[label], side, side, rng.randint(-4, 5), 32)
         place = canvas.find_place(belongs(coverage))
@@ -50,7 +50,7 @@ def _side(rng: RandomState, room: int) -> int:
 
 
 def _draw_scene(rng: RandomState, canvas: Canvas) -> None:
-    """A disc in its context, where there is room; nothing else comes near it afterwards."""
+    """Draw a disc in its context where there is room, and reserve the place."""
     label = rng.randint(len(CONTEXTS))
     context = surroundings(rng, CONTEXTS[label])
     side = rng.randint(DISC[0], DISC[1] + 1)
@@ -66,7 +66,7 @@ def _draw_scene(rng: RandomState, canvas: Canvas) -> None:
 
 
 def surroundings(rng: RandomState, name: str) -> np.ndarray:
-    """The coverage (SCENE, SCENE) of a context, in one of its orientations; the disc's place in the middle is clear."""
+    """The coverage (SCENE, SCENE) of a context, in a random orientation; its middle is free for the disc."""
     if name == "hoop":
         hole = SCENE - 2 * BAND
         return _centred(rasterise("disc", SCENE, SCENE, 0, 1)) - _centred(rasterise("disc", hole, hole, 0, 1))
@@ -77,7 +77,7 @@ def surroundings(rng: RandomState, name: str) -> np.ndarray:
 
 
 def _centred(coverage: np.ndarray) -> np.ndarray:
-    """A coverage in the middle of a scene."""
+    """The coverage (SCENE, SCENE) with the given one in its middle."""
     (h, w), out = coverage.shape, np.zeros((SCENE, SCENE), dtype=coverage.dtype)
     y, x = (SCENE - h) // 2, (SCENE - w) // 2
     out[y : y + h, x : x + w] = coverage

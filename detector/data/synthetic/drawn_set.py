@@ -1,4 +1,4 @@
-"""A drawn set in COCO form: a folder that is complete or untouched, with pixels that depend on its arguments alone."""
+"""Synthetic data sets in COCO form. A folder is complete or untouched; the pixels depend on the arguments alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from detector.data.synthetic.raster import Drawn
 from detector.errors import DataError
 
 PRESETS = {"plain": shapes, "context": context}
-UNFINISHED = ".make_shapes_unfinished"  # everything is drawn in here, then moved into place
+UNFINISHED = ".make_shapes_unfinished"  # files are written here, then moved into place
 EMPTY_EVERY = 20  # every 20th image has no objects
 
 
 def draw_set(
     folder: str | Path, *, train: int, val: int, size: tuple[int, int], seed: int, preset: str = "plain"
 ) -> str:
-    """Draw `folder`/{annotations,images}/{train,val}, images of `size` (width, height); returns a line for the user.
+    """Draw `folder`/{annotations,images}/{train,val}, images of `size` (width, height); returns a message.
 
-    A folder that already holds this set is left as it is. DataError where it holds anything else.
+    A folder that already holds this set is not changed. Raises DataError if it holds anything else.
     """
     folder, counts = Path(folder), {"train": train, "val": val}
     _check(preset, counts, size, seed)
@@ -54,7 +54,7 @@ def _check(preset: str, counts: dict[str, int], size: tuple[int, int], seed: int
 
 
 def _info(preset: str, split: str, count: int, size: tuple[int, int], seed: int) -> dict[str, object]:
-    """What the annotation file says of itself; equal for equal sets."""
+    """The `info` section of an annotation file; equal for equal sets."""
     drawing = PRESETS[preset]
     arguments = {"split": split, "count": count, "size": list(size), "seed": seed}
     return {"description": drawing.DESCRIPTION, "version": drawing.VERSION} | arguments
@@ -75,7 +75,7 @@ def _holds(folder: Path, split: str, info: dict[str, Any]) -> bool:
 
 
 def _claim(folder: Path) -> Path:
-    """Make the folder, which must be new or empty, and in it one for unfinished work."""
+    """Create the folder, which must be new or empty, and a temporary folder in it."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was interrupted

@@ -1,7 +1,7 @@
-"""Drawing without a library: shapes of integers on textured grounds, the same pixels on every machine.
+"""Rasterisation in integers: shapes on textured backgrounds, with the same pixels on every machine.
 
-All arithmetic is on integers and the random numbers are those of `numpy.random.RandomState`, whose stream is frozen
-(NEP 19), so the pixels depend on the arguments alone: not on the platform, the versions of the libraries or a font.
+All arithmetic is on integers. The random numbers come from `numpy.random.RandomState`, whose stream is frozen
+(NEP 19), so the pixels depend on the arguments and not on the platform, the versions of libraries or a font.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from numpy.random import RandomState
 
 SAMPLES = 3  # per pixel and axis, so that edges are smooth
 UNIT = 1000  # half the side of a shape in its own coordinates
-TRIES = 12  # per object to find a place; then it is left out
-CONTRAST = 180  # least sum over the channels of |colour - what lies under|
-BRIGHT = 400  # least sum of the channels of a shape; grounds are dark, so that a small network learns in minutes
+TRIES = 12  # random places that are tried for an object before it is left out
+CONTRAST = 180  # minimum of sum over channels |colour - background|
+BRIGHT = 400  # minimum sum of a shape's channels; backgrounds are dark, so that a small network learns in minutes
 POLYGONS = {
     "square": [(-900, -900), (900, -900), (900, 900), (-900, 900)],
     "triangle": [(0, -1000), (1000, 800), (-1000, 800)],
@@ -28,7 +28,7 @@ POLYGONS = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """One object of a picture."""
+    """One object of an image."""
 
     label: int  # index of the set's CLASSES
     box: tuple[int, int, int, int]  # x, y, width, height: the tight box of the whole shape, hidden parts included
@@ -36,16 +36,16 @@ class Drawn:
 
 
 class Canvas:
-    """A picture as it grows: what is painted, and which object is seen where."""
+    """An image during drawing, with the visible object of each pixel."""
 
     def __init__(self, rng: RandomState, width: int, height: int):
         self.rng, self.image = rng, _ground(rng, width, height)
-        self.owner = np.full((height, width), -1)  # the object that is seen at each pixel
-        self.closed = np.zeros((height, width), dtype=bool)  # where nothing more may be put
+        self.owner = np.full((height, width), -1)  # the visible object at each pixel, -1 for none
+        self.closed = np.zeros((height, width), dtype=bool)  # reserved places
         self.drawn: list[Drawn] = []
 
     def find_place(self, mask: np.ndarray) -> tuple[int, int] | None:
-        """A top left corner (x, y) where the mask fits and hides no object by more than a quarter; None if none was found."""
+        """A top left corner (x, y) where the mask fits and covers at most a quarter of any object; None if none was found."""
         h, w = mask.shape
         room_y, room_x = self.owner.shape[0] - h, self.owner.shape[1] - w
         if min(room_x, room_y) < 0:
@@ -62,7 +62,7 @@ class Canvas:
         return None
 
     def paint(self, coverage: np.ndarray, x: int, y: int) -> None:
-        """Fill the covered pixels with a mottled bright colour that stands out from what lies there."""
+        """Fill the covered pixels with a mottled bright colour that differs from the background there."""
         h, w = coverage.shape
         image = self.image[y : y + h, x : x + w]
         under = image[coverage > 0].sum(axis=0) // (coverage > 0).sum()
@@ -75,7 +75,7 @@ class Canvas:
         self.owner[y : y + h, x : x + w][belongs(coverage)] = -1
 
     def add(self, label: int, coverage: np.ndarray, x: int, y: int) -> None:
-        """Paint an object with its tight `coverage` there."""
+        """Paint an object, given its tight `coverage`, with its top left corner at (x, y)."""
         self.paint(coverage, x, y)
         mask = belongs(coverage)
         h, w = mask.shape
@@ -89,9 +89,9 @@ class Canvas:
 
 
 def rasterise(name: str, width: int, height: int, p: int, q: int) -> np.ndarray:
-    """How many of its SAMPLES x SAMPLES points a shape covers in each pixel of its tight box: (h, w).
+    """Coverage (h, w) of a shape in its tight box: how many of the SAMPLES x SAMPLES points of each pixel lie inside.
 
-    `width` and `height` are pixels before the rotation by 2 atan(p / q), which is exact: a Pythagorean triple.
+    `width` and `height` are pixels before the rotation by 2 atan(p / q), which a Pythagorean triple makes exact.
     """
     reach = (3 * max(width, height) + 3) // 4 + 1  # pixels; a rotated square reaches sqrt(2) / 2 sides from its centre
     points = np.arange(1 - 2 * reach * SAMPLES, 2 * reach * SAMPLES, 2, dtype=np.int64)  # half samples from the centre
@@ -107,12 +107,12 @@ def rasterise(name: str, width: int, height: int, p: int, q: int) -> np.ndarray:
 
 
 def belongs(coverage: np.ndarray) -> np.ndarray:
-    """The pixels that belong to the shape: more than half of their points do."""
+    """Mask of the pixels of which the shape covers more than half."""
     return 2 * coverage > SAMPLES**2
 
 
 def _inside(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points, in UNITs from the centre, lie in the shape."""
+    """Mask of the points (in UNITs from the centre) inside the shape."""
     if name in ("disc", "ring"):
         radius2 = x * x + y * y
         hole = 0 if name == "disc" else (UNIT * 11 // 20) ** 2
@@ -126,7 +126,7 @@ def _inside(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _ground(rng: RandomState, width: int, height: int) -> np.ndarray:
-    """A textured ground (H, W, 3): a dark colour that drifts, with coarse and fine grey mottles."""
+    """A textured background (H, W, 3): a slowly varying dark colour with coarse and fine grey noise."""
     base = rng.randint(20, 100, size=3)
     drift = np.stack([_mottle(rng, width, height, cell=64, swing=25) for _ in range(3)], axis=-1)
     grey = _mottle(rng, width, height, cell=16, swing=24) + _mottle(rng, width, height, cell=4, swing=16)

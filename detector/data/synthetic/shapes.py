@@ -1,4 +1,4 @@
-"""The plain drawn set: six shapes of all scales on textured grounds."""
+"""The plain synthetic data set: six shapes of all scales on textured grounds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from numpy.random import RandomState
 from detector.data.synthetic.raster import POLYGONS, Canvas, Drawn, belongs, rasterise
 
 DESCRIPTION = "drawn shapes"
-VERSION = 1  # of the drawing: raise it when the pixels change
-COUNTS = {"train": 400, "val": 80}  # images, unless asked for others
+VERSION = 1  # increase it when the pixels change
+COUNTS = {"train": 400, "val": 80}  # default number of images
 LEAST_SIZE = 32  # of an image in pixels
 CLASSES = ("disc", "ring", *POLYGONS)
 SCALES = ((14, 31), (32, 95), (96, 2**31 - 1))  # sides in pixels: small, medium, large as in COCO
@@ -18,11 +18,11 @@ MOST_OBJECTS = 8
 
 
 def draw_image(rng: RandomState, width: int, height: int, *, empty: bool = False) -> tuple[np.ndarray, list[Drawn]]:
-    """A picture (H, W, 3) uint8 with up to MOST_OBJECTS objects, at least one unless `empty`; these objects."""
+    """An image (H, W, 3) uint8 and its objects, at most MOST_OBJECTS and at least one unless `empty`."""
     canvas = Canvas(rng, width, height)
     most = 0 if empty else MOST_OBJECTS
     count = rng.randint((most + 1) // 2, most + 1)
-    for side in sorted((_side(rng, min(width, height)) for _ in range(count)), reverse=True):  # large ones lie below
+    for side in sorted((_side(rng, min(width, height)) for _ in range(count)), reverse=True):  # smaller ones on top
         label = rng.randint(len(CLASSES))
         coverage = rasterise(CLASSES[label], *_pose(rng, side))
         place = canvas.find_place(belongs(coverage))
