@@ -92,6 +92,7 @@ def test_a_checkpoint_has_the_same_options(name: str):
     assert_same_options(config, EXPECTED[name]["options"])
 
 
+@pytest.mark.slow
 def test_every_shipped_configuration_builds_the_same_model():
     for name, old in CONFIGS.items():
         assert_same_model(load_config(shipped_configs() / name), old)
