@@ -17,13 +17,16 @@ ONE_CLASS = {1: "object"}  # category id and name where all classes count as one
 def detections_to_results(detections: Detections, image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
     """The detections of one image in COCO results form; `category_ids` maps labels to the annotation file's ids.
 
-    A row field of a subclass is written under its own name.
+    Detections with class names have them as `category_name`. A row field of a subclass is written under its own name.
     """
     found = detections.row_fields()
     boxes, scores, labels = to_xywh(found.pop("boxes")), found.pop("scores"), found.pop("labels")
     rows = zip(boxes.tolist(), scores.tolist(), labels.tolist(), *(value.tolist() for value in found.values()))
+    names = detections.class_names
     return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score} | dict(zip(found, more))
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        | ({} if names is None else {"category_name": names[label]})
+        | dict(zip(found, more))
         for box, score, label, *more in rows
     ]
 

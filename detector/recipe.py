@@ -1,4 +1,4 @@
-"""The `train` section of a configuration: how long, how fast, on what."""
+"""The sections `train` and `evaluate` of a configuration."""
 
 from __future__ import annotations
 
@@ -77,3 +77,22 @@ class Recipe:
     def scaled_lr(self) -> float:
         """The learning rate of a step with `batch_size` images."""
         return self.lr * self.batch_size / self.lr_batch if self.optimizer == "sgd" else self.lr
+
+
+Limits = tuple[Number, Number, Number]
+
+
+@checked
+@dataclass(frozen=True)
+class Scoring:
+    """How detections are scored in addition to COCO's standard metrics, which are always computed."""
+
+    max_detections: Limits = (1, 10, 100)
+    """Three rising numbers of detections per image and class, best first, that count; COCO's are 1, 10 and 100. A detector
+    must also find that many: `model.roi_head.selection.max_detections`."""
+    clip: bool = False
+    """Clip the annotated boxes to their image and leave out those without area, as training does."""
+
+    def __post_init__(self) -> None:
+        if list(self.max_detections) != sorted(set(self.max_detections)):
+            raise ValueError(f"max_detections: expected three rising numbers, got {list(self.max_detections)}")

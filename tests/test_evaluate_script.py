@@ -36,9 +36,11 @@ def files(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def faked(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """A checkpoint and a data set that cost nothing; gathers what the command asked them for."""
     asked: dict[str, object] = {}
+    truth = tmp_path_factory.mktemp("data") / "truth.json"
+    truth.write_text(json.dumps(TRUTH))
     split = {"images": "images", "annotations": "a.json"}
     config = parse_config({"data": {"root": ".", "train": split, "val": split, "workers": 0}}, trust=False)
     model = SimpleNamespace(reports_proposals=False)
@@ -52,9 +54,9 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     def build_dataset(data: object, split: str, class_names: list[str]) -> SimpleNamespace:
         asked.update(split=split, class_names=class_names, keep_empty=data.keep_empty)
-        return SimpleNamespace(report="1 image")
+        return SimpleNamespace(report="1 image", annotation_file=truth, category_ids=[3])
 
-    def evaluate(predictor: object, dataset: object, workers: int) -> tuple[dict, list]:
+    def evaluate(predictor: object, dataset: object, workers: int, scoring: object) -> tuple[dict, list]:
         asked.update(workers=workers)
         return METRICS, FOUND
 

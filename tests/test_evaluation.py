@@ -13,8 +13,9 @@ from PIL import Image
 from detector.coco_format import detections_to_results
 from detector.data.coco import CocoDataset
 from detector.errors import DataError
-from detector.evaluation.coco import METRICS, evaluate_results, summary_table
+from detector.evaluation.coco import METRICS, evaluate_results
 from detector.evaluation.run import evaluate
+from detector.evaluation.tables import summary_table
 from detector.files import make_folder, write_text
 from detector.structures import Detections, Proposals
 

@@ -18,7 +18,8 @@ from detector.data.coco import CocoDataset
 from detector.data.convert.voc import convert_voc
 from detector.data.convert.writer import document_summary
 from detector.data.convert.yolo import convert_yolo
-from detector.evaluation.coco import evaluate_results, read_json
+from detector.evaluation.coco import evaluate_results
+from detector.evaluation.results import read_json
 
 KEYS = {
     "images": ["id", "file_name", "width", "height"],

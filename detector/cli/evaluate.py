@@ -14,20 +14,25 @@ import torch
 import detector
 from detector.cli.arguments import CommandParser, add_network_options
 from detector.cli.ending import ending
+from detector.config.config import parse_config
 from detector.data.describe import report_of
 from detector.data.settings import build_dataset
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
-from detector.evaluation.coco import evaluate_results, read_json, recall_table, summary_table
+from detector.evaluation.coco import evaluate_results
+from detector.evaluation.reach import scoring_limits
+from detector.evaluation.results import read_json
 from detector.evaluation.run import evaluate, write_proposals
+from detector.evaluation.tables import recall_table, summary_table
 from detector.files import check_new_file, check_own, make_folder, write_text
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
 from detector.protocols import DataSet
+from detector.recipe import Scoring
 
 NETWORK_USAGE = "[--split val] [--tta] [--device D] [--precision P] [--trust] [key=value ...]"
 USAGE = f"""detector evaluate CKPT [--output DIR] {NETWORK_USAGE}
        detector evaluate CKPT --proposals FILE {NETWORK_USAGE}
-       detector evaluate --detections FILE --annotations FILE [--output DIR]"""
+       detector evaluate --detections FILE --annotations FILE [--output DIR] [evaluate.KEY=value ...]"""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -48,6 +53,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output", metavar="DIR", type=Path, help="where to write (default: the folder of the checkpoint)")
     add_network_options(parser)
     args = parser.parse_intermixed_args(argv)
+    if args.detections and args.checkpoint and "=" in args.checkpoint.name:  # there is no checkpoint
+        args.overrides, args.checkpoint = [str(args.checkpoint), *args.overrides], None
+    if args.detections and not all(change.startswith("evaluate.") for change in args.overrides):
+        parser.error("--detections takes only keys of the section evaluate: there is no model and no data section")
     if (args.detections is None) != (args.annotations is None):
         parser.error("--detections and --annotations go together")
     if (args.checkpoint is None) == (args.detections is None):
@@ -59,11 +68,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def score_file(args: argparse.Namespace) -> None:
     """--detections FILE --annotations FILE: no model, no images, no work for several processes."""
-    metrics = evaluate_results(args.annotations, read_json(args.detections))
+    scoring = parse_config({}, args.overrides, trust=False).evaluate
+    results = read_json(args.detections)
+    print_limits(args.annotations, None, scoring)
+    metrics = evaluate_results(args.annotations, results, scoring=scoring)
     if args.output:
         check_own(args.output, "metrics.json")
         write_text(make_folder(args.output) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(summary_table(metrics))
+
+
+def print_limits(annotations: Path, category_ids: list[int] | None, scoring: Scoring) -> None:
+    """Say what no detector can reach."""
+    for line in scoring_limits(annotations, category_ids, scoring):
+        print(f"note: {line}", file=sys.stderr)
 
 
 def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, DataSet, int]:
@@ -82,7 +100,8 @@ def score_checkpoint(args: argparse.Namespace) -> None:
     predictor, dataset, workers = open_checkpoint(args)
     folder = on_rank0(make_folder, args.output or args.checkpoint.parent)
     on_rank0(check_own, folder, "metrics.json", "detections.json")
-    metrics, results = evaluate(predictor, dataset, workers=workers)
+    on_rank0(print_limits, dataset.annotation_file, dataset.category_ids, predictor.config.evaluate)
+    metrics, results = evaluate(predictor, dataset, workers=workers, scoring=predictor.config.evaluate)
     if is_rank0():
         write_report(predictor, folder, metrics, results)
 

@@ -25,6 +25,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("checkpoint", metavar="CKPT", type=Path, help="the checkpoint of a detector")
     add("paths", metavar="PATH", nargs="+", help="an image, a folder with all below it, or a quoted pattern")
     add("--output", metavar="DIR", type=Path, required=True, help="pictures keep their relative paths in here")
+    add(
+        "--annotations", metavar="FILE", type=Path, help="a COCO file of these images, whose image ids the results take"
+    )
     add("--score", type=float, default=0.5, help="the least score of a box, 0..1 (default: 0.5)")
     add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
     add_network_options(parser)
@@ -38,7 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def infer(args: argparse.Namespace) -> None:
     """Paths are checked before the checkpoint is read. Raises DataError, at the end, for unreadable images."""
-    jobs = on_rank0(find_images, args.paths, args.output)
+    jobs = on_rank0(find_images, args.paths, args.output, args.annotations)
     on_rank0(check_folder, args.output)
     kind = TTAPredictor if args.tta else Predictor
     predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision, kind=kind)

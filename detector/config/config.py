@@ -17,14 +17,14 @@ from detector.errors import ConfigError
 from detector.modeling.build import build_model
 from detector.modeling.parts import DEFAULT_TYPES, ModelConfig, parse_model
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.recipe import Recipe
+from detector.recipe import Recipe, Scoring
 from detector.renames import rename_config
 from detector.schema.signatures import check_keys, construct
 
 
 @dataclass(frozen=True)
 class Config:
-    """A detector, its data and its training."""
+    """A detector, its data, its training and its scoring."""
 
     model: ModelConfig
     """Constructors with their checked arguments."""
@@ -32,6 +32,8 @@ class Config:
     """None where the configuration has no such section."""
     train: Recipe
     """How it is trained."""
+    evaluate: Scoring
+    """How it is scored beside COCO's standard metrics."""
     raw: dict[str, Any]
     """The plain values that it was parsed from, with today's names, as checkpoints and config.yaml hold them."""
     source: str | None = None
@@ -72,14 +74,15 @@ def parse_config(
     """
     with in_file(source):
         raw = rename_config(raw) if isinstance(raw, Mapping) else raw
-        check_keys(raw, ("model", "data", "train"), "configuration")
+        check_keys(raw, ("model", "data", "train", "evaluate"), "configuration")
         raw = Reader(DEFAULT_TYPES, rename_config).override(dict(raw), overrides)
         model = parse_model(raw.get("model", {}), trust=trust)
         data = parse_data(raw["data"], trust=trust) if "data" in raw else None
         if data is not None:
             data.check_proposals(needed=model.needs_proposals)
         train = construct(Recipe, raw.get("train", {}), "train")
-    return Config(model, data, train, raw, None if source is None else str(source))
+        evaluate = construct(Scoring, raw.get("evaluate", {}), "evaluate")
+    return Config(model, data, train, evaluate, raw, None if source is None else str(source))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from detector.config.config import Config
 from detector.data.settings import DATASETS, TRANSFORMS, DataSettings
 from detector.errors import ConfigError
 from detector.modeling.parts import PARTS
-from detector.recipe import Recipe
+from detector.recipe import Recipe, Scoring
 from detector.schema.docs import option_docs
 from detector.schema.signatures import describe, parameters_of
 
@@ -76,7 +76,10 @@ def key_table(config: Config | None = None) -> list[KeySection]:
         for name, constructor in TRANSFORMS.items():
             keys = tuple(_keys(constructor))
             sections.append(KeySection("data.transforms[]", name, False, _summary(constructor), keys))
-    sections.append(KeySection("train", None, True, _summary(Recipe), tuple(_keys(Recipe))))
+    sections += [
+        KeySection(path, None, True, _summary(options), tuple(_keys(options)))
+        for path, options in (("train", Recipe), ("evaluate", Scoring))
+    ]
     return sections
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.coco_format import ONE_CLASS
+from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
-from detector.errors import DataError
+from detector.evaluation.results import checked_results
+from detector.recipe import Scoring
 
 METRICS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()  # the order of COCOeval.stats
+STANDARD = Scoring()  # COCO's
 
 
 def evaluate_results(
@@ -28,8 +30,11 @@ def evaluate_results(
     category_ids: list[int] | None = None,
     *,
     as_one_class: bool = False,
+    scoring: Scoring = STANDARD,
 ) -> dict[str, dict[str, Any]]:
     """Score results in COCO form: {"bbox": the twelve metrics, "per_class": {name: {"AP", "AP50"}}}, fractions 0..1.
+
+    With another `scoring` than COCO's, "configured" has the twelve metrics under it, beside the standard ones.
 
     A metric is -1 where the annotations hold no such object (COCO's convention), but every metric is 0 without results.
     Raises DataError for a malformed file or result and for ids that the annotations lack.
@@ -40,6 +45,7 @@ def evaluate_results(
         image_ids: images to score; None scores all.
         category_ids: categories to score; None scores all.
         as_one_class: all these categories, and those of the results, count as ONE_CLASS.
+        scoring: limits of detections, and whether boxes are clipped to their image.
     """
     coco = read_coco_file(annotations)
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
@@ -49,35 +55,79 @@ def evaluate_results(
         [one] = ONE_CLASS
         objects = [entry | {"category_id": one} for entry in objects if entry["category_id"] in set(chosen)]
         names, chosen = dict(ONE_CLASS), [one]
-    detections = _read_results(results, coco, names)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(_index(coco, names, objects), _index(coco, names, detections), "bbox")
-        evaluation.params.imgIds = coco.image_ids.tolist() if image_ids is None else image_ids
-        evaluation.params.catIds = sorted(chosen)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    detections = checked_results(results, coco, names)
     lowest = -1.0 if results else 0.0
-    precision = evaluation.eval["precision"][..., 0, -1]  # (10 IoUs, 101 recalls, K): all areas, 100 detections
+
+    images = coco.image_ids.tolist() if image_ids is None else image_ids
+    run = partial(_evaluated, coco, names, detections, images, sorted(chosen))
+    standard = run(objects, STANDARD.max_detections)
+    precision = standard.eval["precision"][..., 0, -1]  # (10 IoUs, 101 recalls, K): all areas, 100 detections
     per_class = {
         names[category]: {"AP": max(_mean(p), lowest), "AP50": max(_mean(p[0]), lowest)}
-        for category, p in zip(evaluation.params.catIds, np.moveaxis(precision, -1, 0))
+        for category, p in zip(standard.params.catIds, np.moveaxis(precision, -1, 0))
     }
-    bbox = {name: max(float(value), lowest) for name, value in zip(METRICS, evaluation.stats)}
-    return {"bbox": bbox, "per_class": per_class}
+    metrics: dict[str, dict[str, Any]] = {"bbox": _twelve(standard, lowest), "per_class": per_class}
+    if scoring != STANDARD:
+        entries = _clipped(objects, coco) if scoring.clip else objects
+        metrics["configured"] = _twelve(run(entries, scoring.max_detections), lowest)
+    return metrics
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file; DataError names the file that is missing, unreadable or not JSON."""
-    path = Path(path)
-    try:
-        if path.exists() and not (path.is_file() or path.is_fifo()):  # reading a device may never end
-            raise DataError(f"{path}: is not a file; check the path")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:  # bad syntax, bad encoding, absurd nesting
-        raise DataError(f"{path}: is not valid JSON ({error}); write or download it again") from error
+def _evaluated(
+    coco: CocoFile, names: dict[int, str], detections: list[dict[str, Any]], images: list[int], categories: list[int],
+    entries: list[dict[str, Any]], limits: Sequence[int],
+) -> COCOeval:  # fmt: skip
+    """COCOeval's counts for detections of annotations `entries`, with three limits of detections per image and class."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = COCOeval(_index(coco, names, entries), _index(coco, names, detections), "bbox")
+        evaluation.params.imgIds, evaluation.params.catIds = images, categories
+        evaluation.params.maxDets = list(limits)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def metric_names(limits: Sequence[int]) -> list[str]:
+    """The names of the twelve metrics in COCO's order: COCO's own for its limits, else with the limit: AP@1000, AR1000."""
+    if tuple(limits) == STANDARD.max_detections:
+        return METRICS
+    last = limits[-1]
+    ap = [f"{name}@{last}" for name in METRICS[:6]]
+    return [*ap, *(f"AR{limit}" for limit in limits), *(f"AR{size}@{last}" for size in "sml")]
+
+
+def _twelve(evaluation: COCOeval, lowest: float) -> dict[str, float]:
+    """The metrics of COCOeval.summarize, which itself gives -1 for another limit than 100."""
+    precision, recall = (
+        evaluation.eval["precision"],
+        evaluation.eval["recall"],
+    )  # (T, R, K, areas, limits), (T, K, areas, limits)
+    ap = [
+        precision[..., 0, -1],
+        precision[0, ..., 0, -1],
+        precision[5, ..., 0, -1],
+        *(precision[..., a, -1] for a in (1, 2, 3)),
+    ]
+    ar = [*(recall[..., 0, m] for m in range(3)), *(recall[..., a, -1] for a in (1, 2, 3))]
+    names = metric_names(evaluation.params.maxDets)
+    return {name: max(_mean(values), lowest) for name, values in zip(names, [*ap, *ar])}
+
+
+def _clipped(entries: list[dict[str, Any]], coco: CocoFile) -> list[dict[str, Any]]:
+    """The annotations with their boxes clipped to the images, those without area left out, as in training."""
+    size_of = dict(zip(coco.image_ids.tolist(), coco.sizes.tolist()))
+    boxes = corners(np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4))
+    inside = clip_to_images(boxes, np.array([size_of[entry["image_id"]] for entry in entries]).reshape(-1, 2))
+    clipped = []
+    for entry, box, solid, moved in zip(entries, inside.tolist(), have_area(inside), were_clipped(boxes, inside)):
+        if not solid:
+            continue
+        x1, y1, x2, y2 = box
+        change = (
+            {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": min(entry["area"], (x2 - x1) * (y2 - y1))} if moved else {}
+        )
+        clipped.append(entry | change)
+    return clipped
 
 
 def ground_truth_entries(coco: CocoFile) -> list[dict[str, Any]]:
@@ -91,31 +141,6 @@ def ground_truth_entries(coco: CocoFile) -> list[dict[str, Any]]:
     )
     keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
     return [{"id": number, **dict(zip(keys, row))} for number, row in enumerate(zip(*columns), start=1)]
-
-
-def summary_table(metrics: dict[str, dict[str, Any]]) -> str:
-    """The metrics of `evaluate_results`, and those of proposals if there are any, as aligned text."""
-    tables = [[["", *names], ["bbox", *_row(metrics["bbox"], names)]] for names in (METRICS[:6], METRICS[6:])]
-    classes = [[name, *_row(scores, ["AP", "AP50"])] for name, scores in metrics["per_class"].items()]
-    tables.append([["class", "AP", "AP50"], *classes])
-    texts = [_lined_up(rows) for rows in tables]
-    return "\n\n".join(texts + ([recall_table(metrics["proposals"])] if "proposals" in metrics else []))
-
-
-def recall_table(recall: dict[str, float]) -> str:
-    """AR of proposals as aligned text."""
-    rows = [[name, *_row(recall, [name + size for size in ("", *"sml")])] for name in ("AR100", "AR1000")]
-    return _lined_up([["proposals", "all", "small", "medium", "large"], *rows])
-
-
-def _lined_up(rows: list[list[str]]) -> str:
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(row[0].ljust(width) + "".join(cell.rjust(10) for cell in row[1:]) for row in rows)
-
-
-def _row(values: dict[str, float], names: Iterable[str]) -> list[str]:
-    """Cells with six decimals; a dash where there are no objects."""
-    return [f"{values[name]:.6f}" if values[name] >= 0 else "-" for name in names]
 
 
 def _mean(precision: np.ndarray) -> float:
@@ -134,44 +159,3 @@ def _index(coco: CocoFile, names: dict[int, str], entries: list[dict[str, Any]])
     }
     index.createIndex()
     return index
-
-
-def _read_results(results: list[dict[str, Any]], coco: CocoFile, names: dict[int, str]) -> list[dict[str, Any]]:
-    """Checked results in the form that COCOeval indexes; the caller's list is not changed."""
-    if not isinstance(results, list):
-        raise DataError(f"results must be a list of COCO results, one per detection, not a {type(results).__name__}")
-    entries = [_result(item, number) for number, item in enumerate(results)]
-    for key, known in (("image_id", set(coco.image_ids.tolist())), ("category_id", set(names))):
-        unknown = sorted({entry[key] for entry in entries} - known, key=lambda i: (isinstance(i, str), i))
-        if unknown:
-            more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
-            listed = ", ".join(f"{i!r:.80}" for i in unknown[:20]) + more
-            raise DataError(f"results name {key} {listed}, which {coco.path} lacks; do they belong together?")
-    return entries
-
-
-def _result(item: Any, number: int) -> dict[str, Any]:
-    """One checked result, numbered from 1."""
-    keys = ("image_id", "category_id", "bbox")
-    image, category, box = (item.get(key) if isinstance(item, dict) else None for key in keys)
-    if not isinstance(image, (int, str)) or not isinstance(category, (int, str)):
-        raise DataError(f"result {number} must be an object with image_id, category_id and bbox, not {item!r:.80}")
-    where = f"result {number} (image {image!r:.80}): bbox"
-    if not isinstance(box, list) or len(box) != 4:
-        raise DataError(f"{where} must be [x, y, width, height], not {box!r:.80}")
-    box = [_number(value, where) for value in box]
-    if min(box[2:]) < 0:
-        raise DataError(f"{where} {box} has a negative width or height; it must be [x, y, width, height]")
-    score = _number(item.get("score"), f"score of result {number}")
-    identity = {"id": number + 1, "image_id": image, "category_id": category}
-    return identity | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
-
-
-def _number(value: Any, what: str) -> float:
-    try:
-        number = float(value) if isinstance(value, (int, float)) else math.nan
-    except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
-    if not math.isfinite(number):
-        raise DataError(f"{what} must be a finite number, not {value!r:.80}")
-    return number

@@ -14,12 +14,13 @@ from detector.data.loader import eval_loader
 from detector.data.proposal_file import pack
 from detector.distributed import is_rank0, map_sharded, on_rank0
 from detector.errors import DataError
-from detector.evaluation.coco import evaluate_results
+from detector.evaluation.coco import STANDARD, evaluate_results
 from detector.evaluation.proposals import proposal_recall
 from detector.files import check_new_file, write_atomically
 from detector.inference.predictor import Predictor
 from detector.progress import Progress
 from detector.protocols import DataSet
+from detector.recipe import Scoring
 from detector.structures import Detections, Proposals
 
 
@@ -31,6 +32,7 @@ def evaluate(
     workers: int = 2,
     progress: bool = True,
     check: Callable[[], None] | None = None,
+    scoring: Scoring = STANDARD,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Detect on every image and score the detections: (metrics, results in COCO form), the same on all processes.
 
@@ -44,6 +46,7 @@ def evaluate(
         workers: processes that load images.
         progress: show a progress bar.
         check: called before each batch; it may raise to stop the evaluation.
+        scoring: how detections are scored beside COCO's standard metrics.
     """
     results: list[dict[str, Any]] = []
     proposals: dict[int, Tensor] = {}
@@ -55,7 +58,7 @@ def evaluate(
 
     def score() -> dict[str, dict[str, Any]]:
         truth, classes = dataset.annotation_file, dataset.category_ids
-        metrics = evaluate_results(truth, results, list(proposals), classes, as_one_class=as_one_class)
+        metrics = evaluate_results(truth, results, list(proposals), classes, as_one_class=as_one_class, scoring=scoring)
         return metrics | {"proposals": proposal_recall(truth, proposals, classes)}
 
     return on_rank0(score), results

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from detector.coco_format import detections_to_results
+from detector.data.coco_reader import read_coco_file
 from detector.data.image import SUFFIXES, read_image
+from detector.data.image_names import match_names
 from detector.distributed import is_rank0, map_sharded
 from detector.errors import DataError
 from detector.files import write_text
@@ -35,21 +37,29 @@ class Job:
     """Absolute path of the image."""
     name: str
     """Unique name: the path relative to the deepest folder that contains all inputs, with forward slashes."""
+    image_id: int
+    """Its number in the results: from 1 in order, or that of an annotation file."""
     picture: Path
     """Path of the drawn image."""
 
 
-def find_images(paths: Sequence[str], output: Path) -> list[Job]:
+def find_images(paths: Sequence[str], output: Path, annotations: Path | None = None) -> list[Job]:
     """The images of files (of any suffix), folders (with all below them) and patterns ("photos/**/*.jpg"), each once.
 
-    Hidden files, and an `output` folder within a searched one, are skipped. Raises DataError if a path is missing or has
-    no images, and if a drawn image would replace an input or leave `output`.
+    Hidden files, and an `output` folder within a searched one, are skipped. With a COCO file `annotations` the images have
+    its ids, else they are numbered from 1. Raises DataError if a path is missing or has no images, if the annotations lack an
+    image, and if a drawn image would replace an input or leave `output`.
     """
     output = _absolute(output)
     found = [_search(path, output) for path in paths]
     root = os.path.commonpath([folder for folder, _ in found])
     files = dict.fromkeys(file for _, files in found for file in files)  # each once, in order
-    jobs = [_job(file, file.relative_to(root), output) for file in files]
+    names = [file.relative_to(root).as_posix() for file in files]
+    if annotations is None:
+        ids = {name: number for number, name in enumerate(names, start=1)}
+    else:
+        ids = match_names(names, read_coco_file(annotations))
+    jobs = [_job(file, name, ids[name], output) for file, name in zip(files, names)]
     _check(jobs, output)
     return jobs
 
@@ -59,8 +69,8 @@ def infer_images(
 ) -> tuple[list[dict[str, Any]], list[Job]]:
     """Write the drawn images and `output`/detections.json; returns the results and the jobs with an unreadable image.
 
-    A result is COCO's (image_id, category_id, bbox xywh in original pixels, score) with `file_name`; the image id is the
-    index of the job, from 1. Unreadable images are reported and skipped. With several processes each draws its share, and
+    A result is COCO's (image_id, category_id, bbox xywh in original pixels, score) with `file_name` and `category_name`.
+    Unreadable images are reported and skipped. With several processes each draws its share, and
     rank 0 writes the results.
 
     Args:
@@ -73,24 +83,24 @@ def infer_images(
     results: list[dict[str, Any]] = []
     failed: list[Job] = []
 
-    def detect(numbered: list[tuple[int, Job]]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
-        for start in range(0, len(numbered), batch_size):
-            batch = numbered[start : start + batch_size]
-            images = [_read(job, predictor.max_pixels) for _, job in batch]
+    def detect(shard: list[Job]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
+        for start in range(0, len(shard), batch_size):
+            batch = shard[start : start + batch_size]
+            images = [_read(job, predictor.max_pixels) for job in batch]
             detections = iter(predictor([image for image in images if isinstance(image, Tensor)]))
-            for (image_id, job), image in zip(batch, images):
+            for job, image in zip(batch, images):
                 if isinstance(image, DataError):
                     yield job, [], str(image)
                     continue
                 found = next(detections)
                 kept = found[found.scores >= score]
                 _save(draw_detections(image, kept), job.picture)
-                rows = detections_to_results(kept, image_id, predictor.label_ids)
+                rows = detections_to_results(kept, job.image_id, predictor.label_ids)
                 yield job, [{"file_name": job.name} | row for row in rows], ""
 
     bar = Progress(total=len(jobs), desc="infer", unit="img", shown=is_rank0())
     with bar, _results_written_on_exit(output, results):
-        for job, rows, error in map_sharded(list(enumerate(jobs, start=1)), detect, batch_size):
+        for job, rows, error in map_sharded(jobs, detect, batch_size):
             results += rows
             if error:
                 failed.append(job)
@@ -131,7 +141,8 @@ def _search(path: str, output: Path) -> tuple[Path, list[Path]]:
         raise DataError(f"{path}: no such file or folder")
     if folder in output.parents:  # skip the drawn images of an earlier run
         found = [file for file in found if output not in file.parents]
-    images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = (file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    images = sorted(files, key=lambda file: Path(os.path.relpath(file, folder)).as_posix())  # as conversion
     if not images:
         raise DataError(f"{path}: no images found there ({' '.join(SUFFIXES)})")
     return folder, images
@@ -141,9 +152,9 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _job(file: Path, name: Path, output: Path) -> Job:
-    writable = name if name.suffix.lower() in SUFFIXES else name.with_name(f"{name.name}.png")
-    return Job(file, name.as_posix(), output / writable)
+def _job(file: Path, name: str, image_id: int, output: Path) -> Job:
+    writable = name if Path(name).suffix.lower() in SUFFIXES else f"{name}.png"
+    return Job(file, name, image_id, output / writable)
 
 
 def _check(jobs: list[Job], output: Path) -> None:

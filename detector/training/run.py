@@ -15,7 +15,6 @@ from detector.checkpoint import init_from as take_weights
 from detector.checkpoint import load_weights, read_checkpoint
 from detector.config.config import Config, build_detector, in_file
 from detector.data.coco_reader import read_coco_file
-from detector.data.describe import class_table_of, report_of
 from detector.data.settings import build_dataset
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError
@@ -25,6 +24,7 @@ from detector.protocols import DataSet
 from detector.recipe import Recipe
 from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
+from detector.training.announce import announce
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
 from detector.training.signals import Stop
@@ -56,7 +56,7 @@ def train(config: Config, output: str | Path, *, resume: bool = False, init_from
         written = distributed.raise_on_all(_written, output)
         trainer, started = distributed.raise_on_all(_prepare, config, output, resume, init_from)
         with _open_folder(output, trainer.config.raw, written):
-            _announce(trainer, started)
+            announce(trainer, started)
             trainer.run()
             log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
     return output
@@ -269,27 +269,3 @@ def _lock(file: TextIO) -> bool:
     except OSError:  # a file system without locks
         pass
     return True
-
-
-def _announce(trainer: Trainer, started: str | None) -> None:
-    """Log the data, the model and the recipe."""
-    recipe, model = trainer.recipe, trainer.train_step.model
-    log.info("train %s", report_of(trainer.train_set))
-    log.info("val   %s", report_of(trainer.val_set))
-    log.info("%s", class_table_of(trainer.train_set))
-    count = sum(p.numel() for p in model.parameters())
-    world = distributed.world_size()
-    device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"
-    log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, recipe.precision)
-    rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
-    log.info(
-        "%s, %d images a step, learning rate %.4g (%s), %d steps in %d epochs",
-        recipe.optimizer, recipe.batch_size, recipe.scaled_lr(), rule, trainer.steps, recipe.epochs,
-    )  # fmt: skip
-    if trainer.criterion != "AP":
-        log.info(
-            "an RPN alone: best.pth is chosen by the %s of proposals; AP is that of all classes as one",
-            trainer.criterion,
-        )
-    if started:
-        log.info("%s", started)

@@ -1,0 +1,41 @@
+"""What a training says before its first step: data, model, recipe."""
+
+from __future__ import annotations
+
+import logging
+
+from detector import distributed
+from detector.data.describe import class_table_of, report_of
+from detector.evaluation.reach import scoring_limits
+from detector.training.loop import Trainer
+
+log = logging.getLogger("detector")
+
+
+def announce(trainer: Trainer, started: str | None) -> None:
+    """Log the data, the model and the recipe."""
+    recipe, model = trainer.recipe, trainer.train_step.model
+    log.info("train %s", report_of(trainer.train_set))
+    log.info("val   %s", report_of(trainer.val_set))
+    if distributed.is_rank0():
+        for line in scoring_limits(
+            trainer.val_set.annotation_file, trainer.val_set.category_ids, trainer.config.evaluate
+        ):
+            log.warning("val: %s", line)
+    log.info("%s", class_table_of(trainer.train_set))
+    count = sum(p.numel() for p in model.parameters())
+    world = distributed.world_size()
+    device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"
+    log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, recipe.precision)
+    rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
+    log.info(
+        "%s, %d images a step, learning rate %.4g (%s), %d steps in %d epochs",
+        recipe.optimizer, recipe.batch_size, recipe.scaled_lr(), rule, trainer.steps, recipe.epochs,
+    )  # fmt: skip
+    if trainer.criterion != "AP":
+        log.info(
+            "an RPN alone: best.pth is chosen by the %s of proposals; AP is that of all classes as one",
+            trainer.criterion,
+        )
+    if started:
+        log.info("%s", started)
