@@ -76,26 +76,32 @@ def test_the_published_recipes_differ_only_in_what_their_names_say():
 
 UNTYPED = """
 model:
+  neck: {width: 128}
   rpn: {loss: {beta: 0.5}, anchors: {sizes: [[16], [32], [64], [96], [128]]}}
   roi_head: {sampling: {batch_per_image: 64}, pool: {samples: 1, canonical_size: 112}, box_head: {conv_width: 64, type: conv_fc}}
 """
 
 
 @pytest.mark.parametrize("by_override", [True, False])
-def test_another_type_than_the_default_starts_a_section_afresh(tmp_path, by_override):
+def test_another_type_keeps_what_both_types_have_and_a_line_says_so(tmp_path, by_override, caplog):
     (tmp_path / "base.yaml").write_text(UNTYPED)
-    same = yaml.safe_load(UNTYPED)["model"]["rpn"] | {"type": "rpn"}
+    base = yaml.safe_load(UNTYPED)["model"]
+    both = base["roi_head"] | {"type": "cascade", "loss": {"beta": 0.1}}
     for name, own, kept in (
-        ("rpn", {"type": "precomputed"}, {"type": "precomputed"}), ("rpn", {"type": "rpn"}, same),
-        ("roi_head", {"type": "none"}, {"type": "none"}),
-        ("roi_head", {"type": "cascade", "loss": {"beta": 0.1}}, {"type": "cascade", "loss": {"beta": 0.1}}),
+        ("rpn", {"type": "precomputed"}, {"type": "precomputed"}), ("rpn", {"type": "rpn"}, base["rpn"] | {"type": "rpn"}),
+        ("roi_head", {"type": "none"}, {"type": "none"}), ("roi_head", {"type": "cascade", "loss": {"beta": 0.1}}, both),
     ):  # fmt: skip
         section = {} if by_override else {name: own}
         (tmp_path / "own.yaml").write_text(yaml.safe_dump({"_base_": "base.yaml", "model": section}))
         overrides = [f"model.{name}.{key}={json.dumps(value)}" for key, value in own.items()] if by_override else []
         assert load_config(tmp_path / "own.yaml", overrides).raw["model"][name] == kept
-    roi_head = load_config(tmp_path / "base.yaml", ["model.roi_head.pool.type=soft"]).raw["model"]["roi_head"]
-    assert roi_head["pool"] == {"type": "soft"} and roi_head["sampling"] == {"batch_per_image": 64}
+    with caplog.at_level("INFO"):
+        config = load_config(tmp_path / "base.yaml", ["model.roi_head.pool.type=all_levels", "model.neck=panet"])
+    assert config.raw["model"]["roi_head"] == base["roi_head"] | {"pool": {"type": "all_levels", "samples": 1}}
+    assert (
+        "model.roi_head.pool: all_levels instead of by_level; kept: samples=1; dropped: canonical_size" in caplog.text
+    )
+    assert config.raw["model"]["neck"]["width"] == base["neck"]["width"]
 
 
 def test_an_empty_model_section_is_the_default_detector():

@@ -115,7 +115,7 @@ def test_config_prints_values_defaults_and_origins(tmp_path: Path, monkeypatch, 
     text = printed(capsys, "own.yaml", "train.lr=0.5", "model.roi_head.selection.max_detections=7")
     found = {name: [part.strip() for part in parts] for name, parts in lines_of(text, "model.neck").items()}
     assert found["type"] == ["fpn", "own.yaml"]
-    assert found["width"] == ["256", "default"]  # that of the base was another neck's
+    assert found["width"] == ["8", "base.yaml"]  # both necks have it
     assert [part.strip() for part in lines_of(text, "model.rpn")["selection.nms_iou"]] == ["0.6", "base.yaml"]
     head = lines_of(text, "model.roi_head")
     assert [part.strip() for part in head["selection.max_detections"]] == ["7", "command line"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from detector.config.inherit import Reader, merge
+from detector.config.inherit import Reader, Types, merge
 from detector.errors import ConfigError
 from detector.schema.signatures import check_keys, parse_call
 from detector.yaml_reader import MAX_BYTES
@@ -107,16 +107,36 @@ def test_dictionaries_merge_and_anything_else_replaces():
     assert base == {"a": {"x": 1}} and own == {"a": {"y": 2}}  # neither side has changed
 
 
-def test_a_section_whose_type_changes_starts_afresh_also_from_the_default():
-    base = {"neck": {"type": "fpn", "norm": "group", "width": 128}}
-    assert merge(base, {"neck": {"type": "panet"}}) == {"neck": {"type": "panet"}}
-    assert merge(base, {"neck": {"type": "fpn", "width": 64}})["neck"] == {"type": "fpn", "norm": "group", "width": 64}
-    assert merge(base, {"neck": {"width": 64}})["neck"] == {"type": "fpn", "norm": "group", "width": 64}
-    base, types = {"rpn": {"beta": 1.0, "anchors": {"sizes": [[8]]}}}, {"rpn": "rpn", "rpn.anchors": "grid"}
-    assert merge(base, {"rpn": {"type": "precomputed"}}, types) == {"rpn": {"type": "precomputed"}}
-    assert merge(base, {"rpn": {"type": "rpn"}}, types) == {"rpn": base["rpn"] | {"type": "rpn"}}
-    own = {"rpn": {"anchors": {"type": "mine"}}}
-    assert merge(base, own, types) == {"rpn": {"beta": 1.0, "anchors": {"type": "mine"}}}
+KEYS = {
+    "fpn": {"width": int, "norm": str, "extra": str},
+    "panet": {"width": int, "norm": bool, "form": str},
+    "rpn": {"beta": float},
+}
+
+
+def test_a_section_whose_type_changes_keeps_the_keys_of_both_types():
+    types, notes = Types({"neck": "fpn"}, lambda where, name: KEYS.get(name)), []
+    for base in (
+        {"norm": "group", "width": 128, "extra": "c5"},
+        {"type": "fpn", "norm": "group", "width": 128, "extra": "c5"},
+    ):
+        merged = merge({"neck": base}, {"neck": {"type": "panet", "form": "authors"}}, types, note=notes.append)
+        assert merged == {"neck": {"type": "panet", "width": 128, "form": "authors"}}
+    # a key whose values are others is another key
+    assert notes == ["neck: panet instead of fpn; kept: width=128; dropped: norm, extra; at their defaults: form"] * 2
+    assert merge({"neck": base}, {"neck": "panet"}, types) == {"neck": {"type": "panet", "width": 128}}
+
+
+def test_a_type_without_a_change_and_one_that_is_not_known():
+    types, notes = Types({"rpn": "rpn", "rpn.anchors": "grid"}, lambda where, name: KEYS.get(name)), []
+    base = {"rpn": {"beta": 1.0, "anchors": {"sizes": [[8]]}}}
+    assert merge(base, {"rpn": {"type": "rpn"}}, types, note=notes.append) == {"rpn": base["rpn"] | {"type": "rpn"}}
+    assert merge(base, {"rpn": {"beta": 2.0}}, types)["rpn"]["anchors"] == {"sizes": [[8]]} and notes == []
+    own = {"rpn": {"anchors": {"type": "mine.Grid"}}}
+    assert merge(base, own, types, note=notes.append) == {"rpn": {"beta": 1.0, "anchors": {"type": "mine.Grid"}}}
+    assert notes == [
+        "rpn.anchors: mine.Grid instead of grid; its keys are not known before it is imported, so none is kept of sizes"
+    ]
     assert merge({"rpn": {"type": "precomputed"}}, {"rpn": {"keep": 1}}, types)["rpn"]["type"] == "precomputed"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,15 +12,17 @@ from typing import Any
 
 import torch
 
-from detector.config.inherit import Reader
+from detector.config.inherit import Reader, Types
 from detector.data.settings import DataSettings, parse_data
 from detector.errors import ConfigError
 from detector.modeling.build import build_model
-from detector.modeling.parts import DEFAULT_TYPES, ModelConfig, parse_model
+from detector.modeling.parts import DEFAULT_TYPES, ModelConfig, options_of, parse_model
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe, Scoring
 from detector.renames import rename_config
 from detector.schema.signatures import check_keys, construct
+
+log = logging.getLogger("detector")
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError with file and dotted path for whatever does not fit the constructors' signatures.
     """
-    raw = Reader(DEFAULT_TYPES, rename_config).read(path, overrides)
+    reader = config_reader()
+    raw = reader.read(path, overrides)
+    for line in reader.notes:
+        log.info("%s", line)
     return parse_config(raw, trust=True, source=path)
+
+
+def config_reader() -> Reader:
+    """A reader that knows the types and the renamed keys of this project's configurations."""
+    return Reader(Types(DEFAULT_TYPES, options_of), rename_config)
 
 
 def parse_config(
@@ -75,7 +86,10 @@ def parse_config(
     with in_file(source):
         raw = rename_config(raw) if isinstance(raw, Mapping) else raw
         check_keys(raw, ("model", "data", "train", "evaluate"), "configuration")
-        raw = Reader(DEFAULT_TYPES, rename_config).override(dict(raw), overrides)
+        reader = config_reader()
+        raw = reader.override(dict(raw), overrides)
+        for line in reader.notes:
+            log.info("%s", line)
         model = parse_model(raw.get("model", {}), trust=trust)
         data = parse_data(raw["data"], trust=trust) if "data" in raw else None
         if data is not None:

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detector.config.config import Config, parse_config
-from detector.config.inherit import SHIPPED, Layer, Reader, shipped_configs
+from detector.config.config import Config, config_reader, parse_config
+from detector.config.inherit import SHIPPED, Layer, shipped_configs
 from detector.config.keys import REQUIRED, KeySection, as_yaml, key_table, sentence
-from detector.modeling.parts import DEFAULT_TYPES
-from detector.renames import rename_config
 
 DEFAULT = "default"
 MISSING = object()
@@ -36,7 +34,7 @@ class EffectiveConfig:
     """
 
     def __init__(self, path: str | Path, overrides: Sequence[str] = ()):
-        reader = Reader(DEFAULT_TYPES, rename_config)
+        reader = config_reader()
         self.config = parse_config(reader.read(path, overrides), trust=True, source=path)
         self.sections = key_table(self.config)
         self.settings = {key: Setting(value, _origin(key, self.config.raw, reader.layers))

@@ -1,14 +1,15 @@
 """Configuration files as plain values: `_base_` files, merging, and `key.path=value` overrides.
 
 A file may name `_base_` files (later ones win), relative to itself or, with `detector://`, among the files that come with
-the package. Dictionaries merge, anything else replaces, and a section whose `type` changes starts afresh.
+the package. Dictionaries merge and anything else replaces. A section whose `type` changes keeps the keys that both types
+have.
 """
 
 from __future__ import annotations
 
 import os
-import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,41 @@ from detector.schema.signatures import short
 from detector.yaml_reader import MAX_BYTES, MAX_DEPTH, parse_yaml
 
 SHIPPED = "detector://"  # prefix of configuration files that come with the package
-Types = Mapping[str, str]  # dotted path of a section -> its type where it names none
-NO_TYPES: Types = types.MappingProxyType({})
 Rename = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]  # of what a file says, over what its bases say
 
 
 def _as_it_is(section: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return section
+
+
+@dataclass(frozen=True)
+class Types:
+    """What is known of the types of sections."""
+
+    defaults: Mapping[str, str]
+    """Dotted path of a section -> its type where it names none."""
+    options: Callable[[str, str], Mapping[str, Any] | None]
+    """Path and type -> the annotations of its keys; None if the type is not known."""
+
+    def change(self, where: str, base: dict[str, Any], new: str) -> tuple[dict[str, Any], str]:
+        """What another type keeps of a section, and a line about it ("" if there is nothing to say)."""
+        old = base.get("type", self.defaults.get(where))
+        given = {key: value for key, value in base.items() if key != "type"}
+        before, after = self.options(where, str(old)), self.options(where, str(new))
+        if before is None or after is None:
+            lost = f"{where}: {new} instead of {old}; its keys are not known before it is imported, so none is kept"
+            return {}, f"{lost} of {', '.join(given)}" if given else ""
+        kept = {key: value for key, value in given.items() if key in after and after[key] == before.get(key)}
+        parts = {
+            "kept": [f"{key}={short(value)}" for key, value in kept.items()],
+            "dropped": [key for key in given if key not in kept],
+            "at their defaults": [key for key in after if key not in before],
+        }
+        said = "; ".join(f"{word}: {', '.join(names)}" for word, names in parts.items() if names)
+        return kept, f"{where}: {new} instead of {old}; {said}" if given else ""
+
+
+NO_TYPES = Types({}, lambda where, name: None)
 
 
 class Layer(NamedTuple):
@@ -53,13 +82,14 @@ def locate(name: str | Path) -> Path:
 class Reader:
     """Reads files with their bases; every file once, since bases may share theirs.
 
-    `default_types`, {"model.neck": "fpn", ...}, are the types of sections that name none. `rename` is applied to what each
-    file says. `layers` lists what was read, the strongest last.
+    `rename` is applied to what each file says. `layers` lists what was read, the strongest last; `notes` are lines about
+    sections whose type changed.
     """
 
-    def __init__(self, default_types: Types = NO_TYPES, rename: Rename = _as_it_is):
-        self.default_types, self.rename = default_types, rename
+    def __init__(self, types: Types = NO_TYPES, rename: Rename = _as_it_is):
+        self.types, self.rename = types, rename
         self.layers: list[Layer] = []
+        self.notes: list[str] = []
         self._known: dict[Path, dict[str, Any]] = {}
 
     def read(self, path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -74,8 +104,11 @@ class Reader:
                 raise ConfigError(f"{override!r}: an override has the form key.path=value")
             change = self.rename(_nested(key.split("."), parse_yaml(value, f"override {override!r}")), config)
             self.layers.append(Layer("command line", change))
-            config = merge(config, change, self.default_types)
+            config = self._merge(config, change)
         return config
+
+    def _merge(self, base: Any, own: Any) -> Any:
+        return merge(base, own, self.types, note=self.notes.append)
 
     def _with_bases(self, path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         if path in self._known:
@@ -91,13 +124,13 @@ class Reader:
         config: dict[str, Any] = {}
         for base in bases:
             inherited = self._with_bases(path.parent / locate(base), (*above, _real(path)))
-            config = merge(config, inherited, self.default_types)
+            config = self._merge(config, inherited)
         try:
             own = self.rename(own, config)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         self.layers.append(Layer(str(path), own))
-        self._known[path] = merge(config, own, self.default_types)
+        self._known[path] = self._merge(config, own)
         return self._known[path]
 
 
@@ -128,16 +161,29 @@ def _nested(keys: list[str], value: Any) -> dict[str, Any]:
     return {keys[0]: _nested(keys[1:], value) if keys[1:] else value}
 
 
-def merge(base: Any, own: Any, default_types: Types = NO_TYPES, where: str = "") -> Any:
-    """`own` over `base`: dictionaries merge key by key unless `own` names another `type`; a text is short for a type.
+def merge(
+    base: Any, own: Any, types: Types = NO_TYPES, where: str = "", note: Callable[[str], object] = lambda line: None
+) -> Any:
+    """`own` over `base`: dictionaries merge key by key; a text is short for a type.
 
-    `where` is their dotted path: a `base` that names no type has the one in `default_types`.
+    Where `own` names another type, it takes over the keys of `base` that both types have; `note` gets a line about them.
+
+    Args:
+        base: a section, or a value.
+        own: what changes it.
+        types: what is known of types.
+        where: dotted path of the section.
+        note: called with a line for each section whose type changes.
     """
     if isinstance(base, str) and isinstance(own, dict):
         base = {"type": base}
+    if isinstance(base, dict) and isinstance(own, str) and (where in types.defaults or "type" in base):
+        own = {"type": own}
     if not (isinstance(base, dict) and isinstance(own, dict)):
         return own
-    if "type" in own and own["type"] != base.get("type", default_types.get(where, own["type"])):
-        return own
+    if "type" in own and own["type"] != base.get("type", types.defaults.get(where, own["type"])):
+        base, line = types.change(where, base, own["type"])
+        if line:
+            note(line)
     below = f"{where}." if where else ""
-    return base | {key: merge(base.get(key), value, default_types, f"{below}{key}") for key, value in own.items()}
+    return base | {key: merge(base.get(key), value, types, f"{below}{key}", note) for key, value in own.items()}

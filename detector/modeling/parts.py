@@ -88,6 +88,20 @@ PARTS = {
 DEFAULT_TYPES = {f"model.{key}": next(iter(slot.types)) for key, slot in PARTS.items()}
 
 
+def options_of(path: str, name: str) -> Mapping[str, Any] | None:
+    """The keys of a section of the model if it has this type, with their annotations; None for a custom type.
+
+    Sections of other parts within it count as keys.
+    """
+    slot = PARTS.get(path.removeprefix("model."))
+    if slot is None or name not in slot.types:
+        return None
+    parameters = parameters_of(slot.types[name])
+    within = [key.rpartition(".")[2] for key in PARTS if f"model.{key}".startswith(f"{path}.")]
+    sections = {key: Slot for key in within if {key, f"new_{key}"} & parameters.keys()}
+    return {key: p.annotation for key, p in parameters.items() if key not in slot.supplied} | sections
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The `model` section: for every key of PARTS, a constructor with its checked arguments."""
