@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,34 +119,69 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path
     model.load_state_dict(state)
 
 
-def init_from(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> str:
-    """Load the weights of another training; the predictor is re-initialised where the number of classes differs.
+def init_from(
+    model: nn.Module, state: Mapping[str, Tensor], path: str | Path, before: Sequence[str], now: Sequence[str]
+) -> str:
+    """Load the weights of another training; the rows of the predictor move to the classes of the same names.
 
-    Returns a log line about the loaded tensors. Raises CheckpointError if anything else does not fit.
+    Classes that the other training did not have start from their initial rows. Returns a log line about what was loaded.
+    Raises CheckpointError if anything else does not fit.
+
+    Args:
+        model: the detector to fill.
+        state: the state dict of the other one.
+        path: its file, for messages.
+        before: class names of the other training, in label order.
+        now: class names of this one.
     """
-    wrong = _mismatches(model, state)
-    before, now = _class_count(state), _class_count(model.state_dict())
-    predictor = [k for k in wrong["of another shape"] if PREDICTOR.match(k) and before != now]
-    wrong["of another shape"] = [k for k in wrong["of another shape"] if k not in predictor]
+    own = model.state_dict()
+    rows = {} if list(before) == list(now) else _predictor_by_name(own, state, before, now)
+    wrong = {kind: [key for key in keys if key not in rows] for kind, keys in _mismatches(model, state).items()}
     if any(wrong.values()):
         raise CheckpointError(
             f"{path}: made for another architecture; {_listed(wrong)}; set {_sections(wrong)} as in the configuration that it "
             "was trained with, or leave out --init-from"
         )
-    model.load_state_dict({k: v for k, v in state.items() if k not in predictor}, strict=False)
-    total = len(model.state_dict())
-    if not predictor:
-        return f"{path}: all {total} tensors loaded"
-    return (
-        f"{path}: {total - len(predictor)} of {total} tensors loaded; re-initialised because the number of classes "
-        f"differs ({before} -> {now}): {', '.join(predictor)}"
-    )
+    model.load_state_dict({**state, **rows})
+    if not rows:
+        return f"{path}: all {len(own)} tensors loaded"
+    known, fresh = [n for n in now if n in before], [n for n in now if n not in before]
+    if not known:
+        return (
+            f"{path}: {len(own) - len(rows)} of {len(own)} tensors loaded; the predictor starts afresh, because none of its "
+            f"{len(before)} classes is among the {len(now)} of the data ({', '.join(rows)})"
+        )
+    dropped = [name for name in before if name not in now]
+    parts = [f"rows of the predictor moved by name for {len(known)} of {len(now)} classes"]
+    parts += [f"afresh: {', '.join(fresh)}"] if fresh else []
+    parts += [f"dropped: {', '.join(dropped)}"] if dropped else []
+    return f"{path}: {len(own)} tensors loaded; {'; '.join(parts)}"
 
 
-def _class_count(state: Mapping[str, Tensor]) -> int | None:
-    """The number of classes; None where there are no class scores."""
-    biases = [len(tensor) for key, tensor in state.items() if key.endswith("class_score.bias")]  # (K + 1,) each
-    return biases[0] - 1 if biases else None
+def _predictor_by_name(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], before: Sequence[str], now: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors of the predictor that have rows by class, filled by the names of the classes.
+
+    The row of the background, the last of the class scores, moves with them unless all classes are new.
+    """
+    known = [(label, before.index(name)) for label, name in enumerate(now) if name in before]
+    filled = {}
+    for key, tensor in own.items():
+        found = PREDICTOR.match(key)
+        if not found or key not in state:
+            continue
+        size, background = (1, 1) if found[2] == "class_score" else (4, 0)  # rows per class, and of the background
+        shapes = ((size * len(names) + background, *tensor.shape[1:]) for names in (now, before))
+        if (tuple(tensor.shape), tuple(state[key].shape)) != tuple(shapes):
+            continue  # class-agnostic, or of another architecture
+        new, old = tensor.clone(), state[key]
+        for label, row in known:
+            new[size * label : size * (label + 1)] = old[size * row : size * (row + 1)]
+        if background and known:
+            new[-1] = old[-1]
+        filled[key] = new
+    return filled
 
 
 def _sections(wrong: Mapping[str, list[str]]) -> str:

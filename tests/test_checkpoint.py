@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ def test_another_architecture_lists_the_keys_and_changes_nothing():
     model, other = make_model(), make_model(neck={"width": 16})
     state = {k: v for k, v in other.state_dict().items() if k != "rpn.deltas.bias"} | {"rpn.extra": torch.ones(1)}
     before = state_of(model)
-    for take in (load_weights, init_from):
+    for take in (load_weights, partial(init_from, before=NAMES, now=NAMES)):
         with pytest.raises(CheckpointError) as error:
             take(model, state, "x.pth")
         message = str(error.value)
@@ -251,31 +252,57 @@ def test_another_architecture_lists_the_keys_and_changes_nothing():
         assert equal(before, model.state_dict())
 
 
+NAMES = ["cat", "dog", "cow"]
+
+
 def test_init_from_takes_everything_where_the_classes_agree():
     source, model = make_model(), make_model()
-    assert init_from(model, source.state_dict(), "x.pth") == f"x.pth: all {len(source.state_dict())} tensors loaded"
+    names = [f"c{i}" for i in range(source.roi_head.num_classes)]
+    line = init_from(model, source.state_dict(), "x.pth", names, names)
+    assert line == f"x.pth: all {len(source.state_dict())} tensors loaded"
     assert equal(source.state_dict(), model.state_dict())
 
 
-def test_init_from_says_what_it_left_fresh_where_the_classes_differ():
-    source, model = make_model(80), make_model(5)
+def test_init_from_moves_the_rows_of_the_predictor_by_name():
+    source, model = make_model(3), make_model(4)
+    before, now = state_of(model), ["cow", "hen", "cat", "ox"]
+    line = init_from(model, source.state_dict(), "x.pth", NAMES, now)
+    assert line.endswith("rows of the predictor moved by name for 2 of 4 classes; afresh: hen, ox; dropped: dog")
+    given, filled = source.state_dict(), model.state_dict()
+    for key, tensor in filled.items():
+        if key not in HEAD:
+            assert torch.equal(tensor, given[key])
+    for name in ("weight", "bias"):
+        scores, deltas = (f"roi_head.stage.{part}.{name}" for part in ("class_score", "box_delta"))
+        for label, row in ((0, 2), (2, 0), (4, 3)):  # cow, cat, background
+            assert torch.equal(filled[scores][label], given[scores][row])
+        for label, row in ((0, 2), (2, 0)):
+            assert torch.equal(filled[deltas][4 * label : 4 * label + 4], given[deltas][4 * row : 4 * row + 4])
+        for label in (1, 3):
+            assert torch.equal(filled[scores][label], before[scores][label])
+            assert torch.equal(filled[deltas][4 * label : 4 * label + 4], before[deltas][4 * label : 4 * label + 4])
+
+
+@pytest.mark.parametrize("now", [["a", "b", "c"], ["a"]], ids=["as many", "fewer"])
+def test_init_from_starts_the_predictor_afresh_for_other_classes(now):
+    source, model = make_model(3), make_model(len(now))
     before, total = state_of(model), len(model.state_dict())
-    line = init_from(model, source.state_dict(), "x.pth")
-    assert line.startswith(f"x.pth: {total - 4} of {total} tensors loaded; ")
-    assert "number of classes differs (80 -> 5): " in line and all(key in line for key in HEAD)
+    line = init_from(model, source.state_dict(), "x.pth", NAMES, now)
+    assert line.startswith(f"x.pth: {total - 4} of {total} tensors loaded; the predictor starts afresh") and all(
+        key in line for key in HEAD
+    )
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, (before if key in HEAD else source.state_dict())[key])
 
 
-def test_every_stage_of_a_cascade_is_left_fresh_where_the_classes_differ():
-    source, model = (
-        make_model(classes, roi_head={"type": "cascade", "box_head": {"width": 32}}) for classes in (80, 5)
-    )
-    before = state_of(model)
-    line = init_from(model, source.state_dict(), "x.pth")
-    assert "number of classes differs (80 -> 5): " in line
-    for key, tensor in model.state_dict().items():  # its boxes are class-agnostic, so that only the scores change
-        assert torch.equal(tensor, (before if ".class_score." in key else source.state_dict())[key])
+def test_every_stage_of_a_cascade_moves_by_name():
+    """Its deltas are class-agnostic, so that only the scores have rows by class."""
+    cascade = {"type": "cascade", "box_head": {"width": 32}}
+    source, model = make_model(3, roi_head=cascade), make_model(3, roi_head=cascade)
+    init_from(model, source.state_dict(), "x.pth", NAMES, NAMES[::-1])
+    for key, tensor in model.state_dict().items():
+        given = source.state_dict()[key]
+        assert torch.equal(tensor, given[[2, 1, 0, 3]] if ".class_score." in key else given)
 
 
 def test_load_weights_wants_the_same_classes():
@@ -286,4 +313,4 @@ def test_load_weights_wants_the_same_classes():
 def test_a_head_of_another_kind_is_not_excused_as_another_class_count():
     agnostic = make_model(2, roi_head={"class_agnostic": True})
     with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.box_delta"):
-        init_from(make_model(2), agnostic.state_dict(), "x.pth")
+        init_from(make_model(2), agnostic.state_dict(), "x.pth", ["a", "b"], ["a", "c"])

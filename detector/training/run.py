@@ -99,11 +99,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
 def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: DataSet) -> str:
     """Load the weights of another training; returns a line about them."""
     checkpoint = read_checkpoint(init_from)
-    started = take_weights(model, checkpoint["model"], init_from)
-    before, now = checkpoint["class_names"], train_set.class_names
-    if len(before) == len(now) and before != now:
-        log.warning("%s: its predictor is kept, but its classes were %s", init_from, before)
-    return started
+    return take_weights(model, checkpoint["model"], init_from, checkpoint["class_names"], train_set.class_names)
 
 
 @contextmanager
