@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 import torch
-from helpers.golden_rules import golden
 
 from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors, inside_border, inside_padding
 
@@ -107,24 +106,6 @@ def test_equals_torchvision():
     ours = AnchorGenerator((4, 8, 16), sizes, rounded=True, ratio_major=True, strides_from_image=True)
     expected = theirs(ImageList(torch.zeros(1, 3, 96, 156), [(96, 156)]), p)
     assert torch.equal(torch.cat(ours(p, (96, 156))), expected[0])
-
-
-@pytest.mark.parametrize("name", ["d2_two_levels_offset_0", "d2_two_levels_offset_0.5"])
-def test_equals_detectron2(name):
-    recorded = golden("functions")["anchors"][name]
-    cells = [cell_anchors(sizes, recorded["ratios"]) for sizes in recorded["sizes"]]
-    rows = zip(cells, recorded["feature_sizes"], recorded["strides"], recorded["anchors"], strict=True)
-    for cell, size, stride, expected in rows:
-        found = grid_anchors(cell, *size, (stride, stride), recorded["offset"])
-        torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-6, atol=2e-6)
-
-
-def test_the_order_of_15_anchors_differs_between_detectron2_and_mmdetection():
-    """Shapes and order alone: the record of Detectron2 says offset 0, its numbers are those of offset 0.5."""
-    for name, ratio_major in (("d2_15_anchors", False), ("mm_15_anchors", True)):
-        cell = cell_anchors([32, 64, 128, 256, 512], RATIOS, ratio_major=ratio_major)
-        first = torch.tensor(golden("functions")["anchors"][name]["anchors"][0][:15])
-        torch.testing.assert_close(first - centres(first).repeat(1, 2), cell, rtol=2e-6, atol=4e-5)
 
 
 def test_every_level_has_sizes_and_all_have_equally_many():

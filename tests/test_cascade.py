@@ -227,20 +227,6 @@ def test_an_image_does_not_see_its_neighbour():
     torch.testing.assert_close(together[1].scores, alone[0].scores, atol=1e-4, rtol=1e-4)
 
 
-def test_losses_are_float32_under_mixed_precision():
-    model = tiny_model(roi_head=STAGES).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = model([picture(64, 96)], [target((10, 10, 40, 50, 0))])
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
-
-
-def test_parameters():
-    """Three heads of two layers, each with a class-agnostic predictor."""
-    with torch.device("meta"):
-        cascade = Cascade(RoIPool([256] * 4, [4, 8, 16, 32]), lambda: TwoFC(256, 7), 80)
-    assert sum(p.numel() for p in cascade.parameters()) == 3 * (13_895_680 + 87_125)
-
-
 def test_every_stage_needs_its_numbers():
     for settings in (
         {"ious": [0.5, 0.6]},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from helpers.golden_rules import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,11 +54,3 @@ def test_equals_the_formula(width, height):
     exact = 4 + math.log2(math.sqrt(width * height) / 224)
     if abs(exact - round(exact)) > 1e-5:  # away from a border float32 and float64 agree
         assert level_of(width, height) == min(max(math.floor(exact), 2), 5)
-
-
-def test_equals_detectron2_torchvision_and_mmdetection():
-    recorded = golden("functions")["levels"]
-    side = torch.tensor(recorded["side"])
-    boxes = torch.stack([3 + 0 * side, 5 + 0 * side, 3 + side, 5 + side], dim=1)
-    levels = (fpn_level(boxes, 2, 5) - 2).tolist()
-    assert levels == recorded["d2"] == recorded["tv"] == recorded["mm"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.golden_rules import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,18 +206,3 @@ print(peak() - before)
 
 
 # --- the references
-
-
-def test_equals_detectron2_and_mmdetection():
-    keep, force = RPN | {"low_quality": "keep_best_gt"}, RPN | {"low_quality": "force_gt", "min_pos_iou": 0.3}
-    for case, recorded in enumerate(golden("functions")["assigners"]):
-        iou = torch.tensor(recorded["iou"])
-        for rule, name in (
-            ((keep, "d2_rpn"), (ROI, "d2_roi")) if case != 1 else ()
-        ):  # an untouched object forces all there
-            label, gt_index = assign(iou, **rule)
-            assert label.tolist() == recorded[name]["label"] and gt_index.tolist() == recorded[name]["match"], case
-        for rule, name in ((force, "mm_rpn"), (ROI, "mm_roi_0.5")):
-            label, gt_index = assign(iou, **rule)
-            theirs = torch.where(label == POSITIVE, gt_index + 1, label)  # index and verdict in one integer
-            assert theirs.tolist() == recorded[name]["gt_inds"], case

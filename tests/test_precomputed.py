@@ -35,10 +35,7 @@ def fast_rcnn(like: GeneralizedRCNN | None = None, **sections) -> GeneralizedRCN
     return model
 
 
-GIVEN = [
-    proposals((5, 5, 45, 52, 0.5), (40, 10, 96, 64, 2.0), (0, 0, 20, 20, -1.0)),
-    proposals((0, 20, 60, 90, 1.0)),
-]
+GIVEN = [proposals((5, 5, 45, 52, 0.5), (40, 10, 96, 64, 2.0), (0, 0, 20, 20, -1.0)), proposals((0, 20, 60, 90, 1.0))]
 
 
 # --- the model

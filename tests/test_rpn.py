@@ -121,13 +121,6 @@ def test_training_and_test_have_their_own_counts():
         assert (len(training[0]), len(rpn.propose(p, batch)[0])) == (in_training, at_test)
 
 
-def test_boxes_of_different_levels_do_not_suppress_each_other():
-    rpn = bare_rpn((8, 8), ((16,), (16,)))
-    (both,) = rpn.propose(constant_maps(rpn, 1.0), batch_of((64, 96)))
-    (one,) = bare_rpn((8,), ((16,),)).propose(constant_maps(rpn, 1.0)[:1], batch_of((64, 96)))
-    assert len(both.boxes) == 2 * len(one.boxes)
-
-
 def test_proposals_lie_in_the_image_without_its_padding_and_have_the_least_side():
     for min_size in (0.0, 10.0):
         rpn = bare_rpn(min_size=min_size)
@@ -321,16 +314,6 @@ def test_proposals_carry_no_gradient_and_all_is_float32_under_mixed_precision():
 
 
 # --- construction
-
-
-def test_parameters():
-    five = [32, 64, 128, 256, 512]
-    for channels, sizes, parameters in (
-        ([256] * 5, [[size] for size in five], 593_935), ([1024], [five], 9_515_083), ([2048], [five], 37_904_459)
-    ):  # fmt: skip
-        with torch.device("meta"):
-            rpn = RPN(channels, AnchorGenerator([4 << i for i in range(len(sizes))], sizes))
-        assert sum(p.numel() for p in rpn.parameters()) == parameters
 
 
 def test_fresh_weights_are_small_and_the_convolutions_can_have_another_width_than_the_levels():

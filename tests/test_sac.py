@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.necks import count
 from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from torch import Tensor, nn
 
@@ -58,12 +57,6 @@ def test_mean_and_scale_of_a_filter_have_no_effect():
     torch.testing.assert_close(conv.filters(), before, rtol=1e-3, atol=1e-4)  # but for the eps
 
 
-def test_gamma_and_beta_are_constants():
-    conv = AWSConv(4, 5, 3, bias=False)
-    assert set(dict(conv.named_buffers())) == {"weight_gamma", "weight_beta"}
-    assert set(dict(conv.named_parameters())) == {"weight"}
-
-
 @pytest.mark.parametrize("make", [AWSConv, SAC])
 def test_weights_that_come_alone_keep_their_function(make):
     conv, weight = make(4, 4, 3, padding=1, bias=False), torch.randn(4, 4, 3, 3) + 0.5
@@ -86,15 +79,6 @@ def test_standardised_filters_are_those_of_a_plain_convolution_for_inference():
 
 
 # --- switchable atrous convolution
-
-
-@pytest.mark.parametrize(("planes", "extra"), [(128, 222_117), (256, 804_645), (512, 3_051_045)])
-def test_parameters(planes, extra):
-    with torch.device("meta"):
-        deformable = SAC(planes, planes, 3, padding=1, bias=False, deformable=True)
-        rigid = SAC(planes, planes, 3, padding=1, bias=False)
-    assert count(deformable) - 9 * planes**2 == extra
-    assert count(deformable) - count(rigid) == 2 * 18 * (9 * planes + 1)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.necks import count
 from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model
 from torch import Tensor, nn
 from torchvision.ops import roi_align
@@ -60,13 +59,6 @@ def test_the_weights_of_the_levels_are_independent():
         torch.testing.assert_close(pool(p, ROIS), alone(p[level:], ROIS))
     nn.init.constant_(pool.attention[2].bias, 200.0)
     torch.testing.assert_close(pool([torch.ones_like(x) for x in p], ROIS[:1]), torch.full((1, 6, 7, 7), 4.0))
-
-
-def test_parameters():
-    with torch.device("meta"):
-        pool = SoftRoIPool([256] * 5, STRIDES)
-    assert count(pool) == 271_620
-    assert (pool.branches, pool.channels, pool.size) == (1, 256, 7)
 
 
 def test_no_regions_are_no_features_and_a_gradient():
