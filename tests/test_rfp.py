@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from detector.modeling.backbones.resnet import ResNet
 from detector.modeling.layers import fold_norms
 from detector.modeling.necks.fpn import FPN
+from detector.modeling.necks.panet import PANet
 from detector.modeling.necks.single import Single
 from detector.modeling.pyramid import PlainPyramid
 from detector.modeling.recursive_pyramid import ASPP, RecursivePyramid
 
 WIDTH = 8
-TARGETS = {"objects": OBJECTS, "no objects": target()}
 
 
 def small_resnet(depth: int = 18, **settings) -> ResNet:
@@ -52,11 +52,11 @@ def test_only_later_backbones_take_feedback_and_only_in_the_first_block_of_a_sta
 
 
 def test_levels_are_those_of_the_neck():
-    pyramid = recursive()
-    assert pyramid.strides == [4, 8, 16, 32, 64] and pyramid.channels == [WIDTH] * 5
-    assert [p.shape for p in pyramid(torch.randn(2, 3, 65, 33))] == [
-        (2, WIDTH, 17, 9), (2, WIDTH, 9, 5), (2, WIDTH, 5, 3), (2, WIDTH, 3, 2), (2, WIDTH, 2, 1),
-    ]  # fmt: skip
+    sizes = [(17, 9), (9, 5), (5, 3), (3, 2), (2, 1)]
+    for neck in (FPN, PANet):
+        pyramid = recursive(neck=neck)
+        assert pyramid.strides == [4, 8, 16, 32, 64] and pyramid.channels == [WIDTH] * 5
+        assert [p.shape for p in pyramid(torch.randn(2, 3, 65, 33))] == [(2, WIDTH, *size) for size in sizes]
 
 
 # --- the parts, by hand
@@ -106,11 +106,7 @@ def test_four_views_of_a_pixel_in_their_order():
     for view, (row, col) in zip(y, [(8, 8), (11, 11), (14, 14)]):
         assert view[row, col] == 256 and view.sum() == 256
     assert y[3].unique().tolist() == [1.5]  # the mean of the map, everywhere
-
-
-def test_every_view_is_rectified():
-    aspp = ASPP(8)
-    y = aspp(torch.randn(2, 8, 9, 9))
+    y = ASPP(8)(torch.randn(2, 8, 9, 9))  # every view is rectified
     assert (y >= 0).all() and all((part == 0).any() and (part > 0).any() for part in y.chunk(4, dim=1)[:3])
 
 
@@ -204,14 +200,12 @@ def test_the_second_look_sees_every_level_of_the_first():
 # --- in a detector
 
 
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize(("steps", "conv"), [(2, "aws"), (3, "sac")])
-def test_every_trainable_parameter_has_a_gradient(targets, steps, conv):
-    model = tiny_model(
-        backbone={"width": 16, "norm": "affine", "conv": conv}, pyramid={"type": "recursive", "steps": steps}
-    )
+@pytest.mark.parametrize("objects", [OBJECTS, target()], ids=["objects", "no objects"])
+def test_every_trainable_parameter_of_three_looks_has_a_gradient(objects):
+    backbone = {"width": 16, "norm": "affine", "conv": "sac"}
+    model = tiny_model(backbone=backbone, pyramid={"type": "recursive", "steps": 3})
     scrambled(model.pyramid)
-    still = unmoved(gradients(model, [picture(64, 96)], [TARGETS[targets]]))
+    still = unmoved(gradients(model, [picture(64, 96)], [objects]))
     assert [n for n in still if n.startswith("pyramid.") and "weight_diff" not in n] == []  # which waits for the switch
 
 
@@ -231,21 +225,16 @@ def test_it_detects_in_bfloat16():
 # --- parts that do not fit
 
 
-@pytest.mark.parametrize("steps", [0, 1, 11])
-def test_it_looks_at_least_twice(steps):
-    with pytest.raises(ValueError, match=r"steps: expected a whole number in 2\.\.10"):
-        recursive(steps=steps)
-
-
-def test_a_neck_without_the_levels_that_are_fed_back():
+def test_what_does_not_fit_is_refused():
+    """Fewer than two looks, and a neck, a width, or a backbone that takes no feedback."""
+    for steps in (0, 1, 11):
+        with pytest.raises(ValueError, match=r"steps: expected a whole number in 2\.\.10"):
+            recursive(steps=steps)
     with pytest.raises(ValueError, match=r"backbone's strides \[4, 8, 16, 32\].*as an FPN.*strides \[32\]"):
         recursive(neck=lambda channels, strides, width: Single(channels, strides))
+    backbone = small_resnet()
     with pytest.raises(ValueError, match="divisible by 4"):
-        backbone = small_resnet()
         RecursivePyramid(backbone, FPN(backbone.channels, backbone.strides, width=6), small_resnet)
-
-
-def test_a_backbone_that_takes_no_feedback():
     backbone = nn.Identity()
     backbone.channels, backbone.strides = [4, 4], [4, 8]
     with pytest.raises(ValueError, match="Identity has none"):
