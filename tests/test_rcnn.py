@@ -96,15 +96,8 @@ def test_proposals_come_with_the_detections(model):
 
 
 @torch.no_grad()
-def test_images_of_any_size_and_none(model):
-    for size in ((1, 1), (3, 200), (31, 33)):
-        (found,) = model([picture(*size)])
-        assert found.boxes.isfinite().all()
+def test_no_images_no_proposals_and_no_scores_above_the_threshold_are_no_detections(model):
     assert model([]) == []
-
-
-@torch.no_grad()
-def test_no_proposals_and_no_scores_above_the_threshold_are_no_detections():
     assert_nothing(tiny_model(roi_head={"selection": {"score_threshold": 1.0}}).eval()(IMAGES)[0])
     for found in tiny_model(rpn={"selection": {"min_size": 1000.0}}).eval().detect(IMAGES):
         assert len(found.proposals) == 0
