@@ -141,7 +141,7 @@ def test_panet_in_full_learns_and_detects(box_head):
     assert unmoved(gradients(model, [picture(64, 96)], [OBJECTS])) == []
     gradients(model, [picture(64, 96)], [target()])
     with torch.no_grad():
-        assert len(full(box_head).eval()([picture(64, 96)])[0]) > 0
+        assert len(model.eval()([picture(64, 96)])[0]) > 0
         nothing = full(box_head, rpn={"selection": {"min_size": 1000.0}}).eval()
         assert len(nothing([picture(64, 96)])[0]) == 0
 

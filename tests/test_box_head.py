@@ -44,12 +44,15 @@ def test_convolutions_keep_the_size_and_have_a_bias_without_a_norm():
 
 
 @pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
-def test_rows_are_vectors_and_every_parameter_has_a_gradient(make):
+def test_rows_are_vectors_every_parameter_has_a_gradient_and_folding_keeps_the_function(make):
     head = make()
-    out = head(torch.randn(8, 6, 7, 7))
+    out = head(torch.randn(8, 6, 7, 7))  # moves the statistics of batch norms away from 0 and 1
     assert out.shape == (8, head.width) == (8, 16) and (out >= 0).all()
     (out * torch.randn(8, 16)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+    x = torch.randn(4, 6, 7, 7)
+    expected = head.eval()(x)
+    torch.testing.assert_close(fold_norms(head)(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
@@ -61,12 +64,3 @@ def test_no_regions(make):
     out.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
     assert all(torch.equal(head.state_dict()[k], v) for k, v in before.items())  # nothing is no statistic
-
-
-@pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
-def test_folding_keeps_the_function(make):
-    head, x = make(), torch.randn(4, 6, 7, 7)
-    head(x)  # moves the statistics of batch norms away from 0 and 1
-    head.eval()
-    expected = head(x)
-    torch.testing.assert_close(fold_norms(head)(x), expected, rtol=1e-4, atol=1e-5)

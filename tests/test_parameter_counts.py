@@ -53,6 +53,7 @@ PARTS = {
     ),
     "ASPP": (lambda: ASPP(256), 327_936),
     "predictor": (lambda: Predictor(80), 411_025),
+    "predictor of one class": (lambda: Predictor(1), 2050 + 4100),
     "predictor, class-agnostic": (lambda: Predictor(80, class_agnostic=True), 87_125),
     "predictor, torchvision": (lambda: Predictor(90), 466_375 - 4 * 1025),  # without four rows of the background's box
 }

@@ -244,13 +244,8 @@ def test_everything_has_a_gradient_whatever_there_is_to_learn(regions, objects, 
     assert (found["roi_class"] > 0) == (len(objects.labels) + len(regions.boxes) > 0)
 
 
-# --- construction
-
-
-def test_parameters_and_fresh_weights_of_the_predictor():
-    for classes, agnostic, parameters in ((80, False, 411_025), (80, True, 87_125), (1, False, 2050 + 4100)):
-        head = RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7), classes, class_agnostic=agnostic)
-        layers = head.stage.class_score, head.stage.box_delta
-        assert sum(p.numel() for layer in layers for p in layer.parameters()) == parameters
-        assert all(not layer.bias.any() for layer in layers)
-        assert [layer.weight.std().item() for layer in layers] == pytest.approx([0.01, 0.001], rel=0.05)
+def test_fresh_weights_of_the_predictor():
+    head = RoIHead(RoIPool(CHANNELS, STRIDES), TwoFC(4, 7), 80)
+    layers = head.stage.class_score, head.stage.box_delta
+    assert all(not layer.bias.any() for layer in layers)
+    assert [layer.weight.std().item() for layer in layers] == pytest.approx([0.01, 0.001], rel=0.05)
