@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +19,7 @@ from detector.checkpoint import read_checkpoint
 from detector.config.config import load_config
 from detector.errors import CheckpointError
 from detector.interop.classes import COCO_80
-from detector.interop.recognise import blank_state
+from detector.interop.recognise import blank_state, fitting
 from detector.interop.torchvision import TORCHVISION
 
 V1, V2 = "torchvision_fasterrcnn_resnet50_fpn", "torchvision_fasterrcnn_resnet50_fpn_v2"
@@ -97,25 +96,21 @@ def test_names_of_2019_are_understood():
         old[key.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if is_fpn else key] = tensor
     assert "backbone.fpn.inner_blocks.0.weight" in old and "rpn.head.conv.weight" in old
     assert convert(old, V1).keys() == convert(their_state(V1), V1).keys()
+    assert fitting("torchvision", old)[0].path.stem == f"{V1}_coco_v1"
 
 
-def without_bias(state: State) -> State:
-    return {key: tensor for key, tensor in state.items() if key != "rpn.head.cls_logits.bias"}
-
-
-TROUBLES: list[tuple[Callable[[State], State], str]] = [
-    (lambda s: s | {"mask_head.weight": torch.ones(1)}, "not part of this model: mask_head.weight"),
-    (without_bias, "missing: rpn.objectness.bias"),
-    (lambda s: s | {"rpn.head.cls_logits.bias": torch.ones(5)}, r"rpn.objectness.bias \(5,\) for \(3,\)"),
-    (lambda s: s | {"roi_heads.box_predictor.bbox_pred.bias": torch.ones(7)}, r"roi_head.stage.box_delta.bias \(7,\)"),
-    (lambda s: {}, "missing: pyramid.backbone.conv1.weight"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), TROUBLES)
-def test_what_does_not_fit_is_listed(change, message):
-    with pytest.raises(CheckpointError, match=message):
-        convert(change(their_state(V1)), V1)
+def test_what_does_not_fit_is_listed():
+    bias, deltas = "rpn.head.cls_logits.bias", "roi_heads.box_predictor.bbox_pred.bias"
+    state = their_state(V1)
+    for change, message in (
+        (state | {"mask_head.weight": torch.ones(1)}, "not part of this model: mask_head.weight"),
+        ({key: tensor for key, tensor in state.items() if key != bias}, "missing: rpn.objectness.bias"),
+        (state | {bias: torch.ones(5)}, r"rpn.objectness.bias \(5,\) for \(3,\)"),
+        (state | {deltas: torch.ones(7)}, r"roi_head.stage.box_delta.bias \(7,\)"),
+        ({}, "missing: pyramid.backbone.conv1.weight"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            convert(change, V1)
 
 
 # --- detector convert-weights
@@ -200,24 +195,21 @@ def test_a_checkpoint_goes_back_to_torchvision(script, built, theirs, ours, caps
 
 @only_v1
 def test_bad_input_is_one_message_and_status_2(script, theirs, tmp_path, capsys):
-    existing, pickled, text = (tmp_path / name for name in ("there.pth", "pickled.pth", "text.pth"))
+    existing, link, new = (tmp_path / name for name in ("there.pth", "link.pth", "new.pth"))
     existing.write_text("precious")
-    torch.save({"model": Path}, pickled)
-    text.write_text("no weights")
-    for source, output, message in [
-        (theirs[1], existing, "exists already"),
-        (tmp_path / "absent.pth", tmp_path / "new.pth", "no such file"),
-        (pickled, tmp_path / "new.pth", "safe to read"),
-        (text, tmp_path / "new.pth", "safe to read"),
+    link.symlink_to(tmp_path / "elsewhere.pth")  # no free place either
+    for source, output, overrides, message in [
+        (theirs[1], existing, [], "exists already"),
+        (theirs[1], link, [], "exists already"),
+        (theirs[1], tmp_path / ("long" * 99), [], "cannot be a file (File name too long)"),
+        (tmp_path / "absent.pth", new, [], "no such file"),
+        (theirs[1], new, ["model.rpn.convs=2"], "missing: rpn.conv.1.weight"),
+        (theirs[1], new, ["model.rpn.conv=2"], "unknown key"),
     ]:
-        assert run(script, *arguments(source, output)) == 2
+        assert run(script, *arguments(source, output, *overrides)) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    assert run(script, *arguments(theirs[1], tmp_path / "new.pth", "model.rpn.convs=2")) == 2
-    assert "missing: rpn.conv.1.weight" in capsys.readouterr().err
-    assert run(script, *arguments(theirs[1], tmp_path / "new.pth", "model.rpn.conv=2")) == 2
-    assert "unknown key" in capsys.readouterr().err
-    assert existing.read_text() == "precious" and not (tmp_path / "new.pth").exists()
+    assert existing.read_text() == "precious" and not new.exists() and link.is_symlink()
 
 
 @pytest.mark.parametrize("wrong", [["--from", "tensorflow"], ["--to", "torchvision", "--classes", "coco80"], []])
