@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.golden_rules import match_sets
-from helpers.tiny import CONFIG, EMPTY, IMAGES, TARGETS, built, gradients, picture, proposals, tiny_model
+from helpers.tiny import (
+    CONFIG,
+    EMPTY,
+    IMAGES,
+    TARGETS,
+    assert_same_detections,
+    built,
+    gradients,
+    picture,
+    proposals,
+    tiny_model,
+)
 from helpers.training import draw_set, script, train, write_config
 
 import detector
@@ -59,9 +69,7 @@ def test_on_an_rpns_proposals_it_detects_what_the_whole_detector_does():
     model = fast_rcnn(whole).eval()
     both = whole.detect(IMAGES)
     for found, expected in zip(model(IMAGES, proposals=[d.proposals for d in both]), both, strict=True):
-        assert len(found) == len(expected) > 5
-        pair = ((d.boxes, d.scores, d.labels) for d in (found, expected))
-        assert match_sets(*pair, px=0.01, score=1e-5).unmatched == 0
+        assert_same_detections(found, expected, px=0.01, score=1e-5)
 
 
 def test_on_an_rpns_proposals_it_learns_what_the_second_stage_does():

@@ -8,8 +8,18 @@ import math
 
 import pytest
 import torch
-from helpers.golden_rules import match_sets
-from helpers.tiny import CLASSES, EMPTY, IMAGES, TARGETS, gradients, picture, target, tiny_model, unmoved
+from helpers.tiny import (
+    CLASSES,
+    EMPTY,
+    IMAGES,
+    TARGETS,
+    assert_same_detections,
+    gradients,
+    picture,
+    target,
+    tiny_model,
+    unmoved,
+)
 
 from detector.structures import Detections, Target
 
@@ -35,13 +45,6 @@ each_model = pytest.mark.parametrize("sections", MODELS.values(), ids=MODELS)
 def model():
     """For tests that do not change it."""
     return tiny_model().eval()
-
-
-def assert_same(found: Detections, expected: Detections) -> None:
-    """As sets: convolutions of another batch size may round in another way, and so swap two equal scores."""
-    assert len(found) == len(expected) > 0
-    both = ((d.boxes, d.scores, d.labels) for d in (found, expected))
-    assert match_sets(*both, px=0.02, score=1e-4).unmatched == 0
 
 
 def assert_nothing(found: Detections) -> None:
@@ -71,8 +74,8 @@ def test_an_image_is_detected_alike_alone_and_among_others(sections):
     model = tiny_model(**sections).eval()
     images = [picture(64, 96, seed=1), picture(128, 64, seed=2), picture(60, 90, seed=3), picture(64, 96, seed=4)]
     for image, found in zip(images, model(images), strict=True):
-        assert_same(found, model([image])[0])
-    assert_same(model(images[::-1])[0], model(images)[3])
+        assert_same_detections(found, model([image])[0])
+    assert_same_detections(model(images[::-1])[0], model(images)[3])
 
 
 @torch.no_grad()
@@ -81,7 +84,7 @@ def test_detection_gives_the_same_twice_and_in_a_copy_and_does_not_change_the_mo
     first = model(IMAGES)
     for a, b, c in zip(first, model(IMAGES), copy.deepcopy(model)(IMAGES), strict=True):
         assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
-        assert_same(c, a)
+        assert_same_detections(c, a)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[k], v) for k, v in before.items())
 
