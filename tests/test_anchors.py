@@ -132,16 +132,6 @@ def test_anchors_are_made_once_for_a_map_size_a_level_a_step_and_a_device():
         assert centres(generator(maps((13, 13)), (side, side))[0])[3].tolist() == [step, 0]
 
 
-def test_a_first_use_under_inference_mode_does_not_spoil_training():
-    generator = AnchorGenerator([8], [[32]])
-    with torch.inference_mode():
-        generator(maps((4, 4)), (32, 32))
-    anchors = generator(maps((4, 4)), (32, 32))[0]
-    deltas = torch.zeros(len(anchors), 4, requires_grad=True)
-    (deltas * anchors).sum().backward()  # an inference tensor cannot be saved for the backward pass
-    assert not anchors.requires_grad and torch.equal(deltas.grad, anchors)
-
-
 def test_a_copy_makes_the_same_anchors():
     generator, p = AnchorGenerator(PYRAMID), maps((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
     expected = generator(p, (64, 64))

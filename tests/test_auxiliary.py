@@ -115,19 +115,6 @@ def test_the_auxiliary_head_is_another_one_and_learns_from_every_raw_level():
     assert all(x.grad.any() for x in p.laterals) and all(x.grad is None for x in p)
 
 
-def test_it_learns_its_regions():
-    head, p = make_head(), levels()
-    optimizer = torch.optim.AdamW(head.auxiliary.parameters(), lr=1e-2)
-    seen = []
-    for _ in range(40):
-        found = losses(head, p)
-        optimizer.zero_grad()
-        (found["aux_class"] + found["aux_box"]).backward()
-        optimizer.step()
-        seen.append(found)
-    assert seen[-1]["aux_class"] < 0.3 * seen[0]["aux_class"] and seen[-1]["aux_box"] < 0.7 * seen[0]["aux_box"]
-
-
 # --- at inference
 
 

@@ -185,14 +185,13 @@ def test_stacks_follow_one_another():
     assert all(torch.equal(x, y) for x, y in zip(a, expected, strict=True))
 
 
-def test_the_coarse_map_gates_the_fine_one_in_the_authors_form():
-    """By its maximum: sigmoid(ln 3) = 3/4."""
+def test_one_map_gates_the_other():
+    """The coarse one the fine one in the authors' form, by its maximum; in mmdetection's form the other way, by its mean.
+
+    sigmoid(ln 3) = 3/4.
+    """
     high, low = torch.tensor([[[[-5.0, math.log(3)]]]]), torch.tensor([[[[8.0, 4.0]]]])
     assert gate_low(high, low).flatten().tolist() == pytest.approx([1, math.log(3) + 3])
-
-
-def test_the_fine_map_gates_the_coarse_one_in_mmdetections_form():
-    """By its mean."""
     high, low = torch.tensor([[[[8.0, 4.0]]]]), torch.tensor([[[[0.0, 2 * math.log(3)]]]])
     assert gate_high(high, low).flatten().tolist() == pytest.approx([6, 2 * math.log(3) + 3])
 
@@ -224,19 +223,13 @@ def test_p6_and_p7_are_convolved_before_pooling_in_mmdetections_form():
     assert seen[3].tolist() == [[[[0, -2], [-8, -10]]]] and seen[4].tolist() == [[[[10]]]]  # max of -C5, then of -P6
 
 
-def test_resizing_up_repeats_the_nearest_pixel():
+def test_resizing_repeats_the_nearest_pixel_or_takes_the_maximum_of_blocks():
+    """Zeros go around what does not fit: five columns into two blocks of three, one zero behind; four of two, one before."""
     x, like = torch.tensor([[[[1.0, 2]]]]), torch.zeros(1, 1, 2, 5)
     assert resize(x, like)[0, 0].tolist() == [[1, 1, 1, 2, 2]] * 2
-
-
-def test_resizing_down_takes_the_maximum_of_blocks():
     x = torch.arange(32.0).reshape(1, 1, 4, 8)
     assert resize(x, torch.zeros(1, 1, 2, 2))[0, 0].tolist() == [[11, 15], [27, 31]]
     assert resize(x, torch.zeros(1, 1, 1, 2))[0, 0].tolist() == [[27, 31]]
-
-
-def test_zeros_go_around_what_does_not_fit():
-    """Five columns into two blocks of three: one zero, behind. Into four blocks of two: one before, two behind."""
     x = torch.tensor([[[[-5.0, -1, -3, -2, -4]]]])
     assert resize(x, torch.zeros(1, 1, 1, 2)).flatten().tolist() == [-1, 0]
     assert resize(x, torch.zeros(1, 1, 1, 4)).flatten().tolist() == [0, -1, -2, 0]

@@ -120,30 +120,23 @@ def test_hierarchy_is_bottom_up_before_the_outputs():
 # --- PANet's bottom-up path
 
 
-def identity_panet(*, down: float = 1.0, output: float = 1.0, form: str = "mmdetection") -> PANet:
-    """One channel; every convolution is the identity, those of the path times a factor."""
+def identity_panet(*, output: float = 1.0, form: str = "mmdetection") -> PANet:
+    """One channel; every convolution is the identity, the outputs of the path times a factor."""
     panet = identity_(PANet([1, 1, 1, 1], STRIDES, width=1, form=form))
-    with torch.no_grad():
-        for layers, factor in ((panet.down, down), (panet.output, output)):
-            for layer in layers:
-                layer.conv.weight *= factor
+    for layer in panet.output:
+        nn.init.constant_(layer.conv.weight[:, :, 1, 1], output)
     return panet
 
 
-def test_every_level_adds_what_lies_below_it():
-    """C = 1, 0, 0, 1 makes P = 2, 1, 1, 1, and N2 = P2, N3 = P3 + N2, ..."""
-    assert values(identity_panet()(constant(1, 0, 0, 1))) == [[2], [3], [4], [5], [5]]
+def test_the_path_goes_on_from_the_sum_or_in_the_authors_form_from_the_output():
+    """C = 1, 0, 0, 1 makes P = 2, 1, 1, 1, and S2 = P2, S3 = P3 + S2, ...; outputs are those sums, here times ten.
 
-
-def test_the_path_goes_on_from_the_sum_and_not_from_the_output():
-    """With outputs times ten, S = 2, 3, 4, 5 as before: mmdetection's form."""
-    assert values(identity_panet(output=10)(constant(1, 0, 0, 1))) == [[2], [30], [40], [50], [50]]
-
-
-def test_the_authors_path_goes_on_from_the_output():
-    """P = 2, 1, 1, 1; N3 = 10 (1 + 2), N4 = 10 (1 + 30), N5 = 10 (1 + 310)."""
-    levels = identity_panet(output=10, form="authors")(constant(1, 0, 0, 1))
-    assert values(levels) == [[2], [30], [310], [3110], [3110]]
+    In the authors' form N3 = 10 (1 + 2), N4 = 10 (1 + 30), N5 = 10 (1 + 310).
+    """
+    c = constant(1, 0, 0, 1)
+    assert values(identity_panet()(c)) == [[2], [3], [4], [5], [5]]
+    assert values(identity_panet(output=10)(c)) == [[2], [30], [40], [50], [50]]
+    assert values(identity_panet(output=10, form="authors")(c)) == [[2], [30], [310], [3110], [3110]]
 
 
 @pytest.mark.parametrize("form", ["mmdetection", "authors"])
@@ -194,18 +187,12 @@ def test_the_authors_norms_are_followed_by_a_relu_on_the_path_alone():
     assert found[0].min() < 0 and all(n.min() == 0 for n in found[1:4])
 
 
-def test_the_path_needs_every_level_at_half_the_size_of_the_one_before():
+def test_what_has_no_path_is_refused():
     """A dilated C5 has the size of C4."""
     with pytest.raises(ValueError, match="16, 16"):
         PANet(NARROW, [4, 8, 16, 16])
-
-
-def test_one_map_has_no_path():
     with pytest.raises(ValueError, match="at least two maps"):
         PANet([8], [16])
-
-
-def test_a_norm_is_the_authors():
     with pytest.raises(ValueError, match="form: authors"):
         PANet(NARROW, STRIDES, norm="group")
 

@@ -24,7 +24,7 @@ from helpers.tiny import (
 from helpers.training import draw_set, script, train, write_config
 
 import detector
-from detector.config.config import build_detector, load_config, parse_config
+from detector.config.config import parse_config
 from detector.config.inherit import merge
 from detector.data.coco import CocoDataset
 from detector.data.proposal_file import ProposalFile, pack
@@ -244,16 +244,6 @@ def test_a_stopped_training_goes_on(tmp_path: Path, data: Path, finished: Path):
     assert train(config, tmp_path / "run", [*FAST, "--resume"]) == 0
     a, b = (torch.load(folder / "last.pth", weights_only=True)["model"] for folder in (tmp_path / "run", finished))
     assert [key for key in a if not torch.equal(a[key], b[key])] == []
-
-
-def test_workers_share_the_file(data: Path, tmp_path: Path):
-    config = load_config(write_config(tmp_path / "tiny.yaml", data), FAST)
-    predictor = detector.inference.predictor.Predictor(
-        build_detector(config.with_num_classes(2)), config, ["square", "disc"], [3, 7], device="cpu"
-    )
-    dataset = build_dataset(config.data, "val")
-    scores = [evaluate(predictor, dataset, workers=n, progress=False)[0] for n in (0, 1)]
-    assert scores[0] == scores[1]
 
 
 def test_evaluation_takes_the_file_of_its_split(finished: Path, data: Path, tmp_path: Path, capsys):
