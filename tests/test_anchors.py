@@ -24,9 +24,6 @@ def centres(anchors: torch.Tensor) -> torch.Tensor:
     return (anchors[:, :2] + anchors[:, 2:]) / 2
 
 
-# --- one cell
-
-
 def test_a_size_is_the_root_of_the_area_and_a_ratio_is_height_over_width():
     assert cell_anchors([32], [0.25, 1, 4]).tolist() == [[-32, -8, 32, 8], [-16, -16, 16, 16], [-8, -32, 8, 32]]
     w, h = (cell_anchors([32, 64], RATIOS)[:, 2:] * 2).unbind(dim=1)
@@ -46,9 +43,6 @@ def test_torchvision_rounds_half_the_width_and_height_to_even():
         sides = (wide, half), (size // 2, size // 2), (half, wide)
         assert cell_anchors([size], RATIOS, rounded=True).tolist() == [[-x, -y, x, y] for x, y in sides]
     assert cell_anchors([1, 3, 5], [1], rounded=True)[:, 2].tolist() == [0, 2, 2]  # 0.5, 1.5, 2.5
-
-
-# --- the map
 
 
 def test_a_map_of_two_by_three_cells():
@@ -72,9 +66,6 @@ def test_the_offset_moves_every_centre_by_that_part_of_a_stride():
     cell = cell_anchors([32], RATIOS)
     moved = grid_anchors(cell, 2, 2, stride=(8, 8), offset=0.5)
     assert torch.equal(moved, grid_anchors(cell, 2, 2, stride=(8, 8)) + 4)
-
-
-# --- the levels of a pyramid
 
 
 def test_a_pyramid_has_one_size_for_each_level():
@@ -116,9 +107,6 @@ def test_every_level_has_sizes_and_all_have_equally_many():
             AnchorGenerator((4, 8), sizes, ratios)
 
 
-# --- the cache
-
-
 def test_anchors_are_made_once_for_a_map_size_a_level_a_step_and_a_device():
     generator = AnchorGenerator((8, 8), ((32,), (64,)))
     first = generator(maps((8, 8), (8, 8)), (64, 64))
@@ -137,9 +125,6 @@ def test_a_copy_makes_the_same_anchors():
     expected = generator(p, (64, 64))
     for clone in (copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))):
         assert all(torch.equal(a, b) for a, b in zip(clone(p, (64, 64)), expected, strict=True))
-
-
-# --- the border filter
 
 
 def test_anchors_inside_the_border():

@@ -58,9 +58,6 @@ def losses(head: AuxiliaryRoIHead, p: list[Tensor], objects: list[Target] = OBJE
     return head.losses(p, PROPOSALS, BATCH, objects)
 
 
-# --- the losses
-
-
 @pytest.mark.parametrize("settings", [{}, {"beta": 1.0, "auxiliary_weight": 2.0, "class_agnostic": True}])
 def test_the_losses_are_those_of_every_level_added_up(settings):
     head, p = spread(make_head(**settings)), levels()
@@ -115,9 +112,6 @@ def test_the_auxiliary_head_is_another_one_and_learns_from_every_raw_level():
     assert all(x.grad.any() for x in p.laterals) and all(x.grad is None for x in p)
 
 
-# --- at inference
-
-
 @torch.no_grad()
 def test_at_inference_nothing_of_it_runs_or_is_read():
     model = tiny_model(**SYSTEM).eval()
@@ -136,18 +130,12 @@ def test_losses_in_evaluation_mode_are_those_of_the_detector_that_is_evaluated()
     assert list(tiny_model(**SYSTEM).eval()(IMAGES, TARGETS)) == ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
 
 
-# --- in a detector
-
-
 def test_without_regions_there_is_nothing_to_learn():
     model = tiny_model(**SYSTEM, rpn={"selection": {"min_size": 1000.0}})
     found = model(IMAGES, [target(), target()])
     sum(found.values()).backward()
     assert found["aux_class"] == found["aux_box"] == 0
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-# --- what does not fit
 
 
 def test_a_pyramid_without_laterals_is_refused_with_what_fits():

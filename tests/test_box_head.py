@@ -92,9 +92,6 @@ def views(regions: int = 5) -> list[torch.Tensor]:
     return [torch.randn(regions, 6, 3, 3, requires_grad=True) for _ in range(4)]
 
 
-# --- the pool
-
-
 def pyramid() -> list[torch.Tensor]:
     return [torch.randn(2, 6, 512 // s, 512 // s) for s in STRIDES]
 
@@ -126,9 +123,6 @@ def test_the_levels_are_two_to_those_that_the_neck_makes():
     for levels in (0, 1, 6):
         with pytest.raises(ValueError, match="levels: "):
             AllLevelPool([6] * 5, STRIDES, levels=levels)
-
-
-# --- the heads
 
 
 def test_the_largest_after_the_first_layer_by_hand():
@@ -185,9 +179,6 @@ def test_one_map_a_region_is_refused_with_what_fits():
     for make in (AdaptiveTwoFC, AdaptiveConvFC):
         with pytest.raises(ValueError, match="type: all_levels"):
             make(6, 3, 1)
-
-
-# --- in a detector
 
 
 def full(box_head: dict, **sections):

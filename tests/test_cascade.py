@@ -47,9 +47,6 @@ RIGHT, DOWN, STILL = [0.5, 0.0, 0.0, 0.0], [0.0, 0.5, 0.0, 0.0], [0.0] * 4  # by
 BOX = torch.tensor([[10.0, 10, 30, 30]])
 
 
-# --- boxes and scores
-
-
 def test_every_stage_starts_from_the_clipped_boxes_of_the_one_before():
     for deltas, boxes in (([RIGHT, DOWN, STILL], [[20, 10, 40, 30], [20, 20, 40, 40]]),
                           ([[4.0, 0, 0, 0], STILL, STILL], [[90, 10, 90, 30]] * 2)):  # fmt: skip
@@ -94,9 +91,6 @@ def test_any_number_of_stages_and_no_proposals():
         losses = cascade.losses(level(), [Proposals(BOX, torch.zeros(1))], BATCH, [OBJECTS])
         assert list(losses) == [f"roi_{kind}_{i}" for i in range(1, stages + 1) for kind in ("class", "box")]
         assert len(cascade.run(level(), [BOX], [SIZE])) == stages
-
-
-# --- learning
 
 
 OBJECTS = to_target((10, 10, 40, 40, 1), (50, 20, 80, 55, 2))
@@ -187,8 +181,6 @@ def test_the_pyramid_gets_a_third_of_the_gradient_and_the_heads_all_of_theirs():
 def test_refined_boxes_carry_no_gradient():
     assert not regions_of_stages(make_cascade(2))[1].boxes.requires_grad
 
-
-# --- as a detector
 
 STAGES = {"type": "cascade", "box_head": {"type": "two_fc", "width": 32}}
 

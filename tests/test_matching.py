@@ -206,9 +206,6 @@ print(peak() - before)
     assert 64 < float(run.stdout) < 512  # MiB
 
 
-# --- the references
-
-
 # --- random balanced sampling
 
 

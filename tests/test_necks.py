@@ -146,9 +146,6 @@ each_case = pytest.mark.parametrize(
 each_neck = pytest.mark.parametrize("name", NECKS)
 
 
-# --- sizes
-
-
 def test_the_tables_name_necks():
     assert {*OPTIONS, *FIRST_LAST, *CONNECTIONS, *(name for name, _, _ in PARAMETERS)} <= NECKS.keys()
 
@@ -182,9 +179,6 @@ def test_as_many_maps_as_the_neck_was_made_for(name):
         Case(name, {}).make()(maps()[:3])
 
 
-# --- gradients
-
-
 @each_case
 @pytest.mark.parametrize("sizes", [ODD, LARGE], ids=["small", "large"])
 def test_every_parameter_and_every_map_has_a_gradient(case, sizes):
@@ -215,9 +209,6 @@ def test_a_level_depends_on_the_maps_that_its_paper_connects(case, sizes):
         else:
             lowest = case.options.get("first_level", 2)
             assert found == [j >= lowest and connected(level, j) for j in range(2, 6)], f"stride {stride}"
-
-
-# --- the same numbers every time
 
 
 @each_case
@@ -257,9 +248,6 @@ def test_mixed_precision_keeps_maps_in_bfloat16_and_channels_last(case):
         pytest.skip("single returns its input; a group norm makes maps contiguous")
     with torch.no_grad():
         assert_mixes(case.make(), maps(EVEN))
-
-
-# --- ranges
 
 
 def ranges(hint: Any) -> list[Range]:

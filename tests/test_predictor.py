@@ -53,9 +53,6 @@ def assert_same(a: Detections, b: Detections) -> None:
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-3)
 
 
-# --- pictures
-
-
 def test_a_picture_may_be_a_path_a_grey_image_or_another_or_a_tensor(predictor: Predictor, tmp_path: Path):
     tensor = picture(64, 96)
     image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
@@ -81,9 +78,6 @@ def test_names_scores_and_order(predictor: Predictor):
     assert set(found.labels.tolist()) <= set(range(CLASSES))
     assert (found.scores[:-1] >= found.scores[1:]).all() and 0 < found.scores.min() <= found.scores.max() <= 1
     assert [x.dtype for x in columns(found)] == [torch.float32, torch.float32, torch.int64]
-
-
-# --- sizes
 
 
 def test_boxes_are_in_the_pixels_of_the_picture(predictor: Predictor):
@@ -132,9 +126,6 @@ def test_photos_are_upright(predictor: Predictor, tmp_path: Path, orientation: i
     assert_same(found, predictor(torch.from_numpy(turned.copy()).permute(2, 0, 1)))
 
 
-# --- the folded model
-
-
 def test_folding_changes_no_box():
     model = tiny_model(backbone={"norm": "batch", "frozen_stages": 0})
     for module in model.modules():
@@ -169,9 +160,6 @@ def test_bfloat16_stays_close():
     assert sure.sum() >= 5
     match = match_sets(columns(found), tuple(x[sure] for x in columns(expected)), px=2.0, score=0.05)
     assert match.unmatched <= 0.1 * int(sure.sum())  # of random weights: NMS may turn on the last bit of a score
-
-
-# --- what cannot be used
 
 
 def test_bad_files_are_named(predictor: Predictor, tmp_path: Path):
@@ -209,9 +197,6 @@ def test_a_device_that_is_not_there_is_named(name: str):
 def test_a_precision_that_is_not_known_is_named():
     with pytest.raises(ConfigError, match="precision 'fp16': choose one of float32, bfloat16"):
         wrap(tiny_model(), precision="fp16")
-
-
-# --- from a checkpoint
 
 
 def save(path: Path, model: GeneralizedRCNN, config: dict[str, Any] = SETTINGS) -> Path:

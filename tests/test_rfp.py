@@ -40,9 +40,6 @@ def scrambled(pyramid: RecursivePyramid) -> RecursivePyramid:
     return pyramid
 
 
-# --- sizes
-
-
 @pytest.mark.parametrize("depth", [18, 50])
 def test_only_later_backbones_take_feedback_and_only_in_the_first_block_of_a_stage(depth):
     with torch.device("meta"):
@@ -57,9 +54,6 @@ def test_levels_are_those_of_the_neck():
         pyramid = recursive(neck=neck)
         assert pyramid.strides == [4, 8, 16, 32, 64] and pyramid.channels == [WIDTH] * 5
         assert [p.shape for p in pyramid(torch.randn(2, 3, 65, 33))] == [(2, WIDTH, *size) for size in sizes]
-
-
-# --- the parts, by hand
 
 
 def test_feedback_joins_before_the_last_relu_of_a_block():
@@ -149,9 +143,6 @@ def test_every_step_goes_on_from_the_fused_levels():
     assert [again.fed[0][1].unique().tolist() for again in pyramid.unrolled] == [[0], [0.5], [2.25]]
 
 
-# --- invariants
-
-
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("steps", [2, 3])
 @pytest.mark.parametrize("conv", ["plain", "sac"])
@@ -197,9 +188,6 @@ def test_the_second_look_sees_every_level_of_the_first():
         assert all(g.abs().sum() > 0 for g in reached)
 
 
-# --- in a detector
-
-
 @pytest.mark.parametrize("objects", [OBJECTS, target()], ids=["objects", "no objects"])
 def test_every_trainable_parameter_of_three_looks_has_a_gradient(objects):
     backbone = {"width": 16, "norm": "affine", "conv": "sac"}
@@ -220,9 +208,6 @@ def test_it_detects_in_bfloat16():
     model = tiny_model(pyramid={"type": "recursive"}).eval().bfloat16()
     (found,) = model([picture(64, 96)])
     assert found.scores.isfinite().all() and found.boxes.isfinite().all()
-
-
-# --- parts that do not fit
 
 
 def test_what_does_not_fit_is_refused():

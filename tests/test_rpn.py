@@ -306,9 +306,6 @@ def test_proposals_carry_no_gradient_and_all_is_float32_under_mixed_precision():
     assert {loss.dtype for loss in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
 
 
-# --- construction
-
-
 def test_fresh_weights_are_small_and_the_convolutions_can_have_another_width_than_the_levels():
     rpn = RPN([64], AnchorGenerator([8], [[16]]), width=16, convs=2)
     convs = [m for m in rpn.modules() if isinstance(m, nn.Conv2d)]

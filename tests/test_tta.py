@@ -31,9 +31,6 @@ def predictor(model: torch.nn.Module | None = None) -> Predictor:
     return augmented(model, Predictor)
 
 
-# --- views
-
-
 def test_the_default_is_detectron2s_at_the_size_of_coco():
     config = CONFIG | {"data": DATA | {"resize": {"short": [640, 800], "long": 1333}}}
     views = predictor_of(tiny_model(), config, TTAPredictor)
@@ -53,9 +50,6 @@ def test_workers_can_be_sent_what_prepares_an_image():
 def test_scales_out_of_range_are_named(scales):
     with pytest.raises(ConfigError, match=r"data\.tta(\.|: )scales: "):
         augmented(scales=scales)
-
-
-# --- one view
 
 
 def test_the_picture_as_it_is_gives_what_the_predictor_finds():
@@ -86,9 +80,6 @@ def test_another_scale_alone_is_a_predictor_of_that_size():
     image = picture(111, 149)
     larger = predictor_of(tiny_model(), CONFIG | {"data": DATA | {"resize": {"short": 96, "long": 300}}})
     assert_same_detections(augmented(scales=[1.5], flip=False)(image), larger(image))
-
-
-# --- several
 
 
 def test_the_boxes_of_all_views_are_merged_by_nms_within_a_class():
@@ -157,9 +148,6 @@ def test_an_empty_list_and_nothing_found_are_sizes():
     assert found.boxes.shape == (0, 4) and found.labels.dtype == torch.int64
 
 
-# --- other detectors
-
-
 @pytest.mark.parametrize("wanted", [1, 5, 100, 1000])
 def test_the_first_proposals_of_all_views_are_those_of_one_nms(wanted):
     views = augmented(tiny_model(rpn={"selection": {"post_nms": [wanted, wanted], "nms_iou": 0.2}}))
@@ -200,9 +188,6 @@ def test_given_proposals_are_seen_in_every_view():
     (expected,) = plain.detect(flipped, [(111, 149)], [given.mirrored(149)])
     assert len(found) > 0
     torch.testing.assert_close(found.boxes, expected.mirrored(149).boxes, rtol=0, atol=1e-3)
-
-
-# --- the scripts
 
 
 @pytest.fixture(scope="module")
