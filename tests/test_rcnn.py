@@ -226,12 +226,8 @@ def test_a_target_that_cannot_be_learnt_is_refused(model):
             model(IMAGES, [TARGETS[0], bad])
 
 
-def test_every_image_needs_one_target_and_must_be_an_image(model):
+def test_every_image_needs_one_target(model):
     with pytest.raises(ValueError, match="2 images with 1 targets"):
         model(IMAGES, TARGETS[:1])
     with pytest.raises(ValueError, match="0 images with 0 targets"):
         model([], [])
-    bad = picture(8, 8).float(), picture(8, 8)[:1], picture(8, 8)[0], picture(8, 8)[0, 0]
-    for image, targets in itertools.product(bad, (None, TARGETS)):
-        with pytest.raises(ValueError, match="image 1: expected a uint8 RGB tensor"):
-            model([IMAGES[0], image], targets)
