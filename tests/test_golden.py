@@ -16,6 +16,7 @@ from helpers.golden_models import (
     match_detections,
     outputs,
     proposals_of,
+    recorded,
     reference,
     train_as_torchvision,
 )
@@ -45,10 +46,6 @@ each_case = pytest.mark.parametrize("case", ["batch", pytest.param("single", mar
 def test_every_recorded_model_is_compared():
     files = {path.stem for path in shared("golden").glob("*.json")}
     assert {name for name in files if name.startswith(("tv_", "d2_", "mm_"))} == set(MODELS)
-
-
-def recorded(name: str, case: str) -> dict:
-    return golden(name)["cases"][case]
 
 
 def assert_records(found: list[Tensor], records: list[dict], name: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from helpers.golden_rules import PROJECT, match_sets
 from helpers.tiny import picture
-from helpers.training import script as load_script
+from helpers.training import script
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 
@@ -116,11 +115,6 @@ def test_what_does_not_fit_is_listed():
 # --- detector convert-weights
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("convert_weights")
-
-
 @pytest.fixture(scope="module", params=[V1, pytest.param(V2, marks=pytest.mark.slow)])
 def built(request: pytest.FixtureRequest) -> str:
     """The version that `theirs` is of."""
@@ -143,15 +137,15 @@ def theirs(built: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.
 
 
 @pytest.fixture(scope="module")
-def ours(script: ModuleType, theirs: tuple[torch.nn.Module, Path]) -> Path:
+def ours(theirs: tuple[torch.nn.Module, Path]) -> Path:
     """What the command makes of it, told nothing but the size of the pictures."""
     path = theirs[1].with_name("ours.pth")
-    assert run(script, theirs[1], "--from", "auto", "--output", path, *SMALL) == 0
+    assert run(theirs[1], "--from", "auto", "--output", path, *SMALL) == 0
     return path
 
 
-def run(script: ModuleType, *args: object) -> int:
-    return script.main([str(arg) for arg in args])
+def run(*args: object) -> int:
+    return script("convert_weights").main([str(arg) for arg in args])
 
 
 def arguments(source: Path, output: Path, *more: str) -> list[object]:
@@ -169,21 +163,21 @@ def test_a_converted_file_finds_what_torchvision_finds(theirs, ours):
 
 
 @only_v1
-def test_class_names_and_ids_are_stored(script, theirs, ours, tmp_path):
+def test_class_names_and_ids_are_stored(theirs, ours, tmp_path):
     every = read_checkpoint(ours)
     assert every["category_ids"] == list(range(1, 91)) and len(set(every["class_names"])) == 90
     assert every["class_names"][0] == "person" and every["class_names"][11] == "unused 12"
-    assert run(script, *arguments(theirs[1], tmp_path / "real.pth", "--classes", "coco80")) == 0
+    assert run(*arguments(theirs[1], tmp_path / "real.pth", "--classes", "coco80")) == 0
     real = read_checkpoint(tmp_path / "real.pth")
     assert real["category_ids"] == COCO_80 and real["class_names"][-1] == "toothbrush"
     assert len(real["model"]["roi_head.stage.class_score.bias"]) == 81
 
 
-def test_a_checkpoint_goes_back_to_torchvision(script, built, theirs, ours, capsys):
+def test_a_checkpoint_goes_back_to_torchvision(built, theirs, ours, capsys):
     """All that torchvision reads is as it was, and computes as it did."""
     model, source = theirs
     back = source.with_name("back.pth")
-    assert run(script, ours, "--to", "torchvision", "--output", back) == 0
+    assert run(ours, "--to", "torchvision", "--output", back) == 0
     assert "expect other boxes" not in capsys.readouterr().out
     state, before = torch.load(back, weights_only=True), model.state_dict()
     for key, tensor in before.items():
@@ -194,7 +188,7 @@ def test_a_checkpoint_goes_back_to_torchvision(script, built, theirs, ours, caps
 
 
 @only_v1
-def test_bad_input_is_one_message_and_status_2(script, theirs, tmp_path, capsys):
+def test_bad_input_is_one_message_and_status_2(theirs, tmp_path, capsys):
     existing, link, new = (tmp_path / name for name in ("there.pth", "link.pth", "new.pth"))
     existing.write_text("precious")
     link.symlink_to(tmp_path / "elsewhere.pth")  # no free place either
@@ -206,13 +200,13 @@ def test_bad_input_is_one_message_and_status_2(script, theirs, tmp_path, capsys)
         (theirs[1], new, ["model.rpn.convs=2"], "missing: rpn.conv.1.weight"),
         (theirs[1], new, ["model.rpn.conv=2"], "unknown key"),
     ]:
-        assert run(script, *arguments(source, output, *overrides)) == 2
+        assert run(*arguments(source, output, *overrides)) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert existing.read_text() == "precious" and not new.exists() and link.is_symlink()
 
 
 @pytest.mark.parametrize("wrong", [["--from", "tensorflow"], ["--to", "torchvision", "--classes", "coco80"], []])
-def test_a_wrong_command_line_has_status_2(script, wrong):
+def test_a_wrong_command_line_has_status_2(wrong):
     with pytest.raises(SystemExit, match="2"):
-        run(script, "a.pth", "--output", "b.pth", *wrong)
+        run("a.pth", "--output", "b.pth", *wrong)

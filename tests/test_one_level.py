@@ -48,27 +48,18 @@ def test_all_anchors_lie_on_the_one_level(sections):
     (anchors,) = model.rpn.anchors([p], (64, 96))
     sides = ((anchors[:, 2:] - anchors[:, :2]).prod(dim=1)).sqrt().round()
     assert sides.unique().tolist() == [16, 32, 64, 96, 128]
+    assert len(model.eval()([picture(64, 96)])[0]) > 0
 
 
-@torch.no_grad()
-def test_something_is_found():
-    assert len(one_level().eval()([picture(64, 96)])[0]) > 0
-
-
-def test_a_pool_of_more_levels_is_refused():
-    with pytest.raises(ConfigError, match=r"model\.roi_head\.pool.*levels: 4.*the neck makes 1"):
-        tiny_model(**(ONE_LEVEL | {"roi_head": {}}))
-
-
-def test_anchors_of_more_levels_are_refused():
-    with pytest.raises(ConfigError, match="5 lists of anchor sizes for 1 pyramid levels"):
-        tiny_model(**(ONE_LEVEL | {"rpn": {}}))
-
-
-def test_a_dilated_c5_has_no_level_of_its_own_in_a_pyramid():
-    """The rule of levels would never read it."""
-    with pytest.raises(ConfigError, match=r"\[4, 8, 16, 16\].*neck \{type: single\}"):
-        tiny_model(backbone={"dilated_c5": True})
+def test_anchors_or_a_pool_of_more_levels_and_a_dilated_c5_in_a_pyramid_are_refused():
+    """Of a dilated C5 the rule of levels would never read anything."""
+    for sections, message in (
+        (ONE_LEVEL | {"roi_head": {}}, r"model\.roi_head\.pool.*levels: 4.*the neck makes 1"),
+        (ONE_LEVEL | {"rpn": {}}, "5 lists of anchor sizes for 1 pyramid levels"),
+        ({"backbone": {"dilated_c5": True}}, r"\[4, 8, 16, 16\].*neck \{type: single\}"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tiny_model(**sections)
 
 
 # --- the last stage as the box head
