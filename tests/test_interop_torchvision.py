@@ -73,13 +73,10 @@ def test_there_and_back_is_the_identity(version):
     assert all(again[key].equal(tensor) for key, tensor in ours.items())
 
 
-def test_classes_move_the_background_to_the_end():
+def test_classes_move_the_background_to_the_end_and_coco80_drops_the_ten_unused_columns():
     ours = convert(their_state(V1), V1)
     assert ours["roi_head.stage.class_score.bias"].tolist() == [*range(1, 91), 0]
     assert ours["roi_head.stage.box_delta.bias"].tolist() == [*range(4, 364)]
-
-
-def test_coco80_drops_the_ten_unused_columns():
     assert len(COCO_80) == 80 and {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}.isdisjoint(COCO_80)
     ours = convert(their_state(V1), V1, classes=80)
     assert ours["roi_head.stage.class_score.bias"].tolist() == [*COCO_80, 0]

@@ -132,12 +132,6 @@ def test_images_are_told_apart():
     assert found[2].boxes.tolist() == [B] * 3
 
 
-def test_no_proposals_are_no_detections():
-    (found,) = make_head().detect(pyramid(), [proposals()], batch_of(SIZE))
-    assert found.boxes.shape == (0, 4) and found.scores.shape == (0,) and found.labels.shape == (0,)
-    assert found.boxes.dtype == found.scores.dtype == torch.float32 and found.labels.dtype == torch.int64
-
-
 # --- losses
 
 
