@@ -138,8 +138,7 @@ def test_anchors_inside_the_border():
 
 def test_anchors_centred_inside_the_padding():
     """The centre decides, to a hundredth of a pixel, which is what float32 may lose of it."""
-    anchors = torch.tensor(
-        [[-5.0, -5, 5, 5], [50, 10, 69.9999, 20], [50, 10, 69, 20], [10, 35, 20, 45], [10, 30, 20, 45]]
-    )
+    rows = [[-5.0, -5, 5, 5], [50, 10, 69.9999, 20], [50, 10, 69, 20], [10, 35, 20, 45], [10, 30, 20, 45]]
+    anchors = torch.tensor(rows)
     assert inside_padding(anchors, (40, 60)).tolist() == [True, False, True, False, True]
     assert inside_padding(anchors[:0], (40, 60)).shape == (0,)

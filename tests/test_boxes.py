@@ -184,9 +184,8 @@ def detect(scores: list[list[float]], boxes: list[list[float]], **settings) -> D
     box_head = torch.nn.Identity()
     box_head.width = 1
     head = RoIHead(RoIPool([1], [4], levels=1), box_head, 2, **grouped(RoIHead, **settings))
-    return head.postprocess(
-        torch.tensor(scores).log(), torch.zeros(len(boxes), 2, 4), [torch.tensor(boxes)], [(60, 90)]
-    )[0]  # fmt: skip
+    logits, deltas = torch.tensor(scores).log(), torch.zeros(len(boxes), 2, 4)
+    return head.postprocess(logits, deltas, [torch.tensor(boxes)], [(60, 90)])[0]
 
 
 SCORES = [[0.6, 0.0, 0.4], [0.0, 0.9, 0.1]]  # A is of class 0, B of class 1

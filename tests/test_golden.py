@@ -28,10 +28,8 @@ from detector.interop.names import rename
 from detector.modeling.rcnn import GeneralizedRCNN
 
 QUICK = ("tv_fasterrcnn_resnet50_fpn", "d2_faster_rcnn_R_50_FPN")
-BATCH_NORM = (
-    "tv_fasterrcnn_resnet50_fpn_v2",
-    "mm_faster_rcnn_r50_nasfpn",
-)  # norms of the batch in training, recorded without them as well
+# norms of the batch in training, recorded without them as well
+BATCH_NORM = ("tv_fasterrcnn_resnet50_fpn_v2", "mm_faster_rcnn_r50_nasfpn")
 
 
 def marked(names):

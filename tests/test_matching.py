@@ -50,9 +50,8 @@ def test_thresholds():
     assert gt_index[label == POSITIVE].tolist() == [0, 1]
     assert assign(matrix([0.7, 0.3, 0.29]), **RPN)[0].tolist() == [POSITIVE, IGNORE, NEGATIVE]
     assert assign(matrix([0.5, 0.49]), **ROI)[0].tolist() == [POSITIVE, NEGATIVE]
-    assert (
-        IGNORE not in assign(torch.rand(5, 200), **ROI)[0] and IGNORE not in assign(torch.rand(5, 200), pos_iou=0.5)[0]
-    )
+    for rule in (ROI, dict(pos_iou=0.5)):
+        assert IGNORE not in assign(torch.rand(5, 200), **rule)[0]
     assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]  # of two equal objects the first
 
 

@@ -92,11 +92,8 @@ def converted(caffe2: Path) -> Path:
 def backbone_config(folder: Path, weights: object) -> Path:
     """A tiny training but for its backbone."""
     path = write_config(folder / "config.yaml", draw_set(folder / "set"), epochs=1)
-    path.write_text(
-        path.read_text().replace(
-            "type: helpers.training.TinyBackbone", f"{{depth: 50, frozen_stages: 5, weights: {weights}}}"
-        )
-    )
+    resnet = f"{{depth: 50, frozen_stages: 5, weights: {weights}}}"
+    path.write_text(path.read_text().replace("type: helpers.training.TinyBackbone", resnet))
     return path
 
 
