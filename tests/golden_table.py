@@ -13,6 +13,7 @@ from helpers.golden_models import (
     match_detections,
     outputs,
     proposals_of,
+    recorded,
     reference,
     train_as_torchvision,
 )
@@ -22,7 +23,7 @@ from helpers.golden_rules import golden, ground_truth
 def row(name: str) -> str:
     """Largest differences over both cases of detections and both of losses."""
     cases = ("batch", "single")
-    pairs = [pair for case in cases for pair in zip(outputs(name, case).detections, recorded(name, case))]
+    pairs = [pair for case in cases for pair in zip(outputs(name, case).detections, recorded(name, case)["detections"])]
     matches = [match_detections(name, found, expected) for found, expected in pairs]
     assert not any(match.unmatched for match in matches)
     model = copy.deepcopy(build(name))
@@ -36,10 +37,6 @@ def row(name: str) -> str:
         errors += [abs(ours - theirs) / theirs for ours, theirs in terms if theirs >= 0.01]
     count, px, score = sum(m.number for m in matches), max(m.px for m in matches), max(m.score for m in matches)
     return f"| {reference(name).name} | {name[3:]} | {count} | {px:.3f} | {score:.0e} | {max(errors):.0e} |"
-
-
-def recorded(name: str, case: str) -> list[dict]:
-    return golden(name)["cases"][case]["detections"]
 
 
 if __name__ == "__main__":

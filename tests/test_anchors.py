@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 import torch
-from helpers.golden_rules import golden
 
 from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors, inside_border, inside_padding
 
@@ -23,9 +22,6 @@ def maps(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 
 def centres(anchors: torch.Tensor) -> torch.Tensor:
     return (anchors[:, :2] + anchors[:, 2:]) / 2
-
-
-# --- one cell
 
 
 def test_a_size_is_the_root_of_the_area_and_a_ratio_is_height_over_width():
@@ -49,9 +45,6 @@ def test_torchvision_rounds_half_the_width_and_height_to_even():
     assert cell_anchors([1, 3, 5], [1], rounded=True)[:, 2].tolist() == [0, 2, 2]  # 0.5, 1.5, 2.5
 
 
-# --- the map
-
-
 def test_a_map_of_two_by_three_cells():
     assert grid_anchors(torch.tensor([[-1.0, -2, 1, 2]]), 2, 3, stride=(10, 10)).tolist() == [
         [-1, -2, 1, 2], [9, -2, 11, 2], [19, -2, 21, 2],  # x first
@@ -73,9 +66,6 @@ def test_the_offset_moves_every_centre_by_that_part_of_a_stride():
     cell = cell_anchors([32], RATIOS)
     moved = grid_anchors(cell, 2, 2, stride=(8, 8), offset=0.5)
     assert torch.equal(moved, grid_anchors(cell, 2, 2, stride=(8, 8)) + 4)
-
-
-# --- the levels of a pyramid
 
 
 def test_a_pyramid_has_one_size_for_each_level():
@@ -109,33 +99,12 @@ def test_equals_torchvision():
     assert torch.equal(torch.cat(ours(p, (96, 156))), expected[0])
 
 
-@pytest.mark.parametrize("name", ["d2_two_levels_offset_0", "d2_two_levels_offset_0.5"])
-def test_equals_detectron2(name):
-    recorded = golden("functions")["anchors"][name]
-    cells = [cell_anchors(sizes, recorded["ratios"]) for sizes in recorded["sizes"]]
-    rows = zip(cells, recorded["feature_sizes"], recorded["strides"], recorded["anchors"], strict=True)
-    for cell, size, stride, expected in rows:
-        found = grid_anchors(cell, *size, (stride, stride), recorded["offset"])
-        torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-6, atol=2e-6)
-
-
-def test_the_order_of_15_anchors_differs_between_detectron2_and_mmdetection():
-    """Shapes and order alone: the record of Detectron2 says offset 0, its numbers are those of offset 0.5."""
-    for name, ratio_major in (("d2_15_anchors", False), ("mm_15_anchors", True)):
-        cell = cell_anchors([32, 64, 128, 256, 512], RATIOS, ratio_major=ratio_major)
-        first = torch.tensor(golden("functions")["anchors"][name]["anchors"][0][:15])
-        torch.testing.assert_close(first - centres(first).repeat(1, 2), cell, rtol=2e-6, atol=4e-5)
-
-
 def test_every_level_has_sizes_and_all_have_equally_many():
     with pytest.raises(ValueError, match="2 lists of anchor sizes for 3 pyramid levels"):
         AnchorGenerator((4, 8, 16), ((32,), (64,)))
     for sizes, ratios in ((((32, 40), (64,)), RATIOS), (((), ()), RATIOS), (((32,), (64,)), ())):
         with pytest.raises(ValueError, match="the same number of sizes"):
             AnchorGenerator((4, 8), sizes, ratios)
-
-
-# --- the cache
 
 
 def test_anchors_are_made_once_for_a_map_size_a_level_a_step_and_a_device():
@@ -151,24 +120,11 @@ def test_anchors_are_made_once_for_a_map_size_a_level_a_step_and_a_device():
         assert centres(generator(maps((13, 13)), (side, side))[0])[3].tolist() == [step, 0]
 
 
-def test_a_first_use_under_inference_mode_does_not_spoil_training():
-    generator = AnchorGenerator([8], [[32]])
-    with torch.inference_mode():
-        generator(maps((4, 4)), (32, 32))
-    anchors = generator(maps((4, 4)), (32, 32))[0]
-    deltas = torch.zeros(len(anchors), 4, requires_grad=True)
-    (deltas * anchors).sum().backward()  # an inference tensor cannot be saved for the backward pass
-    assert not anchors.requires_grad and torch.equal(deltas.grad, anchors)
-
-
 def test_a_copy_makes_the_same_anchors():
     generator, p = AnchorGenerator(PYRAMID), maps((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
     expected = generator(p, (64, 64))
     for clone in (copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))):
         assert all(torch.equal(a, b) for a, b in zip(clone(p, (64, 64)), expected, strict=True))
-
-
-# --- the border filter
 
 
 def test_anchors_inside_the_border():
@@ -182,8 +138,7 @@ def test_anchors_inside_the_border():
 
 def test_anchors_centred_inside_the_padding():
     """The centre decides, to a hundredth of a pixel, which is what float32 may lose of it."""
-    anchors = torch.tensor(
-        [[-5.0, -5, 5, 5], [50, 10, 69.9999, 20], [50, 10, 69, 20], [10, 35, 20, 45], [10, 30, 20, 45]]
-    )
+    rows = [[-5.0, -5, 5, 5], [50, 10, 69.9999, 20], [50, 10, 69, 20], [10, 35, 20, 45], [10, 30, 20, 45]]
+    anchors = torch.tensor(rows)
     assert inside_padding(anchors, (40, 60)).tolist() == [True, False, True, False, True]
     assert inside_padding(anchors[:0], (40, 60)).shape == (0,)

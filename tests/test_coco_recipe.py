@@ -2,17 +2,14 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import training
 from helpers.golden_rules import PROJECT, shared
 
 import detector
 from detector.data.transforms import Resize
-
-sys.path.insert(0, str(PROJECT / "scripts"))
-import train as train_script
 
 RECIPES = sorted(p for p in (PROJECT / "configs").glob("*_coco.yaml"))
 SCRATCH = ["model.backbone.weights=null", "model.backbone.norm=batch", "model.backbone.frozen_stages=0"]
@@ -36,9 +33,8 @@ def coco_folder(root: Path, *, images: int, smallest: float) -> Path:
 
 
 def train(recipe: str, output: Path, *overrides: str) -> list[dict[str, str]]:
-    """Train by the script; the rows of metrics.csv."""
-    arguments = [str(PROJECT / "configs" / recipe), "--output", str(output), "data.workers=1", *SCRATCH, *overrides]
-    assert train_script.main(arguments) == 0
+    """Train by the command; the rows of metrics.csv."""
+    assert training.train(PROJECT / "configs" / recipe, output, ["data.workers=1", *SCRATCH, *overrides]) == 0
     return list(csv.DictReader((output / "metrics.csv").open()))
 
 

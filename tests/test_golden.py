@@ -16,6 +16,7 @@ from helpers.golden_models import (
     match_detections,
     outputs,
     proposals_of,
+    recorded,
     reference,
     train_as_torchvision,
 )
@@ -27,10 +28,8 @@ from detector.interop.names import rename
 from detector.modeling.rcnn import GeneralizedRCNN
 
 QUICK = ("tv_fasterrcnn_resnet50_fpn", "d2_faster_rcnn_R_50_FPN")
-BATCH_NORM = (
-    "tv_fasterrcnn_resnet50_fpn_v2",
-    "mm_faster_rcnn_r50_nasfpn",
-)  # norms of the batch in training, recorded without them as well
+# norms of the batch in training, recorded without them as well
+BATCH_NORM = ("tv_fasterrcnn_resnet50_fpn_v2", "mm_faster_rcnn_r50_nasfpn")
 
 
 def marked(names):
@@ -45,10 +44,6 @@ each_case = pytest.mark.parametrize("case", ["batch", pytest.param("single", mar
 def test_every_recorded_model_is_compared():
     files = {path.stem for path in shared("golden").glob("*.json")}
     assert {name for name in files if name.startswith(("tv_", "d2_", "mm_"))} == set(MODELS)
-
-
-def recorded(name: str, case: str) -> dict:
-    return golden(name)["cases"][case]
 
 
 def assert_records(found: list[Tensor], records: list[dict], name: str) -> None:

@@ -202,9 +202,6 @@ def test_recursive_pyramid(framework, entry):
     compare(neck, framework, entry, by_rows(MMDETECTION.rows_of(neck.state_dict()), neck, "neck."))
 
 
-# --- all of them
-
-
 def test_every_entry_is_compared():
     compared = {*FPNS, *BIFPNS, *NAS_FPNS, *BFPS, *RECURSIVE}
     for framework in ("torchvision", "detectron2", "mmdet", "effdet"):

@@ -1,4 +1,4 @@
-"""Which candidate stands for which object (Faster R-CNN sec. 3.1.2): by hand, by a slow loop, as the references do."""
+"""Which candidate stands for which object (Faster R-CNN sec. 3.1.2), and which are drawn: by hand, by slow loops."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.golden_rules import golden
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.modeling import matching as module
 from detector.modeling.boxes import box_iou
 from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, Matching
+from detector.modeling.sampling import Sampling
 
 RPN = dict(pos_iou=0.7, neg_iou=0.3)  # with an ignore band
 ROI = dict(pos_iou=0.5, neg_iou=0.5)  # without
@@ -50,9 +50,8 @@ def test_thresholds():
     assert gt_index[label == POSITIVE].tolist() == [0, 1]
     assert assign(matrix([0.7, 0.3, 0.29]), **RPN)[0].tolist() == [POSITIVE, IGNORE, NEGATIVE]
     assert assign(matrix([0.5, 0.49]), **ROI)[0].tolist() == [POSITIVE, NEGATIVE]
-    assert (
-        IGNORE not in assign(torch.rand(5, 200), **ROI)[0] and IGNORE not in assign(torch.rand(5, 200), pos_iou=0.5)[0]
-    )
+    for rule in (ROI, dict(pos_iou=0.5)):
+        assert IGNORE not in assign(torch.rand(5, 200), **rule)[0]
     assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]  # of two equal objects the first
 
 
@@ -206,19 +205,49 @@ print(peak() - before)
     assert 64 < float(run.stdout) < 512  # MiB
 
 
-# --- the references
+# --- random balanced sampling
 
 
-def test_equals_detectron2_and_mmdetection():
-    keep, force = RPN | {"low_quality": "keep_best_gt"}, RPN | {"low_quality": "force_gt", "min_pos_iou": 0.3}
-    for case, recorded in enumerate(golden("functions")["assigners"]):
-        iou = torch.tensor(recorded["iou"])
-        for rule, name in (
-            ((keep, "d2_rpn"), (ROI, "d2_roi")) if case != 1 else ()
-        ):  # an untouched object forces all there
-            label, gt_index = assign(iou, **rule)
-            assert label.tolist() == recorded[name]["label"] and gt_index.tolist() == recorded[name]["match"], case
-        for rule, name in ((force, "mm_rpn"), (ROI, "mm_roi_0.5")):
-            label, gt_index = assign(iou, **rule)
-            theirs = torch.where(label == POSITIVE, gt_index + 1, label)  # index and verdict in one integer
-            assert theirs.tolist() == recorded[name]["gt_inds"], case
+def labels(positive: int = 0, negative: int = 0, ignore: int = 0) -> torch.Tensor:
+    """So many of each, shuffled."""
+    label = torch.tensor([POSITIVE] * positive + [NEGATIVE] * negative + [IGNORE] * ignore, dtype=torch.long)
+    return label[torch.randperm(len(label))]
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "drawn"),
+    [
+        ((300, 3000), (256, 0.5), (128, 128)),
+        ((300, 3000), (512, 0.25), (128, 384)),
+        ((3, 3000), (256, 0.5), (3, 253)),  # negatives fill what positives leave
+        ((0, 3000), (256, 0.5), (0, 256)),
+        ((300, 10), (256, 0.5), (128, 10)),  # positives never fill what negatives leave
+        ((9, 9), (5, 0.5), (2, 3)),  # the share is rounded down
+        ((0, 0, 5), (256, 0.5), (0, 0)),
+        ((), (256, 0.5), (0, 0)),
+    ],
+)
+def test_how_many_of_each_are_drawn(there, wanted, drawn):
+    positive, negative = Sampling(*wanted)(labels(*there))
+    assert (len(positive), len(negative)) == drawn and positive.dtype == negative.dtype == torch.int64
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(1, 12), st.floats(0, 1))
+def test_each_index_once_and_of_the_right_label(positives, negatives, ignored, num, fraction):
+    label = labels(positives, negatives, ignored)
+    positive, negative = Sampling(num, fraction)(label)
+    assert (label[positive] == POSITIVE).all() and (label[negative] == NEGATIVE).all()
+    assert len(positive.unique()) == len(positive) == min(positives, int(num * fraction))
+    assert len(negative.unique()) == len(negative) == min(negatives, num - len(positive))
+
+
+def test_the_draw_is_torchs_and_every_candidate_has_its_chance():
+    label, sampling = labels(6, 20), Sampling(6, 0.5)
+    torch.manual_seed(1)
+    first = sampling(label)
+    torch.manual_seed(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, sampling(label)))
+    drawn = torch.cat([torch.cat(sampling(label)) for _ in range(200)])
+    share = drawn.bincount(minlength=26) / 200
+    assert ((share[label == POSITIVE] - 3 / 6).abs() < 0.15).all()  # 3 of 6 positives, 3 of 20 negatives in a draw
+    assert ((share[label == NEGATIVE] - 3 / 20).abs() < 0.15).all()

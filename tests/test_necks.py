@@ -1,7 +1,7 @@
-"""All necks of the dictionary: shapes, strides, parameters, gradients, precision, folding, ranges, and a training step.
+"""All necks of the dictionary: shapes, strides, parameters, gradients, precision, folding and ranges.
 
 A neck that is added to `NECKS` is tested here with its default options. The tables below list further options, the levels,
-and the connections of the published necks.
+and the connections of the published necks. Detectors with them are trained in test_systems.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from helpers.necks import (
     half,
     maps,
 )
-from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from torch import nn
 
 from detector.modeling.parts import NECKS
@@ -145,11 +144,6 @@ each_case = pytest.mark.parametrize(
     "case", CASES, ids=[", ".join([c.name, *(f"{k}={v}" for k, v in c.options.items())]) for c in CASES]
 )
 each_neck = pytest.mark.parametrize("name", NECKS)
-# of cases that differ only in other options the first
-FORMS = {(c.name, *map(c.options.get, ("first_level", "form", "refine"))): c for c in reversed(CASES)}
-
-
-# --- sizes
 
 
 def test_the_tables_name_necks():
@@ -185,9 +179,6 @@ def test_as_many_maps_as_the_neck_was_made_for(name):
         Case(name, {}).make()(maps()[:3])
 
 
-# --- gradients
-
-
 @each_case
 @pytest.mark.parametrize("sizes", [ODD, LARGE], ids=["small", "large"])
 def test_every_parameter_and_every_map_has_a_gradient(case, sizes):
@@ -218,9 +209,6 @@ def test_a_level_depends_on_the_maps_that_its_paper_connects(case, sizes):
         else:
             lowest = case.options.get("first_level", 2)
             assert found == [j >= lowest and connected(level, j) for j in range(2, 6)], f"stride {stride}"
-
-
-# --- the same numbers every time
 
 
 @each_case
@@ -262,9 +250,6 @@ def test_mixed_precision_keeps_maps_in_bfloat16_and_channels_last(case):
         assert_mixes(case.make(), maps(EVEN))
 
 
-# --- ranges
-
-
 def ranges(hint: Any) -> list[Range]:
     """The ranges in an annotation."""
     return [hint] if isinstance(hint, Range) else [found for part in get_args(hint) for found in ranges(part)]
@@ -285,24 +270,3 @@ def test_widths_and_repeats_begin_at_1():
              for option, parameter in parameters_of(kind).items()}  # fmt: skip
     assert all(found[name, "width"] == [Range(1, 10**5)] for name in CONNECTIONS if name != "single")
     assert found["bifpn", "repeats"] == found["nas_fpn", "stacks"] == [Range(1, 100)]
-
-
-# --- in a detector
-
-
-@pytest.mark.parametrize("case", FORMS.values(), ids=[" ".join(str(x) for x in form if x) for form in FORMS])
-@pytest.mark.parametrize("objects", [OBJECTS, target()], ids=["objects", "no objects"])
-def test_a_detector_with_it_trains_with_and_without_objects(case, objects):
-    sections: dict[str, Any] = {"neck": {"type": case.name, **case.options}}
-    if "width" in parameters_of(NECKS[case.name]):
-        sections["neck"]["width"] = 32
-    if case.name == "nas_fpn":
-        sections["preprocess"] = {"divisor": 128}
-    if len(case.make().strides) == 1:
-        sections |= {"rpn": {"anchors": {"sizes": [[16, 32, 64, 96, 128]]}}, "roi_head": {"pool": {"levels": 1}}}
-    model = tiny_model(**sections).train()
-    found = gradients(model, [picture(96, 128), picture(80, 100, 1)], [objects, target()])
-    inner = ("refine.theta", "refine.phi", "refine.g.")  # of a block that starts as the identity
-    still = [name for name in unmoved(found) if found[name].ndim > 1 and not any(part in name for part in inner)]
-    assert [name for name in still if name.startswith("pyramid.neck.")] == []
-    assert not len(objects["boxes"]) or still == []

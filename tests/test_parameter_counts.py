@@ -10,6 +10,8 @@ from torch import nn
 
 from detector.config.config import build_detector, load_config
 from detector.modeling.anchors import AnchorGenerator
+from detector.modeling.backbones.sac import SAC
+from detector.modeling.recursive_pyramid import ASPP
 from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
 from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
 from detector.modeling.roi_heads.roi_head import RoIHead
@@ -45,7 +47,13 @@ PARTS = {
         lambda: AdaptiveConvFC(256, 7, 4, norm="group"),
         15_207_424 + 3 * (9 * 256 * 256 + 2 * 256),
     ),
+    "deformable SAC of 512 planes": (  # 9 * 512 ** 2 are those of the plain convolution
+        lambda: SAC(512, 512, 3, padding=1, bias=False, deformable=True),
+        9 * 512**2 + 3_051_045,
+    ),
+    "ASPP": (lambda: ASPP(256), 327_936),
     "predictor": (lambda: Predictor(80), 411_025),
+    "predictor of one class": (lambda: Predictor(1), 2050 + 4100),
     "predictor, class-agnostic": (lambda: Predictor(80, class_agnostic=True), 87_125),
     "predictor, torchvision": (lambda: Predictor(90), 466_375 - 4 * 1025),  # without four rows of the background's box
 }
@@ -59,7 +67,10 @@ def test_part(part):
 
 
 FASTER_RCNN = 23_454_912 + 593_935 + 13_895_680 + 411_025  # but for the neck
+FEEDBACK = 131_584 + 263_168 + 526_336  # the convolutions through which P3..P5 join the second backbone
 SYSTEMS = {
+    "rpn_r50_fpn_1x_coco": 23_454_912 + 3_344_384 + 593_935,
+    "fast_rcnn_r50_fpn_1x_coco": 23_454_912 + 3_344_384 + 13_895_680 + 411_025,
     "compat/torchvision_fasterrcnn_resnet50_fpn": 41_755_286 - 4 * 1025,
     "compat/torchvision_fasterrcnn_resnet50_fpn_v2": 43_712_278 - 4 * 1025,
     "faster_rcnn_r50_fpn_1x_coco": FASTER_RCNN + 3_344_384,
@@ -68,6 +79,8 @@ SYSTEMS = {
     "augfpn_r50_1x_coco": FASTER_RCNN + 3_344_384 + 1_573_632 + 203_779 + 271_620 + 13_895_680 + 411_025,  # two heads
     "libra_r50_1x_coco": FASTER_RCNN + 3_344_384 + 4 * 256 * 257,
     "cascade_r50_1x_coco": 23_454_912 + 593_935 + 3_344_384 + 3 * (13_895_680 + 87_125),
+    # norms whose affine map trains, twice; the gate
+    "rfp_r50_1x_coco": FASTER_RCNN + 3_344_384 + 53_120 + 23_508_032 + 327_936 + 257 + FEEDBACK,
     "bottom_up_r50_1x_coco": FASTER_RCNN + 3_344_384,
     "top_down_r50_1x_coco": FASTER_RCNN + 2_884_864,
     "finest_r50_1x_coco": FASTER_RCNN + 1_574_144 + 12 * 5 * 257,  # an RPN of 15 anchors in place of 3

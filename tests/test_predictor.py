@@ -9,14 +9,24 @@ import numpy as np
 import pytest
 import torch
 from helpers.golden_rules import match_sets
-from helpers.tiny import CLASSES, CONFIG, built, picture, tiny_model
+from helpers.tiny import (
+    CLASSES,
+    CONFIG,
+    DATA,
+    IDS,
+    NAMES,
+    assert_same_detections,
+    built,
+    columns,
+    picture,
+    predictor_of,
+    tiny_model,
+)
 from helpers.training import MODEL
 from PIL import Image
-from torch import Tensor
 
 import detector
 from detector.checkpoint import save_checkpoint
-from detector.config.config import parse_config
 from detector.config.inherit import merge
 from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
@@ -25,23 +35,16 @@ from detector.modeling.layers import FrozenBatchNorm
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Detections
 
-NAMES, IDS = ["cat", "dog", "eel"], [3, 7, 90]
-SPLIT = {"images": "images", "annotations": "a.json"}
-DATA = {"root": ".", "train": SPLIT, "val": SPLIT, "resize": {"short": [48, 64], "long": 96}, "max_pixels": 100_000}
-SETTINGS = {**CONFIG, "data": DATA}
+SETTINGS = {**CONFIG, "data": DATA | {"resize": {"short": [48, 64], "long": 96}, "max_pixels": 100_000}}
 
 
 def wrap(model: GeneralizedRCNN, config: dict[str, Any] = SETTINGS, **options: Any) -> Predictor:
-    return Predictor(model, parse_config(config, trust=True), NAMES, IDS, device="cpu", **options)
+    return predictor_of(model, config, **options)
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     return wrap(tiny_model())
-
-
-def columns(found: Detections) -> tuple[Tensor, Tensor, Tensor]:
-    return found.boxes, found.scores, found.labels
 
 
 def assert_same(a: Detections, b: Detections) -> None:
@@ -50,10 +53,7 @@ def assert_same(a: Detections, b: Detections) -> None:
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-3)
 
 
-# --- pictures
-
-
-def test_a_picture_may_be_a_path_an_image_or_a_tensor(predictor: Predictor, tmp_path: Path):
+def test_a_picture_may_be_a_path_a_grey_image_or_another_or_a_tensor(predictor: Predictor, tmp_path: Path):
     tensor = picture(64, 96)
     image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
     image.save(tmp_path / "a.png")
@@ -61,22 +61,15 @@ def test_a_picture_may_be_a_path_an_image_or_a_tensor(predictor: Predictor, tmp_
     assert isinstance(expected, Detections)
     for same in (tmp_path / "a.png", str(tmp_path / "a.png"), image):
         assert_same(predictor(same), expected)
+    grey = Image.fromarray(tensor[0].numpy())
+    assert_same(predictor(grey), predictor(grey.convert("RGB")))
 
 
 def test_a_list_gives_a_list_and_no_image_sees_another(predictor: Predictor):
     pictures = [picture(64, 96, seed=1), picture(96, 64, seed=2), picture(64, 96, seed=3), picture(50, 50, seed=4)]
     for found, alone in zip(predictor(pictures), map(predictor, pictures), strict=True):
         assert_same(found, alone)
-    assert len(predictor(tuple(pictures[:1]))) == 1
-
-
-def test_an_empty_list_gives_an_empty_list(predictor: Predictor):
-    assert predictor([]) == []
-
-
-def test_grey_pictures_are_pictures_too(predictor: Predictor):
-    grey = Image.fromarray(picture(64, 96)[0].numpy())
-    assert_same(predictor(grey), predictor(grey.convert("RGB")))
+    assert len(predictor(tuple(pictures[:1]))) == 1 and predictor([]) == []
 
 
 def test_names_scores_and_order(predictor: Predictor):
@@ -85,9 +78,6 @@ def test_names_scores_and_order(predictor: Predictor):
     assert set(found.labels.tolist()) <= set(range(CLASSES))
     assert (found.scores[:-1] >= found.scores[1:]).all() and 0 < found.scores.min() <= found.scores.max() <= 1
     assert [x.dtype for x in columns(found)] == [torch.float32, torch.float32, torch.int64]
-
-
-# --- sizes
 
 
 def test_boxes_are_in_the_pixels_of_the_picture(predictor: Predictor):
@@ -136,9 +126,6 @@ def test_photos_are_upright(predictor: Predictor, tmp_path: Path, orientation: i
     assert_same(found, predictor(torch.from_numpy(turned.copy()).permute(2, 0, 1)))
 
 
-# --- the folded model
-
-
 def test_folding_changes_no_box():
     model = tiny_model(backbone={"norm": "batch", "frozen_stages": 0})
     for module in model.modules():
@@ -153,8 +140,7 @@ def test_folding_changes_no_box():
     with torch.no_grad():
         (expected,) = model.eval()([small])
     assert len(expected) > 5
-    match = match_sets(columns(folded(small)), columns(expected), px=0.02, score=1e-4)
-    assert match.unmatched == 0
+    assert_same_detections(folded(small), expected)
 
 
 def test_the_model_is_at_rest(predictor: Predictor):
@@ -176,9 +162,6 @@ def test_bfloat16_stays_close():
     assert match.unmatched <= 0.1 * int(sure.sum())  # of random weights: NMS may turn on the last bit of a score
 
 
-# --- what cannot be used
-
-
 def test_bad_files_are_named(predictor: Predictor, tmp_path: Path):
     (tmp_path / "b.jpg").write_bytes(b"no image")
     Image.new("RGB", (400, 300)).save(tmp_path / "c.png")  # more than data.max_pixels
@@ -188,21 +171,17 @@ def test_bad_files_are_named(predictor: Predictor, tmp_path: Path):
                 predictor(pictures)
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [torch.zeros(3, 8, 8), torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(3, 0, 8, dtype=torch.uint8)]
-    + [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)],
-    ids=["float", "channels last", "empty", "batch"],
-)
-def test_other_tensors_are_refused(predictor: Predictor, tensor: Tensor):
-    for pictures in (tensor, [tensor]):
-        with pytest.raises(ValueError, match=r"expected a uint8 RGB tensor of shape \(3, H, W\)"):
-            predictor(pictures)
-
-
-def test_other_objects_are_refused(predictor: Predictor):
-    with pytest.raises(TypeError, match=r"a PIL image .* got ndarray"):
-        predictor(np.zeros((8, 8, 3), dtype=np.uint8))  # as OpenCV reads them: BGR
+def test_what_is_no_picture_is_refused(predictor: Predictor):
+    channels_last, batch = (torch.zeros(shape, dtype=torch.uint8) for shape in ((8, 8, 3), (1, 3, 8, 8)))
+    array = np.zeros((8, 8, 3), dtype=np.uint8)  # as OpenCV reads them: BGR
+    expected = r"expected a uint8 RGB tensor of shape \(3, H, W\)"
+    for wrong, kind, message in (
+        (torch.zeros(3, 8, 8), ValueError, expected), (channels_last, ValueError, expected), (batch, ValueError, expected),
+        (array, TypeError, r"a PIL image .* got ndarray"),
+    ):  # fmt: skip
+        for pictures in (wrong, [wrong]):
+            with pytest.raises(kind, match=message):
+                predictor(pictures)
     with pytest.raises(TypeError, match="got int"):
         predictor([3])
 
@@ -213,14 +192,6 @@ def test_a_device_that_is_not_there_is_named(name: str):
         pick_device(name)
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cpu", "cuda")
-
-
-def test_a_precision_that_is_not_known_is_named():
-    with pytest.raises(ConfigError, match="precision 'fp16': choose one of float32, bfloat16"):
-        wrap(tiny_model(), precision="fp16")
-
-
-# --- from a checkpoint
 
 
 def save(path: Path, model: GeneralizedRCNN, config: dict[str, Any] = SETTINGS) -> Path:
@@ -246,7 +217,7 @@ def test_the_configuration_can_be_overridden(tmp_path: Path):
     assert loaded.prepare(picture(64, 64)).shape == (3, 32, 32) and len(loaded(picture(64, 96))) == 2
     with pytest.raises(ConfigError, match=r"data\.resize\.shrot: unknown key; did you mean 'short'"):
         load(path, overrides=["data.resize.shrot=32"])
-    with pytest.raises(ConfigError, match="precision"):
+    with pytest.raises(ConfigError, match="precision 'int8': choose one of float32, bfloat16"):
         load(path, precision="int8")
 
 

@@ -93,28 +93,16 @@ def test_a_worker_opens_it_again_and_copies_nothing(file: ProposalFile):
 # --- what is not believed
 
 
-@pytest.mark.parametrize(
-    ("ids", "names", "sizes", "message"),
-    [
-        ([3, 4, 6], ["i/b.png", "i/x.png", "i/y.png"], [(30, 40)] * 3, r"has no proposals for image id 4 \(2 of the 3"),
+def test_the_proposals_of_other_images_are_named(file: ProposalFile):
+    b, three = "i/b.png", ["i/b.png", "i/x.png", "i/y.png"]
+    for ids, names, sizes, message in (
+        ([3, 4, 6], three, [(30, 40)] * 3, r"has no proposals for image id 4 \(2 of the 3"),
         ([8], ["i/a.png"], [(60, 80)], "no proposals for image id 8 "),
-        (
-            [7, 3],
-            ["i/a.png", "i/b.png"],
-            [(60, 80), (40, 30)],
-            r"image id 3 is not i/b\.png, 30 x 40, of a\.json \(1 of 2",
-        ),
-        (
-            [7, 3],
-            ["j/a.png", "i/b.png"],
-            SIZES[:2],
-            r"image id 7 is not j/a\.png, 80 x 60, .* another split or data set",
-        ),
-    ],
-)
-def test_the_proposals_of_other_images_are_named(file: ProposalFile, ids, names, sizes, message):
-    with pytest.raises(DataError, match=rf"p\.pth: .*{message}"):
-        check(file, ids, names, sizes)
+        ([7, 3], ["i/a.png", b], [(60, 80), (40, 30)], r"image id 3 is not i/b\.png, 30 x 40, of a\.json \(1 of 2"),
+        ([7, 3], ["j/a.png", b], SIZES[:2], r"image id 7 is not j/a\.png, 80 x 60, .* another split or data set"),
+    ):
+        with pytest.raises(DataError, match=rf"p\.pth: .*{message}"):
+            check(file, ids, names, sizes)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +230,8 @@ def test_it_is_what_a_detector_without_an_rpn_takes(checkpoint: Path, data: Path
     assert train(config, tmp_path / "run", ["model.rpn=precomputed", *given, "train.epochs=1"]) == 0
     scores = []
     for path in (checkpoint, tmp_path / "run/best.pth"):
-        assert (
-            script("evaluate").main([str(path), "--trust", "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
-        )
+        arguments = [str(path), "--trust", "--device", "cpu", "--output", str(tmp_path / "out")]
+        assert script("evaluate").main(arguments) == 0
         scores.append(json.loads((tmp_path / "out/metrics.json").read_text())["proposals"])
     assert scores[0] == pytest.approx(scores[1])
     keep_empty = detector.load_config(config, ["model.rpn=precomputed", *given, "data.keep_empty=true"])

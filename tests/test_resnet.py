@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -50,11 +49,6 @@ def assert_same_maps(found: list[torch.Tensor], expected: list[torch.Tensor]) ->
 # --- size
 
 
-@pytest.mark.parametrize(("norm", "parameters"), [("frozen", 23_454_912), ("batch", 23_508_032)])
-def test_parameters_of_resnet_50(norm, parameters):
-    assert count(on_meta(50, norm=norm, frozen_stages=0)) == parameters
-
-
 RESNEXTS = {"resnext50_32x4d": (50, 32, 4), "resnext101_32x8d": (101, 32, 8), "resnext101_64x4d": (101, 64, 4)}
 
 
@@ -69,35 +63,26 @@ def test_as_many_parameters_as_torchvisions(name, options):
     assert count(ours) == count(classifier) - count(classifier.fc)
 
 
-@pytest.mark.parametrize("dilated", [False, True])
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_maps_have_the_channels_and_strides_that_are_promised(depth, dilated):
-    net = on_meta(depth, dilated_c5=dilated)
-    assert net.channels == [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
-    assert net.strides == [4, 8, 16, 16 if dilated else 32]
-    shapes = [c.shape for c in net(torch.zeros(2, 3, 64, 96, device="meta"))]
-    assert shapes == [(2, c, 64 // stride, 96 // stride) for c, stride in zip(net.channels, net.strides, strict=True)]
+def test_maps_have_the_channels_and_strides_that_are_promised(depth):
+    """Also with a dilated C5, and of three stages, which have no fourth layer."""
+    channels = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
+    for settings, strides in (
+        ({}, [4, 8, 16, 32]),
+        ({"dilated_c5": True}, [4, 8, 16, 16]),
+        ({"stages": 3}, [4, 8, 16]),
+    ):
+        net = on_meta(depth, **settings)
+        assert net.channels == channels[: len(strides)] and net.strides == strides
+        assert hasattr(net, "layer4") == (len(strides) == 4)
+        shapes = [c.shape for c in net(torch.zeros(2, 3, 64, 96, device="meta"))]
+        assert shapes == [(2, c, 64 // stride, 96 // stride) for c, stride in zip(net.channels, strides, strict=True)]
 
 
 @pytest.mark.parametrize("settings", [dict(stride_in="1x1"), dict(groups=32, width_per_group=8), dict(norm="group")])
 def test_variants_have_the_same_shapes(settings):
     shapes = [c.shape[1:] for c in on_meta(50, **settings)(torch.zeros(1, 3, 64, 64, device="meta"))]
     assert shapes == [(256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
-
-
-def test_a_side_that_32_does_not_divide_is_rounded_up():
-    assert [tuple(c.shape[2:]) for c in on_meta(18)(torch.zeros(1, 3, 65, 33, device="meta"))] == [
-        (17, 9), (9, 5), (5, 3), (3, 2),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("depth", [18, 50])
-def test_three_stages_end_in_c4(depth):
-    net, whole = on_meta(depth, stages=3), on_meta(depth)
-    assert net.channels == whole.channels[:3] and net.strides == [4, 8, 16]
-    assert not hasattr(net, "layer4")
-    shapes = [c.shape for c in net(torch.zeros(1, 3, 64, 96, device="meta"))]
-    assert shapes == [(1, c, 64 // stride, 96 // stride) for c, stride in zip(net.channels, net.strides, strict=True)]
 
 
 def test_another_width_is_that_of_every_stage():
@@ -123,77 +108,49 @@ def test_dilated_c5_dilates_every_3x3_of_layer4():
     assert all(block.conv2.dilation == (1, 1) for block in net.layer3)
 
 
-def test_dilation_and_stride_in_change_the_function_but_not_the_names():
-    plain = on_meta(50).state_dict()
-    for settings in (dict(dilated_c5=True), dict(stride_in="1x1")):
-        other = on_meta(50, **settings).state_dict()
-        assert {k: v.shape for k, v in other.items()} == {k: v.shape for k, v in plain.items()}
-
-
 # --- freezing
 
 
-@pytest.mark.parametrize(
-    ("stages", "trainable"),
-    [
-        (0, ["conv1", "layer1", "layer2", "layer3", "layer4"]),
-        (1, ["layer1", "layer2", "layer3", "layer4"]),
-        (2, ["layer2", "layer3", "layer4"]),
-        (5, []),
-    ],
-)
-def test_frozen_stages(stages, trainable):
-    net = on_meta(18, frozen_stages=stages)
-    assert sorted({name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}) == trainable
+def test_frozen_stages():
+    layers = ["conv1", "layer1", "layer2", "layer3", "layer4"]
+    for settings, frozen in (({}, 0), ({}, 1), ({}, 2), ({}, 5), ({"stages": 3}, 4)):
+        net = on_meta(18, frozen_stages=frozen, **settings)
+        trainable = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+        assert sorted(trainable) == layers[frozen : 1 + settings.get("stages", 4)]
 
 
-@pytest.mark.parametrize("stages", [-1, 6])
-def test_there_are_five_stages_to_freeze(stages):
+def test_there_are_five_stages_to_freeze_or_four_of_three():
     """-1 means "none" in another framework; as an index it would freeze nearly everything."""
-    with pytest.raises(ValueError, match=r"frozen_stages: expected a whole number in 0\.\.5"):
-        on_meta(18, frozen_stages=stages)
+    for settings, stages, message in (
+        ({}, -1, r"a whole number in 0\.\.5"), ({}, 6, r"a whole number in 0\.\.5"), ({"stages": 3}, 5, r"0 \(all train\) to 4")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"frozen_stages: expected {message}"):
+            on_meta(18, frozen_stages=stages, **settings)
 
 
-def test_three_stages_leave_four_to_freeze():
-    assert not any(p.requires_grad for p in on_meta(18, stages=3, frozen_stages=4).parameters())
-    with pytest.raises(ValueError, match=r"frozen_stages: expected 0 \(all train\) to 4"):
-        on_meta(18, stages=3, frozen_stages=5)
-
-
-def test_an_affine_norm_keeps_its_statistics_and_trains_the_rest():
-    net = ResNet(18, norm="affine", frozen_stages=2).train()
+def moved(net: ResNet) -> set[str]:
+    """The parts whose statistics a batch changes."""
     before = {k: v.clone() for k, v in net.state_dict().items()}
     net(torch.rand(2, 3, 64, 64))
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert net.layer2[0].bn1.weight.requires_grad and not net.layer1[0].bn1.weight.requires_grad
+    return {k.split(".")[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
 
 
-@pytest.mark.parametrize("call_train", [False, True], ids=["as built", "after train()"])
-def test_batch_norms_of_frozen_stages_keep_their_statistics(call_train):
-    net = ResNet(18, norm="batch", frozen_stages=2)
-    if call_train:
-        net.eval().train()
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    net(torch.rand(2, 3, 64, 64))
-    moved = {k.split(".")[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved == {"layer2", "layer3", "layer4"}
+def test_an_affine_norm_keeps_its_statistics_and_batch_norms_do_in_frozen_stages():
+    affine, batch = (ResNet(18, norm=norm, frozen_stages=2) for norm in ("affine", "batch"))
+    assert affine.layer2[0].bn1.weight.requires_grad and not affine.layer1[0].bn1.weight.requires_grad
+    assert moved(affine.train()) == set()
+    for _ in range(2):  # as built, and after train()
+        assert moved(batch) == {"layer2", "layer3", "layer4"}
+        batch.eval().train()
 
 
-@pytest.mark.parametrize(
-    ("norm", "kind"),
-    [
-        ("frozen", FrozenBatchNorm),
-        ("affine", AffineBatchNorm),
-        ("batch", BatchNorm),
-        ("sync", SyncBatchNorm),
-        ("group", GroupNorm),
-    ],
-)
-def test_every_norm_is_of_the_kind_that_is_asked_for(norm, kind):
-    net = on_meta(50, norm=norm, norm_eps=1e-3)
-    norms = [m for m in net.modules() if isinstance(m, (FrozenBatchNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm))]
-    assert len(norms) == 1 + 3 * (3 + 4 + 6 + 3) + 4  # stem, blocks, shortcuts
-    assert all(type(m) is kind and m.eps == 1e-3 for m in norms)
+def test_every_norm_is_of_the_kind_that_is_asked_for():
+    kinds = {"frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": BatchNorm, "sync": SyncBatchNorm}
+    for norm, kind in (kinds | {"group": GroupNorm}).items():
+        modules = on_meta(50, norm=norm, norm_eps=1e-3).modules()
+        norms = [m for m in modules if isinstance(m, (FrozenBatchNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm))]
+        assert len(norms) == 1 + 3 * (3 + 4 + 6 + 3) + 4  # stem, blocks, shortcuts
+        assert all(type(m) is kind and m.eps == 1e-3 for m in norms)
 
 
 @pytest.mark.parametrize("norm", ["frozen", "affine", "batch", "group"])
@@ -238,39 +195,34 @@ def test_the_function_of_a_bottleneck_is_torchvisions(tmp_path):
 
 
 def test_one_line_says_what_was_loaded(weights, caplog):
-    with caplog.at_level(logging.INFO):
-        ResNet(18, weights=str(weights))
-    (line,) = caplog.messages
-    assert "100 tensors loaded" in line and str(weights) in line
+    """Of three stages all but the fourth."""
+    for stages, number in ((4, 100), (3, 75)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            net = ResNet(18, weights=str(weights), stages=stages)
+        (line,) = caplog.messages
+        assert f"backbone: {number} tensors loaded" in line and str(weights) in line
+        assert torch.equal(net.conv1.weight, torch.load(weights)["conv1.weight"])
 
 
-@pytest.mark.parametrize("wrapped_in", ["state_dict", "model"])
-def test_weights_may_lie_inside_a_checkpoint(classifier, tmp_path, wrapped_in):
-    torch.save({wrapped_in: classifier.state_dict(), "epoch": 3}, tmp_path / "wrapped.pth")
-    net = ResNet(18, weights=str(tmp_path / "wrapped.pth"))
-    assert torch.equal(net.conv1.weight, classifier.conv1.weight)
+def test_weights_may_lie_inside_a_checkpoint_or_have_the_form_of_an_older_torch(classifier, tmp_path):
+    state = classifier.state_dict()
+    for content, is_new in (
+        ({"state_dict": state, "epoch": 3}, True),
+        ({"model": state, "epoch": 3}, True),
+        (state, False),
+    ):
+        torch.save(content, tmp_path / "other.pth", _use_new_zipfile_serialization=is_new)
+        assert torch.equal(ResNet(18, weights=str(tmp_path / "other.pth")).conv1.weight, classifier.conv1.weight)
 
 
-def test_folding_keeps_the_function(weights):
-    net, x = ResNet(18, weights=str(weights)).eval(), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = net(x)
-        assert_same_maps(fold_norms(net)(x), expected)
-    assert not any(isinstance(m, FrozenBatchNorm) for m in net.modules())
-
-
-def test_folding_leaves_group_norms_alone():
-    net, x = ResNet(18, norm="group").eval(), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = net(x)
-        assert_same_maps(fold_norms(net)(x), expected)
-
-
-def test_three_stages_leave_the_fourth_in_the_file(weights, caplog):
-    with caplog.at_level(logging.INFO):
-        net = ResNet(18, weights=str(weights), stages=3)
-    assert "backbone: 75 tensors loaded" in caplog.text
-    assert torch.equal(net.conv1.weight, torch.load(weights)["conv1.weight"])
+def test_folding_keeps_the_function_and_leaves_group_norms_alone(weights):
+    x = torch.randn(1, 3, 64, 64)
+    for net in (ResNet(18, weights=str(weights)).eval(), ResNet(18, norm="group").eval()):
+        with torch.no_grad():
+            expected = net(x)
+            assert_same_maps(fold_norms(net)(x), expected)
+        assert not any(isinstance(m, FrozenBatchNorm) for m in net.modules())
 
 
 # --- files that cannot be loaded
@@ -282,22 +234,18 @@ def refused(weights: object, **settings: object) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["none.pth", "."])
-def test_a_missing_file_and_a_folder(tmp_path, name):
-    assert f"{tmp_path / name}: no such file" in refused(tmp_path / name)
-
-
-def test_a_file_of_no_tensors_and_one_that_runs_code(tmp_path):
+def test_what_is_no_file_of_weights(classifier, tmp_path):
+    for name in ("none.pth", "."):
+        assert f"{tmp_path / name}: no such file" in refused(tmp_path / name)
     (tmp_path / "text.pth").write_text("hello")
     torch.save({"model": print}, tmp_path / "evil.pth")
     for name in ("text.pth", "evil.pth"):
         assert f"{tmp_path / name}: not a file of tensors that torch can read safely" in refused(tmp_path / name)
-
-
-@pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}])
-def test_a_file_of_something_else(tmp_path, content):
-    torch.save(content, tmp_path / "else.pth")
-    assert "not the weights of this resnet18" in refused(tmp_path / "else.pth")
+    for content in ([1, 2], 3, {"a": 1}, {"state_dict": [1]}, {"conv1.weight": 3}, {1: 2}, {}):
+        torch.save(content, tmp_path / "else.pth")
+        assert "not the weights of this resnet18" in refused(tmp_path / "else.pth")
+    torch.save({"backbone." + k: v for k, v in classifier.state_dict().items()}, tmp_path / "other.pth")
+    assert "unknown: backbone.conv1.weight" in refused(tmp_path / "other.pth")
 
 
 def test_weights_of_another_depth_or_width(weights):
@@ -325,23 +273,13 @@ def test_damaged_weights_are_refused(weights):
     assert load_tensors(weights, intact=True).keys() == torch.load(weights, weights_only=True).keys()
 
 
-def packed(path: Path) -> Path:
-    """A copy of an archive with compressed entries."""
-    copy = path.with_name(f"packed_{path.name}")
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w", zipfile.ZIP_DEFLATED) as target:
+def test_packed_weights_are_refused(weights):
+    """A few bytes would fill the memory: entries of zeros, which are compressed."""
+    packed = weights.with_name("packed.pth")
+    with zipfile.ZipFile(weights) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry) if entry.file_size < 10**5 else bytes(entry.file_size))
-    return copy
-
-
-def test_packed_weights_are_refused(weights):
-    """A few bytes would fill the memory."""
-    assert "damaged (its entries are larger than the file)" in refused(packed(weights))
-
-
-def test_weights_in_the_form_of_an_older_torch_are_read(classifier, tmp_path):
-    torch.save(classifier.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert torch.equal(ResNet(18, weights=str(tmp_path / "old.pth")).conv1.weight, classifier.conv1.weight)
+    assert "damaged (its entries are larger than the file)" in refused(packed)
 
 
 def test_mapped_tensors_are_those_that_are_read(weights):
@@ -349,26 +287,9 @@ def test_mapped_tensors_are_those_that_are_read(weights):
     assert mapped.keys() == read.keys() and all(torch.equal(mapped[key], tensor) for key, tensor in read.items())
 
 
-def test_weights_of_another_network(classifier, tmp_path):
-    torch.save({"backbone." + k: v for k, v in classifier.state_dict().items()}, tmp_path / "other.pth")
-    assert "unknown: backbone.conv1.weight" in refused(tmp_path / "other.pth")
-
-
-def test_without_a_network_the_message_says_where_the_file_is(monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
-    message = ResNet(18, weights="IMAGENET1K_V1").missing_weights  # and training refuses: test_missing_weights.py
-    assert "no route to host" in message and "https://download.pytorch.org/models/resnet18" in message
-
-
-def test_a_depth_that_does_not_exist():
+def test_a_depth_that_does_not_exist_and_basic_blocks_with_settings_of_bottlenecks():
     with pytest.raises(ValueError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
         on_meta(51)
-
-
-@pytest.mark.parametrize("settings", [dict(groups=32), dict(width_per_group=8), dict(stride_in="1x1")])
-def test_basic_blocks_have_no_bottleneck_settings(settings):
-    with pytest.raises(ValueError, match="depth >= 50, not 18"):
-        on_meta(18, **settings)
+    for settings in (dict(groups=32), dict(width_per_group=8), dict(stride_in="1x1")):
+        with pytest.raises(ValueError, match="depth >= 50, not 18"):
+            on_meta(18, **settings)

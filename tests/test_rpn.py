@@ -121,20 +121,11 @@ def test_training_and_test_have_their_own_counts():
         assert (len(training[0]), len(rpn.propose(p, batch)[0])) == (in_training, at_test)
 
 
-def test_boxes_of_different_levels_do_not_suppress_each_other():
-    rpn = bare_rpn((8, 8), ((16,), (16,)))
-    (both,) = rpn.propose(constant_maps(rpn, 1.0), batch_of((64, 96)))
-    (one,) = bare_rpn((8,), ((16,),)).propose(constant_maps(rpn, 1.0)[:1], batch_of((64, 96)))
-    assert len(both.boxes) == 2 * len(one.boxes)
-
-
-def test_proposals_lie_in_the_image_without_its_padding_and_have_the_least_side():
-    for min_size in (0.0, 10.0):
-        rpn = bare_rpn(min_size=min_size)
-        boxes = rpn.propose(random_maps(rpn), batch_of(SIZE))[0].boxes
-        sides = boxes[:, 2:] - boxes[:, :2]
-        assert (sides > 0).all() and (sides >= min_size).all()
-        assert boxes.min() >= 0 and boxes[:, 2].max() <= SIZE[1] and boxes[:, 3].max() <= SIZE[0]
+def test_proposals_have_the_least_side_within_the_image():
+    rpn = bare_rpn(min_size=10.0)
+    boxes = rpn.propose(random_maps(rpn), batch_of(SIZE))[0].boxes
+    assert (boxes[:, 2:] - boxes[:, :2] >= 10).all()
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= SIZE[1] and boxes[:, 3].max() <= SIZE[0]
 
 
 def test_an_image_does_not_see_its_neighbour():
@@ -230,46 +221,40 @@ def test_what_both_losses_are_divided_by():
     assert normalisers([objects, objects], **settings) == pytest.approx(1)
 
 
-def sampled(rpn: RPN, objects: Target) -> torch.Tensor:
-    """(H, W) bool: the cells of the only level whose logit has a gradient."""
-    p = [x.requires_grad_() for x in constant_maps(rpn, 0.5)]
-    rpn.losses(p, batch_of(SIZE), [objects])[1]["rpn_objectness"].backward()
-    return p[0].grad[0, 0] != 0
+def reached(
+    rpn: RPN, objects: Target, loss: str = "rpn_objectness", padded: tuple[int, int] = (64, 96)
+) -> torch.Tensor:
+    """(H, W) bool: the cells of the only level, of stride 8, that this loss has a gradient for."""
+    p = [torch.full((1, 5, padded[0] // 8, padded[1] // 8), 0.5, requires_grad=True)]
+    rpn.losses(p, batch_of(SIZE, padded=padded), [objects])[1][loss].backward()
+    return (p[0].grad[0] != 0).any(dim=0)
+
+
+def one_level(size: int = 16, **settings) -> RPN:
+    """Squares at stride 8, all of which are sampled."""
+    return bare_rpn((8,), ((size,),), batch_per_image=10_000, **settings)
 
 
 def test_anchors_that_cross_the_border_can_be_left_out():
     """Squares of 16 at stride 8 in an image of 60 x 90: rows 1..6 and columns 1..10 lie inside."""
-    settings = dict(strides=(8,), sizes=((16,),), batch_per_image=10_000)
-    assert sampled(bare_rpn(**settings), to_target()).all()
-    inside = sampled(bare_rpn(**settings, allowed_border=0), to_target())
+    assert reached(one_level(), to_target()).all()
+    inside = reached(one_level(allowed_border=0), to_target())
     assert inside.nonzero().tolist() == [[y, x] for y in range(1, 7) for x in range(1, 11)]
-    # the first ones lie out by half their side
-    assert sampled(bare_rpn(**settings, allowed_border=8), to_target()).all()
+    assert reached(one_level(allowed_border=8), to_target()).all()  # the first ones lie out by half their side
 
 
 def test_an_object_finds_its_best_anchor_among_those_that_may_train():
     """Of squares of 24 the one at x = 8 fits it best, but crosses the border; then the one at 16 takes its place."""
-    settings = dict(strides=(8,), sizes=((24,),), batch_per_image=10_000)
-    objects = to_target((0, 4, 14, 28, 0))
-
-    def positives(rpn: RPN) -> list[list[int]]:
-        p = [x.requires_grad_() for x in constant_maps(rpn, 0.5)]
-        rpn.losses(p, batch_of(SIZE), [objects])[1]["rpn_box"].backward()
-        return (p[0].grad[0, 1:] != 0).any(dim=0).nonzero().tolist()
-
-    assert positives(bare_rpn(**settings)) == [[2, 1]]
-    assert positives(bare_rpn(**settings, allowed_border=0)) == [[2, 2]]
+    for border, cell in ((None, [2, 1]), (0, [2, 2])):
+        rpn = one_level(24, allowed_border=border)
+        assert reached(rpn, to_target((0, 4, 14, 28, 0)), "rpn_box").nonzero().tolist() == [cell]
 
 
 def test_anchors_beyond_the_images_own_padding_can_be_left_out():
     """60 x 90 is 64 x 96 in multiples of 32; in those of 1 it stays as it is, and cells at 88 and 56 are the last."""
-    settings = dict(strides=(8,), sizes=((16,),), batch_per_image=10_000)
-    larger = batch_of(SIZE, padded=(96, 128))
     for padded_to, rows, columns in ((None, 12, 16), (32, 8, 12), (1, 8, 12), (50, 12, 13)):
-        rpn = bare_rpn(**settings, padded_to=padded_to)
-        p = [torch.full((1, 5, 12, 16), 0.5, requires_grad=True)]
-        rpn.losses(p, larger, [to_target()])[1]["rpn_objectness"].backward()
-        assert (p[0].grad[0, 0] != 0).nonzero().tolist() == [[y, x] for y in range(rows) for x in range(columns)]
+        found = reached(one_level(padded_to=padded_to), to_target(), padded=(96, 128))
+        assert found.nonzero().tolist() == [[y, x] for y in range(rows) for x in range(columns)]
 
 
 def test_a_forced_anchor_may_go_to_the_object_that_forced_it():
@@ -277,7 +262,7 @@ def test_a_forced_anchor_may_go_to_the_object_that_forced_it():
     objects = to_target((8, 8, 24, 24, 0), (12, 8, 20, 26, 1))
     goals = {}
     for low_quality in ("keep_best_gt", "force_gt"):
-        rpn = bare_rpn((8,), ((16,),), batch_per_image=10_000, low_quality=low_quality, min_pos_iou=0.3)
+        rpn = one_level(low_quality=low_quality, min_pos_iou=0.3)
         positive, _, goal = rpn.sample(torch.cat(rpn.anchors(random_maps(rpn), (64, 96))), SIZE, objects)
         goals[low_quality] = goal[positive == 2 * 12 + 2].tolist()
     assert goals == {"keep_best_gt": [[8, 8, 24, 24]], "force_gt": [[12, 8, 20, 26]]}
@@ -294,9 +279,8 @@ def test_how_much_an_anchor_may_shrink_can_be_bounded():
 
 
 def test_anchors_in_a_crowd_are_not_background():
-    rpn = bare_rpn((8,), ((16,),), batch_per_image=10_000)
     crowd = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), crowd=torch.tensor([[-20.0, -20, 48, 90]]))
-    background = sampled(rpn, crowd)
+    background = reached(one_level(), crowd)
     assert not background[:, :7].any() and background[:, 7:].all()  # the squares of column 6 lie in it by half
 
 
@@ -318,19 +302,6 @@ def test_proposals_carry_no_gradient_and_all_is_float32_under_mixed_precision():
         (proposals,), losses = rpn.losses(p, batch_of(SIZE), [to_target((10, 10, 32, 30, 0))])
     assert not proposals.boxes.requires_grad and not proposals.scores.requires_grad
     assert {loss.dtype for loss in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
-
-
-# --- construction
-
-
-def test_parameters():
-    five = [32, 64, 128, 256, 512]
-    for channels, sizes, parameters in (
-        ([256] * 5, [[size] for size in five], 593_935), ([1024], [five], 9_515_083), ([2048], [five], 37_904_459)
-    ):  # fmt: skip
-        with torch.device("meta"):
-            rpn = RPN(channels, AnchorGenerator([4 << i for i in range(len(sizes))], sizes))
-        assert sum(p.numel() for p in rpn.parameters()) == parameters
 
 
 def test_fresh_weights_are_small_and_the_convolutions_can_have_another_width_than_the_levels():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.necks import count
-from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model
+from helpers.tiny import OBJECTS, gradients, picture, tiny_model
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -62,15 +61,9 @@ def test_the_weights_of_the_levels_are_independent():
     torch.testing.assert_close(pool([torch.ones_like(x) for x in p], ROIS[:1]), torch.full((1, 6, 7, 7), 4.0))
 
 
-def test_parameters():
-    with torch.device("meta"):
-        pool = SoftRoIPool([256] * 5, STRIDES)
-    assert count(pool) == 271_620
-    assert (pool.branches, pool.channels, pool.size) == (1, 256, 7)
-
-
 def test_no_regions_are_no_features_and_a_gradient():
     pool = SoftRoIPool(CHANNELS, STRIDES)
+    assert (pool.branches, pool.channels, pool.size) == (1, 6, 7)
     found = pool(pyramid(), torch.zeros(0, 5))
     assert found.shape == (0, 6, 7, 7)
     found.sum().backward()
@@ -95,10 +88,8 @@ def test_more_levels_than_the_neck_makes_are_refused():
         SoftRoIPool(CHANNELS[:3], STRIDES[:3])
 
 
-def test_in_a_detector():
-    """A dilated C5 is as good a level as any: no rule of sizes has to find it."""
-    for backbone in ({}, {"dilated_c5": True}):
-        model = tiny_model(backbone=backbone, roi_head={"pool": {"type": "soft"}})
-        for objects in (OBJECTS, target()):
-            gradients(model, [picture(64, 96)], [objects])
-        assert len(model.eval()([picture(64, 96)])[0]) > 0
+def test_a_dilated_c5_is_as_good_a_level_as_any():
+    """No rule of sizes has to find it."""
+    model = tiny_model(backbone={"dilated_c5": True}, roi_head={"pool": {"type": "soft"}})
+    gradients(model, [picture(64, 96)], [OBJECTS])
+    assert len(model.eval()([picture(64, 96)])[0]) > 0

@@ -115,7 +115,14 @@ def detect(model: nn.Module, image: Tensor) -> Boxes:
     return found["boxes"], found["scores"], found["labels"] - 1
 
 
-def check_detections(version: str, full: bool, keep: int) -> None:
+def cases(*others: tuple) -> pytest.MarkDecorator:
+    """Version, size, number of proposals: the quick case, and others that are slow."""
+    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in others]
+    return pytest.mark.parametrize(("version", "full", "keep"), [(V1, False, 200), *slow])
+
+
+@cases((V2, False, 200), (V1, True, 1000), (V2, True, 1000))
+def test_detections(version, full, keep):
     theirs, ours = pair(version, full, keep)
     expected = [detect(theirs, image) for image in images(full)]
     scores = torch.cat([scores for _, scores, _ in expected])
@@ -133,17 +140,6 @@ def differences(model: nn.Module, full: bool, expected: Sequence[Boxes], *, px: 
     number, lacks = sum(m.number for m in matches), sum(m.unmatched for m in matches)
     alone = sum(len(boxes) for boxes, _, _ in found) - (number - lacks)
     return Match(number, lacks + alone, max(m.px for m in matches), max(m.score for m in matches))
-
-
-@pytest.mark.parametrize("version", [V1, pytest.param(V2, marks=pytest.mark.slow)])
-def test_detections(version):
-    check_detections(version, full=False, keep=200)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("version", [V1, V2])
-def test_detections_at_full_size(version):
-    check_detections(version, full=True, keep=1000)
 
 
 LOSSES = {"roi_class": "loss_classifier", "roi_box": "loss_box_reg",
@@ -169,6 +165,16 @@ def losses(model: nn.Module, batch: Sequence[Tensor]) -> dict[str, float]:
     return {ours: float(found[theirs]) for ours, theirs in LOSSES.items()}
 
 
+@cases((V2, False, 200), (V1, True, 300), (V2, True, 300))
+def test_losses(version, full, keep):
+    check_losses(version, full, keep, batch_statistics=False)
+
+
+@pytest.mark.slow
+def test_losses_on_batch_statistics():
+    check_losses(V2, full=False, keep=200, batch_statistics=True)
+
+
 def check_losses(version: str, full: bool, keep: int, *, batch_statistics: bool) -> None:
     """Norms on running statistics, or all of them on the batch's (torchvision does not spare frozen stages)."""
     theirs, ours = (copy.deepcopy(model) for model in pair(version, full, keep))
@@ -179,19 +185,3 @@ def check_losses(version: str, full: bool, keep: int, *, batch_statistics: bool)
     expected, noise, found = (losses(model, images(full)) for model in (theirs, other, ours))
     for name, value in expected.items():
         assert abs(found[name] - value) <= max(1e-4 * value, 4 * abs(noise[name] - value))
-
-
-@pytest.mark.parametrize("version", [V1, pytest.param(V2, marks=pytest.mark.slow)])
-def test_losses(version):
-    check_losses(version, full=False, keep=200, batch_statistics=False)
-
-
-@pytest.mark.slow
-def test_losses_on_batch_statistics():
-    check_losses(V2, full=False, keep=200, batch_statistics=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("version", [V1, V2])
-def test_losses_at_full_size(version):
-    check_losses(version, full=True, keep=300, batch_statistics=False)

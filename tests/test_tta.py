@@ -9,57 +9,34 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.golden_rules import match_sets
-from helpers.tiny import CONFIG, built, picture, tiny_model
+from helpers.tiny import CONFIG, DATA, assert_same_detections, built, columns, picture, predictor_of, tiny_model
 from helpers.training import draw_set, script, train, write_config
 from torchvision.ops import box_iou, nms
 
 import detector
-from detector.config.config import parse_config
 from detector.config.inherit import merge
 from detector.errors import ConfigError
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
 from detector.structures import Detections, Proposals
 
-NAMES, IDS = ["cat", "dog", "eel"], [3, 7, 90]
-SPLIT = {"images": "images", "annotations": "a.json"}
-DATA = {"root": ".", "train": SPLIT, "val": SPLIT, "resize": {"short": 64, "long": 200}}
+SIZED = DATA | {"resize": {"short": 64, "long": 200}}
 
 
 def augmented(model: torch.nn.Module | None = None, kind: type[Predictor] = TTAPredictor, **tta: Any) -> Predictor:
-    config = {**CONFIG, "data": DATA | {"tta": tta}}
-    return kind(model or tiny_model(), parse_config(config, trust=True), NAMES, IDS, device="cpu")
+    return predictor_of(model or tiny_model(), {**CONFIG, "data": SIZED | {"tta": tta}}, kind)
 
 
 def predictor(model: torch.nn.Module | None = None) -> Predictor:
     return augmented(model, Predictor)
 
 
-def columns(found: Detections) -> tuple:
-    return found.boxes, found.scores, found.labels
-
-
-def assert_same(found: Detections, expected: Detections, px: float = 0.02, score: float = 1e-4) -> None:
-    assert len(found) == len(expected) > 5
-    assert match_sets(columns(found), columns(expected), px=px, score=score).unmatched == 0
-
-
-# --- views
-
-
 def test_the_default_is_detectron2s_at_the_size_of_coco():
     config = CONFIG | {"data": DATA | {"resize": {"short": [640, 800], "long": 1333}}}
-    views = TTAPredictor(tiny_model(), parse_config(config, trust=True), NAMES, IDS, device="cpu")
+    views = predictor_of(tiny_model(), config, TTAPredictor)
     shorts = [min(scale.shape[1:]) for scale in views.prepare(picture(40, 50))]
     assert shorts == [400, 500, 600, 700, 800, 900, 1000, 1100, 1200]
     assert len(views.views) == 18 and max(max(s.shape[1:]) for s in views.prepare(picture(20, 100))) == 2000
-
-
-def test_the_scale_one_is_the_size_of_evaluation():
-    image = picture(111, 149)
-    (same,) = augmented(scales=[1]).prepare(image)
-    assert torch.equal(same, predictor().prepare(image))
 
 
 def test_workers_can_be_sent_what_prepares_an_image():
@@ -69,21 +46,17 @@ def test_workers_can_be_sent_what_prepares_an_image():
     assert all(map(torch.equal, pickle.loads(sent)(picture(64, 96)), prepare(picture(64, 96))))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("scales", []), ("scales", [0]), ("scales", [1, float("nan")]), ("scales", [101])]
-)
-def test_scales_out_of_range_are_named(key, value):
-    with pytest.raises(ConfigError, match=rf"data\.tta(\.|: ){key}: "):
-        parse_config({**CONFIG, "data": DATA | {"tta": {key: value}}}, trust=True)
-
-
-# --- one view
+@pytest.mark.parametrize("scales", [[], [0], [1, float("nan")], [101]], ids=str)
+def test_scales_out_of_range_are_named(scales):
+    with pytest.raises(ConfigError, match=r"data\.tta(\.|: )scales: "):
+        augmented(scales=scales)
 
 
 def test_the_picture_as_it_is_gives_what_the_predictor_finds():
     image = picture(111, 149)
-    assert_same(augmented(scales=[1], flip=False)(image), predictor()(image))
     plain, views = predictor(), augmented(scales=[1], flip=False)
+    for same in (views, augmented(scales=[1, 1, 1], flip=False)):  # three views of one scale say no more than one
+        assert_same_detections(same(image), plain(image))
     expected, found = (p.detect([p.prepare(image)], [(111, 149)])[0].proposals for p in (plain, views))
     torch.testing.assert_close(found.boxes, expected.boxes)
 
@@ -94,7 +67,7 @@ def test_the_mirrored_picture_alone_gives_mirrored_boxes(size):
     views, image = augmented(scales=[1]), picture(*size)
     views.views = [(0, True)]
     expected = predictor()(image.flip(-1)).mirrored(size[1])
-    assert_same(views(image), expected)
+    assert_same_detections(views(image), expected)
     assert (expected.boxes[:, 2:] > expected.boxes[:, :2]).all() and expected.boxes.min() >= 0
 
 
@@ -106,12 +79,8 @@ def test_twice_mirrored_is_the_same():
 
 def test_another_scale_alone_is_a_predictor_of_that_size():
     image = picture(111, 149)
-    config = {**CONFIG, "data": DATA | {"resize": {"short": 96, "long": 300}}}
-    larger = Predictor(tiny_model(), parse_config(config, trust=True), NAMES, IDS, device="cpu")
-    assert_same(augmented(scales=[1.5], flip=False)(image), larger(image))
-
-
-# --- several
+    larger = predictor_of(tiny_model(), CONFIG | {"data": DATA | {"resize": {"short": 96, "long": 300}}})
+    assert_same_detections(augmented(scales=[1.5], flip=False)(image), larger(image))
 
 
 def test_the_boxes_of_all_views_are_merged_by_nms_within_a_class():
@@ -126,15 +95,10 @@ def test_the_boxes_of_all_views_are_merged_by_nms_within_a_class():
     boxes, scores, labels = (torch.cat(x) for x in zip(*map(columns, alone)))
     kept = torch.cat([torch.where(labels == k)[0][nms(boxes[labels == k], scores[labels == k], 0.5)] for k in range(3)])
     best = kept[scores[kept].argsort(descending=True)][:100]
-    assert_same(found, Detections(boxes[best], scores[best], labels[best]))
+    assert_same_detections(found, Detections(boxes[best], scores[best], labels[best]))
     assert len(best) < len(boxes) and found.names and (found.scores.diff() <= 0).all()
     overlap = box_iou(found.boxes, found.boxes).fill_diagonal_(0)
     assert (overlap[found.labels[:, None] == found.labels] <= 0.5).all()
-
-
-def test_two_views_of_the_same_scale_say_no_more_than_one():
-    image = picture(64, 96)
-    assert_same(augmented(scales=[1, 1, 1], flip=False)(image), predictor()(image))
 
 
 def test_what_a_detector_says_of_nms_holds_for_the_views():
@@ -157,7 +121,7 @@ def test_a_larger_picture_of_the_same_gives_larger_boxes():
     views.prepare = lambda image: [small]
     expected = views(small)
     found = views(large)
-    assert_same(found, Detections(expected.boxes * 2, expected.scores, expected.labels))
+    assert_same_detections(found, Detections(expected.boxes * 2, expected.scores, expected.labels))
 
 
 def test_no_image_sees_another_and_no_view_another():
@@ -170,7 +134,7 @@ def test_no_image_sees_another_and_no_view_another():
     together = views(pictures)
     assert [len(s) for s in shapes] == [3] * 6 and {s[0][1] for s in shapes} == {32, 64, 96}
     for found, image in zip(together, pictures, strict=True):
-        assert_same(found, views(image))
+        assert_same_detections(found, views(image))
 
 
 def test_an_empty_list_and_nothing_found_are_sizes():
@@ -178,9 +142,6 @@ def test_an_empty_list_and_nothing_found_are_sizes():
     assert views([]) == []
     found = views(picture(64, 96))
     assert found.boxes.shape == (0, 4) and found.labels.dtype == torch.int64
-
-
-# --- other detectors
 
 
 @pytest.mark.parametrize("wanted", [1, 5, 100, 1000])
@@ -196,16 +157,13 @@ def test_the_first_proposals_of_all_views_are_those_of_one_nms(wanted):
 
 def test_the_views_of_an_rpn_alone_are_merged_by_its_own_nms():
     torch.manual_seed(0)
-    model = built(
-        merge(CONFIG, {"model": {"roi_head": "none", "rpn": {"selection": {"nms_iou": 0.6, "post_nms": [200, 150]}}}})
-    )
+    sections = {"roi_head": "none", "rpn": {"selection": {"nms_iou": 0.6, "post_nms": [200, 150]}}}
+    model = built(merge(CONFIG, {"model": sections}))
     views, image = augmented(model, scales=[1, 1.5]), picture(111, 149)
     (found,) = views.detect([views.prepare(image)], [(111, 149)])
     proposals = found.proposals
-    assert (
-        len(proposals.boxes) == 150
-        and (box_iou(proposals.boxes, proposals.boxes).fill_diagonal_(0) <= 0.6 + 1e-6).all()
-    )
+    overlap = box_iou(proposals.boxes, proposals.boxes).fill_diagonal_(0)
+    assert len(proposals.boxes) == 150 and (overlap <= 0.6 + 1e-6).all()
     assert torch.equal(found.boxes, proposals.boxes[:100]) and set(found.names) == {"object"}
 
 
@@ -214,22 +172,18 @@ def test_given_proposals_are_seen_in_every_view():
     whole = tiny_model()
     model = built(merge(CONFIG, {"model": {"rpn": "precomputed"}}))
     model.load_state_dict({key: value for key, value in whole.state_dict().items() if not key.startswith("rpn.")})
-    config = {**CONFIG, "data": DATA | {"tta": {"scales": [1]}}}
-    views = TTAPredictor(model, parse_config(config, trust=True), NAMES, IDS, device="cpu")
+    views = augmented(model, scales=[1])
     views.views = [(0, True)]
     image = picture(111, 149)
     given = Proposals(torch.tensor([[5.0, 9, 60, 80], [70, 20, 149, 111]]), torch.tensor([1.0, 0.0]))
     (found,) = views.detect([views.prepare(image)], [(111, 149)], [given])
     regions = found.proposals
     torch.testing.assert_close(regions.boxes, given.boxes, rtol=0, atol=1e-3)
-    plain = Predictor(model, parse_config(config, trust=True), NAMES, IDS, device="cpu")
+    plain = predictor(model)
     flipped = [plain.prepare(image).flip(-1)]
     (expected,) = plain.detect(flipped, [(111, 149)], [given.mirrored(149)])
     assert len(found) > 0
     torch.testing.assert_close(found.boxes, expected.mirrored(149).boxes, rtol=0, atol=1e-3)
-
-
-# --- the scripts
 
 
 @pytest.fixture(scope="module")
@@ -240,9 +194,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_the_scripts_take_the_views_of_the_configuration(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_scripts_take_the_views_of_the_configuration(finished, tmp_path, monkeypatch):
     seen: list[TTAPredictor] = []
     look = TTAPredictor.detect
     monkeypatch.setattr(TTAPredictor, "detect", lambda self, *a, **k: seen.append(self) or look(self, *a, **k))
@@ -257,8 +209,5 @@ def test_the_scripts_take_the_views_of_the_configuration(
     assert script("infer").main([*common, str(tmp_path / "infer"), "--tta", "--score", "0", images]) == 0
     assert len(seen) > count and json.loads((tmp_path / "infer/detections.json").read_text())
     assert json.loads((tmp_path / "eval/metrics.json").read_text())["proposals"]["AR1000"] >= 0
-
-
-def test_a_predictor_is_loaded_by_its_kind(finished: Path):
     views = detector.load(finished / "best.pth", trust=True, device="cpu", kind=TTAPredictor)
     assert type(views) is TTAPredictor and len(views.views) == 4

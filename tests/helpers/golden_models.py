@@ -178,8 +178,12 @@ class Outputs:
     detections: list[Detections]
 
 
+def recorded(name: str, case: str) -> dict[str, Any]:
+    return golden(name)["cases"][case]
+
+
 def images_of(name: str, case: str) -> list[Tensor]:
-    return [formula_image(*i) for i in golden(name)["cases"][case]["images"]]
+    return [formula_image(*i) for i in recorded(name, case)["images"]]
 
 
 def proposals_of(name: str, images: list[Tensor]) -> list[Proposals] | None:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from detector.config.config import build_detector, parse_config
 from detector.config.inherit import merge
+from detector.inference.predictor import Predictor
 from detector.modeling.rcnn import GeneralizedRCNN
-from detector.structures import Batch, Proposals, Target
+from detector.structures import Batch, Detections, Proposals, Target
+from helpers.golden_rules import match_sets
 
 CLASSES = 3
 CONFIG = {
@@ -39,6 +41,25 @@ def tiny_model(**sections: Any) -> GeneralizedRCNN:
             stage.class_score.weight.normal_(std=0.3)
         model.rpn.deltas.weight.normal_(std=0.05)
     return model
+
+
+NAMES, IDS = ["cat", "dog", "eel"], [3, 7, 90]  # of the classes
+SPLIT = {"images": "images", "annotations": "a.json"}
+DATA = {"root": ".", "train": SPLIT, "val": SPLIT}
+
+
+def predictor_of(model: GeneralizedRCNN, config: dict[str, Any], kind: type = Predictor, **options: Any) -> Predictor:
+    return kind(model, parse_config(config, trust=True), NAMES, IDS, device="cpu", **options)
+
+
+def columns(found: Detections) -> tuple[Tensor, Tensor, Tensor]:
+    return found.boxes, found.scores, found.labels
+
+
+def assert_same_detections(found: Detections, expected: Detections, *, px: float = 0.02, score: float = 1e-4) -> None:
+    """As sets: convolutions of another batch size may round in another way, and so swap two equal scores."""
+    assert len(found) == len(expected) > 0
+    assert match_sets(columns(found), columns(expected), px=px, score=score).unmatched == 0
 
 
 def built(config: dict[str, Any], **options: Any) -> GeneralizedRCNN:
