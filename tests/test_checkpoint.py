@@ -155,17 +155,10 @@ def test_missing_files_and_folders_are_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model", None),
-        ("model", [1]),
-        ("model", {"pyramid.x": 3}),
-        ("model", {7: torch.ones(1)}),
-        ("config", "x"),
-        ("class_names", ("a",)),
-        ("category_ids", None),
-        ("pixels", 1),
-        ("training", []),
+        ("model", None), ("model", [1]), ("model", {"pyramid.x": 3}), ("model", {7: torch.ones(1)}), ("config", "x"),
+        ("class_names", ("a",)), ("category_ids", None), ("pixels", 1), ("training", []),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_part_is_named(tmp_path: Path, key: str, value: object):
     path = save(tmp_path / "a.pth")
     torch.save(read_checkpoint(path) | {key: value}, path)
