@@ -9,7 +9,7 @@ import pytest
 
 from detector.config.inherit import Reader, Types, merge
 from detector.errors import ConfigError
-from detector.schema.signatures import check_keys, parse_call
+from detector.schema.signatures import parse_call
 from detector.yaml_reader import MAX_BYTES
 
 
@@ -315,10 +315,3 @@ def test_a_function_is_a_schema_too_but_not_a_callable_without_a_signature():
     for builtin in (dict, type, map):
         with pytest.raises(ConfigError, match="here"):
             check_call(builtin, {"a": 1}, "here")
-
-
-def test_check_keys():
-    check_keys({"a": 1}, ["a", "b"], "here")
-    check_keys({}, [], "here")
-    with pytest.raises(ConfigError, match=r"here\.c: unknown key; known keys: a, b"):
-        check_keys({"c": 1}, ["b", "a"], "here")

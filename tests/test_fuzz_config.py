@@ -89,12 +89,8 @@ def test_random_files(tmp_path: Path, tries: int):
         outcome(lambda: load_config(path))
         assert not mark.exists()
 
-    fuzz(
-        tries,
-        write,
-        pieces=st.lists(piece | st.text(max_size=5), max_size=12),
-        tail=st.just(b"") | st.binary(max_size=9),
-    )
+    pieces = st.lists(piece | st.text(max_size=5), max_size=12)
+    fuzz(tries, write, pieces=pieces, tail=st.just(b"") | st.binary(max_size=9))
 
 
 BOMBS = {

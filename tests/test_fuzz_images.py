@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -141,12 +142,18 @@ GIANTS: dict[str, Callable[[int], bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_giant_takes_no_memory(tmp_path: Path):
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_a_giant_takes_no_memory(tmp_path: Path, action: str):
+    """Sides over Pillow's warning, over its error, and over all bounds."""
+    warnings.simplefilter(action)
     for form, make in GIANTS.items():
         for side in (10_000, 60_000, 2**31 - 1):
             (tmp_path / "a.png").write_bytes(make(side))
             assert grown(lambda: check(tmp_path / "a.png", 10**7)) < 64, (form, side)
+    for side in (10_000, 60_000):
+        (tmp_path / "a.png").write_bytes(png(side))
+        with pytest.raises(ImageError, match=r"a\.png: too large .* raise data\.max_pixels"):
+            read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
