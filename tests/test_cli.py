@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.training import draw_set, script, write_config
+from helpers.training import script
 
 import detector
 from detector.cli.arguments import COMMANDS
@@ -242,25 +242,6 @@ def test_nohup_keeps_a_command_alive():
         assert end.status == 0
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize("name", ["train", "check_data"])
-def test_a_closed_folder_is_named(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    closed, is_dir = draw_set(tmp_path / "data") / "images", Path.is_dir
-
-    def refuse(path: Path) -> bool:  # root may look into any folder
-        if path == closed:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return is_dir(path)
-
-    config = write_config(tmp_path / "tiny.yaml", tmp_path / "data")
-    monkeypatch.setattr(Path, "is_dir", refuse)
-    arguments = ["--output", str(tmp_path / "run")] if name == "train" else []
-    assert script(name).main([str(config), *arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: {closed}: Permission denied; ") and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["voc", "n" * 300, "--output", "o.json"], ["voc", ".", "--output", "n" * 300]])

@@ -272,7 +272,7 @@ def test_a_loss_that_is_no_number_stops_the_training(failure: Callable, run: Pat
     assert len(ids) == 2 and set(ids) <= set(range(10, 16))
     assert "learning rate 0.01, gradient norm nan)" in message and f"{run / 'last.pth'} holds step 3." in message
     checkpoint = read_checkpoint(run / "last.pth")
-    assert checkpoint["training"]["step"] == 3
+    assert checkpoint["training"]["step"] == 3 and "Lower train.lr" in message
     assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
 
 
@@ -288,9 +288,3 @@ def test_a_gradient_that_is_no_number_stops_it_too(failure: Callable, run: Path,
     message = failure(1)
     assert message.startswith("stopped: step 1: grad_norm is ") and "Nothing is saved yet." in message
     assert os.listdir(run) and not (run / "last.pth").exists()
-
-
-def test_a_learning_rate_beyond_reason_ends_so(failure: Callable, run: Path):
-    message = failure(1, "train.lr=1e9", "train.warmup_steps=0", "train.clip_norm=null")
-    assert "learning rate 1e+09" in message and "Lower train.lr" in message
-    assert all(tensor.isfinite().all() for tensor in read_checkpoint(run / "last.pth")["model"].values())
