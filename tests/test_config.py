@@ -185,14 +185,10 @@ def test_a_file_cannot_run_code(refused, tag, capfd):
     assert "owned" not in capfd.readouterr().out
 
 
-def test_a_key_that_is_given_twice_is_named_with_its_line(refused):
+def test_a_key_that_is_given_twice_is_named_with_its_line_and_a_value_cannot_contain_itself(refused):
     message = refused("model: {depth: 50}\ntrain:\n  lr: 1\n  lr: 2\n")
     assert "config.yaml, line 4: the key 'lr' is given twice" in message
-
-
-@pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "&x {a: *x}"])
-def test_a_value_cannot_contain_itself(refused, text):
-    assert "recursive" in refused(text)
+    assert all("recursive" in refused(text) for text in ("a: &x [*x]", "a: &x {b: *x}", "&x {a: *x}"))
 
 
 @dataclass
