@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from helpers.training import before_steps, draw_set, train, write_config
 from hypothesis import settings
+
+from detector.training.step import TrainStep
 
 # The same examples on every run, and no clock: a busy machine must not fail a test.
 settings.register_profile("tests", derandomize=True, deadline=None, max_examples=60)
@@ -15,3 +22,44 @@ settings.load_profile("tests")
 def seeded() -> None:
     """A test draws the same numbers whether it runs alone or after others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn set; who changes it has a fixture of the same name in place of this one."""
+    return draw_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, data: Path) -> Path:
+    """A training of two epochs on it."""
+    return write_config(tmp_path / "tiny.yaml", data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The folder of that training, which nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(write_config(folder / "tiny.yaml", data), folder / "run") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Arrange for signals within the step of that number; 0: before the first; None: no more of them."""
+    connect = TrainStep.connect
+
+    def arrange(at: int | None, *signals: signal.Signals) -> None:
+        def raise_signals(number: int) -> None:
+            if number == at:
+                for kind in signals or (signal.SIGINT,):
+                    signal.raise_signal(kind)
+
+        def signalled_connect(self: TrainStep) -> None:
+            raise_signals(0)
+            connect(self)
+
+        before_steps(monkeypatch, raise_signals)
+        monkeypatch.setattr(TrainStep, "connect", signalled_connect)
+
+    return arrange

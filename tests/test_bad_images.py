@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.training import draw_set, script, train, write_config
+from helpers.training import draw_set, train, write_config
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -153,13 +153,3 @@ def test_a_training_stops_at_one_bad_image_too_many(tmp_path: Path, capsys: pyte
     (tmp_path / "data/images/val0.png").unlink()
     assert train(config, tmp_path / "third", ["data.skip_bad=9"]) == 2
     assert "val0.png: no such image" in capsys.readouterr().err
-
-
-def test_evaluation_of_a_checkpoint_never_skips(tmp_path: Path, capsys: pytest.CaptureFixture):
-    config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), epochs=1)
-    assert train(config, tmp_path / "run", ["data.skip_bad=9"]) == 0
-    (tmp_path / "data/images/val1.png").write_bytes(b"")
-    capsys.readouterr()
-    arguments = [str(tmp_path / "run/best.pth"), "--output", str(tmp_path / "scores"), "--trust"]
-    assert script("evaluate").main(arguments) == 2
-    assert "val1.png: not a readable image" in capsys.readouterr().err

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from helpers.fuzz import json_values
-from helpers.health import CATEGORIES, DirtySet, box, check, clean_set, clean_split, configure, entry, noise, run, tree
+from helpers.health import CATEGORIES, DirtySet, box, check, clean_set, clean_split, configure, entry, noise, run
+from helpers.training import snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -63,11 +64,11 @@ def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_but_the_report_whatever_the_number_of_processes(dirty: DirtySet, tmp_path: Path) -> None:
-    before = tree(dirty.folder)
+    before = snapshot(dirty.folder)
     outputs = ["--json", tmp_path / "a.json", "--picture", tmp_path / "new/a.png"]
     alone, parallel = (check(dirty.folder, f"data.workers={n}", *outputs) for n in (0, 2))
     assert alone[1] == parallel[1]
-    assert tree(dirty.folder) == before
+    assert snapshot(dirty.folder) == before
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"a.json", "a.png"}
     with Image.open(tmp_path / "new/a.png") as picture:
         assert picture.size == (1600, 900)
@@ -237,14 +238,6 @@ def test_what_is_wrong_with_a_mangled_file_is_an_error_just_where_training_stops
         agrees_with_training(faults, pictures)
 
     settings(max_examples=examples)(given(faults=MANGLED)(agrees))()
-
-
-def test_a_document_of_another_kind_is_one_line_and_status_2(tmp_path: Path) -> None:
-    configure(tmp_path, clean_set(tmp_path))
-    for content in ("null", "3", '{"images": {}}', "[" * 100_000, "\xff", '{"images": NaN}', "", "9" * 5000):
-        (tmp_path / "val.json").write_bytes(content.encode("latin-1"))
-        status, out, err = check(tmp_path)
-        assert (status, out) == (2, "") and err.startswith(f"error: {tmp_path / 'val.json'}") and err.count("\n") == 1
 
 
 def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:

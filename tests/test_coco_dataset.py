@@ -1,8 +1,11 @@
 """The COCO data set: truths by hand, everything that can be wrong with a file, and what it weighs."""
 
+from __future__ import annotations
+
 import copy
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.training import script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -161,13 +165,10 @@ def test_another_split_agrees_by_name_not_by_id_or_is_refused(folder: Path) -> N
         load(folder, class_names=["cat"])
 
 
-@pytest.mark.parametrize(("section", "message"), [("categories", "no classes"), ("images", "no image is left")])
-def test_an_empty_section_is_named(folder: Path, section: str, message: str) -> None:
-    with pytest.raises(DataError, match=rf"a\.json: {message}"):
-        load(folder, lambda d: d.update({section: [], "annotations": []}))
-
-
-def test_a_set_that_loses_all_its_images_says_so_and_a_byte_order_mark_is_no_harm(folder: Path) -> None:
+def test_a_set_without_classes_or_images_says_so_and_a_byte_order_mark_is_no_harm(folder: Path) -> None:
+    for section, message in (("categories", "no classes"), ("images", "no image is left")):
+        with pytest.raises(DataError, match=rf"a\.json: {message}"):
+            load(folder, lambda d, section=section: d.update({section: [], "annotations": []}))
     with pytest.raises(DataError, match="no image is left"):
         load(folder, lambda d: d.update(annotations=[]), keep_empty=False)
     assert len(load(folder, lambda d: d.update(annotations=[]))) == 3
@@ -298,3 +299,25 @@ def test_real_images_and_pycocotools() -> None:
         xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in entries)]).reshape(-1, 4)
         torch.testing.assert_close(target.boxes, xyxy, atol=0.02, rtol=0)
         assert [dataset.category_ids[label] for label in target.labels] == [a["category_id"] for a in entries]
+
+
+# --- scripts/measure_loading.py on a small file of its own making
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
+def test_a_small_file_is_made_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    measuring = script("measure_loading")
+    monkeypatch.setitem(sys.modules, "measure_loading_script", measuring)  # where a worker may look for it
+    for name, value in {"IMAGES": 300, "BOXES": 900, "CLASSES": 5, "WORKERS": (0, 1)}.items():
+        monkeypatch.setattr(measuring, name, value)
+    measuring.write_annotations(tmp_path / "a.json")
+    assert measuring.main([str(tmp_path / "a.json")]) == 0
+    out = capsys.readouterr().out
+    assert "300 images, 900 objects of 5 classes" in out and "0 boxes clipped" in out
+    rows = {
+        line.split()[0]: [float(x) for x in line.split()[1:]] for line in out.splitlines()[3:] if line[-1:].isdigit()
+    }
+    assert list(rows) == ["before", "loaded", "added", "0", "1"]
+    assert rows["1"][1] < rows["0"][1] / 2  # a worker shares most of what its parent has
+    assert measuring.main([str(tmp_path / "none.json")]) == 2
+    assert "none.json: cannot read the annotations" in capsys.readouterr().err

@@ -1,9 +1,6 @@
 """`detector evaluate`: what it prints, writes and refuses."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +11,6 @@ from detector.cli import evaluate as command
 from detector.config.config import parse_config
 from detector.errors import CheckpointError, DataError
 
-ROOT = Path(__file__).parents[1]
 TRUTH = {
     "images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 100}], "categories": [{"id": 3, "name": "cell"}],
     "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 40]}],
@@ -162,17 +158,3 @@ def test_bad_input_is_one_message(files: list[str], faked: dict, tmp_path: Path,
     assert [line.startswith("error: ") for line in lines] == [True] * 3
     assert "none.pth" in lines[0] and "none.json" in lines[1]
     assert "found.json: `images` is missing or is not a list" in lines[2]
-
-
-@pytest.mark.parametrize(
-    "start", [[str(ROOT / "scripts/evaluate.py")], ["-m", "detector", "evaluate"]], ids=["script", "module"]
-)
-def test_as_a_program(files: list[str], tmp_path: Path, start: list[str]) -> None:
-    """Results of an image that the annotations lack: status 2, one line, no traceback, nothing written."""
-    (tmp_path / "found.json").write_text(json.dumps([FOUND[0] | {"image_id": 999}]))
-    command = [sys.executable, *start, *files, "--output", tmp_path / "out"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    refused = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert refused.returncode == 2 and refused.stdout == ""
-    assert "999" in refused.stderr and len(refused.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()

@@ -241,15 +241,6 @@ def test_evaluation_batches_follow_the_data_set(workers: int) -> None:
     assert [int(x.max()) for images, _, _ in batches for x in images] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_data_error_arrives_as_it_was_raised(workers: int) -> None:
-    broken = Noise(11, broken=(4, 7))
-    for loader in (train_loader(broken, 4, workers, seed=0), eval_loader(broken, halve, workers, 2)):
-        with pytest.raises(DataError) as caught:
-            list(loader)
-        assert str(caught.value) == "a.jpg: not a readable image"
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_other_errors_keep_their_traceback(workers: int) -> None:
     broken = Noise(11, broken=(4,), error=ZeroDivisionError("a bug"))

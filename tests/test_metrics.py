@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import math
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.training import rows
 
 from detector.errors import DetectorError
 from detector.training.metrics import SCORES, CsvWriter, make_writers
@@ -34,11 +34,6 @@ def write(folder: Path, steps: range, *, scored: int | None = None, resumed: int
             if step == scored:
                 writer.write(step, {"epoch": 1, **SCORED})
         writer.close()
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def steps(folder: Path) -> list[int]:
@@ -72,12 +67,6 @@ def test_a_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path: Path):
     metrics.close()
 
 
-def test_a_new_training_starts_a_new_file(tmp_path: Path):
-    write(tmp_path, range(1, 4))
-    write(tmp_path, range(1, 2))
-    assert steps(tmp_path) == [1]
-
-
 def test_resume_drops_the_rows_beyond_its_step(tmp_path: Path):
     write(tmp_path, range(1, 6), scored=3)
     kept = rows(tmp_path)[:4]
@@ -86,9 +75,11 @@ def test_resume_drops_the_rows_beyond_its_step(tmp_path: Path):
     assert rows(tmp_path)[:4] == kept and kept[3]["AP"] == "0.75" and kept[3]["loss"] == ""
 
 
-def test_resume_without_an_old_file_starts_one(tmp_path: Path):
+def test_a_new_training_starts_a_new_file_and_so_does_one_that_lost_it(tmp_path: Path):
     write(tmp_path, range(8, 10), resumed=7)
     assert steps(tmp_path) == [8, 9]
+    write(tmp_path, range(1, 2))
+    assert steps(tmp_path) == [1]
 
 
 def test_resume_survives_a_row_that_a_crash_cut_short(tmp_path: Path):

@@ -1,16 +1,20 @@
-"""Learning rates by hand, what the optimisers hold, and which recipes are refused."""
+"""Learning rates and averages of weights by hand, what the optimisers hold, and which recipes are refused."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.training import draw_set, train, write_config
 from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 
+from detector.checkpoint import read_checkpoint
 from detector.modeling.layers import make_norm
 from detector.recipe import Recipe
+from detector.training.ema import ModelEMA
 from detector.training.optim import learning_rate, make_optimizer
 
 FLAT = dict(lr=1.0, lr_batch=1, batch_size=1, warmup_steps=0, milestones=[])
@@ -25,43 +29,24 @@ def rates(steps_per_epoch: int, **recipe: Any) -> list[float]:
 # --- rates
 
 
-def test_warm_up_climbs_linearly_from_its_factor():
-    found = rates(6, epochs=1, lr=8.0, warmup_steps=4, warmup_factor=0.5)
-    assert found == pytest.approx([4, 5, 6, 7, 8, 8])
-
-
-def test_steps_divide_by_ten_at_the_first_step_of_their_epoch():
-    found = rates(2, epochs=4, milestones=[1, 3])
-    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
-
-
-def test_a_milestone_may_lie_within_an_epoch():
-    assert rates(4, epochs=1, milestones=[0.5]) == pytest.approx([1, 1, 0.1, 0.1])
-
-
-def test_warm_up_and_steps_multiply():
-    found = rates(2, epochs=2, milestones=[1], warmup_steps=4, warmup_factor=0.0)
-    assert found == pytest.approx([0, 0.25, 0.05, 0.075])
-
-
-def test_cosine_falls_from_one_to_zero_over_the_whole_training():
-    found = rates(2, epochs=2, schedule="cosine")
-    assert found == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
+def test_rates_by_hand():
+    warm_up = rates(6, epochs=1, lr=8.0, warmup_steps=4, warmup_factor=0.5)
+    assert warm_up == pytest.approx([4, 5, 6, 7, 8, 8])
+    assert rates(2, epochs=4, milestones=[1, 3]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    assert rates(4, epochs=1, milestones=[0.5]) == pytest.approx([1, 1, 0.1, 0.1])  # within an epoch
+    both = rates(2, epochs=2, milestones=[1], warmup_steps=4, warmup_factor=0.0)
+    assert both == pytest.approx([0, 0.25, 0.05, 0.075])
+    cosine = rates(2, epochs=2, schedule="cosine")
+    assert cosine == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
     assert learning_rate(Recipe(**FLAT, epochs=2, schedule="cosine"), 4, 2) == pytest.approx(0)
-
-
-def test_cosine_knows_no_milestones():
-    assert rates(2, epochs=2, schedule="cosine", milestones=[1]) == rates(2, epochs=2, schedule="cosine")
+    assert rates(2, epochs=2, schedule="cosine", milestones=[1]) == cosine  # which knows none
 
 
 @pytest.mark.parametrize(("batch", "rate"), [(16, 0.02), (8, 0.01), (2, 0.0025), (32, 0.04)])
 def test_sgd_is_scaled_to_the_batch_and_adamw_is_not(batch: int, rate: float):
     assert Recipe(lr=0.02, batch_size=batch).scaled_lr() == pytest.approx(rate)
+    assert Recipe(lr=0.02, batch_size=batch, lr_batch=batch).scaled_lr() == pytest.approx(0.02)
     assert Recipe(lr=0.02, batch_size=batch, optimizer="adamw").scaled_lr() == 0.02
-
-
-def test_the_reference_batch_can_be_named():
-    assert Recipe(lr=0.02, batch_size=4, lr_batch=4).scaled_lr() == pytest.approx(0.02)
 
 
 # --- optimisers
@@ -90,6 +75,8 @@ def ids(*modules: nn.Module) -> set[int]:
 def test_norms_have_a_weight_decay_of_their_own(model: nn.Module, name: str):
     optimizer = make_optimizer(model, Recipe(optimizer=name, weight_decay=0.1, norm_weight_decay=0.0))
     assert held(optimizer) == [(0.1, ids(model[1], model[5])), (0.0, ids(model[2], model[3]))]
+    assert [decay for decay, _ in held(make_optimizer(model, Recipe(weight_decay=0.1)))] == [0.1, 0.1]
+    assert len(make_optimizer(nn.Linear(2, 2), Recipe()).param_groups) == 1
 
 
 class ChannelRMSNorm(nn.Module):
@@ -112,18 +99,10 @@ def test_every_kind_of_norm_counts_as_one_and_biases_do_not(norm: nn.Module):
     assert held(optimizer) == [(0.1, ids(linear)), (0.0, ids(norm))] and ids(norm)
 
 
-def test_norms_decay_like_the_rest_unless_told(model: nn.Module):
-    assert [decay for decay, _ in held(make_optimizer(model, Recipe(weight_decay=0.1)))] == [0.1, 0.1]
-
-
 def test_what_is_frozen_is_in_no_group(model: nn.Module):
     trained = set.union(*(params for _, params in held(make_optimizer(model, Recipe()))))
     assert trained == {id(p) for p in model.parameters() if p.requires_grad}
     assert not trained & ids(model[0])
-
-
-def test_a_model_without_norms_has_one_group():
-    assert len(make_optimizer(nn.Linear(2, 2), Recipe()).param_groups) == 1
 
 
 def test_kinds_and_settings(model: nn.Module):
@@ -151,26 +130,13 @@ def test_sgd_steps_as_by_hand():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"lr_batch": -1},
-        {"evaluate_every": 0},
-        {"lr": -0.1},
-        {"lr": float("nan")},
-        {"lr": float("inf")},
-        {"momentum": -0.5},
-        {"weight_decay": -1e-4},
-        {"norm_weight_decay": -1e-4},
-        {"warmup_steps": -1},
-        {"warmup_factor": -0.1},
-        {"clip_norm": 0.0},
-        {"clip_norm": float("nan")},
-        {"save_seconds": -1.0},
-        {"seed": -1},
-        {"seed": 2**63},
+        {"epochs": 0}, {"batch_size": 0}, {"lr_batch": -1}, {"evaluate_every": 0}, {"lr": -0.1}, {"lr": float("nan")},
+        {"lr": float("inf")}, {"momentum": -0.5}, {"weight_decay": -1e-4}, {"norm_weight_decay": -1e-4},
+        {"warmup_steps": -1}, {"warmup_factor": -0.1}, {"clip_norm": 0.0}, {"clip_norm": float("nan")},
+        {"save_seconds": -1.0}, {"seed": -1}, {"seed": 2**63},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_wrong_number_is_named(wrong: dict[str, float]):
     ((key, value),) = wrong.items()
     with pytest.raises(ValueError) as error:
@@ -180,3 +146,50 @@ def test_a_wrong_number_is_named(wrong: dict[str, float]):
 
 def test_zero_is_a_number_like_others():
     Recipe(lr=0, momentum=0, weight_decay=0, norm_weight_decay=0, warmup_steps=0, warmup_factor=0, save_seconds=0)
+
+
+# --- the moving average of weights, by hand; and that it is what a training scores and keeps
+
+
+def filled(value: float) -> nn.Module:
+    """A batch norm whose floats are all `value`, with a counter."""
+    norm = nn.BatchNorm2d(2)
+    for tensor in norm.state_dict().values():
+        tensor.fill_(int(value) if tensor.dtype == torch.int64 else value)
+    return norm
+
+
+def test_by_hand():
+    """Decays min(0.5, (1 + t) / (10 + t)): 2/11, 3/12; from 0 towards 11 and 8."""
+    average = ModelEMA(filled(0.0), 0.5)
+    average.update(filled(11.0))
+    assert average.model.weight.tolist() == pytest.approx([9.0, 9.0])
+    average.update(filled(8.0))
+    state = average.model.state_dict()
+    assert state["bias"].tolist() == state["running_mean"].tolist() == pytest.approx([8.25, 8.25])
+    assert int(state["num_batches_tracked"]) == 8
+    for _ in range(20):
+        average.update(filled(0.0))
+    before = average.model.weight[0].item()
+    average.update(filled(0.0))
+    assert average.model.weight[0].item() == pytest.approx(0.5 * before)
+
+
+def test_the_average_does_not_touch_the_model_nor_train():
+    source = filled(1.0)
+    average = ModelEMA(source, 0.9)
+    source.weight.data.fill_(5.0)
+    assert average.model.weight.tolist() == [1.0, 1.0]
+    assert not average.model.training and not any(p.requires_grad for p in average.model.parameters())
+    average.update(source)
+    assert source.weight.tolist() == [5.0, 5.0]
+
+
+def test_checkpoints_hold_the_average_and_what_trains(tmp_path: Path):
+    config = write_config(tmp_path / "tiny.yaml", draw_set(tmp_path / "data"), epochs=1, ema=0.9)
+    assert train(config, tmp_path / "run") == 0
+    last, best = (read_checkpoint(tmp_path / "run" / name) for name in ("last.pth", "best.pth"))
+    key = "rpn.objectness.weight"
+    assert torch.equal(last["model"][key], best["model"][key])
+    assert not torch.equal(last["model"][key], last["training"]["weights"][key])
+    assert last["training"]["averaged"] == 3 and "weights" not in best["training"]

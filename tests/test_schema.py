@@ -1,19 +1,25 @@
-"""Signatures as schemas: ranges, what a value becomes, and that a loaded configuration is what its annotations say."""
+"""Options: their ranges, what a value becomes, and the files of configs/, which all load and together show every option."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
 from helpers.tiny import CONFIG
 
-from detector.config.config import Config, load_config, parse_config
+from detector.config.config import Config, build_detector, load_config, parse_config
+from detector.config.describe import DEFAULT, EffectiveConfig
 from detector.config.inherit import merge, shipped_configs
+from detector.config.keys import Key, KeySection, key_table
 from detector.data.settings import TRANSFORMS, DataSettings
 from detector.errors import ConfigError
 from detector.modeling.anchors import AnchorGenerator
@@ -82,19 +88,10 @@ def unranged(hint: Any) -> list[Any]:
 
 
 def test_every_number_of_every_option_states_its_range():
-    parts: list[tuple[Callable, Sequence[str]]] = [
-        (DataSettings, ()),
-        (Recipe, ()),
-        *((t, ()) for t in TRANSFORMS.values()),
-    ]
+    parts: list[tuple[Callable, Sequence[str]]] = [(kind, ()) for kind in (DataSettings, Recipe, *TRANSFORMS.values())]
     parts += [(kind, slot.supplied) for slot in PARTS.values() for kind in slot.types.values()]
-    options = [
-        (kind, name, p.annotation)
-        for kind, given in parts
-        for name, p in parameters_of(kind).items()
-        if name not in given
-    ]
-    assert len(options) > 150 and [option for option in options if unranged(option[2])] == []
+    arguments = [(kind, p) for kind, given in parts for name, p in parameters_of(kind).items() if name not in given]
+    assert len(arguments) > 150 and [(kind, p) for kind, p in arguments if unranged(p.annotation)] == []
 
 
 def test_a_number_out_of_range_in_a_list_is_found_at_load():
@@ -151,3 +148,109 @@ def test_no_annotation_of_a_loaded_configuration_lies():
             assert [x for name, value in arguments.items() for x in lies(value, hints[name], f"{key}.{name}")] == [], (
                 path
             )
+
+
+# --- the files of configs/
+
+
+FILES = sorted(shipped_configs().rglob("*.yaml"))
+VARIANTS = shipped_configs() / "variants"
+
+
+@pytest.fixture(scope="module")
+def effective() -> list[EffectiveConfig]:
+    return [EffectiveConfig(path) for path in FILES]
+
+
+def option(section: KeySection, key: Key) -> tuple[str | None, ...]:
+    """What makes a key one option: a group of options is the same everywhere, an inherited option in all types."""
+    place = "" if "." in key.name and section.path.startswith("model") else section.path
+    return place, key.name, key.sentence or section.type
+
+
+def test_every_file_loads_and_builds(effective: list[EffectiveConfig]):
+    for one in effective:
+        config = one.config if one.config.model.num_classes else one.config.with_num_classes(80)
+        with torch.device("meta"):
+            model = build_detector(config, pretrained=False)
+        assert sum(p.numel() for p in model.parameters()) > 0, config.source
+
+
+def test_every_option_is_shown_by_some_file(effective: list[EffectiveConfig]):
+    shown = set()
+    for one in effective:
+        shown |= {
+            option(section, key)
+            for section in one.sections
+            for key in section.keys
+            if one.settings[f"{section.path}.{key.name}"].origin != DEFAULT
+        }
+    transforms = [t for one in effective for t in (one.config.raw.get("data") or {}).get("transforms", [])]
+    given = {(t["type"], name) for t in transforms if isinstance(t, dict) for name in t}
+    missing = []
+    for section in key_table():
+        for key in section.keys:
+            in_a_transform = section.path == "data.transforms[]" and (section.type, key.name) in given
+            if not in_a_transform and (section.path == "data.transforms[]" or option(section, key) not in shown):
+                missing.append(f"{section.title} {key.name}")
+    assert missing == []
+
+
+def test_every_type_is_shown_by_some_file(effective: list[EffectiveConfig]):
+    shown = {(section.path, section.type) for one in effective for section in one.sections}
+    transforms = [t for one in effective for t in (one.config.raw.get("data") or {}).get("transforms", [])]
+    shown |= {("data.transforms[]", t if isinstance(t, str) else t["type"]) for t in transforms}
+    assert [section.title for section in key_table() if (section.path, section.type) not in shown] == []
+
+
+@pytest.mark.parametrize("path", sorted(VARIANTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_variant_says_whose_it_is_and_differs_from_its_base(path: Path):
+    text = path.read_text()
+    base = text.partition("_base_: ")[2].splitlines()[0]
+    assert text.startswith("# ") and load_config(path).raw != load_config(path.parent / base).raw
+
+
+def test_a_shipped_file_is_a_base_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("_base_: detector://faster_rcnn_r50_fpn_1x_coco.yaml\nmodel: {neck: panet}\n")
+    config = load_config("own.yaml")
+    assert config.model.calls["neck"].constructor.__name__ == "PANet" and config.train.epochs == 12
+    assert load_config("detector://variants/bfp_conv.yaml").raw == load_config(VARIANTS / "bfp_conv.yaml").raw
+    origin = EffectiveConfig("own.yaml").settings["train.epochs"].origin
+    assert origin == f"detector://_base_{os.sep}schedule_1x.yaml"
+
+
+def section_of(section: KeySection, key: str, value: object) -> dict:
+    """A configuration that sets one key of a section of one type."""
+    *path, name = [*section.path.removesuffix("[]").split("."), *key.split(".")]
+    own = {"type": section.type} if section.type else {}
+    nested: object = value
+    depth = len(section.path.split("."))
+    for i, part in reversed(list(enumerate([*path, name]))):
+        nested = {part: nested} | (own if i == depth else {})
+    if section.path.endswith("[]"):
+        nested["data"]["transforms"] = [nested["data"]["transforms"]]
+    return nested
+
+
+def test_a_number_out_of_range_is_found_at_load_in_every_option():
+    split = {"images": "a", "annotations": "b"}
+    tried = 0
+    for section in key_table():
+        for key in section.keys:
+            if "number" not in key.kind or "each" in key.kind:
+                continue
+            for value in (math.nan, math.inf, -1e30, 1e30, -(10**30), 10**30):
+                raw = section_of(section, key.name, value)
+                if "data" in raw:
+                    raw["data"] = {"root": ".", "train": split, "val": split} | raw["data"]
+                with pytest.raises(ConfigError, match=re.escape(key.name)):
+                    print(section.title, key.name, value, parse_config(raw, trust=False).raw)
+                tried += 1
+    assert tried > 600
+
+
+def test_every_option_has_a_sentence():
+    for section in key_table():
+        for key in section.keys:
+            assert key.sentence.endswith(".") and len(key.sentence) > 9, f"{section.title} {key.name}: {key.sentence!r}"

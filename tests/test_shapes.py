@@ -1,25 +1,28 @@
-"""The drawn set: the same pixels everywhere, true boxes, and a folder that is complete or untouched."""
+"""The drawn sets: the same pixels everywhere, true boxes, and a folder that is complete or untouched."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from helpers.training import script
 from numpy.random import RandomState
 from PIL import Image
 from pycocotools.coco import COCO
 
+from detector.data.synthetic import context, shapes
+from detector.data.synthetic.context import CLEAR, CONTEXTS, SCENE, surroundings
 from detector.data.synthetic.drawn_set import UNFINISHED, draw_set
 from detector.data.synthetic.raster import SAMPLES, rasterise
-from detector.data.synthetic.shapes import CLASSES, draw_image
+from detector.data.synthetic.shapes import CLASSES
 from detector.errors import DataError
 
-ROOT = Path(__file__).parents[1]
+SIZE = (192, 160)  # of the harder set
 
 
 def draw(folder: Path, train: int = 3, val: int = 2, seed: int = 0) -> str:
@@ -30,14 +33,18 @@ def pixels(path: Path) -> bytes:
     return Image.open(path).tobytes()
 
 
-def test_pixels_are_the_same_on_every_machine():
-    crc, labels = 0, []
-    for seed in range(4):
-        image, drawn = draw_image(RandomState(seed), 256, 192)
-        crc = zlib.crc32(image.tobytes(), crc)
-        labels += [d.label for d in drawn]
-    assert set(labels) == set(range(len(CLASSES)))
-    assert crc == 0xA5B69B9E  # integers and a frozen stream of random numbers: another value is another set
+@pytest.mark.parametrize(
+    ("drawn_set", "seeds", "size", "crc"), [(shapes, 4, (256, 192), 0xA5B69B9E), (context, 6, SIZE, 0xABAF7639)]
+)
+def test_pixels_are_the_same_on_every_machine(drawn_set: ModuleType, seeds: int, size: tuple[int, int], crc: int):
+    """Integers and a frozen stream of random numbers: another value is another set."""
+    found, labels = 0, set()
+    for seed in range(seeds):
+        image, drawn = drawn_set.draw_image(RandomState(seed), *size)
+        found = zlib.crc32(image.tobytes(), found)
+        labels |= {d.label for d in drawn}
+    assert labels == set(range(len(drawn_set.CLASSES))) and found == crc
+    assert drawn_set.draw_image(RandomState(0), *size, empty=True)[1] == []
 
 
 @pytest.mark.parametrize("p", [0, 8, -5])
@@ -61,7 +68,7 @@ def test_boxes_are_tight():
 def test_objects_lie_in_the_picture_at_all_scales():
     areas = []
     for seed in range(30):
-        image, drawn = draw_image(RandomState(seed), 256, 192)
+        image, drawn = shapes.draw_image(RandomState(seed), 256, 192)
         assert image.shape == (192, 256, 3)
         assert 1 <= len(drawn) <= 8
         for object_ in drawn:
@@ -120,14 +127,68 @@ def test_an_interrupted_run_is_drawn_anew(tmp_path: Path):
 
 
 def test_the_script_draws_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture):
-    spec = importlib.util.spec_from_file_location("make_shapes_script", ROOT / "scripts/make_shapes.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    folder = str(tmp_path / "set")
-    assert script.main([folder, "--train", "2", "--val", "1", "--size", "40", "32"]) == 0
+    main, folder = script("make_shapes").main, str(tmp_path / "set")
+    assert main([folder, "--train", "2", "--val", "1", "--size", "40", "32"]) == 0
     assert "2 + 1 images of 40x32" in capsys.readouterr().out
     info = json.loads((tmp_path / "set/annotations/train.json").read_text())["info"]
     assert info["count"] == 2 and info["size"] == [40, 32] and info["seed"] == 0
     for wrong in (["--train", "0"], ["--size", "20", "20"], ["--seed", "-1"], ["--val", "3"]):
-        assert script.main([folder, *wrong]) == 2
+        assert main([folder, *wrong]) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+# --- the harder set, whose discs only their surroundings tell apart
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_nothing_of_a_context_lies_near_its_disc(name: str):
+    y, x = np.mgrid[:SCENE, :SCENE] - (SCENE - 1) / 2
+    near = np.hypot(x, y) < CLEAR / 2 - 1
+    for seed in range(4):
+        around = surroundings(RandomState(seed), name)
+        assert around.shape == (SCENE, SCENE) and around.any() and not around[near].any()
+
+
+def test_every_disc_has_a_context_of_its_own():
+    for seed in range(40):
+        _, drawn = context.draw_image(RandomState(seed), *SIZE)
+        discs = np.array([d.box for d in drawn if d.label < len(CONTEXTS)])
+        middle = discs[:, :2] + discs[:, 2:] / 2
+        apart = abs(middle[:, None] - middle[None]).max(axis=-1) + SCENE * np.eye(len(middle))
+        assert (apart >= SCENE - 1).all()
+        room = SCENE // 2 - 1
+        assert (middle >= room).all() and (middle <= np.array(SIZE) - room).all()
+
+
+def test_discs_are_small_and_shapes_of_all_scales():
+    areas: dict[bool, list[int]] = {True: [], False: []}
+    for seed in range(60):
+        image, drawn = context.draw_image(RandomState(seed), *SIZE)
+        assert image.shape == (160, 192, 3) and image.dtype == np.uint8
+        for object_ in drawn:
+            x, y, w, h = object_.box
+            assert min(x, y) >= 0 and x + w <= 192 and y + h <= 160
+            areas[object_.label < len(CONTEXTS)].append(object_.area)
+    assert max(areas[True]) < 18**2
+    assert (np.bincount(np.digitize(areas[False], [32**2, 96**2]), minlength=3) >= 10).all()
+
+
+def test_an_image_too_small_for_a_disc_is_refused_with_the_smallest_that_is_not(tmp_path: Path, capsys):
+    arguments = ["--preset", "context", str(tmp_path / "set"), "--train", "12", "--val", "1", "--size"]
+    assert script("make_shapes").main([*arguments, "160", str(SCENE - 1)]) == 2
+    assert f"preset context needs at least {SCENE}x{SCENE} pixels, not 160x{SCENE - 1}" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+    assert script("make_shapes").main([*arguments, str(SCENE), str(SCENE)]) == 0
+    content = json.loads((tmp_path / "set/annotations/train.json").read_text())
+    assert any(annotation["category_id"] <= len(CONTEXTS) for annotation in content["annotations"])
+
+
+def test_the_script_draws_the_preset_and_keeps_the_sets_apart(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = str(tmp_path / "set")
+    counts = ["--train", "3", "--val", "1", "--size", "96", "80"]
+    assert script("make_shapes").main(["--preset", "context", folder, *counts]) == 0
+    coco = COCO(tmp_path / "set/annotations/train.json")
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(context.CLASSES) and len(coco.imgs) == 3
+    assert json.loads((tmp_path / "set/annotations/val.json").read_text())["info"]["count"] == 1
+    assert script("make_shapes").main([folder, *counts]) == 2  # the plain set is another
+    assert "remove the folder" in capsys.readouterr().err

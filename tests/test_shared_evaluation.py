@@ -21,11 +21,7 @@ from detector.config.inherit import merge
 from detector.distributed import processes, rank
 
 CLASSES = {"square": 3, "disc": 7, "ring": 90}
-SPLITS = {
-    "val": 5,
-    "train": 1,
-    "test": 4,
-}  # how many images; of train some processes have none, the last of test is broken
+SPLITS = {"val": 5, "train": 1, "test": 4}  # images; of train some processes have none, the last of test is broken
 ODD = {"column.png": (1200, 1), "dot.png": (1, 1), "row.png": (1, 1200), "small.png": (9, 7)}  # (h, w)
 COMMANDS = {  # by what they show; $DATA and $OUT are folders
     "whole": "evaluate $DATA/whole.pth --output $OUT/whole",
@@ -92,12 +88,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (name, (height, width)) in enumerate(ODD.items()):
         Image.fromarray(picture(height, width, seed).permute(1, 2, 0).numpy()).save(folder / "odd" / name)
     images = [{"id": i, "file_name": name, "height": h, "width": w} for i, (name, (h, w)) in enumerate(ODD.items())]
-    empty = {
-        "images": images,
-        "annotations": [],
-        "categories": json.loads((folder / "val.json").read_text())["categories"],
-    }
-    write_json(folder / "odd.json", empty)
+    categories = json.loads((folder / "val.json").read_text())["categories"]
+    write_json(folder / "odd.json", {"images": images, "annotations": [], "categories": categories})
     (folder / "full" / "row.png").mkdir(parents=True)  # where a picture should go
     write_json(folder / "full" / "detections.json", [])  # of an earlier run
     save_detectors(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
 import json
 import logging
@@ -19,9 +18,9 @@ from helpers.training import (
     ROOT,
     STEPS,
     before_steps,
-    draw_set,
     draw_split,
     place,
+    rows,
     train,
     write_config,
     write_json,
@@ -29,7 +28,7 @@ from helpers.training import (
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
-from detector.config.config import Config, load_config
+from detector.config.config import load_config
 from detector.data.coco import CocoDataset
 from detector.device import memory_mib
 from detector.evaluation.run import evaluate
@@ -38,29 +37,6 @@ from detector.modeling.rcnn import GeneralizedRCNN
 from detector.training.metrics import SCORES
 
 FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "previous.pth", "train.log"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_set(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(tmp_path: Path, data: Path) -> Path:
-    return write_config(tmp_path / "tiny.yaml", data)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The folder of a training that went through."""
-    folder = tmp_path_factory.mktemp("finished")
-    assert train(write_config(folder / "tiny.yaml", data), folder / "run") == 0
-    return folder / "run"
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def weights(folder: Path, name: str = "last.pth") -> dict[str, Tensor]:
@@ -74,20 +50,17 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 # --- what is written
 
 
-def test_the_folder_holds_six_files(finished: Path):
-    assert sorted(path.name for path in finished.iterdir()) == FILES
-
-
-def test_the_effective_configuration_is_kept(finished: Path, config: Path):
-    saved = yaml.safe_load((finished / "config.yaml").read_text())
+def test_the_folder_holds_six_files_with_the_effective_configuration(whole: Path, config: Path):
+    assert sorted(path.name for path in whole.iterdir()) == FILES
+    saved = yaml.safe_load((whole / "config.yaml").read_text())
     assert saved["model"].pop("num_classes") == 2  # counted in the data
     assert saved == yaml.safe_load(config.read_text())
     for name in ("last.pth", "best.pth"):
-        assert read_checkpoint(finished / name)["config"] == load_config(finished / "config.yaml").raw
+        assert read_checkpoint(whole / name)["config"] == load_config(whole / "config.yaml").raw
 
 
-def test_metrics_have_a_row_for_each_step_and_each_evaluation(finished: Path):
-    table = rows(finished)
+def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole: Path):
+    table = rows(whole)
     assert [row["step"] for row in table] == list("12334566") and [row["epoch"] for row in table] == list("11112222")
     scored = [row for row in table if row["AP"]]
     stepped = [row for row in table if not row["AP"]]
@@ -102,8 +75,8 @@ def test_metrics_have_a_row_for_each_step_and_each_evaluation(finished: Path):
         assert all(-1 <= float(row[name]) <= 1 for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"))
 
 
-def test_the_log_says_what_is_trained_on_what_and_how_fast(finished: Path):
-    text = (finished / "train.log").read_text()
+def test_the_log_says_what_is_trained_on_what_and_how_fast(whole: Path):
+    text = (whole / "train.log").read_text()
     for part in (
         "train.json: 6 images, 10 objects of 2 classes",
         "val.json: 2 images",
@@ -118,8 +91,8 @@ def test_the_log_says_what_is_trained_on_what_and_how_fast(finished: Path):
     assert "resumed" not in text
 
 
-def test_checkpoints_know_their_classes_and_their_place(finished: Path):
-    last, best = (read_checkpoint(finished / name) for name in ("last.pth", "best.pth"))
+def test_checkpoints_know_their_classes_and_their_place(whole: Path):
+    last, best = (read_checkpoint(whole / name) for name in ("last.pth", "best.pth"))
     for checkpoint in (last, best):
         assert dict(zip(checkpoint["class_names"], checkpoint["category_ids"])) == CLASSES
         assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
@@ -127,18 +100,18 @@ def test_checkpoints_know_their_classes_and_their_place(finished: Path):
     assert "optimizer" not in best["training"]
 
 
-def test_best_scores_what_the_table_says(finished: Path, data: Path):
-    predictor = load(finished / "best.pth", trust=True, device="cpu")
+def test_best_scores_what_the_table_says(whole: Path, data: Path):
+    predictor = load(whole / "best.pth", trust=True, device="cpu")
     found, _ = evaluate(predictor, CocoDataset(data / "images", data / "val.json"), workers=0, progress=False)
-    best = max(float(row["AP"]) for row in rows(finished) if row["AP"])
+    best = max(float(row["AP"]) for row in rows(whole) if row["AP"])
     assert found["bbox"]["AP"] == pytest.approx(best, abs=1e-5)
-    assert read_checkpoint(finished / "last.pth")["training"]["best"] == pytest.approx(best, abs=1e-5)
+    assert read_checkpoint(whole / "last.pth")["training"]["best"] == pytest.approx(best, abs=1e-5)
 
 
-def test_the_log_of_one_training_stays_out_of_the_next(tmp_path: Path, config: Path, finished: Path):
-    before = (finished / "train.log").read_text()
+def test_the_log_of_one_training_stays_out_of_the_next(tmp_path: Path, config: Path, whole: Path):
+    before = (whole / "train.log").read_text()
     assert train(config, tmp_path / "next", ["train.epochs=1"]) == 0
-    assert (finished / "train.log").read_text() == before
+    assert (whole / "train.log").read_text() == before
     assert (tmp_path / "next" / "train.log").read_text().count("epoch 1/1") == 1
     assert logging.getLogger("detector").handlers == []
 
@@ -199,35 +172,23 @@ def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.Mo
 # --- what does not matter
 
 
-def test_scoring_does_not_move_the_training(tmp_path: Path, config: Path, finished: Path):
-    assert train(config, tmp_path / "run", ["train.evaluate_every=2"]) == 0
-    assert_equal(weights(tmp_path / "run"), weights(finished))
-
-
-def test_the_number_of_workers_does_not_move_the_training(tmp_path: Path, config: Path, finished: Path):
+def test_workers_and_scoring_do_not_move_the_training(tmp_path: Path, config: Path, whole: Path):
     assert train(config, tmp_path / "run", ["data.workers=1", "train.evaluate_every=2"]) == 0
-    assert_equal(weights(tmp_path / "run"), weights(finished))
+    assert_equal(weights(tmp_path / "run"), weights(whole))
 
 
-def test_the_seed_does(tmp_path: Path, config: Path, finished: Path):
+def test_the_seed_does(tmp_path: Path, config: Path, whole: Path):
     assert train(config, tmp_path / "run", ["train.seed=1", "train.epochs=1"]) == 0
-    assert rows(tmp_path / "run")[0]["loss"] != rows(finished)[0]["loss"]
+    assert rows(tmp_path / "run")[0]["loss"] != rows(whole)[0]["loss"]
 
 
 # --- kinds of training
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["train.optimizer=adamw", "train.lr=0.001", "train.schedule=cosine"],
-        ["train.precision=bfloat16"],
-        ["data.keep_empty=true", "data.classes=[disc]", "train.clip_norm=null"],
-    ],
-    ids=["adamw", "bfloat16", "subset"],
-)
-def test_other_recipes_train(tmp_path: Path, config: Path, arguments: list[str]):
-    assert train(config, tmp_path / "run", ["train.epochs=1", *arguments]) == 0
+def test_a_subset_of_the_classes_trains_without_clipping(tmp_path: Path, config: Path):
+    """Other optimisers and precisions train in test_nothing_lost.py and test_resume.py."""
+    arguments = ["train.epochs=1", "data.keep_empty=true", "data.classes=[disc]", "train.clip_norm=null"]
+    assert train(config, tmp_path / "run", arguments) == 0
     assert all(math.isfinite(float(row["loss"])) for row in rows(tmp_path / "run") if row["loss"])
 
 
@@ -237,34 +198,6 @@ def test_a_batch_of_one_image_trains_where_the_coarsest_map_has_one_cell(tmp_pat
     neck = f"model.neck={{type: bifpn, first_level: 3, width: 8, repeats: 1, norm: {norm}}}"
     assert train(config, tmp_path / "run", [neck, "train.batch_size=5", "train.epochs=1"]) == 0
     assert all(tensor.isfinite().all() for tensor in read_checkpoint(tmp_path / "run" / "best.pth")["model"].values())
-
-
-def test_a_configuration_without_a_model_means_the_default(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
-):
-    content = yaml.safe_load(config.read_text())
-    del content["model"]
-    config.write_text(yaml.safe_dump(content))
-    built = []
-
-    def build(asked: Config, **options: Any) -> None:
-        built.append(asked)
-        raise SystemExit
-
-    monkeypatch.setattr("detector.training.run.build_detector", build)
-    with pytest.raises(SystemExit):
-        train(config, tmp_path / "run")
-    assert [c.model for c in built] == [load_config(config, ["model.num_classes=2"]).model]
-
-
-def test_resnet_trains_and_loads_without_trust(tmp_path: Path, data: Path):
-    config = write_config(tmp_path / "r18.yaml", data, epochs=1, batch_size=6)
-    content = yaml.safe_load(config.read_text())
-    content["model"]["backbone"] = {"type": "resnet", "depth": 18, "norm": "batch", "frozen_stages": 4}
-    config.write_text(yaml.safe_dump(content))
-    assert train(config, tmp_path / "run") == 0
-    found = load(tmp_path / "run" / "best.pth", device="cpu")(data / "images" / "val0.png")
-    assert set(found.names) <= set(CLASSES)
 
 
 def test_two_images_are_learnt_by_heart(tmp_path: Path):

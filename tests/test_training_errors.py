@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from helpers.training import CLASSES, STEPS, draw_set, draw_split, train, write_config, write_json
+from helpers.training import CLASSES, STEPS, draw_set, draw_split, snapshot, train, write_json
 
 from detector.checkpoint import read_checkpoint
 from detector.config.config import build_detector
@@ -29,17 +28,8 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(tmp_path: Path, data: Path) -> Path:
-    return write_config(tmp_path / "tiny.yaml", data)
-
-
-@pytest.fixture
 def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -59,28 +49,16 @@ def refusal(config: Path, run: Path, capsys: pytest.CaptureFixture) -> Callable[
     return refusal
 
 
-def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    write_json(path, content)
-
-
 # --- the output folder
 
 
-@pytest.mark.parametrize("name", ["last.pth", "best.pth"])
-def test_a_folder_that_holds_a_checkpoint_is_left_alone(refusal: Callable, run: Path, name: str):
-    run.mkdir()
-    (run / name).write_bytes(b"weights")
-    message = refusal()
-    assert str(run / name) in message and "--resume" in message and "--output" in message
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv"])
-def test_files_that_no_training_wrote_are_left_alone(refusal: Callable, run: Path, name: str):
+@pytest.mark.parametrize("name", ["last.pth", "best.pth", "config.yaml", "metrics.csv"])
+def test_what_the_folder_holds_is_left_alone(refusal: Callable, run: Path, name: str):
     run.mkdir()
     (run / name).write_text("mine: true")
-    assert f"{run / name}: " in refusal()
+    message = refusal()
+    assert f"{run / name}" in message
+    assert name not in ("last.pth", "best.pth") or ("--resume" in message and "--output" in message)
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["new", "resumed"])
@@ -176,9 +154,8 @@ def test_two_trainings_at_once_in_one_folder(refusal: Callable, config: Path, ru
     )
     try:
         holder.stdout.readline()
-        assert (
-            refusal(*arguments) == f"error: {run}: another training writes into this folder; choose another --output\n"
-        )
+        expected = f"error: {run}: another training writes into this folder; choose another --output\n"
+        assert refusal(*arguments) == expected
         holder.kill()
         holder.wait()
         assert train(config, run, arguments) == 0
@@ -208,45 +185,19 @@ def test_a_training_that_ended_while_this_one_began_is_noticed(
     ("override", "message"),
     [
         ("train.epoch=3", "tiny.yaml: train.epoch: unknown key; did you mean 'epochs'"),
-        ("train.lr=fast", "train.lr: expected a number in 0..1e+09, got 'fast'"),
-        ("train.epochs=0", "train.epochs: expected a whole number in 1..2.14748e+09, got 0"),
         ("train.seed=-1", "train.seed: expected a whole number at least 0 and below 9.22337e+18, got -1"),
-        ("train.momentum=-1", "train.momentum: expected a number in 0..1e+09, got -1"),
         ("train.device=gpu", "device 'gpu' cannot be used here"),
-        ("train.precision=float8", "train.precision: expected one of 'float32', 'bfloat16', 'float16'"),
         ("model.num_classes=3", "tiny.yaml: model.num_classes: 3, but {data}/train.json has 2 classes (square, disc)"),
-        ("model.neck.type=fnp", "model.neck.type: 'fnp'"),
         ("model.backbone.type=nowhere.Net", "model.backbone.type: nowhere.Net cannot be imported"),
         ("model.rpn.anchors.sizes=[[16]]", "tiny.yaml: model.rpn.anchors does not fit: sizes: 1 lists"),
-        ("model.neck.width=0", "tiny.yaml: model.neck.width: expected a whole number in 1..100000, got 0"),
         ("data.root={data}/none", "{data}/none/images: no such image folder"),
         ("data.train.annotations=none.json", "{data}/none.json: cannot read the annotations"),
         ("data.val=null", "data.val: expected"),
-        ("data.classes=[disk]", "data.classes names 'disk', no category of this file; nearest: disc"),
-        ("train", "'train': an override has the form key.path=value"),
     ],
 )
 def test_a_wrong_key_is_named(refusal: Callable, data: Path, run: Path, override: str, message: str):
     assert message.replace("{data}", str(data)) in refusal(override.replace("{data}", str(data)))
     assert not run.exists()
-
-
-def test_a_missing_configuration_is_named(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture):
-    assert train(tmp_path / "none.yaml", run) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'none.yaml'}: no such configuration file\n"
-
-
-def test_data_must_be_given(refusal: Callable, config: Path):
-    content = yaml.safe_load(config.read_text())
-    del content["data"]
-    config.write_text(yaml.safe_dump(content))
-    assert "data: the configuration has no such section" in refusal()
-
-
-def test_a_wrong_command_line_is_explained(config: Path, run: Path, capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as stop:
-        train(config, run, ["--resum", "--epochs=3"])
-    assert stop.value.code == 2 and "--epochs=3" in capsys.readouterr().err and not run.exists()
 
 
 # --- annotations
@@ -266,14 +217,13 @@ def test_the_ids_of_the_classes_may_differ(config: Path, data: Path, run: Path):
     assert dict(zip(checkpoint["class_names"], checkpoint["category_ids"])) == CLASSES
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("bbox", [0, 0, math.nan, 5]), ("bbox", [9, 9, -4, 5]), ("category_id", 4), ("image_id", 99)]
-)
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_wrong_annotation_is_named(refusal: Callable, data: Path, run: Path, split: str, key: str, value: object):
-    edit(data / f"{split}.json", lambda content: content["annotations"][1].update({key: value}))
-    message = refusal()
-    assert f"{data / f'{split}.json'}: annotations[1], id 2: `{key}` is {value}" in message and not run.exists()
+def test_a_wrong_annotation_is_named(refusal: Callable, data: Path, run: Path, split: str):
+    """test_coco_reader.py has every fault."""
+    content = json.loads((data / f"{split}.json").read_text())
+    content["annotations"][1]["image_id"] = 99
+    write_json(data / f"{split}.json", content)
+    assert f"{data / f'{split}.json'}: annotations[1], id 2: `image_id` is 99" in refusal() and not run.exists()
 
 
 # --- what shows itself only on the way
@@ -303,13 +253,6 @@ def test_a_missing_image_is_named(failure: Callable, data: Path, run: Path, name
         assert read_checkpoint(run / "last.pth")["training"]["step"] == STEPS
 
 
-@pytest.mark.parametrize("name", ["train3.png", "val1.png"])
-def test_a_corrupt_image_is_named(failure: Callable, data: Path, name: str):
-    path = data / "images" / name
-    path.write_bytes(path.read_bytes()[:150])
-    assert failure(2).startswith(f"error: {path}: not a readable image")
-
-
 def test_an_image_over_the_pixel_limit_is_named(failure: Callable, data: Path):
     message = failure(2, "data.max_pixels=6000")
     assert str(data / "images") in message and "data.max_pixels" in message
@@ -329,7 +272,7 @@ def test_a_loss_that_is_no_number_stops_the_training(failure: Callable, run: Pat
     assert len(ids) == 2 and set(ids) <= set(range(10, 16))
     assert "learning rate 0.01, gradient norm nan)" in message and f"{run / 'last.pth'} holds step 3." in message
     checkpoint = read_checkpoint(run / "last.pth")
-    assert checkpoint["training"]["step"] == 3
+    assert checkpoint["training"]["step"] == 3 and "Lower train.lr" in message
     assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
 
 
@@ -345,9 +288,3 @@ def test_a_gradient_that_is_no_number_stops_it_too(failure: Callable, run: Path,
     message = failure(1)
     assert message.startswith("stopped: step 1: grad_norm is ") and "Nothing is saved yet." in message
     assert os.listdir(run) and not (run / "last.pth").exists()
-
-
-def test_a_learning_rate_beyond_reason_ends_so(failure: Callable, run: Path):
-    message = failure(1, "train.lr=1e9", "train.warmup_steps=0", "train.clip_norm=null")
-    assert "learning rate 1e+09" in message and "Lower train.lr" in message
-    assert all(tensor.isfinite().all() for tensor in read_checkpoint(run / "last.pth")["model"].values())

@@ -154,12 +154,8 @@ def test_plain_tensors_come_out_and_nothing_goes_in_place(name: str) -> None:
     assert {type(x) for x in (new_image, new.boxes, new.labels, new.crowd)} == {Tensor}
     assert new_image.dtype == torch.uint8 and new.boxes.dtype == torch.float32 and new.labels.dtype == torch.int64
     assert torch.equal(image, before[0]) and torch.equal(target.boxes, before[1])
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_no_objects_is_a_size(name: str) -> None:
-    _, target = EVERY[name](sample()[0], target_of())
-    assert target.boxes.shape == target.crowd.shape == (0, 4) and target.labels.shape == (0,)
+    _, none = EVERY[name](image, target_of())
+    assert none.boxes.shape == none.crowd.shape == (0, 4) and none.labels.shape == (0,)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -210,21 +206,10 @@ def test_compose_clips_and_drops_what_has_no_area_left() -> None:
     image = torch.zeros(3, 10, 20, dtype=torch.uint8)
     target = target_of([0, 0, 3, 3], [13, 0, 18, 9], [14, 0, 18, 9], [0, 4, 5, 9], [1, 1, 1, 3], [-8, -8, -3, -2])
     _, target = compose(image, target)
-    assert target.boxes.tolist() == [[6, 6, 9, 9], [19, 6, 20, 10], [0, 0, 3, 4]] and target.labels.tolist() == [
-        0,
-        1,
-        5,
-    ]
+    assert target.boxes.tolist() == [[6, 6, 9, 9], [19, 6, 20, 10], [0, 0, 3, 4]]
+    assert target.labels.tolist() == [0, 1, 5]
     assert target.crowd.tolist() == target.boxes.tolist()
     assert int(compose.dropped) == 3
-
-
-def test_a_crop_drops_the_objects_outside() -> None:
-    torch.manual_seed(0)
-    compose = Compose([LargeScaleJitter(30, 2.0, 2.0)])
-    corners = target_of([0, 0, 4, 4], [116, 76, 120, 80])  # no window of half the size holds both
-    kept = [len(compose(sample()[0], corners)[1].boxes) for _ in range(20)]
-    assert max(kept) <= 1 and int(compose.dropped) == 40 - sum(kept)
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import io
 import json
 import math
@@ -71,12 +70,6 @@ def run(*arguments: str) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = script("check_data").main([str(argument) for argument in arguments])
     return status, out.getvalue(), err.getvalue()
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder, by the hash of its content."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 class DirtySet:

@@ -116,6 +116,11 @@ def train(config: Path, output: Path, arguments: Sequence[str] = ()) -> int:
     return script("train").main([str(config), "--output", str(output), *map(str, arguments)])
 
 
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its content."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def before_steps(monkeypatch: pytest.MonkeyPatch, work: Callable[[int], None]) -> None:
     """Arrange that trainings call `work(number)` at the beginning of each step, numbered from 1."""
 
@@ -126,25 +131,33 @@ def before_steps(monkeypatch: pytest.MonkeyPatch, work: Callable[[int], None]) -
     monkeypatch.setattr("detector.training.loop.learning_rate", rate)
 
 
-def leaves(content: Any, path: str = "") -> dict[str, Any]:
-    """Everything in nested containers, by its path."""
+def leaves(content: Any, path: str = "", but: str | None = None) -> dict[str, Any]:
+    """Everything in nested containers, by its path; what lies at the path `but` is left out."""
     items = content.items() if isinstance(content, dict) else enumerate(content)
     found = {}
     for key, value in items:
-        nested = isinstance(value, dict | list | tuple)
-        found |= leaves(value, f"{path}/{key}") if nested else {f"{path}/{key}": value}
+        nested, here = isinstance(value, dict | list | tuple), f"{path}/{key}"
+        if here != but:
+            found |= leaves(value, here, but) if nested else {here: value}
     return found
 
 
-def table(folder: Path) -> list[list[str]]:
+def rows(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv", newline="") as file:
-        return [[row[name] for name in STABLE] for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
-def assert_same_training(a: Path, b: Path) -> None:
-    """Bit for bit: weights, statistics, optimiser, random numbers, place, scores, and what the table says."""
+def table(folder: Path) -> list[list[str]]:
+    return [[row[name] for name in STABLE] for row in rows(folder)]
+
+
+def assert_same_training(a: Path, b: Path, but: str | None = None) -> None:
+    """Bit for bit: weights, statistics, optimiser, random numbers, place, scores, and what the table says.
+
+    What lies at the path `but` in a checkpoint may differ.
+    """
     for name in ("last.pth", "best.pth"):
-        one, other = (leaves(read_checkpoint(folder / name)) for folder in (a, b))
+        one, other = (leaves(read_checkpoint(folder / name), but=but) for folder in (a, b))
         assert one.keys() == other.keys()
         for key, value in one.items():
             assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
