@@ -217,6 +217,7 @@ def test_every_mode_that_a_format_can_hold(tmp_path: Path):
             image = Image.new("I;16", (3, 2)) if mode == "I;16" else colours.convert(mode)
             try:
                 image.save(tmp_path / "a", form)
+                Image.open(tmp_path / "a").load()  # Pillow 12 cannot read its own YCbCr TIFF
             except (OSError, ValueError, KeyError):
                 continue
             held += 1

@@ -16,6 +16,7 @@ from detector.modeling.layers import make_norm
 from detector.recipe import Recipe
 from detector.training.ema import ModelEMA
 from detector.training.optim import learning_rate, make_optimizer
+from detector.training.step import TrainStep
 
 FLAT = dict(lr=1.0, lr_batch=1, batch_size=1, warmup_steps=0, milestones=[])
 
@@ -193,3 +194,21 @@ def test_checkpoints_hold_the_average_and_what_trains(tmp_path: Path):
     assert torch.equal(last["model"][key], best["model"][key])
     assert not torch.equal(last["model"][key], last["training"]["weights"][key])
     assert last["training"]["averaged"] == 3 and "weights" not in best["training"]
+
+
+class Brightness(nn.Module):
+    """Its loss is the mean of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: list[torch.Tensor], targets: list) -> dict[str, torch.Tensor]:
+        return {"mean": self.weight * torch.stack(images).mean()}
+
+
+def test_the_parts_of_an_accumulated_batch_count_by_their_images():
+    """Three images in parts of two and one: a mean of all, not of the two means."""
+    step = TrainStep(Brightness(), Recipe(batch_size=3, accumulate=2, lr=0.0), torch.device("cpu"))
+    row = step(0.0, [torch.tensor(value) for value in (1.0, 2.0, 6.0)], [None] * 3)
+    assert row["mean"] == row["grad_norm"] == pytest.approx(3)

@@ -177,6 +177,15 @@ def test_an_object_may_reach_beyond_the_image_and_a_crowd_region_is_no_object():
     assert all(loss.isfinite() for loss in tiny_model()(IMAGES[:1], [outside]).values())
 
 
+@torch.no_grad()
+def test_a_crowd_region_leaves_the_training_of_both_stages():
+    every = {"sampling": {"batch_per_image": 10_000}}  # so that chance has no part
+    model, crowd = tiny_model(rpn=every, roi_head=every), torch.tensor([[50.0, 0, 96, 64]])
+    plain, with_crowd = (model(IMAGES[:1], [target((5, 5, 40, 50, 0)) | given]) for given in ({}, {"crowd": crowd}))
+    for name in ("rpn_objectness", "roi_class"):
+        assert with_crowd[name] != plain[name]
+
+
 # --- what is not a number
 
 

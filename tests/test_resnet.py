@@ -138,7 +138,7 @@ def moved(net: ResNet) -> set[str]:
 def test_an_affine_norm_keeps_its_statistics_and_batch_norms_do_in_frozen_stages():
     affine, batch = (ResNet(18, norm=norm, frozen_stages=2) for norm in ("affine", "batch"))
     assert affine.layer2[0].bn1.weight.requires_grad and not affine.layer1[0].bn1.weight.requires_grad
-    assert moved(affine.train()) == set()
+    assert moved(affine) == moved(affine.train()) == set()  # as built, too
     for _ in range(2):  # as built, and after train()
         assert moved(batch) == {"layer2", "layer3", "layer4"}
         batch.eval().train()

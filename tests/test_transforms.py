@@ -129,6 +129,13 @@ def test_large_scale_jitter_fits_or_cuts() -> None:
     assert LargeScaleJitter(60, 0.001, 0.001)(image, target)[0].shape == (3, 1, 1)
 
 
+def test_the_window_of_large_scale_jitter_may_lie_at_either_end() -> None:
+    """61 pixels leave the corner of a window of 60 the places 0 and 1."""
+    image, jitter = torch.zeros(3, 30, 61, dtype=torch.uint8), LargeScaleJitter(60, 61 / 60, 61 / 60)
+    target = Target(torch.tensor([[20.0, 5, 30, 15]]), torch.tensor([0]))
+    assert {jitter(image, target)[1].boxes[0, 0].item() for _ in range(30)} == {19, 20}
+
+
 # Invariants
 
 

@@ -50,6 +50,10 @@ class FrozenBatchNorm(nn.Module):
 class AffineBatchNorm(nn.BatchNorm2d):
     """A batch norm with constant statistics and a trained affine map (MMDetection's norm_eval)."""
 
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__(channels, eps)
+        self.train(False)  # a module is born in training mode
+
     def train(self, mode: bool = True) -> AffineBatchNorm:
         return super().train(False)
 
