@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -15,6 +18,11 @@ try:
     import resource
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
+
+
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and ARM processors, as Linux names them
+
+log = logging.getLogger("detector")
 
 
 def pick_device(name: str) -> torch.device:
@@ -44,6 +52,45 @@ def own_device(device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """The number format called `name`; "auto" is bfloat16 where the device has instructions for it, else float32.
+
+    bfloat16 without them is logged as a warning, with how much slower a small product is.
+    """
+    if name == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    if name == "bfloat16" and not has_bfloat16(device):
+        ratio = _product_seconds("bfloat16", device) / _product_seconds("float32", device)
+        log.warning(
+            "bfloat16: this %s has no instructions for it; a product takes %.1f times as long as in float32; choose auto "
+            "or float32",
+            "processor" if device.type == "cpu" else device.type, ratio,
+        )  # fmt: skip
+    return name
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by instructions of its own; False where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return device.type == "cpu" and not words.isdisjoint(BFLOAT16_FLAGS)
+
+
+def _product_seconds(precision: str, device: torch.device) -> float:
+    """The least time of a product of two small matrices."""
+    a, b = torch.ones(2, 384, 384, device=device, dtype=getattr(torch, precision))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def memory_mib(device: torch.device) -> float:

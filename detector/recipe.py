@@ -37,16 +37,18 @@ class Recipe:
     """Decay of the weights of normalisation layers; null: `weight_decay`."""
     schedule: Literal["steps", "cosine"] = "steps"
     """The learning rate falls by ten at each milestone, or as half a cosine to zero."""
-    milestones: list[Positive] = field(default_factory=lambda: [8, 11])
-    """Epochs at which a steps schedule divides the learning rate by ten."""
-    warmup_steps: Annotated[int, Range(0, 10**9)] = 500
-    """Steps over which the learning rate rises linearly from `warmup_factor`."""
+    milestones: list[Positive] = field(default_factory=lambda: [2 / 3, 11 / 12])
+    """Where a steps schedule divides the learning rate by ten: epochs or, below 1, fractions of the training."""
+    warmup_steps: Annotated[int, Range(0, 10**9)] | None = None
+    """Steps over which the learning rate rises linearly from `warmup_factor`, at most a third of the training; null: 500, at most
+    a tenth of the training."""
     warmup_factor: AtLeast0 = 0.001
     """Share of the learning rate at which the warm-up begins."""
     clip_norm: Positive | None = None
     """Bound of the L2 norm of all gradients; null: none."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the network; boxes and losses stay in float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Number format of the network; boxes and losses stay in float32. auto: bfloat16 where the processor or GPU has instructions
+    for it, else float32."""
     accumulate: Number = 1
     """Parts in which the images of a step are processed one after the other, to save memory."""
     ema: Annotated[float, Range(0, 1, above=True, below=True)] | None = None
@@ -61,8 +63,8 @@ class Recipe:
     """Device to train on: cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
     evaluate_every: Number = 1
     """Epochs between two evaluations on val; the last epoch is always evaluated."""
-    save_seconds: AtLeast0 = 15.0
-    """Seconds between two writes of `last.pth`."""
+    save_seconds: AtLeast0 | None = None
+    """Seconds between two writes of `last.pth`; null: 15, or more where writing would take over 2 % of the time."""
     patience: Number | None = None
     """Stop after this many evaluations without a better score; null: never."""
     time_limit: Positive | None = None

@@ -15,7 +15,8 @@ from detector.checkpoint import read_checkpoint
 from detector.modeling.layers import make_norm
 from detector.recipe import Recipe
 from detector.training.ema import ModelEMA
-from detector.training.optim import learning_rate, make_optimizer
+from detector.training.optim import learning_rate, make_optimizer, warmup_steps
+from detector.training.plan import plan_faults, plan_lines
 from detector.training.step import TrainStep
 
 FLAT = dict(lr=1.0, lr_batch=1, batch_size=1, warmup_steps=0, milestones=[])
@@ -31,16 +32,44 @@ def rates(steps_per_epoch: int, **recipe: Any) -> list[float]:
 
 
 def test_rates_by_hand():
-    warm_up = rates(6, epochs=1, lr=8.0, warmup_steps=4, warmup_factor=0.5)
-    assert warm_up == pytest.approx([4, 5, 6, 7, 8, 8])
+    warm_up = rates(12, epochs=1, lr=8.0, warmup_steps=4, warmup_factor=0.5)
+    assert warm_up == pytest.approx([4, 5, 6, 7, *[8] * 8])
     assert rates(2, epochs=4, milestones=[1, 3]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
     assert rates(4, epochs=1, milestones=[0.5]) == pytest.approx([1, 1, 0.1, 0.1])  # within an epoch
-    both = rates(2, epochs=2, milestones=[1], warmup_steps=4, warmup_factor=0.0)
-    assert both == pytest.approx([0, 0.25, 0.05, 0.075])
+    both = rates(2, epochs=6, milestones=[1], warmup_steps=4, warmup_factor=0.0)
+    assert both[:5] == pytest.approx([0, 0.25, 0.05, 0.075, 0.1])
     cosine = rates(2, epochs=2, schedule="cosine")
     assert cosine == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
     assert learning_rate(Recipe(**FLAT, epochs=2, schedule="cosine"), 4, 2) == pytest.approx(0)
     assert rates(2, epochs=2, schedule="cosine", milestones=[1]) == cosine  # which knows none
+
+
+def test_a_schedule_fits_any_length():
+    """Fractions of the training; a warm-up of at most a tenth by itself, of at most a third where it is asked for."""
+    short = Recipe(epochs=20, lr=1.0, lr_batch=16)
+    steps = [learning_rate(short, step, 37) for step in range(740)]
+    assert steps[73] < 1 and steps[74] == steps[493] == 1
+    assert steps[494] == steps[678] == pytest.approx(0.1) and steps[679] == pytest.approx(0.01)
+    twelve = [Recipe(milestones=m) for m in ([8, 11], Recipe().milestones)]
+    assert [learning_rate(twelve[0], i, 7) for i in range(84)] == [learning_rate(twelve[1], i, 7) for i in range(84)]
+    assert warmup_steps(Recipe(), 10**5) == 500 and warmup_steps(Recipe(warmup_steps=500), 740) == 246
+    assert plan_faults(short, 37) == [] and plan_faults(Recipe(), 7000) == []
+
+
+def test_the_plan_and_its_faults_are_said():
+    plain = Recipe(epochs=20, lr_batch=16, milestones=[8, 11], warmup_steps=37)
+    assert plan_lines(plain, 37) == [
+        "warm-up: 2e-05 to 0.02 in 37 steps", "epochs 1 to 8: 0.02", "epochs 9 to 11: 0.002", "epochs 12 to 20: 0.0002",
+    ]  # fmt: skip
+    [fault] = plan_faults(plain, 37)
+    assert fault.startswith(
+        "45% of the steps have less than 2% of the learning rate: train.milestones=[8, 11] for 20 epochs"
+    )
+    [fault] = plan_faults(Recipe(epochs=2, milestones=[0.1], warmup_steps=100), 100)
+    assert fault.startswith("the learning rate never exceeds 29% of 0.02")
+    assert plan_lines(Recipe(epochs=3, schedule="cosine", warmup_steps=0), 10) == [
+        "epoch 1: 0.02", "epoch 2: 0.015", "epoch 3: 0.005",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("batch", "rate"), [(16, 0.02), (8, 0.01), (2, 0.0025), (32, 0.04)])

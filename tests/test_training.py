@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,11 +31,15 @@ from torch import Tensor
 from detector.checkpoint import read_checkpoint
 from detector.config.config import load_config
 from detector.data.coco import CocoDataset
-from detector.device import memory_mib
+from detector.device import memory_mib, pick_precision
 from detector.evaluation.run import evaluate
 from detector.inference.predictor import load
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.recipe import Recipe
+from detector.training.loop import Trainer
 from detector.training.metrics import SCORES
+from detector.training.signals import Stop
+from detector.training.step import TrainStep
 
 FILES = ["best.pth", "config.yaml", "last.pth", "metrics.csv", "previous.pth", "train.log"]
 
@@ -237,3 +242,43 @@ def test_a_forward_pass_is_seven_calls_below_the_command(tmp_path: Path, config:
     monkeypatch.setattr(GeneralizedRCNN, "forward", counted)
     assert train(config, tmp_path / "run", ["train.epochs=1"]) == 0
     assert stacks[0] == ["main", "train", "run", "_train_epoch", "__call__", "_backward", "forward"]
+
+
+def test_a_time_limit_after_the_last_step_does_not_keep_a_training_from_its_score(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The clock runs out in the last step."""
+    real = TrainStep.__call__
+
+    def late(self: TrainStep, *arguments: Any) -> dict[str, float]:
+        late.calls += 1
+        if late.calls == 2 * STEPS:
+            monkeypatch.setattr(Stop, "_is_late", lambda stop: stop.deadline is not None)
+        return real(self, *arguments)
+
+    late.calls = 0
+    monkeypatch.setattr(Stop, "_is_late", lambda stop: False)
+    monkeypatch.setattr(TrainStep, "__call__", late)
+    assert train(config, tmp_path / "run", ["train.time_limit=60", "train.epochs=2"]) == 0
+    assert (tmp_path / "run/best.pth").exists()
+
+
+def test_last_is_not_written_more_often_than_it_costs(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
+    trainer = SimpleNamespace(recipe=Recipe(), save_duration=0.0)
+    assert Trainer._save_interval(trainer) == 15
+    trainer.save_duration = 3.0
+    assert Trainer._save_interval(trainer) == 150
+    trainer.recipe = Recipe(save_seconds=1.0)
+    assert Trainer._save_interval(trainer) == 1
+
+
+def test_automatic_precision_is_bfloat16_only_where_there_are_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    cpu = torch.device("cpu")
+    for known in (True, False):
+        monkeypatch.setattr("detector.device.has_bfloat16", lambda device, known=known: known)
+        caplog.clear()
+        assert pick_precision("auto", cpu) == ("bfloat16" if known else "float32")
+        assert pick_precision("bfloat16", cpu) == "bfloat16" and pick_precision("float32", cpu) == "float32"
+        assert ("has no instructions for it; a product takes" in caplog.text) is not known

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from detector.errors import ConfigError
 from detector.rng import mix
 
 
@@ -110,6 +111,18 @@ def repeat_factors(owner: np.ndarray, labels: np.ndarray, images: int, threshold
     factors = np.ones(images)
     np.maximum.at(factors, pairs[:, 0], factor[pairs[:, 1]])
     return factors
+
+
+def repeats_of(dataset: Any, threshold: float | None) -> np.ndarray | None:
+    """Repeats of each image in an epoch (n,), by repeat-factor sampling; None: once each."""
+    if threshold is None:
+        return None
+    if not hasattr(dataset, "objects"):
+        raise ConfigError(
+            f"data.repeat_threshold: {type(dataset).__name__} must have `objects`: objects() gives the image and label of "
+            "every object"
+        )
+    return repeat_factors(*dataset.objects(), len(dataset), threshold)
 
 
 def _total(repeats: np.ndarray) -> int:

@@ -8,6 +8,7 @@ from detector import distributed
 from detector.data.describe import class_table_of, report_of
 from detector.evaluation.reach import scoring_limits
 from detector.training.loop import Trainer
+from detector.training.plan import plan_faults, plan_lines
 
 log = logging.getLogger("detector")
 
@@ -26,12 +27,15 @@ def announce(trainer: Trainer, started: str | None) -> None:
     count = sum(p.numel() for p in model.parameters())
     world = distributed.world_size()
     device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"
-    log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, recipe.precision)
+    log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, trainer.train_step.precision)
     rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
     log.info(
         "%s, %d images a step, learning rate %.4g (%s), %d steps in %d epochs",
         recipe.optimizer, recipe.batch_size, recipe.scaled_lr(), rule, trainer.steps, recipe.epochs,
     )  # fmt: skip
+    log.info("learning rate: %s", "; ".join(plan_lines(recipe, trainer.steps_per_epoch)))
+    for fault in plan_faults(recipe, trainer.steps_per_epoch):
+        log.warning("%s", fault)
     if trainer.criterion != "AP":
         log.info(
             "an RPN alone: best.pth is chosen by the %s of proposals; AP is that of all classes as one",

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +17,9 @@ from detector import distributed
 from detector.checkpoint import save_checkpoint
 from detector.config.config import Config
 from detector.data.loader import train_loader
-from detector.data.sampler import GroupedBatchSampler, repeat_factors
+from detector.data.sampler import GroupedBatchSampler, repeats_of
 from detector.device import memory_mib
-from detector.errors import CheckpointError, ConfigError
+from detector.errors import CheckpointError
 from detector.files import NotWritten
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.progress import Progress
@@ -33,6 +32,8 @@ from detector.training.optim import learning_rate
 from detector.training.signals import Stop, deferred_sigchld
 from detector.training.step import NonFiniteLoss, TrainStep
 from detector.training.validate import validate
+
+LEAST_INTERVAL, SAVING_SHARE = 15.0, 0.02  # seconds between two writes of last.pth, and their share of the time
 
 log = logging.getLogger("detector")
 
@@ -63,7 +64,7 @@ class Trainer:
         self.train_step = TrainStep(model, recipe, device)
         self.loader = train_loader(
             train, recipe.batch_size, data.workers, recipe.seed, rank=distributed.rank(), world=distributed.world_size(),
-            repeats=_repeats(train, data.repeat_threshold), skip_bad=data.skip_bad,
+            repeats=repeats_of(train, data.repeat_threshold), skip_bad=data.skip_bad,
         )  # fmt: skip
         self.batches = cast(GroupedBatchSampler, self.loader.batch_sampler)
         self.steps_per_epoch = len(self.batches)
@@ -73,7 +74,7 @@ class Trainer:
         self.best = -math.inf
         self.history: list[dict[str, float]] = []  # the rows of all evaluations
         self.writers: list[Writer] = []  # of rank 0
-        self.saved_at = -math.inf
+        self.saved_at, self.save_duration = -math.inf, 0.0
         self.saved_step: int | None = None
 
     @property
@@ -152,7 +153,7 @@ class Trainer:
             row |= {"step_s": time.perf_counter() - start, "memory_mib": memory_mib(self.device)}
             self._write_row(row)
             self._show(bar, row)
-            self._save_or_stop(due=time.monotonic() - self.saved_at > self.recipe.save_seconds)
+            self._save_or_stop(due=time.monotonic() - self.saved_at > self._save_interval())
             requested = time.perf_counter()
 
     def _batches(self) -> Iterator[tuple[list[Tensor], list[Target], list[int]]]:
@@ -202,12 +203,19 @@ class Trainer:
 
     def _save_or_stop(self, *, due: bool) -> None:
         """Save if due (rank 0 decides) or if the training must stop, which raises Interrupted."""
+        if self.step == self.steps:
+            self.stop.deadline = None  # what is trained is scored, too
         leave, due = self.stop.agree(due)
         if leave or due:
             self._save("last.pth")
         if leave:
             self._check_saved()
         self.stop.check()
+
+    def _save_interval(self) -> float:
+        """Seconds between two writes of last.pth."""
+        given = self.recipe.save_seconds
+        return max(LEAST_INTERVAL, self.save_duration / SAVING_SHARE) if given is None else given
 
     def _check_saved(self) -> None:
         """Raise NotWritten if the last step is not saved."""
@@ -261,12 +269,15 @@ class Trainer:
                 "random": distributed.gather(random_state()), "launchers": distributed.gather(distributed.launcher()),
                 **self.train_step.state(),
             }  # fmt: skip
-            self.saved_at = time.monotonic()
+        begun = time.monotonic()
         with deferred_sigchld():
             written = not distributed.is_rank0() or self._write(self.output / name, training, with_state)
             [failed] = distributed.all_reduce_max(not written)
             if with_state and not failed:
                 self.saved_step = self.step
+        if with_state:
+            self.saved_at = time.monotonic()
+            self.save_duration = self.saved_at - begun
         return not failed
 
     def _write(self, path: Path, training: Mapping[str, Any], with_state: bool) -> bool:
@@ -281,15 +292,3 @@ class Trainer:
             log.warning("step %d: %s. The training goes on", self.step, error)
             return False
         return True
-
-
-def _repeats(dataset: Any, threshold: float | None) -> np.ndarray | None:
-    """Repeats of each image in an epoch (n,), by repeat-factor sampling; None: once each."""
-    if threshold is None:
-        return None
-    if not hasattr(dataset, "objects"):
-        raise ConfigError(
-            f"data.repeat_threshold: {type(dataset).__name__} must have `objects`: objects() gives the image and label of "
-            "every object"
-        )
-    return repeat_factors(*dataset.objects(), len(dataset), threshold)

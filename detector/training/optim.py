@@ -46,8 +46,15 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if recipe.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * step / total))
     else:
-        factor = 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in recipe.milestones)
-    if step < recipe.warmup_steps:
-        progress = step / recipe.warmup_steps
+        steps = (milestone * (total if milestone < 1 else steps_per_epoch) for milestone in recipe.milestones)
+        factor = 0.1 ** sum(step >= milestone for milestone in steps)
+    warmup = warmup_steps(recipe, total)
+    if step < warmup:
+        progress = step / warmup
         factor *= recipe.warmup_factor * (1 - progress) + progress
     return recipe.scaled_lr() * factor
+
+
+def warmup_steps(recipe: Recipe, total: int) -> int:
+    """The length of the warm-up of a training of `total` steps."""
+    return min(500, total // 10) if recipe.warmup_steps is None else min(recipe.warmup_steps, total // 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,6 +37,11 @@ except ImportError:  # on Windows
 
 CHECKPOINTS = ["last.pth", "previous.pth", "best.pth"]
 TEXTS = ["config.yaml", "metrics.csv", "train.log"]
+
+DEFAULTS_OF_0_1: dict[str, Any] = {
+    "milestones": [8, 11],
+    "warmup_steps": 500,
+}  # of the recipe, where they are others now
 
 log = logging.getLogger("detector")
 
@@ -70,7 +76,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     train_set = build_dataset(data, "train")
     val_set = build_dataset(data, "val", class_names=train_set.class_names)
     read_coco_file(val_set.annotation_file)  # else its errors would come after an epoch
-    config = with_num_classes(config, train_set)
+    config = with_num_classes(config if last is None else with_old_defaults(config, last), train_set)
     device = own_device(pick_device(recipe.device))
     make_deterministic(recipe.deterministic)
     seed(recipe.seed)
@@ -112,6 +118,17 @@ def quiet_nonzero_ranks() -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+def with_old_defaults(config: Config, checkpoint: Mapping[str, Any]) -> Config:
+    """The configuration with which a training of 0.1 continues: keys that it leaves out have the defaults of that version."""
+    if not str(checkpoint.get("versions", {}).get("detector", "")).startswith("0.1."):
+        return config
+    given = config.raw.get("train", {})
+    kept = {key: value for key, value in DEFAULTS_OF_0_1.items() if key not in given}
+    for key, value in kept.items():
+        log.info("resume: train.%s keeps the default of version 0.1, %s", key, value)
+    return replace(config, train=replace(config.train, **kept), raw=config.raw | {"train": given | kept})
 
 
 def with_num_classes(config: Config, train_set: DataSet) -> Config:

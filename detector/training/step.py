@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from detector import distributed
+from detector.device import pick_precision
 from detector.errors import DetectorError
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
@@ -47,7 +48,8 @@ class TrainStep:
     def __init__(self, model: GeneralizedRCNN, recipe: Recipe, device: torch.device):
         self.model, self.recipe, self.device = model.to(device), recipe, device
         self.optimizer = make_optimizer(model, recipe)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self.precision = pick_precision(recipe.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
         self.ema = None if recipe.ema is None else ModelEMA(model, recipe.ema)
         if recipe.compile:
             model.pyramid.compile()
@@ -102,8 +104,8 @@ class TrainStep:
             part = slice(start, start + size)
             share = len(images[part]) / len(images)
             with self._communication(last=start + size >= len(images)):
-                with torch.autocast(self.device.type, PRECISIONS[self.recipe.precision],
-                                    enabled=self.recipe.precision != "float32"):  # fmt: skip
+                with torch.autocast(self.device.type, PRECISIONS[self.precision],
+                                    enabled=self.precision != "float32"):  # fmt: skip
                     found = {name: loss * share for name, loss in self.losses(images[part], targets[part]).items()}
                 self.scaler.scale(sum(found.values())).backward()
             losses = {name: losses.get(name, 0) + loss.detach() for name, loss in found.items()}
