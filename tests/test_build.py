@@ -156,7 +156,7 @@ def test_a_wrong_key_type_or_number_is_told_with_its_path():
         ("data.transforms", [{}, {"type": "color_jitter", "hu": 1}], "data.transforms[1].hu: unknown key"),
         ("data.transforms", [{"p": "x"}], "data.transforms[0].p: expected a number"),
         ("train.epoch", 3, "train.epoch: unknown key; did you mean 'epochs'?"),
-        ("train.precision", "fp16", "train.precision: expected one of 'float32', 'bfloat16', 'float16', got 'fp16'"),
+        ("train.precision", "fp16", "train.precision: expected one of 'auto', 'float32', 'bfloat16', 'float16', got 'fp16'"),
         *(("data.type", name, f"data.type: {name.rpartition('.')[2]} cannot be called like CocoDataset") for name in (
             "os.system", "os.getcwd", "builtins.int", "collections.OrderedDict",  # never called
         )),

@@ -1,8 +1,9 @@
-"""`detector infer CKPT PATH ... --output DIR [--score 0.5]`."""
+"""`detector infer CKPT PATH ... --output DIR [--score 0.5] [key=value ...]`."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -23,7 +24,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser("infer")
     add = parser.add_argument
     add("checkpoint", metavar="CKPT", type=Path, help="the checkpoint of a detector")
-    add("paths", metavar="PATH", nargs="+", help="an image, a folder with all below it, or a quoted pattern")
+    add(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="an image, a folder with all below it, or a quoted pattern; also key=value",
+    )
     add("--output", metavar="DIR", type=Path, required=True, help="pictures keep their relative paths in here")
     add(
         "--annotations", metavar="FILE", type=Path, help="a COCO file of these images, whose image ids the results take"
@@ -32,6 +38,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
     add_network_options(parser)
     args = parser.parse_args(argv)
+    is_override = re.compile(r"(model|data)\.[\w.]+=").match
+    args.overrides = [path for path in args.paths if is_override(path)]
+    args.paths = [path for path in args.paths if not is_override(path)]
+    if not args.paths:
+        parser.error("name an image, a folder or a pattern")
     if not 0 <= args.score <= 1:
         parser.error(f"--score must lie in 0..1, not {args.score}")
     if args.batch < 1:
@@ -44,7 +55,9 @@ def infer(args: argparse.Namespace) -> None:
     jobs = on_rank0(find_images, args.paths, args.output, args.annotations)
     on_rank0(check_folder, args.output)
     kind = TTAPredictor if args.tta else Predictor
-    predictor = detector.load(args.checkpoint, args.trust, device=args.device, precision=args.precision, kind=kind)
+    predictor = detector.load(
+        args.checkpoint, args.trust, overrides=args.overrides, device=args.device, precision=args.precision, kind=kind
+    )
     predictor.check_pictures()
     folder = on_rank0(make_folder, args.output)
     results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)

@@ -47,7 +47,8 @@ class CocoDataset(Dataset):
         images: folder of the images.
         annotations: COCO file.
         classes: names of the categories to use; None uses all.
-        class_names: classes of the training split in label order, which this file must have under any ids.
+        class_names: classes of the training split in label order, which this file must have under any ids; with `classes`,
+            only those of them.
         keep_empty: keep images without objects.
         max_pixels: images with more pixels are refused.
         transform: applied to every image and its objects.
@@ -166,13 +167,17 @@ def _classes(coco: CocoFile, classes: list[str] | None, class_names: list[str] |
     """The names of the classes in label order, and their ids in this file."""
     id_of = dict(zip(coco.category_names, coco.category_ids.tolist()))
     chosen = _chosen(coco.path, sorted(id_of, key=id_of.__getitem__), classes)
-    if class_names is not None and set(chosen) != set(class_names):
-        here, training = (sorted(set(a) - set(b)) for a, b in ((chosen, class_names), (class_names, chosen)))
+    if class_names is None:
+        return chosen, [id_of[name] for name in chosen]
+    here, training = (sorted(set(a) - set(b)) for a, b in ((chosen, class_names), (class_names, chosen)))
+    if here or (training and classes is None):
+        common = [name for name in class_names if name in chosen]
+        remedy = f", or choose the common ones by data.classes=[{', '.join(common)}]" if common else ""
         raise DataError(
             f"{coco.path}: `categories` differ from the training classes (only here: {here}; only in training: "
-            f"{training}); give both files the same names, or choose the common ones by data.classes"
+            f"{training}); give both files the same names{remedy}"
         )
-    labelled = chosen if class_names is None else list(class_names)
+    labelled = [name for name in class_names if name in chosen]
     return labelled, [id_of[name] for name in labelled]
 
 

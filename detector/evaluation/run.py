@@ -23,6 +23,8 @@ from detector.protocols import DataSet
 from detector.recipe import Scoring
 from detector.structures import Detections, Proposals
 
+NOT_SCORED = -(10**9)  # stands for the id of a class that the data set does not have
+
 
 def evaluate(
     predictor: Predictor,
@@ -37,7 +39,8 @@ def evaluate(
     """Detect on every image and score the detections: (metrics, results in COCO form), the same on all processes.
 
     Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`. The results have the ids of the
-    annotation file; those of a detector that reports proposals are scored as ONE_CLASS.
+    annotation file; those of a detector that reports proposals are scored as ONE_CLASS. Detections of classes that the data
+    set does not have are left out.
 
     Args:
         predictor: the detector.
@@ -51,9 +54,11 @@ def evaluate(
     results: list[dict[str, Any]] = []
     proposals: dict[int, Tensor] = {}
     as_one_class = predictor.model.reports_proposals
-    category_ids = list(ONE_CLASS) if as_one_class else dataset.category_ids
+    id_of = dict(zip(dataset.class_names, dataset.category_ids))
+    category_ids = list(ONE_CLASS) if as_one_class else [id_of.get(name, NOT_SCORED) for name in predictor.class_names]
     for image_id, found in detect_all(predictor, dataset, batch_size, workers, progress, check):
-        results += detections_to_results(found, image_id, category_ids)
+        rows = detections_to_results(found, image_id, category_ids)
+        results += [row for row in rows if row["category_id"] != NOT_SCORED]
         proposals[image_id] = _proposals_of(found).boxes
 
     def score() -> dict[str, dict[str, Any]]:

@@ -25,6 +25,12 @@ from detector.structures import Detections, Proposals, Size, image_size
 
 Picture = str | Path | Image.Image | Tensor
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NO_SPLIT = {"images": "none", "annotations": "none.json"}
+NO_DATA = {
+    "root": ".",
+    "train": NO_SPLIT,
+    "val": NO_SPLIT,
+}  # of a converted detector, so that keys of `data` can be set
 AT_ONCE = 8  # decoded images that a call on a list holds in memory
 
 
@@ -45,6 +51,8 @@ def load(
     Raises CheckpointError for a file that is missing, damaged or of another architecture.
     """
     checkpoint = read_checkpoint(path)
+    if "data" not in checkpoint["config"] and any(change.startswith("data.") for change in overrides):
+        checkpoint["config"] = checkpoint["config"] | {"data": NO_DATA}
     try:
         parse_config(checkpoint["config"], trust=trust)
     except ConfigError as error:

@@ -95,7 +95,7 @@ def write_config(path: Path, data: Path, **train: Any) -> Path:
         "workers": 0,
         "resize": {"short": [56, 64], "long": 96},
     }
-    recipe = dict(epochs=2, batch_size=2, lr=0.01, lr_batch=2, milestones=[8, 11], warmup_steps=2, clip_norm=10.0)
+    recipe = dict(epochs=2, batch_size=2, lr=0.01, lr_batch=2, milestones=[8, 11], warmup_steps=1, clip_norm=10.0)
     recipe |= {"device": "cpu"} | train
     path.write_text(yaml.safe_dump({"model": MODEL, "data": settings, "train": recipe}))
     return path
