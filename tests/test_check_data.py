@@ -172,7 +172,7 @@ def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
         document["images"][0]["file_name"] += "\x1b[2J"
     configure(tmp_path, documents)
     status, out, err = check(tmp_path, "--picture", tmp_path / "a.png")
-    assert status == 1 and "\x1b" not in out + err and r"disc\x1b[2J\n\ud800" in out and r"1.png\x1b[2J" in out
+    assert status == 1 and "\x1b" not in out + err and r"disc\u001b[2J\n\ud800" in out and r"1.png\x1b[2J" in out
 
 
 KEYS = ("id", "file_name", "width", "height", "image_id", "category_id", "bbox", "iscrowd", "name")

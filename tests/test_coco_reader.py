@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +33,32 @@ FILE: dict[str, Any] = {
     "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}],
 }
 FAULTS = [  # section, key, value (... removes the key), words of the message
-    ("images", "id", "5", "images[0], id '5': `id` is '5'; it must be an integer"),
+    ("images", "id", "5", 'images[0], id "5": `id` is "5"; it must be an integer (no quotes'),
     ("images", "id", 3, "images[1], id 3: `id` is 3; two images share it"),
     ("images", "file_name", ..., "`file_name` is missing; it must be a path"),
-    ("images", "file_name", "../a.png", "`file_name` is '../a.png'; it must be a path inside the image folder"),
+    ("images", "file_name", "../a.png", '`file_name` is "../a.png"; it must be a path inside the image folder'),
     ("images", "height", 0, "`height` is 0; it must be an integer of at least 1"),
     ("images", "width", 2.5, "`width` is 2.5; it must be an integer of at least 1"),
     ("categories", "id", 7, "two categories share it"),
     ("categories", "name", ..., "categories[0], id 9: `name` is missing; it must be a name without"),
-    ("categories", "name", "cat", "`name` is 'cat'; two categories share it"),
+    ("categories", "name", "cat", '`name` is "cat"; two categories share it'),
     ("categories", "name", "a\nb", "it must be a name without control characters"),
-    ("annotations", "id", "a", "annotations[0], id 'a': `id` is 'a'; it must be an integer"),
+    ("annotations", "id", "a", 'annotations[0], id "a": `id` is "a"; it must be an integer'),
     ("annotations", "image_id", 99, "`image_id` is 99; no such image"),
     ("annotations", "category_id", 8, "`category_id` is 8; no such category"),
-    ("annotations", "iscrowd", "no", "`iscrowd` is 'no'; it must be an integer"),
+    ("annotations", "iscrowd", "no", '`iscrowd` is "no"; it must be 0 or 1'),
     ("annotations", "id", ..., "annotations[0], id missing: `id` is missing; it must be an integer"),
     ("annotations", "bbox", ..., "annotations[0], id 1: `bbox` is missing; it must be four finite numbers"),
-    ("annotations", "bbox", [1, 2, "3", 4], "`bbox` is [1, 2, '3', 4]; it must be four finite numbers"),
-    ("annotations", "bbox", [0, 0, float("nan"), 3], "`bbox` is [0, 0, nan, 3]; it must be four finite numbers"),
-    ("annotations", "bbox", [0, float("inf"), 1, 3], "`bbox` is [0, inf, 1, 3]; it must be four finite numbers"),
+    ("annotations", "bbox", [1, 2, "3", 4], '`bbox` is [1, 2, "3", 4]; it must be four finite numbers'),
+    ("annotations", "bbox", [0, 0, float("nan"), 3], "`bbox` is [0, 0, NaN, 3]; it must be four finite numbers"),
+    ("annotations", "bbox", [0, float("inf"), 1, 3], "`bbox` is [0, Infinity, 1, 3]; it must be four finite numbers"),
     ("annotations", "bbox", [0, 10**400, 1, 3], "; it must be four finite numbers"),
     ("annotations", "bbox", [1, 2, 3], "`bbox` is [1, 2, 3]; it must be four finite numbers"),
     ("annotations", "bbox", [1, 2, -3, 4], "`bbox` is [1, 2, -3, 4]; width and height must not be negative"),
-    ("annotations", "area", float("inf"), "`area` is inf; it must be a finite number"),
+    ("annotations", "area", float("inf"), "`area` is Infinity; it must be a finite number"),
     ("annotations", "area", 10**400, "; it must be a finite number"),
-    ("categories", None, "cat", "categories[0] is 'cat'; it must be an object"),
-    ("annotations", None, "text", "annotations[0] is 'text'; it must be an object"),
+    ("categories", None, "cat", 'categories[0] is "cat"; it must be an object'),
+    ("annotations", None, "text", 'annotations[0] is "text"; it must be an object'),
 ]
 
 
@@ -76,18 +78,23 @@ def spoilt(section: str, key: str | None, value: Any) -> dict[str, Any]:
     return document
 
 
+def refusal(read: Callable[[], object]) -> str | None:
+    """The error of a reader; None where it accepts the file."""
+    try:
+        read()
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def verdicts(path: Path) -> list[str | None]:
     """The errors of training, evaluation and recall; None where the file is accepted."""
-    found: list[str | None] = []
-    for read in (
-        lambda: CocoDataset(path.parent, path), lambda: evaluate_results(path, []), lambda: proposal_recall(path, {})
-    ):  # fmt: skip
-        try:
-            read()
-            found.append(None)
-        except DataError as error:
-            found.append(str(error))
-    return found
+    readers = (
+        lambda: CocoDataset(path.parent, path),
+        lambda: evaluate_results(path, []),
+        lambda: proposal_recall(path, {}),
+    )
+    return [refusal(read) for read in readers]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[f"{n}-{fault[0]}-{fault[1]}" for n, fault in enumerate(FAULTS)])
@@ -118,6 +125,57 @@ def test_a_file_without_a_section_is_refused_by_all(tmp_path: Path, section: str
         assert f"{path}: `{section}` is missing or is not a list; a COCO file is an object with the lists" in message
         with pytest.raises(DataError, match=f"`{section}` is missing"):
             read_split("train", path, None, None, Findings())
+
+
+ABSENT = object()
+VALUES: list[Any] = [
+    ABSENT, None, True, False, 0, 1, 2, -1, 3, 5, 7, 2**31, 2**53, 2**53 + 1, 10**400, 0.0, 1.0, 1.5, -0.0, 1e308,
+    float("nan"), float("inf"), "", "0", "1", "false", "a.png", "../a", "C:/a.png", "a\nb", "\ud800", "고양이", [], [1], {},
+    {"a": 1}, [0, 0, 5, 5], [0, 0, 0, 0], [0, 0, -1, 5], ["0", "0", "5", "5"], [0, 0, 5], [True, 0, 5, 5], [[0, 0, 5, 5]],
+]  # fmt: skip
+PLACES = [(section, key) for section in FILE for key in (None, *dict.fromkeys(k for e in FILE[section] for k in e))]
+DOCUMENTS = [
+    [],
+    None,
+    1,
+    "images",
+    {},
+    *({**FILE, name: value} for name in FILE for value in ([], None, {}, "", 0, [None])),
+]
+
+
+def spoilt_documents() -> Iterator[Any]:
+    """Every value at every place, and every fault of a whole file."""
+    for (section, key), value in itertools.product(PLACES, VALUES):
+        document = copy.deepcopy(FILE)
+        entries = document[section]
+        if key is None:
+            entries[-1] = None if value is ABSENT else value
+        elif value is ABSENT:
+            entries[-1].pop(key, None)
+        else:
+            entries[-1][key] = value
+        yield document
+    yield from DOCUMENTS
+
+
+def test_training_evaluation_and_check_agree_on_every_value_at_every_key(tmp_path: Path) -> None:
+    path, refused = tmp_path / "any name", 0
+    for document in spoilt_documents():
+        path.write_text(json.dumps(document))
+        message, *others = verdicts(path)
+        assert others == [message] * 2, document
+        findings = Findings()
+        stopped = refusal(lambda findings=findings: read_split("train", path, None, None, findings))
+        errors = [found for found in findings.all() if found.severity == "error"]
+        assert (message is None) == (stopped is None and not errors), document
+        if message is not None:
+            assert stopped == message or any(
+                str(DataError(error.places[0].note)) in message and message.endswith(error.effect.partition(": ")[2])
+                for error in errors
+            ), (message, errors)
+        refused += message is not None
+    assert 400 < refused < len(PLACES) * len(VALUES)
 
 
 def test_faults_of_a_kind_are_counted(tmp_path: Path) -> None:

@@ -22,19 +22,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; `alone` says whether an annotation file stands in for a configuration."""
     parser = CommandParser("check-data", epilog="exit status: 0 healthy, 1 errors in the data, 2 no check")
     add = parser.add_argument
-    add("data", metavar="CONFIG-or-JSON", help="a configuration, or a COCO annotation file (*.json) alone")
+    add("data", metavar="CONFIG-or-JSON", help="a configuration, or a COCO annotation file alone")
     add("overrides", metavar="key=value", nargs="*", help="changes to the configuration, or to the default one")
     add("--images", metavar="DIR", type=Path, help="with an annotation file: its image folder")
     add("--no-images", action="store_true", help="look for the image files, but do not open them")
     add("--json", metavar="FILE", type=Path, help="write the result there too")
     add("--picture", metavar="FILE", type=Path, help="draw classes, box sizes and shapes there, a PNG")
     args = parser.parse_intermixed_args(argv)
-    args.alone = args.data.lower().endswith(".json")
+    args.alone = is_annotation_file(args.data)
     if args.images and not args.alone:
         parser.error("--images goes with an annotation file; a configuration names its own folders")
     if args.json and args.picture and os.path.realpath(args.json) == os.path.realpath(args.picture):
         parser.error("--json and --picture name the same file")
     return args
+
+
+def is_annotation_file(path: str) -> bool:
+    """Whether this is an annotation file: its name ends in .json, or its content begins as a JSON object or list does."""
+    if path.lower().endswith(".json"):
+        return True
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            return file.read(80).lstrip().startswith(("{", "["))
+    except OSError:
+        return False
 
 
 def configuration(args: argparse.Namespace) -> Config:

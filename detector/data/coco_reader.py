@@ -8,6 +8,7 @@ categories and names of categories are unique; ids of annotations may repeat, be
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,18 +38,23 @@ REMEDIES = {  # kind of fault -> how to fix it
 
 
 def is_integer(value: Any) -> bool:
-    """Whether this is an integer that int64 and float64 hold exactly."""
-    return isinstance(value, int) and -LARGEST_ID <= value <= LARGEST_ID
+    """Whether this is an integer that int64 and float64 hold exactly; `true` and `false` are none."""
+    return type(value) is int and -LARGEST_ID <= value <= LARGEST_ID
+
+
+def is_flag(value: Any) -> bool:
+    """Whether this is 0, 1, `false` or `true`."""
+    return isinstance(value, int) and value in (0, 1)
 
 
 def is_side(value: Any) -> bool:
     """Whether this can be the height or width of an image."""
-    return isinstance(value, int) and 1 <= value <= LARGEST_ID
+    return is_integer(value) and value >= 1
 
 
 def is_area(value: Any) -> bool:
     """Whether this is a finite number, or absent. The comparison is exact for integers of any length."""
-    return value is ABSENT or (isinstance(value, (int, float)) and abs(value) <= sys.float_info.max)
+    return value is ABSENT or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def is_ordered_box(value: list[float]) -> bool:
@@ -70,7 +76,7 @@ class Rule:
     """Value of entries without the key; None makes the key required."""
 
 
-INTEGER = "it must be an integer"
+INTEGER = "it must be an integer (no quotes, no decimal point, at most 2^53)"
 SIDE = "it must be an integer of at least 1"
 RULES = (  # in the order in which they are checked; a later rule for the same key sees only values that passed
     Rule("categories", "id", is_integer, INTEGER),
@@ -83,7 +89,7 @@ RULES = (  # in the order in which they are checked; a later rule for the same k
     Rule("annotations", "id", is_integer, INTEGER),
     Rule("annotations", "image_id", is_integer, INTEGER),
     Rule("annotations", "category_id", is_integer, INTEGER),
-    Rule("annotations", "iscrowd", is_integer, INTEGER, default=0),
+    Rule("annotations", "iscrowd", is_flag, "it must be 0 or 1 (no quotes)", default=0),
     Rule("annotations", "bbox", is_box, "it must be four finite numbers [x, y, width, height]", "invalid box"),
     Rule("annotations", "bbox", is_ordered_box, "width and height must not be negative", "invalid box"),
     Rule("annotations", "area", is_area, "it must be a finite number", default=ABSENT),
@@ -152,16 +158,22 @@ class CocoFile:
     """(m,) bool."""
 
 
+def shown(value: Any) -> str:
+    """A value as it is written in the file, cut after 80 characters: "0" with its quotes, null, true."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def stop_at_fault(faults: EntryFaults) -> None:
     """The policy of training and evaluation: raise DataError with file, entry, id, key and value of the first fault."""
     if faults.kind == HARMLESS:
         return
     entry, more = faults.entries[0], len(faults) - 1
     if faults.key is None:
-        found = f"{faults.where(0)} is {entry!r:.80}"
+        found = f"{faults.where(0)} is {shown(entry)}"
     else:
-        number = f"{entry['id']!r:.40}" if "id" in entry else "missing"
-        value = f"is {entry[faults.key]!r:.80}" if faults.key in entry else "is missing"
+        number = shown(entry["id"]) if "id" in entry else "missing"
+        value = f"is {shown(entry[faults.key])}" if faults.key in entry else "is missing"
         found = f"{faults.section}[{faults.rows[0]}], id {number}: `{faults.key}` {value}"
     also = f" ({more} more like it)" if more else ""
     raise DataError(f"{faults.path}: {found}; {faults.message}{also}; {REMEDIES[faults.kind]}")
@@ -177,6 +189,9 @@ def read_coco_file(path: str | Path, report: Callable[[EntryFaults], None] = sto
     path = Path(path)
     document = read_document(path)
     sections = {name: _Section(path, document, name, report) for name in SECTIONS}
+    for name in ("images", "categories"):
+        if not sections[name].entries and not len(sections[name].rows):
+            raise DataError(f"{path}: `{name}` is empty; a COCO file lists its images and its categories")
     for name in ("categories", "images", "annotations"):
         section = sections[name]
         section.check([rule for rule in RULES if rule.section == name])

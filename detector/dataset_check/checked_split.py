@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.box_arrays import clip_to_images, corners, have_area
-from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file
+from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file, shown
 from detector.dataset_check.findings import FaultPlace, Findings, identity, one_line
 
 ID_KEYS = {
@@ -98,9 +98,9 @@ def _entry_place(faults: EntryFaults, i: int) -> FaultPlace:
     """The place of the i-th faulty entry."""
     entry, where = faults.entries[i], faults.where(i)
     if faults.key is None:
-        return FaultPlace(key=where, note=f"is {one_line(entry)}; {faults.message}")
+        return FaultPlace(key=where, note=f"is {shown(entry)}; {faults.message}")
     image_key, annotation_key = ID_KEYS[faults.section]
-    value = f"is {one_line(entry[faults.key])}" if faults.key in entry else "is missing"
+    value = f"is {shown(entry[faults.key])}" if faults.key in entry else "is missing"
     name = entry.get("file_name")
     return FaultPlace(
         one_line(name) if isinstance(name, str) else None,

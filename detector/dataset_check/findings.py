@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from detector.data.coco_reader import HARMLESS, REMEDIES
+from detector.data.coco_reader import HARMLESS, REMEDIES, shown
 
 PLACES = 20  # that are kept of a finding
 STOPS = "training stops: "
@@ -53,7 +52,7 @@ class FaultPlace:
     note: str = ""
 
     def __str__(self) -> str:
-        ids = [f"{what} {value}" for what, value in (("image", self.image_id), ("annotation", self.annotation_id))
+        ids = [f"{what} {shown(value)}" for what, value in (("image", self.image_id), ("annotation", self.annotation_id))
                if value is not None]  # fmt: skip
         where = ", ".join(part for part in (self.file, *ids, self.key) if part)
         return printable(": ".join(part for part in (where, self.note) if part))
@@ -111,9 +110,7 @@ def one_line(value: Any) -> str:
     """Any JSON value on a line."""
     if isinstance(value, str) and len(value) <= 100:
         return value
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxother = shown.maxlong = 80
-    return shown.repr(value)
+    return shown(value)
 
 
 def printable(text: str) -> str:

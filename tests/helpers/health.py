@@ -128,7 +128,7 @@ class DirtySet:
             self.expect(kind, key=f"images[{len(self.train['images'])}]{key}", **place)
             self.train["images"].append(picture)
 
-        add("not an entry", "no entry", "", note="is no entry; it must be an object")
+        add("not an entry", "no entry", "", note='is "no entry"; it must be an object')
         noise(self.folder / "train" / "wide.png", WIDE, seed=50)
         self.train["images"].append(entry(50, "wide.png"))
         self.expect("image without objects", file="wide.png", image_id=50)
@@ -155,10 +155,15 @@ class DirtySet:
             self.expect(kind, **ids, key=where, note=note)
 
         rule = "it must be four finite numbers [x, y, width, height]"
-        add("invalid box", box(200, 1, [math.nan, 1, 2, 3]), "bbox", f"is [nan, 1, 2, 3]; {rule}")
+        add("invalid box", box(200, 1, [math.nan, 1, 2, 3]), "bbox", f"is [NaN, 1, 2, 3]; {rule}")
         add("unknown image", box(201, 999, [1, 50, 9, 9]), "image_id", "is 999; no such image")
         add("unknown category", box(202, 1, [1, 50, 9, 9], 999), "category_id", "is 999; no such category")
-        add("invalid value", box(203, 1, [1, 50, 9, 9], iscrowd="no"), "iscrowd", "is no; it must be an integer")
+        add(
+            "invalid value",
+            box(203, 1, [1, 50, 9, 9], iscrowd="no"),
+            "iscrowd",
+            'is "no"; it must be 0 or 1 (no quotes)',
+        )
         add("repeated annotation id", box(2, 1, [60, 54, 9, 9]), "id", "is 2; two annotations share it")
 
     def spoil_categories(self) -> None:
@@ -166,7 +171,7 @@ class DirtySet:
         for number, name in ((8, "disc"), (9, "DISC"), (10, "ring"), (11, "Big Star")):
             self.train["categories"].append({"id": number, "name": name})
         self.train["annotations"] += [box(300, 1, [70, 54, 9, 9], 9), box(301, 1, [80, 54, 9, 9], 11)]
-        self.expect("repeated name", key=where, note="is disc; two categories share it")
+        self.expect("repeated name", key=where, note='is "disc"; two categories share it')
         self.expect("alike categories", note="'disc' and 'DISC'")
         self.expect("unused category", note="'ring'")
 
