@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detector.config.config import load_config
+from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 from detector.data.settings import build_dataset
 from detector.dataset_check.findings import KINDS
 from detector.errors import DataError
 
+DOUBTS = {*IMPLAUSIBLE, "part of the bit depth", "beyond the bit depth", "anchors far from objects"}
 SMALL = ["model.backbone.depth=18", "model.neck.width=8", "model.roi_head.box_head.width=8", "data.workers=0"]
 
 
@@ -37,9 +39,9 @@ def test_every_fault_of_a_dirty_set_is_found_once_and_at_its_place(dirty: DirtyS
     report = json.loads((tmp_path / "report.json").read_text())
     assert status == 1 and "Traceback" not in err
     faults = found(report)
-    of_their_own = {"unknown class", "no images", "equal names in two splits"}  # below: they exclude others
+    of_their_own = {"unknown class", "no images", "equal names in two splits", *DOUBTS}  # below, or in test_plausible
     assert {kind for kind, _ in dirty.expected} == KINDS.keys() - of_their_own
-    assert faults.keys() == dirty.expected.keys()
+    assert {place for place in faults if place[0] not in DOUBTS} == dirty.expected.keys()
     for kind, place in dirty.expected.items():
         (only,) = faults[kind]["places"]
         assert faults[kind]["count"] == 1
@@ -52,7 +54,7 @@ def test_without_images_their_content_is_left_alone(dirty: DirtySet, tmp_path: P
     content = {"corrupt file", "oversized file", "rotated file", "other size", "equal files"}
     seen = {kind for kind, _ in found(json.loads((tmp_path / "report.json").read_text()))}
     assert status == 1
-    assert seen == {kind for kind, _ in dirty.expected} - content - {"equal files in two splits"}
+    assert seen - DOUBTS == {kind for kind, _ in dirty.expected} - content - {"equal files in two splits"}
 
 
 def test_a_clean_set_has_no_findings(tmp_path: Path) -> None:

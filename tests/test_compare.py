@@ -20,12 +20,12 @@ from PIL import Image
 from torch import nn
 
 import detector
+from detector.chart import AXES, ChartPoint, draw_chart, place_names, ticks
 from detector.checkpoint import save_checkpoint
 from detector.cli import compare as command
 from detector.cli import evaluate as evaluate_command
 from detector.cli import train as train_command
 from detector.comparison import execution
-from detector.comparison.chart import AXES, ChartPoint, draw_chart, place_names, ticks
 from detector.comparison.cost import count_flops, milliseconds
 from detector.comparison.table import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
 from detector.config.config import build_detector, load_config

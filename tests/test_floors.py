@@ -17,10 +17,11 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file directly in the package
     {"__main__"},
     {"cli"},
-    {"dataset_check"},
     {"comparison"},
     {"training"},
     {"evaluation"},
+    {"dataset_check"},
+    {"chart"},
     {"inference", "interop"},
     {"config"},
     {"data", "modeling"},

@@ -11,7 +11,7 @@ from helpers.health import CATEGORIES, box, entry, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.config.config import load_config, parse_config
+from detector.config.config import build_detector, load_config, parse_config
 from detector.config.inherit import merge
 from detector.dataset_check.anchors import anchor_fit, kmeans, propose_anchors
 from detector.dataset_check.boxes import SAME, check_annotations
@@ -34,7 +34,8 @@ CONFIG: dict[str, Any] = {
 
 def shape_of(**model: Any) -> Geometry:
     config = merge(CONFIG, {"model": model})
-    return geometry(parse_config(config, trust=True))
+    settings = parse_config(config, trust=True).with_num_classes(2)
+    return geometry(build_detector(settings, pretrained=False), settings.data.resize)
 
 
 def split_of(folder: Path, boxes: list[list[float]], size: tuple[int, int] = (100, 100)) -> CheckedSplit:
@@ -59,7 +60,7 @@ def test_recall_and_mean_by_hand(tmp_path: Path) -> None:
     # P4 centred on (96 or 112, 112) it shares 64 x 32 = 2048 of 80 * 32 + 64 * 64 - 2048 = 4608.
     split = split_of(tmp_path, [[40, 40, 16, 16], [0.5, 0.5, 4, 4], [30, 48, 40, 16]])
     shape = shape_of()
-    objects = shape.scaled(split)
+    objects = shape.scaled(*split.objects())
     assert objects.boxes.tolist() == [[80, 80, 112, 112], [1, 1, 9, 9], [60, 96, 140, 128]]
     assert objects.padded.tolist() == [[224, 224]] * 3
     best = best_iou(shape, shape.anchors, objects)
@@ -72,9 +73,9 @@ def test_levels_by_hand(tmp_path: Path) -> None:
     # Sides after doubling: 100 -> 4 + log2(100 / 224) = 2.8; 112 -> 3; 111.9 -> 2; 180 -> 3; 20 -> 0.5, held at P2.
     boxes = [[0, 0, 50, 50], [0, 0, 56, 56], [0, 0, 55.95, 55.95], [0, 0, 90, 90], [0, 0, 10, 10]]
     shape = shape_of()
-    assert level_counts(shape, shape.scaled(split_of(tmp_path, boxes))) == {2: 3, 3: 2, 4: 0, 5: 0}
+    assert level_counts(shape, shape.scaled(*split_of(tmp_path, boxes).objects())) == {2: 3, 3: 2, 4: 0, 5: 0}
     small = shape_of(roi_head={"pool": {"canonical_size": 56}})  # all two levels higher
-    assert level_counts(small, small.scaled(split_of(tmp_path, boxes))) == {2: 1, 3: 0, 4: 2, 5: 2}
+    assert level_counts(small, small.scaled(*split_of(tmp_path, boxes).objects())) == {2: 1, 3: 0, 4: 2, 5: 2}
 
 
 @pytest.mark.parametrize(

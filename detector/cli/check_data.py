@@ -11,10 +11,11 @@ from pathlib import Path
 from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
 from detector.config.config import Config, load_config, parse_config
-from detector.dataset_check.check import check_data
-from detector.dataset_check.overwriting import check_own_json, check_own_picture
+from detector.dataset_check.check import CheckResult, check_data
+from detector.dataset_check.overwriting import ANCHORS, check_own_anchors, check_own_json, check_own_picture
 from detector.dataset_check.picture import picture_png
 from detector.dataset_check.report import report_json, report_text
+from detector.errors import DataError
 from detector.files import make_folder, write_bytes, write_text
 
 
@@ -27,6 +28,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--images", metavar="DIR", type=Path, help="with an annotation file: its image folder")
     add("--no-images", action="store_true", help="look for the image files, but do not open them")
     add("--json", metavar="FILE", type=Path, help="write the result there too")
+    add(
+        "--anchors",
+        metavar="FILE",
+        type=Path,
+        help="write anchors by k-means there, a configuration that a training takes",
+    )
     add("--picture", metavar="FILE", type=Path, help="draw classes, box sizes and shapes there, a PNG")
     args = parser.parse_intermixed_args(argv)
     args.alone = is_annotation_file(args.data)
@@ -63,6 +70,8 @@ def check(args: argparse.Namespace) -> int:
         check_own_json(args.json)
     if args.picture:
         check_own_picture(args.picture)
+    if args.anchors:
+        check_own_anchors(args.anchors)
     look = not args.alone or args.images is not None
     alone = Path(args.data).stem if args.alone else None
     result = check_data(configuration(args), args.data, alone=alone, look=look, read=not args.no_images)
@@ -70,12 +79,38 @@ def check(args: argparse.Namespace) -> int:
         if args.json:
             make_folder(args.json.parent, "name another file")
             write_text(args.json, json.dumps(report_json(result), indent=2) + "\n")
+        if args.anchors:
+            write_anchors(args, result)
         if args.picture:
             make_folder(args.picture.parent, "name another file")
             write_bytes(args.picture, picture_png(result))
     finally:
         print_report(report_text(result))
     return 1 if result.findings.count("error") else 0
+
+
+def write_anchors(args: argparse.Namespace, result: CheckResult) -> None:
+    """The proposed anchors over the configuration, as a file to train on. Raises DataError where nothing better is proposed."""
+    if result.better is None:
+        raise DataError(
+            f"{args.anchors}: not written: no anchors of as many sizes and ratios fit the objects clearly better"
+        )
+    base = "" if args.alone else f"_base_: {json.dumps(base_from(args.anchors, args.data))}\n"
+    use = (
+        f"train on it: detector train {args.anchors}" if base else "give it as one of a configuration's `_base_` files"
+    )
+    given = f"\n# computed with {' '.join(args.overrides)}: give these to the training, too" if args.overrides else ""
+    make_folder(args.anchors.parent, "name another file")
+    write_text(args.anchors, f"{ANCHORS} {result.source}; {use}{given}\n{base}{result.better.yaml()}")
+
+
+def base_from(file: Path, config: str) -> str:
+    """The name of a configuration for the `_base_` of `file`."""
+    return (
+        config
+        if config.startswith("detector:")
+        else os.path.relpath(os.path.abspath(config), os.path.abspath(file.parent))
+    )
 
 
 def print_report(report: str) -> None:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detector.chart import ChartPoint, draw_chart
 from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
-from detector.comparison.chart import ChartPoint, draw_chart
 from detector.comparison.execution import carry_out_all, tabulate
 from detector.comparison.runs import check_systems, plan
 from detector.comparison.table import SystemRow, to_csv, to_markdown

@@ -15,6 +15,7 @@ from detector.coco_format import join_within
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
 from detector.data.image import MAX_PIXELS, ImageError, read_image
+from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
 from detector.errors import DataError
 from detector.structures import Target
@@ -51,6 +52,7 @@ class CocoDataset(Dataset):
             only those of them.
         keep_empty: keep images without objects.
         max_pixels: images with more pixels are refused.
+        bit_depth: bits that grey images of 16 bits use; None: by the range of each.
         transform: applied to every image and its objects.
         proposals: file of proposals (see proposal_file.py), which then come with every image's objects.
     """
@@ -64,11 +66,12 @@ class CocoDataset(Dataset):
         class_names: list[str] | None = None,
         keep_empty: bool = True,
         max_pixels: int = MAX_PIXELS,
+        bit_depth: int | None = None,
         transform: Transform | None = None,
         proposals: str | Path | None = None,
     ) -> None:
         self.folder, self.annotation_file = Path(images), Path(annotations)
-        self.max_pixels, self.transform = max_pixels, transform
+        self.max_pixels, self.bit_depth, self.transform = max_pixels, bit_depth, transform
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
         coco = read_coco_file(self.annotation_file)
@@ -82,6 +85,7 @@ class CocoDataset(Dataset):
         has_object = np.bincount(owner[solid & ~crowd], minlength=len(coco.sizes)) > 0
         kept = self._keep_images(coco, has_object | keep_empty)
         self._keep_objects(owner, clipped.astype(np.float32), labels, crowd, kept, solid)
+        self.doubts = implausible_boxes(boxes, labels, coco.sizes[owner], self.class_names)
         counts = int(were_clipped(boxes, clipped).sum()), int((~solid).sum()), int((~has_object).sum())
         self.report = self._report(*counts, keep_empty)
         self.proposals = None if proposals is None else ProposalFile(proposals)
@@ -124,10 +128,14 @@ class CocoDataset(Dataset):
             image, target = self.transform(image, target)
         return image, target, int(self.image_ids[i])
 
+    def path(self, i: int) -> Path:
+        """The path of an image file. Raises DataError if it leads out of the image folder."""
+        return join_within(self.folder, self.file_names[i])
+
     def image(self, i: int) -> Tensor:
         """The decoded image, uint8 (3, H, W), without the transform."""
-        path = join_within(self.folder, self.file_names[i])
-        image = read_image(path, self.max_pixels)
+        path = self.path(i)
+        image = read_image(path, self.max_pixels, self.bit_depth)
         if tuple(image.shape[1:]) != tuple(self.sizes[i]):  # its boxes would be somewhere else
             (_, h, w), (height, width) = image.shape, self.sizes[i]
             raise ImageError(
@@ -150,6 +158,11 @@ class CocoDataset(Dataset):
         """The index of the image (B,) and the label (B,) of every object."""
         owner = np.repeat(np.arange(len(self)), np.diff(self._start))
         return owner[~self._crowd], self._labels[~self._crowd]
+
+    def boxes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The box (B, 4), the label (B,), and height and width of the image (B, 2) of every object."""
+        owner, labels = self.objects()
+        return self._boxes[~self._crowd], labels, self.sizes[owner]
 
     def full_names(self) -> list[str]:
         """Folder and file name of every image, which tell the images of two splits apart."""

@@ -159,9 +159,8 @@ class CocoFile:
 
 
 def shown(value: Any) -> str:
-    """A value as it is written in the file, cut after 80 characters: "0" with its quotes, null, true."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """A value as JSON, cut after 80 characters: "0" with its quotes, null, true."""
+    return text if len(text := json.dumps(value, ensure_ascii=False)) <= 80 else text[:77] + "..."
 
 
 def stop_at_fault(faults: EntryFaults) -> None:
@@ -175,8 +174,8 @@ def stop_at_fault(faults: EntryFaults) -> None:
         number = shown(entry["id"]) if "id" in entry else "missing"
         value = f"is {shown(entry[faults.key])}" if faults.key in entry else "is missing"
         found = f"{faults.section}[{faults.rows[0]}], id {number}: `{faults.key}` {value}"
-    also = f" ({more} more like it)" if more else ""
-    raise DataError(f"{faults.path}: {found}; {faults.message}{also}; {REMEDIES[faults.kind]}")
+    also = f" ({more} more like it); " if more else "; "
+    raise DataError(f"{faults.path}: {found}; {faults.message}{also}{REMEDIES[faults.kind]}")
 
 
 def read_coco_file(path: str | Path, report: Callable[[EntryFaults], None] = stop_at_fault) -> CocoFile:
@@ -190,7 +189,7 @@ def read_coco_file(path: str | Path, report: Callable[[EntryFaults], None] = sto
     document = read_document(path)
     sections = {name: _Section(path, document, name, report) for name in SECTIONS}
     for name in ("images", "categories"):
-        if not sections[name].entries and not len(sections[name].rows):
+        if not document[name]:
             raise DataError(f"{path}: `{name}` is empty; a COCO file lists its images and its categories")
     for name in ("categories", "images", "annotations"):
         section = sections[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from detector.errors import DataError
 
@@ -29,20 +32,26 @@ UPRIGHT = {  # EXIF orientation -> its inverse; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+DEPTHS = (8, 10, 12, 14, 16)  # bits of grey that sensors have
+MAX_SAMPLE = 281  # the TIFF tag with the largest value that a sample may have
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+
+
+log = logging.getLogger("detector")
 
 
 class ImageError(DataError):
     """One image that cannot be used: missing, broken, too large, or not of the size that its annotations say."""
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None) -> Tensor:
     """Decode a file to uint8 RGB (3, H, W), upright; an `ImageError` names a missing, broken or oversized file.
 
-    The size is read from the header, so that an image over `max_pixels` is refused before it takes memory.
+    The size is read from the header, so that an image over `max_pixels` is refused before it takes memory. `bit_depth` is
+    that of `to_rgb`.
     """
     with _opened(path, max_pixels) as image:
-        return to_rgb(image)
+        return to_rgb(image, bit_depth)
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -50,6 +59,12 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     with _opened(path, max_pixels) as image:
         turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS  # a TIFF is upright already
         return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def used_bits(path: str | Path, max_pixels: int = MAX_PIXELS) -> int | None:
+    """The bits that a grey image of 16 bits uses; None for other images. Raises ImageError as `read_image` does."""
+    with _opened(path, max_pixels) as image:
+        return _used_bits(image, np.asarray(image)) if image.mode.startswith("I") else None
 
 
 @contextmanager
@@ -75,20 +90,45 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error
 
 
-def to_rgb(image: Image.Image) -> Tensor:
-    """An open image of any mode as uint8 RGB (3, H, W), upright. Alpha is dropped; 16 bits give their high byte."""
+def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Tensor:
+    """An open image of any mode as uint8 RGB (3, H, W), upright. Alpha is dropped.
+
+    Of a grey image of more than 8 bits the 8 highest of its `bit_depth` bits are taken; larger values become 255. Without
+    a `bit_depth` it is the least of DEPTHS that holds the image's stated or largest value.
+    """
     image.load()  # first: it may change the mode, and a TIFF turns itself upright and forgets its orientation
-    rgb, turn = _rgb(image), UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    rgb, turn = _rgb(image, bit_depth), UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     upright = rgb if turn is None else rgb.transpose(turn)
     # (H, W, 3) -> (3, H, W), channels last in memory: torchvision resizes this layout two to five times as fast
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, bit_depth: int | None) -> Image.Image:
     if image.mode == "F":
         raise DataError("floating-point pixels have no known range: save the image with 8 or 16 bits")
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B", ...: grey of 16 bits, which Pillow itself would clip at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        values = np.asarray(image).clip(0, 65535)
+        depth = bit_depth or _used_bits(image, values)
+        if bit_depth is None and depth < DEPTHS[-1]:
+            _say_depth(depth)
+        image = Image.fromarray((values >> depth - 8).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:  # colours first: Pillow warns when a palette loses its transparency unasked
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _used_bits(image: Image.Image, values: np.ndarray) -> int:
+    """The least of DEPTHS for the largest value that a TIFF states or the image has."""
+    stated = getattr(image, "tag_v2", {}).get(MAX_SAMPLE, 0)
+    largest = max(int(values.max()), int(np.max(stated)))
+    return next((depth for depth in DEPTHS if largest < 2**depth), DEPTHS[-1])
+
+
+@functools.cache  # once for each depth
+def _say_depth(depth: int) -> None:
+    if get_worker_info() is None:  # a training says it before its first step
+        log.info(
+            "images of 16 bits use %d: each is scaled by its own range; data.bit_depth=%d scales all alike",
+            depth,
+            depth,
+        )

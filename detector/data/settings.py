@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from detector.data.coco import CocoDataset
 from detector.data.image import MAX_PIXELS
@@ -72,6 +72,8 @@ class DataSettings:
     """Processes that load images; 0: the program itself."""
     max_pixels: Annotated[int, Range(1, 2**40)] = MAX_PIXELS
     """Images with more pixels are refused."""
+    bit_depth: Literal[8, 10, 12, 14, 16] | None = None
+    """Bits that grey images of 16 bits use, such as 12 of an X-ray; null: by the range of each image."""
     skip_bad: Annotated[int, Range(0, 10**9)] = 0
     """Images that cannot be read and that training does without; evaluation stops at the first."""
     resize: Resize = field(default_factory=lambda: Resize(800, 1333))
@@ -158,7 +160,11 @@ def _options(
         "transform": transform,
     }
     proposals = settings.split(split).proposals
-    return options if proposals is None else options | {"proposals": Path(settings.root) / proposals}
+    optional = {
+        "bit_depth": settings.bit_depth,
+        "proposals": None if proposals is None else Path(settings.root) / proposals,
+    }
+    return options | {key: value for key, value in optional.items() if value is not None}
 
 
 def build_dataset(settings: DataSettings, split: str, *, class_names: list[str] | None = None) -> DataSet:

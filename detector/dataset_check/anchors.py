@@ -18,6 +18,7 @@ LEAST_BOXES = 50  # fewer are not representative
 MOST_SHAPES = 20_000  # for k-means; larger sets are subsampled evenly
 ROUNDS = 100
 SPACE = 4  # strides: smaller anchors miss objects between cells; those of FPN are eight strides wide
+LOW_RECALL, LOW_IOU, MANY = 0.3, 0.5, 0.25  # less recall, or more than MANY objects below LOW_IOU, is worth a word
 CLEARLY = 0.02  # gain in recall or mean IoU that counts
 
 
@@ -29,11 +30,16 @@ class AnchorFit:
     ratios: list[float]
     recall: float  # share of objects whose best anchor has IoU >= model.rpn.matching.pos_iou
     mean_iou: float  # of the best anchors
+    far: float  # share of objects whose best anchor has IoU < LOW_IOU
     classes: np.ndarray = field(repr=False)  # the recall of every class of LEAST_BOXES objects at least
 
     def config_line(self) -> str:
         """As a line of a configuration."""
         return f"model: {{rpn: {{anchors: {self._section()}}}}}"
+
+    def yaml(self) -> str:
+        """As a configuration file that names its base."""
+        return f"model:\n  rpn:\n    anchors:\n      sizes: {json.dumps(self.sizes)}\n      ratios: {json.dumps(self.ratios)}\n"
 
     def override(self) -> str:
         """As an argument of a command."""
@@ -50,7 +56,15 @@ def anchor_fit(geometry: Geometry, scaled: Scaled, sizes: list[list[float]], rat
     counts = np.bincount(scaled.labels)
     frequent = np.flatnonzero(counts >= LEAST_BOXES)
     classes = np.bincount(scaled.labels, weights=reached)[frequent] / counts[frequent]
-    return AnchorFit(sizes, ratios, _mean(reached), _mean(best), classes)
+    return AnchorFit(sizes, ratios, _mean(reached), _mean(best), _mean(best < LOW_IOU), classes)
+
+
+def reach_of_anchors(fit: AnchorFit, pos_iou: float) -> str | None:
+    """The share of objects that anchors fit, where it is low; None where it is not, or without objects."""
+    if not (fit.recall < LOW_RECALL or fit.far > MANY):
+        return None
+    reached = f"{fit.recall:.1%} of the objects have an anchor with IoU >= {pos_iou:g}"
+    return f"{reached}, {fit.far:.1%} have none with IoU >= {LOW_IOU:g}"
 
 
 def _mean(values: np.ndarray) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detector.data.box_arrays import have_area, were_clipped
+from detector.data.plausible import implausible_boxes
 from detector.dataset_check.checked_split import CheckedSplit
 from detector.dataset_check.findings import FaultPlace, Findings
 
@@ -25,6 +26,8 @@ def check_annotations(split: CheckedSplit, findings: Findings, *, keep_empty: bo
         np.flatnonzero(solid & beyond),
         lambda row: split.box_place(row, note=f"{_xywh(split, row)} in {_size(split, row)}"),
     )
+    for doubt in implausible_boxes(split.boxes, split.labels, split.sizes[split.owner], split.class_names):
+        find(doubt.kind, split.name, [doubt.note], lambda note: FaultPlace(note=note))
     _check_pairs(split, findings)
     counts = np.bincount(split.labels[split.is_object()], minlength=len(split.class_names))
     names = [name for name, count in zip(split.class_names, counts) if not count]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.config.config import Config
+from detector.config.config import Config, build_detector
 from detector.dataset_check.across import check_categories, check_images
-from detector.dataset_check.anchors import AnchorFit, anchor_fit, propose_anchors
+from detector.dataset_check.anchors import AnchorFit, anchor_fit, propose_anchors, reach_of_anchors
 from detector.dataset_check.boxes import check_annotations, images_without_objects
 from detector.dataset_check.checked_split import CheckedSplit, read_split
-from detector.dataset_check.findings import Findings
+from detector.dataset_check.findings import FaultPlace, Findings
 from detector.dataset_check.images import scan_images
 from detector.dataset_check.scale import Geometry, geometry, level_counts
 from detector.errors import DataError
@@ -61,7 +61,8 @@ def check_data(
     Raises DataError if an annotation file or image folder cannot be read, ConfigError for an invalid detector.
     """
     settings = config.needed_data()
-    result = CheckResult(str(source), geometry(config), Findings())
+    detector = build_detector(config if config.model.num_classes else config.with_num_classes(1), pretrained=False)
+    result = CheckResult(str(source), geometry(detector, settings.resize), Findings())
     splits = []
     given = {name: name for name in SPLITS if getattr(settings, name) is not None}
     for name, key in ({alone: SPLITS[0]} if alone else given).items():
@@ -75,7 +76,9 @@ def check_data(
         check_annotations(split, result.findings, keep_empty=keep_empty)
     check_categories(splits, result.findings)
     if look:
-        options = dict(max_pixels=settings.max_pixels, workers=settings.workers, read=read)
+        options = dict(
+            max_pixels=settings.max_pixels, bit_depth=settings.bit_depth, workers=settings.workers, read=read
+        )
         check_images(splits, scan_images(splits, result.findings, **options), result.findings)
     _summarise(result, splits)
     return result
@@ -84,7 +87,7 @@ def check_data(
 def _summarise(result: CheckResult, splits: list[CheckedSplit]) -> None:
     shape = result.geometry
     for split in splits:
-        objects, scaled = split.is_object(), shape.scaled(split)
+        objects, scaled = split.is_object(), shape.scaled(*split.objects())
         summary = Summary(
             annotations=str(split.annotations),
             folder=None if split.folder is None else str(split.folder),
@@ -100,6 +103,12 @@ def _summarise(result: CheckResult, splits: list[CheckedSplit]) -> None:
             summary.anchors = anchor_fit(shape, scaled, shape.anchors.sizes, shape.anchors.ratios)
             if not result.splits:  # the first one, which is trained on
                 result.better = propose_anchors(shape, scaled, summary.anchors)
+                note = reach_of_anchors(summary.anchors, shape.pos_iou)
+                if note:
+                    better = f"; --anchors FILE writes some with {result.better.recall:.1%}" if result.better else ""
+                    result.findings.add(
+                        "anchors far from objects", split.name, [note + better], lambda note: FaultPlace(note=note)
+                    )
         result.splits[split.name] = summary
 
 

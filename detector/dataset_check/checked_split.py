@@ -58,6 +58,11 @@ class CheckedSplit:
         """The boxes (m, 4) float64, clipped to their images."""
         return clip_to_images(self.boxes, self.sizes[self.owner])
 
+    def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What training learns: boxes (B, 4) clipped, labels (B,), height and width of each one's image (B, 2)."""
+        rows = np.flatnonzero(self.is_object())
+        return self.clipped_boxes()[rows], self.labels[rows], self.sizes[self.owner[rows]]
+
     def is_object(self) -> np.ndarray:
         """(m,) bool: training learns it; it is no crowd region and has an area."""
         return ~self.crowd & have_area(self.clipped_boxes())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.coco_reader import HARMLESS, REMEDIES, shown
+from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 
 PLACES = 20  # that are kept of a finding
 STOPS = "training stops: "
@@ -25,12 +26,16 @@ KINDS = {  # kind -> its effect on training, and what to do
     "other size": STOPS_AT_FILE + "correct width, height and boxes to the upright image",
     "box without area": "dropped: correct or remove the box",
     "box outside image": "clipped to the image: check whether the box is meant so",
+    **{kind: f"trained on as they are: {remedy}" for kind, remedy in IMPLAUSIBLE.items()},
     "duplicate box": "both are trained on: remove one of two boxes of a class that are all but equal",
     "box of two classes": "both are trained on: decide which class the object has",
     HARMLESS: "harmless here: " + REMEDIES[HARMLESS],
     "alike categories": "two classes: merge them if only case or blanks tell them apart by mistake",
     "unused category": "a class without objects: remove it, or leave it out by data.classes",
     "rotated file": "turned upright: boxes must be those of the upright image",
+    "part of the bit depth": "scaled by its own range: data.bit_depth=N, the bits of the camera, scales all images alike",
+    "beyond the bit depth": "larger values become white: raise data.bit_depth",
+    "anchors far from objects": "the RPN learns few of them well: change model.rpn.anchors or data.resize",
     "file listed twice": "trained on twice: merge the two images and their boxes",
     "equal files": "trained on twice: remove one of the two and merge their boxes",
     "image in two splits": "scores come out too good: keep the image in one of the splits",

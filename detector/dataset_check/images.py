@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from detector.coco_format import join_within
 from detector.data.coco import FlatStrings
-from detector.data.image import ORIENTATION, SUFFIXES, read_image
+from detector.data.image import ORIENTATION, SUFFIXES, read_image, used_bits
 from detector.dataset_check.checked_split import CheckedSplit
 from detector.dataset_check.findings import FaultPlace, Findings
 from detector.errors import DataError
@@ -33,10 +33,17 @@ class Scan(NamedTuple):
     orientation: int = 1  # EXIF's
     digest: bytes = b""  # of the file's content; empty if it was not read
     path: str = ""  # the real one, behind symbolic links
+    bits: int | None = None  # that are used of 16
 
 
 def scan_images(
-    splits: Sequence[CheckedSplit], findings: Findings, *, max_pixels: int, workers: int, read: bool
+    splits: Sequence[CheckedSplit],
+    findings: Findings,
+    *,
+    max_pixels: int,
+    bit_depth: int | None,
+    workers: int,
+    read: bool,
 ) -> list[list[Scan]]:
     """Check the image files of all splits and report faults; without `read` files are not opened.
 
@@ -53,6 +60,7 @@ def scan_images(
     parts = [scans[end - len(split.file_names) : end] for split, end in zip(splits, ends)]
     for split, part in zip(splits, parts):
         _report(split, part, findings)
+        _report_bits(split, part, bit_depth, findings)
     _report_unlisted(splits, scans, findings)
     return parts
 
@@ -106,7 +114,13 @@ def _read(path: Path, max_pixels: int, real: str) -> Scan:
             large = isinstance(cause, Image.DecompressionBombError | Image.DecompressionBombWarning)
             kind = "oversized file" if large else "corrupt file"
             return Scan(kind, f"{type(cause).__name__}: {cause}", digest=digest, path=real)
-        return Scan(size=(height, width), orientation=_orientation(path), digest=digest, path=real)
+        return Scan(
+            size=(height, width),
+            orientation=_orientation(path),
+            digest=digest,
+            path=real,
+            bits=used_bits(path, max_pixels),
+        )
 
 
 def _orientation(path: Path) -> int:
@@ -139,6 +153,20 @@ def _report(split: CheckedSplit, scans: Sequence[Scan], findings: Findings) -> N
     note = "EXIF orientation {}"
     findings.add(
         "rotated file", split.name, turned, lambda row: split.image_place(row, note=note.format(scans[row].orientation))
+    )
+
+
+def _report_bits(split: CheckedSplit, scans: Sequence[Scan], bit_depth: int | None, findings: Findings) -> None:
+    """Grey images of 16 bits that use a part of them, or more of them than the configuration says."""
+    kind, most = ("part of the bit depth", 15) if bit_depth is None else ("beyond the bit depth", 16)
+    rows = [row for row, scan in enumerate(scans) if scan.bits is not None and (bit_depth or 0) < scan.bits <= most]
+    findings.add(
+        kind,
+        split.name,
+        rows,
+        lambda row: split.image_place(
+            row, note=f"it uses {scans[row].bits} of 16 bits: data.bit_depth={scans[row].bits}"
+        ),
     )
 
 

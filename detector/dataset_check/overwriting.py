@@ -10,12 +10,18 @@ from detector.dataset_check.picture import MAKER
 from detector.errors import DataError
 from detector.files import begins, check_folder
 
+ANCHORS = "# Anchors by k-means over the boxes of"  # first words of a configuration of anchors
 JSON = (b'{\n  "data": ',)  # how our file begins
 
 
 def check_own_json(path: Path) -> None:
     """Raise DataError if the path cannot be written, or holds a file that no earlier run wrote."""
     _check(path, begins(path, JSON))
+
+
+def check_own_anchors(path: Path) -> None:
+    """The same for a configuration of anchors."""
+    _check(path, begins(path, (ANCHORS.encode()[:30],)))
 
 
 def check_own_picture(path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from detector.comparison.chart import ticks
+from detector.chart import ticks
 from detector.dataset_check.check import CheckResult
 from detector.dataset_check.findings import printable
 from detector.inference.drawing import PixelBox, load_font

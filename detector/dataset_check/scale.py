@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detector.config.config import Config, build_detector
 from detector.data.transforms import Resize, resized_size
-from detector.dataset_check.checked_split import CheckedSplit
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.layers import log2_stride
 from detector.modeling.levels import fpn_level
@@ -41,16 +39,19 @@ class Geometry:
     pos_iou: float
     border: float | None
 
-    def scaled(self, split: CheckedSplit) -> Scaled:
-        """The objects at the largest short side of `data.resize`, as evaluation sees them."""
-        rows = np.flatnonzero(split.is_object())
-        images = split.sizes[split.owner[rows]]  # (B, 2)
+    def scaled(self, boxes: np.ndarray, labels: np.ndarray, images: np.ndarray) -> Scaled:
+        """The objects at the largest short side of `data.resize`, as evaluation sees them.
+
+        Args:
+            boxes: (B, 4) corners, clipped to their images.
+            labels: (B,) index of the class.
+            images: (B, 2) height and width of each one's image.
+        """
         sizes, which = np.unique(images, axis=0, return_inverse=True)
         which = which.reshape(-1)
         resized = np.array([self._resized(*size) for size in sizes.tolist()], dtype=np.int64).reshape(-1, 4)[which]
         factor = (resized[:, :2] / images)[:, [1, 0, 1, 0]]
-        boxes = split.clipped_boxes()[rows] * factor
-        return Scaled(boxes, split.labels[rows], resized[:, :2], resized[:, 2:])
+        return Scaled(boxes * factor, labels, resized[:, :2], resized[:, 2:])
 
     def _resized(self, height: int, width: int) -> tuple[int, int, int, int]:
         size = resized_size(height, width, max(self.resize.sides), self.resize.long)
@@ -61,14 +62,13 @@ class Geometry:
         return fpn_level(torch.from_numpy(boxes).float(), *self.levels, self.k0, self.canonical_size).numpy()
 
 
-def geometry(config: Config) -> Geometry:
-    """The geometry of the detector of a configuration, built without pretrained weights."""
-    detector: Any = build_detector(config if config.model.num_classes else config.with_num_classes(1), pretrained=False)
+def geometry(detector: Any, resize: Resize) -> Geometry:
+    """The geometry of a GeneralizedRCNN on images of `data.resize`."""
     pool = getattr(detector.roi_head, "pool", None)
     strides = getattr(pool, "strides", detector.pyramid.strides[:4])
     anchors, matching = getattr(detector.rpn, "anchors", None), getattr(detector.rpn, "matching", None)
     return Geometry(
-        resize=config.needed_data().resize,
+        resize=resize,
         preprocess=detector.preprocess,
         levels=(log2_stride(strides[0]), log2_stride(strides[-1])),
         k0=getattr(pool, "k0", 4),

@@ -7,6 +7,7 @@ import logging
 from detector import distributed
 from detector.data.describe import class_table_of, report_of
 from detector.evaluation.reach import scoring_limits
+from detector.training.doubts import doubts_about
 from detector.training.loop import Trainer
 from detector.training.plan import plan_faults, plan_lines
 
@@ -23,6 +24,8 @@ def announce(trainer: Trainer, started: str | None) -> None:
             trainer.val_set.annotation_file, trainer.val_set.category_ids, trainer.config.evaluate
         ):
             log.warning("val: %s", line)
+        for line in doubts_about(trainer.train_set, model, trainer.config.needed_data().resize):
+            log.warning("train: %s", line)
     log.info("%s", class_table_of(trainer.train_set))
     count = sum(p.numel() for p in model.parameters())
     world = distributed.world_size()
