@@ -12,9 +12,10 @@ from torch import Tensor
 
 import detector
 from detector.cli.infer import main
+from detector.data.image import SUFFIXES, WRITABLE
 from detector.errors import DataError
 from detector.inference.drawing import class_colour, draw_detections, luminance, place_labels
-from detector.inference.folder import SUFFIXES, find_images, infer_images
+from detector.inference.folder import find_images, infer_images
 from detector.structures import Detections
 
 
@@ -132,11 +133,15 @@ def test_a_file_may_look_like_a_pattern_or_have_any_suffix_and_the_score_decides
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_suffix_can_be_written(tmp_path: Path, suffix: str):
-    write_image(tmp_path / "in" / f"a{suffix.upper()}")
+def test_every_format_is_read_and_its_picture_written(tmp_path: Path, suffix: str):
+    try:
+        write_image(tmp_path / "in" / f"a{suffix.upper()}")
+    except (OSError, ValueError):
+        pytest.skip(f"this Pillow writes no {suffix}")
     jobs = find_images([str(tmp_path / "in")], tmp_path / "out")
     infer_images(FakePredictor(), jobs, tmp_path, score=0.5, batch_size=1)
-    assert Image.open(tmp_path / "out" / f"a{suffix.upper()}").size == (40, 30)
+    name = f"a{suffix.upper()}" + ("" if suffix in WRITABLE else ".png")
+    assert Image.open(tmp_path / "out" / name).size == (40, 30)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
 from detector.config.config import Config, load_config, parse_config
 from detector.dataset_check.check import CheckResult, check_data
+from detector.dataset_check.fix_names import fix_names
 from detector.dataset_check.overwriting import ANCHORS, check_own_anchors, check_own_json, check_own_picture
 from detector.dataset_check.picture import picture_png
 from detector.dataset_check.report import report_json, report_text
@@ -28,6 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--images", metavar="DIR", type=Path, help="with an annotation file: its image folder")
     add("--no-images", action="store_true", help="look for the image files, but do not open them")
     add("--json", metavar="FILE", type=Path, help="write the result there too")
+    add("--fix-names", metavar="OUT.json", type=Path, help="write a copy there whose file names are those in --images")
     add(
         "--anchors",
         metavar="FILE",
@@ -39,6 +41,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.alone = is_annotation_file(args.data)
     if args.images and not args.alone:
         parser.error("--images goes with an annotation file; a configuration names its own folders")
+    if args.fix_names and not args.images:
+        parser.error("--fix-names goes with an annotation file and --images DIR")
     if args.json and args.picture and os.path.realpath(args.json) == os.path.realpath(args.picture):
         parser.error("--json and --picture name the same file")
     return args
@@ -72,6 +76,8 @@ def check(args: argparse.Namespace) -> int:
         check_own_picture(args.picture)
     if args.anchors:
         check_own_anchors(args.anchors)
+    if args.fix_names:
+        print_report("\n".join(fix_names(Path(args.data), args.images, args.fix_names)))
     look = not args.alone or args.images is not None
     alone = Path(args.data).stem if args.alone else None
     result = check_data(configuration(args), args.data, alone=alone, look=look, read=not args.no_images)

@@ -15,6 +15,7 @@ from detector.coco_format import join_within
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
 from detector.data.image import MAX_PIXELS, ImageError, read_image
+from detector.data.near_names import twin_on_disk
 from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
 from detector.errors import DataError
@@ -135,7 +136,16 @@ class CocoDataset(Dataset):
     def image(self, i: int) -> Tensor:
         """The decoded image, uint8 (3, H, W), without the transform."""
         path = self.path(i)
-        image = read_image(path, self.max_pixels, self.bit_depth)
+        try:
+            image = read_image(path, self.max_pixels, self.bit_depth)
+        except ImageError as error:
+            twin = (
+                twin_on_disk(self.folder, self.file_names[i]) if isinstance(error.__cause__, FileNotFoundError) else ""
+            )
+            if not twin:
+                raise
+            fix = f"`detector check-data {self.annotation_file} --images {self.folder} --fix-names OUT.json`"
+            raise ImageError(f"{path}: no such image; {twin}; {fix} writes a corrected copy") from error
         if tuple(image.shape[1:]) != tuple(self.sizes[i]):  # its boxes would be somewhere else
             (_, h, w), (height, width) = image.shape, self.sizes[i]
             raise ImageError(

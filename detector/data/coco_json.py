@@ -29,6 +29,16 @@ def read_document(path: Path) -> Any:
         raise DataError(f"{path}: not a JSON file ({error}); export the annotations again") from error
 
 
+def read_whole(path: Path) -> Any:
+    """A JSON file with all that it holds. Raises DataError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the annotations ({error.strerror}); correct the path") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a JSON file ({error}); export the annotations again") from error
+
+
 def _parsed(content: bytes) -> Any:
     """Parse without garbage collection, which finds no cycles among the new objects and takes a third of the time."""
     enabled = gc.isenabled()

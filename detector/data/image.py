@@ -21,7 +21,11 @@ from detector.errors import DataError
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte of RGB
 # EPS is left out because Pillow would run Ghostscript, others because they have no decoder or hold no photographs.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of images in a folder
+WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # suffixes of pictures that keep their name
+SUFFIXES = (  # of images in a folder: all of FORMATS
+    *(".avif", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpf", ".jpx", ".pbm", ".pgm", ".pnm"),
+    *(".ppm", ".tga", *WRITABLE),
+)
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # EXIF orientation -> its inverse; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from detector.data.coco_reader import CocoFile
+from detector.data.near_names import NearNames
 from detector.errors import DataError
 
 
@@ -31,8 +32,10 @@ def _only_id(name: str, coco: CocoFile, ids: dict[str, list[int]], by_last_part:
     if len(found) == 1:
         return found[0]
     if not found:
+        twin = NearNames(ids).twin(name)
+        there = f"; it has {twin.name!r}, which differs by {' and '.join(twin.differences)}" if twin else ""
         raise DataError(
-            f"{coco.path}: has no image with the file name {name!r}; is this the annotation file of these images?"
+            f"{coco.path}: has no image with the file name {name!r}{there}; is this the annotation file of these images?"
         )
     raise DataError(
         f"{coco.path}: the file name {name!r} fits the images {', '.join(map(repr, alike[:3]))} (ids "

@@ -76,10 +76,11 @@ def check_data(
         check_annotations(split, result.findings, keep_empty=keep_empty)
     check_categories(splits, result.findings)
     if look:
-        options = dict(
-            max_pixels=settings.max_pixels, bit_depth=settings.bit_depth, workers=settings.workers, read=read
-        )
-        check_images(splits, scan_images(splits, result.findings, **options), result.findings)
+        scans = scan_images(
+            splits, result.findings, max_pixels=settings.max_pixels, bit_depth=settings.bit_depth, workers=settings.workers,
+            read=read,
+        )  # fmt: skip
+        check_images(splits, scans, result.findings)
     _summarise(result, splits)
     return result
 

@@ -20,7 +20,7 @@ KINDS = {  # kind -> its effect on training, and what to do
     "other categories": STOPS + "give all splits the same category names, or choose common ones by data.classes",
     "other spelling": STOPS + "write the category in all splits alike; only case or blanks differ",
     "no images": STOPS + "there is nothing to learn from; check `images`, `annotations` and data.classes",
-    "missing file": STOPS_AT_FILE + "restore the file, correct file_name, or remove the entry",
+    "missing file": STOPS_AT_FILE + "restore the file, correct file_name (--fix-names OUT.json), or remove the entry",
     "corrupt file": STOPS_AT_FILE + "replace the file or remove its entry",
     "oversized file": STOPS_AT_FILE + "raise data.max_pixels or shrink the image with its boxes",
     "other size": STOPS_AT_FILE + "correct width, height and boxes to the upright image",

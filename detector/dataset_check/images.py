@@ -17,6 +17,7 @@ from tqdm import tqdm
 from detector.coco_format import join_within
 from detector.data.coco import FlatStrings
 from detector.data.image import ORIENTATION, SUFFIXES, read_image, used_bits
+from detector.data.near_names import twin_on_disk
 from detector.dataset_check.checked_split import CheckedSplit
 from detector.dataset_check.findings import FaultPlace, Findings
 from detector.errors import DataError
@@ -97,7 +98,10 @@ def scan(folder: Path, name: str, max_pixels: int, *, read: bool = True) -> Scan
     try:
         real = os.path.realpath(path)
         if not os.path.isfile(real):
-            return Scan("corrupt file", "it is not a file") if os.path.exists(real) else Scan("missing file")
+            there = os.path.exists(real)
+            return (
+                Scan("corrupt file", "it is not a file") if there else Scan("missing file", twin_on_disk(folder, name))
+            )
         return _read(path, max_pixels, real) if read else Scan(path=real)
     except (OSError, ValueError) as error:
         return Scan("corrupt file", str(error))

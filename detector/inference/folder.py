@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detector.coco_format import detections_to_results
 from detector.data.coco_reader import read_coco_file
-from detector.data.image import SUFFIXES, read_image
+from detector.data.image import SUFFIXES, WRITABLE, read_image
 from detector.data.image_names import match_names
 from detector.distributed import is_rank0, map_sharded
 from detector.errors import DataError
@@ -153,7 +153,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _job(file: Path, name: str, image_id: int, output: Path) -> Job:
-    writable = name if Path(name).suffix.lower() in SUFFIXES else f"{name}.png"
+    writable = name if Path(name).suffix.lower() in WRITABLE else f"{name}.png"
     return Job(file, name, image_id, output / writable)
 
 
