@@ -16,7 +16,7 @@ import detector
 from detector.data.loader import train_loader
 from detector.data.settings import build_dataset
 from detector.data.synthetic.drawn_set import draw_set
-from detector.evaluation.run import evaluate
+from detector.evaluation.run import evaluate_predictor
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 
@@ -49,7 +49,7 @@ def train(folder: Path, *, images: int = 160, epochs: int = 4) -> dict[str, floa
         print(f"epoch {epoch + 1}/{epochs}  " + "  ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
 
     predictor = Predictor(model, config, train_set.class_names, train_set.category_ids)
-    metrics, _ = evaluate(predictor, val_set, workers=0, progress=False)
+    metrics, _ = evaluate_predictor(predictor, val_set, workers=0, progress=False)
     image = val_set.image(0)
     found = predictor(image)
     draw_detections(image, found[found.scores >= 0.3]).save(folder / "found.png")

@@ -57,8 +57,8 @@ def faked(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
         return METRICS, FOUND
 
     monkeypatch.setattr(detector, "load", load)
-    monkeypatch.setattr(command, "build_dataset", build_dataset)
-    monkeypatch.setattr(command, "evaluate", evaluate)
+    monkeypatch.setattr("detector.workflows.build_dataset", build_dataset)
+    monkeypatch.setattr("detector.workflows.scoring.evaluate_predictor", evaluate)
     return asked
 
 
@@ -73,7 +73,8 @@ def test_results_file_is_scored(files: list[str], tmp_path: Path, capsys) -> Non
     assert metrics["bbox"]["AP"] == pytest.approx(1) and metrics["per_class"]["cell"]["AP50"] == pytest.approx(1)
 
 
-def test_checkpoint_is_evaluated_beside_itself(faked: dict, tmp_path: Path, capsys) -> None:
+def test_checkpoint_is_evaluated_beside_itself(faked: dict, tmp_path: Path, capsys, caplog) -> None:
+    caplog.set_level("INFO")
     (tmp_path / "best.pth").write_bytes(b"weights")
     assert command.main([str(tmp_path / "best.pth"), "data.root=there", "--split", "test", "data.workers=0"]) == 0
     expected = {"overrides": ["data.root=there", "data.workers=0"], "split": "test", "class_names": ["cell"]}
@@ -82,7 +83,7 @@ def test_checkpoint_is_evaluated_beside_itself(faked: dict, tmp_path: Path, caps
     assert json.loads((tmp_path / "detections.json").read_text()) == FOUND
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "detections.json", "metrics.json"]
     printed = capsys.readouterr()
-    assert "AR1000" in printed.out and "1 image" in printed.err
+    assert "AR1000" in printed.out and "1 image" in caplog.text
 
 
 def test_output_folder_is_chosen_and_tried_first(faked: dict, tmp_path: Path, capsys) -> None:
@@ -99,7 +100,7 @@ def test_numbers_survive_a_failed_write(faked: dict, tmp_path: Path, monkeypatch
     def full(path: Path, text: str) -> None:
         raise DataError(f"{path}: cannot be written (the disk is full)")
 
-    monkeypatch.setattr(command, "write_text", full)
+    monkeypatch.setattr("detector.workflows.write_text", full)
     (tmp_path / "best.pth").write_bytes(b"weights")
     assert command.main([str(tmp_path / "best.pth")]) == 2
     printed = capsys.readouterr()

@@ -14,7 +14,7 @@ from detector.coco_format import detections_to_results
 from detector.data.coco import CocoDataset
 from detector.errors import DataError
 from detector.evaluation.coco import METRICS, evaluate_results
-from detector.evaluation.run import evaluate
+from detector.evaluation.run import evaluate_predictor
 from detector.evaluation.tables import summary_table
 from detector.files import make_folder, write_text
 from detector.structures import Detections, Proposals
@@ -174,7 +174,7 @@ def test_run_over_a_data_set(tmp_path: Path, batch_size: int) -> None:
     for image in content["images"]:
         Image.new("RGB", (100, 160)).save(tmp_path / image["file_name"])
     dataset = CocoDataset(tmp_path, write(tmp_path / "a.json", content))
-    metrics, results = evaluate(Oracle(), dataset, batch_size=batch_size, workers=0, progress=False)
+    metrics, results = evaluate_predictor(Oracle(), dataset, batch_size=batch_size, workers=0, progress=False)
     assert [r["image_id"] for r in results] == [10, 10, 20, 20, 30, 30]
     assert {r["category_id"] for r in results} == {7}  # label 0 is the lowest id of the file
     # one right and two wrong at the score 0.9: COCO lets ties stand in the order of the images

@@ -17,6 +17,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file directly in the package
     {"__main__"},
     {"cli"},
+    {"workflows"},
     {"comparison"},
     {"training"},
     {"evaluation"},

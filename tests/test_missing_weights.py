@@ -21,7 +21,7 @@ from detector.interop.imagenet import CAFFE2
 from detector.interop.names import rename
 from detector.modeling.backbones.resnet import ResNet
 from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessor
-from detector.training.run import train
+from detector.training.run import run_training
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_training_does_not_start(offline, tmp_path):
     data["root"] = str(draw_set(tmp_path / "set"))
     config = {"model": {"backbone": {"depth": 18, "weights": "IMAGENET1K_V1"}}, "data": data}
     with pytest.raises(CheckpointError, match=r"resnet18-.*give the path of the file"):
-        train(parse_config(config, trust=True), tmp_path / "run")
+        run_training(parse_config(config, trust=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -257,7 +257,7 @@ def test_patience_ends_the_training(tmp_path: Path, config: Path, monkeypatch: p
     def score(*args: Any, **options: Any) -> tuple[dict, list]:
         return {"bbox": dict.fromkeys(metrics.SCORES[:-1], next(scores)), "proposals": {"AR1000": 1.0}}, []
 
-    monkeypatch.setattr("detector.training.validate.evaluate", score)
+    monkeypatch.setattr("detector.training.validate.evaluate_predictor", score)
     for resume in ([], ["--resume"]):
         assert train(config, tmp_path / "run", ["train.epochs=9", "train.patience=2", *resume]) == 0
         assert place(tmp_path / "run") == (4 * STEPS, 4)

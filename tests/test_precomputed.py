@@ -31,7 +31,7 @@ from detector.data.proposal_file import ProposalFile, pack
 from detector.data.settings import build_dataset
 from detector.data.transforms import Compose, HorizontalFlip, LargeScaleJitter, Resize, VerticalFlip
 from detector.errors import ConfigError, DataError
-from detector.evaluation.run import evaluate
+from detector.evaluation.run import evaluate_predictor
 from detector.modeling.precomputed import Precomputed
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Batch, Proposals, Target
@@ -229,7 +229,7 @@ def test_a_training_learns_from_the_file(finished: Path, data: Path):
     assert header.split(",")[3:7] == ["loss", "roi_class", "roi_box", "grad_norm"] and len(rows) == 8
     predictor = detector.load(finished / "best.pth", trust=True, device="cpu")
     dataset = build_dataset(predictor.config.data, "val", class_names=predictor.class_names)
-    metrics, _ = evaluate(predictor, dataset, workers=0, progress=False)
+    metrics, _ = evaluate_predictor(predictor, dataset, workers=0, progress=False)
     # moved by two: of 24 pixels 22 / 26 = 0.846 is shared, which is 7 of 10 thresholds; of 27 25 / 29 = 0.862, which is 8
     assert metrics["proposals"]["AR100"] == pytest.approx((7 + 8 + 7) / 30)
     assert f"best AP {max(metrics['bbox']['AP'], 0):.3f}" in (finished / "train.log").read_text()
@@ -278,4 +278,4 @@ def test_a_data_set_without_a_file_is_refused(finished: Path, data: Path):
     predictor = detector.load(finished / "best.pth", trust=True, device="cpu")
     dataset = CocoDataset(data / "images", data / "val.json")
     with pytest.raises(DataError, match=r"val\.json: this detector has no RPN; name its split's file of `proposals`"):
-        evaluate(predictor, dataset, workers=0, progress=False)
+        evaluate_predictor(predictor, dataset, workers=0, progress=False)

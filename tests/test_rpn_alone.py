@@ -22,7 +22,7 @@ from detector.config.inherit import merge
 from detector.data.settings import build_dataset
 from detector.errors import ConfigError
 from detector.evaluation.coco import METRICS, evaluate_results
-from detector.evaluation.run import evaluate
+from detector.evaluation.run import evaluate_predictor
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.proposals_only import BestProposals, ProposalsOnly
 from detector.structures import Proposals
@@ -145,7 +145,7 @@ def test_best_is_kept_from_the_epoch_of_most_recall(tmp_path: Path, data: Path, 
         ap, ar = next(scores)
         return {"bbox": dict.fromkeys(METRICS, ap), "proposals": {"AR1000": ar}}, []
 
-    monkeypatch.setattr("detector.training.validate.evaluate", score)
+    monkeypatch.setattr("detector.training.validate.evaluate_predictor", score)
     config = write_config(tmp_path / "tiny.yaml", data)
     assert train(config, tmp_path / "run", ["model.roi_head=none", "train.epochs=3"]) == 0
     assert read_checkpoint(tmp_path / "run/best.pth")["training"] == {"step": 6, "best": 0.6}
@@ -169,7 +169,7 @@ def test_it_is_evaluated_as_one_class(finished: Path, tmp_path: Path, capsys):
     assert list(metrics) == ["bbox", "per_class", "proposals"] and list(metrics["per_class"]) == ["object"]
     predictor = detector.load(finished / "best.pth", trust=True, device="cpu")
     dataset = build_dataset(predictor.config.data, "val", class_names=predictor.class_names)
-    assert evaluate(predictor, dataset, workers=0, progress=False)[0] == metrics
+    assert evaluate_predictor(predictor, dataset, workers=0, progress=False)[0] == metrics
 
 
 def test_pictures_show_objects(finished: Path, data: Path, tmp_path: Path):

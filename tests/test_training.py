@@ -32,7 +32,7 @@ from detector.checkpoint import read_checkpoint
 from detector.config.config import load_config
 from detector.data.coco import CocoDataset
 from detector.device import memory_mib, pick_precision
-from detector.evaluation.run import evaluate
+from detector.evaluation.run import evaluate_predictor
 from detector.inference.predictor import load
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
@@ -107,7 +107,7 @@ def test_checkpoints_know_their_classes_and_their_place(whole: Path):
 
 def test_best_scores_what_the_table_says(whole: Path, data: Path):
     predictor = load(whole / "best.pth", trust=True, device="cpu")
-    found, _ = evaluate(predictor, CocoDataset(data / "images", data / "val.json"), workers=0, progress=False)
+    found, _ = evaluate_predictor(predictor, CocoDataset(data / "images", data / "val.json"), workers=0, progress=False)
     best = max(float(row["AP"]) for row in rows(whole) if row["AP"])
     assert found["bbox"]["AP"] == pytest.approx(best, abs=1e-5)
     assert read_checkpoint(whole / "last.pth")["training"]["best"] == pytest.approx(best, abs=1e-5)
@@ -162,7 +162,7 @@ def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypa
     def score(*args: Any, **options: Any) -> tuple[dict, list]:
         return {"bbox": dict.fromkeys(SCORES[:-1], next(scores)), "proposals": {"AR1000": 1.0}}, []
 
-    monkeypatch.setattr("detector.training.validate.evaluate", score)
+    monkeypatch.setattr("detector.training.validate.evaluate_predictor", score)
     assert train(config, tmp_path / "run", ["train.epochs=4"]) == 0
     assert read_checkpoint(tmp_path / "run" / "best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}
 

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import detector
+from detector import workflows
 from detector.cli.arguments import CommandParser, add_network_options
 from detector.cli.ending import ending
 from detector.config.config import parse_config
-from detector.data.describe import report_of
-from detector.data.settings import build_dataset
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
 from detector.evaluation.coco import evaluate_results
-from detector.evaluation.reach import scoring_limits
 from detector.evaluation.results import read_json
-from detector.evaluation.run import evaluate, write_proposals
+from detector.evaluation.run import write_proposals
 from detector.evaluation.tables import recall_table, summary_table
 from detector.files import check_new_file, check_own, make_folder, write_text
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
-from detector.protocols import DataSet
-from detector.recipe import Scoring
 
 NETWORK_USAGE = "[--split val] [--tta] [--device D] [--precision P] [--trust] [key=value ...]"
 USAGE = f"""detector evaluate CKPT [--output DIR] {NETWORK_USAGE}
@@ -70,7 +65,7 @@ def score_file(args: argparse.Namespace) -> None:
     """--detections FILE --annotations FILE: no model, no images, no work for several processes."""
     scoring = parse_config({}, args.overrides, trust=False).evaluate
     results = read_json(args.detections)
-    print_limits(args.annotations, None, scoring)
+    workflows.say_limits(args.annotations, None, scoring)
     metrics = evaluate_results(args.annotations, results, scoring=scoring)
     if args.output:
         check_own(args.output, "metrics.json")
@@ -78,51 +73,25 @@ def score_file(args: argparse.Namespace) -> None:
     print(summary_table(metrics))
 
 
-def print_limits(annotations: Path, category_ids: list[int] | None, scoring: Scoring) -> None:
-    """Say what no detector can reach."""
-    for line in scoring_limits(annotations, category_ids, scoring):
-        print(f"note: {line}", file=sys.stderr)
-
-
-def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, DataSet, int]:
-    """CKPT and --split: the detector, all images of the split, and the number of loading processes."""
+def open_checkpoint(args: argparse.Namespace) -> Predictor:
+    """CKPT as the options say."""
     options = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
-    predictor = detector.load(args.checkpoint, args.trust, kind=TTAPredictor if args.tta else Predictor, **options)
-    data = replace(predictor.config.needed_data(), keep_empty=True)
-    dataset = build_dataset(data, args.split, class_names=predictor.class_names)
-    if is_rank0():
-        print(f"{args.split}: {report_of(dataset)}", file=sys.stderr)
-    return predictor, dataset, data.workers
+    return detector.load(args.checkpoint, args.trust, kind=TTAPredictor if args.tta else Predictor, **options)
 
 
 def score_checkpoint(args: argparse.Namespace) -> None:
     """CKPT: the detector over the images of a split."""
-    predictor, dataset, workers = open_checkpoint(args)
-    folder = on_rank0(make_folder, args.output or args.checkpoint.parent)
-    on_rank0(check_own, folder, "metrics.json", "detections.json")
-    on_rank0(print_limits, dataset.annotation_file, dataset.category_ids, predictor.config.evaluate)
-    metrics, results = evaluate(predictor, dataset, workers=workers, scoring=predictor.config.evaluate)
-    if is_rank0():
-        write_report(predictor, folder, metrics, results)
-
-
-def write_report(predictor: Predictor, folder: Path, metrics: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """Write metrics.json and detections.json; print the tables even where the disk is full."""
-    reports_proposals = predictor.model.reports_proposals  # whose boxes have no category
-    try:
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        if not reports_proposals:
-            write_text(folder / "detections.json", json.dumps(results) + "\n")
-    finally:
-        if reports_proposals:
-            print("an RPN alone: all classes are one, the AP is that of its best proposals\n")
-        print(summary_table(metrics))
+    predictor = open_checkpoint(args)
+    workflows.score(
+        predictor, *workflows.open_split(predictor, args.split), args.output or args.checkpoint.parent, print
+    )
 
 
 def write_proposal_file(args: argparse.Namespace) -> None:
     """CKPT --proposals FILE: the first stage's boxes in the images of a split, for a detector without an RPN."""
     on_rank0(check_new_file, args.proposals)
-    predictor, dataset, workers = open_checkpoint(args)
+    predictor = open_checkpoint(args)
+    dataset, workers = workflows.open_split(predictor, args.split)
     on_rank0(make_folder, args.proposals.parent, "name another file")
     recall = write_proposals(predictor, dataset, args.proposals, workers=workers)
     if is_rank0():
@@ -132,6 +101,7 @@ def write_proposal_file(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """One of the three uses; the exit status."""
     args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # results travel between processes, on the CPU
     with ending(args) as end, processes(torch.device("cpu")):
         if args.detections:

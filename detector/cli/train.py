@@ -53,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         from detector import distributed
         from detector.config.config import load_config
         from detector.device import pick_device
-        from detector.training.run import train
+        from detector.training.run import run_training
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         with logging_redirect_tqdm(), distributed.processes(pick_device("auto")):
             config = distributed.raise_on_all(load_config, args.config, args.overrides)
-            train(config, args.output, resume=args.resume, init_from=args.init_from)
+            run_training(config, args.output, resume=args.resume, init_from=args.init_from)
     return end.status

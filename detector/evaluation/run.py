@@ -26,7 +26,7 @@ from detector.structures import Detections, Proposals
 NOT_SCORED = -(10**9)  # stands for the id of a class that the data set does not have
 
 
-def evaluate(
+def evaluate_predictor(
     predictor: Predictor,
     dataset: DataSet,
     *,

@@ -46,7 +46,9 @@ DEFAULTS_OF_0_1: dict[str, Any] = {
 log = logging.getLogger("detector")
 
 
-def train(config: Config, output: str | Path, *, resume: bool = False, init_from: str | Path | None = None) -> Path:
+def run_training(
+    config: Config, output: str | Path, *, resume: bool = False, init_from: str | Path | None = None
+) -> Path:
     """Train, evaluate, and return the folder with config.yaml, metrics.csv, train.log, last.pth and best.pth.
 
     Under torchrun all processes call it; rank 0 writes and logs.

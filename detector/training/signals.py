@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,15 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 TIME_UP = 124  # exit status, as of timeout(1)
 
 
+def _in_main_thread() -> bool:
+    """Whether this thread may handle signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def deferred_sigchld() -> Iterator[None]:
     """Defer SIGCHLD to the end of the context: PyTorch raises a worker's death from its handler, even during a save."""
-    if not hasattr(signal, "SIGCHLD"):  # on Windows
+    if not hasattr(signal, "SIGCHLD") or not _in_main_thread():  # on Windows
         yield
         return
     received: list[tuple[int, FrameType | None]] = []
@@ -51,7 +57,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         # nohup ignores SIGHUP, and this must stay so
-        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        handled = [number for number in SIGNALS if _in_main_thread() and signal.getsignal(number) != signal.SIG_IGN]
         self._handlers = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 

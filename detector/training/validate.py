@@ -8,7 +8,7 @@ import torch
 
 from detector import distributed
 from detector.config.config import Config
-from detector.evaluation.run import evaluate
+from detector.evaluation.run import evaluate_predictor
 from detector.inference.predictor import Predictor
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.protocols import DataSet
@@ -35,7 +35,7 @@ def validate(
         check: called before each image; it may raise to stop.
     """
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
-    metrics, _ = evaluate(predictor, val, workers=workers, check=check)
+    metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
 
     @torch.no_grad()
