@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--score", type=float, default=0.5, help="the least score of a box, 0..1 (default: 0.5)")
     add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
     add_network_options(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     is_override = re.compile(r"(model|data)\.[\w.]+=").match
     args.overrides = [path for path in args.paths if is_override(path)]
     args.paths = [path for path in args.paths if not is_override(path)]

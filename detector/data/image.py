@@ -58,9 +58,12 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, bit_depth: int | 
         return to_rgb(image, bit_depth)
 
 
-def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width of the image that `read_image` would give, from its header. Raises ImageError as that does."""
-    with _opened(path, max_pixels) as image:
+def read_size(path: str | Path, max_pixels: int = MAX_PIXELS, limit: str = "data.max_pixels") -> tuple[int, int]:
+    """Height and width of the image that `read_image` would give, from its header. Raises ImageError as that does.
+
+    `limit` is what a user calls `max_pixels`.
+    """
+    with _opened(path, max_pixels, limit) as image:
         turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS  # a TIFF is upright already
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -72,7 +75,7 @@ def used_bits(path: str | Path, max_pixels: int = MAX_PIXELS) -> int | None:
 
 
 @contextmanager
-def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: str | Path, max_pixels: int, limit: str = "data.max_pixels") -> Iterator[Image.Image]:
     """An image file of which the header is read; whatever goes wrong with it in here names the file."""
     # Pillow's limit holds for the whole process: ours may raise it, never lower it.
     if Image.MAX_IMAGE_PIXELS is not None:
@@ -87,8 +90,8 @@ def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such image; check the image folder and the file names") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"the limit is {max_pixels}: raise data.max_pixels or shrink the image"
-        raise ImageError(f"{path}: too large ({error}); {limit}") from error
+        advice = f"the limit is {max_pixels}: raise {limit} or shrink the image"
+        raise ImageError(f"{path}: too large ({error}); {advice}") from error
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         reason = f"{type(error).__name__}: {error}"
         raise ImageError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error

@@ -84,7 +84,8 @@ def _other_size(boxes: np.ndarray, sizes: np.ndarray) -> list[Doubt]:
     wide, high = reach.max(axis=0)
     note = ""
     if beyond.mean() >= LEAST_BEYOND:
-        note = f"{beyond.sum()} of {len(boxes)} boxes leave their image, up to {wide:.2f} widths and {high:.2f} heights"
+        note = f"{beyond.sum()} of {len(boxes)} boxes leave their image"
+        note += f", up to {wide:.2f} widths and {high:.2f} heights" if max(wide, high) > 1 else ""
         if _beyond(boxes, sizes[:, ::-1]).mean() <= 1 - MOST:
             note += "; all fit if width and height change places"
     elif max(wide, high) < 0.55 and len(np.unique(boxes, axis=0)) >= LEAST_OBJECTS:

@@ -170,7 +170,7 @@ def _picture(
     where = places.annotations[name]
     tree = _parse(where)
     image = places.image(name, tree)
-    size = read_size(image, max_pixels)
+    size = read_size(image, max_pixels, "--max-pixels")
     _compare_size(tree, size, where, image)
     boxes = []
     for element, place in _objects(tree, where):

@@ -144,7 +144,7 @@ def _orphans(folder: Path, images: Sequence[str]) -> list[str]:
 
 
 def _picture(folder: Path, name: str, names: Sequence[str], max_pixels: int, notes: ConversionNotes) -> SourceImage:
-    size = read_size(path_within(folder, name, folder), max_pixels)
+    size = read_size(path_within(folder, name, folder), max_pixels, "--max-pixels")
     path = path_within(folder, _label_file(name), name)
     if not path.exists():
         notes.add("images have no label file: taken as images without objects", name)
