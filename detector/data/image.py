@@ -1,12 +1,13 @@
-"""Decoding of image files, for training, evaluation and inference alike."""
+"""Decoding of images, for training, evaluation and inference alike."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -36,12 +37,13 @@ class ImageError(DataError):
     """One image that cannot be used: missing, broken, too large, or not of the size that its annotations say."""
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decode a file to uint8 RGB (3, H, W), upright; an `ImageError` names a missing, broken or oversized file.
+def read_image(source: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX_PIXELS, name: str = "") -> Tensor:
+    """Decode a file, or a PIL image, to uint8 RGB (3, H, W), upright; an `ImageError` names a missing, broken or oversized one.
 
-    The size is read from the header, so that an image over `max_pixels` is refused before it takes memory.
+    The size is read from the header, so that an image over `max_pixels` is refused before it takes memory. An open file is
+    read from its beginning and stays open; `name` stands for it in messages.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(source, max_pixels, name) as image:
         return to_rgb(image)
 
 
@@ -52,27 +54,47 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
+def check_pixels(height: int, width: int, max_pixels: int, name: str) -> None:
+    """Raise an ImageError for an image of more than `max_pixels`."""
+    if height * width > max_pixels:
+        raise ImageError(_too_large(name, f"{width} x {height} pixels", max_pixels))
+
+
+def _too_large(name: str, reason: object, max_pixels: int) -> str:
+    return f"{name}: too large ({reason}); the limit is {max_pixels}: raise data.max_pixels or shrink the image"
+
+
 @contextmanager
-def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
-    """An image file of which the header is read; whatever goes wrong with it in here names the file."""
+def _opened(source: str | Path | IO[bytes] | Image.Image, max_pixels: int, name: str = "") -> Iterator[Image.Image]:
+    """An image of which the header is read; whatever goes wrong with it in here names it."""
     # Pillow's limit holds for the whole process: ours may raise it, never lower it.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    name = name or _name_of(source)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe could block
+        if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):  # reading a pipe could block
             raise OSError("it is not a file")
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        # a PIL image stays open, as an open file does
+        given = nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+        with given as image:
+            check_pixels(image.height, image.width, max_pixels, name)
             yield image
+    except ImageError:
+        raise
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image; check the image folder and the file names") from error
+        raise ImageError(f"{name}: no such image; check the image folder and the file names") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"the limit is {max_pixels}: raise data.max_pixels or shrink the image"
-        raise ImageError(f"{path}: too large ({error}); {limit}") from error
+        raise ImageError(_too_large(name, error, max_pixels)) from error
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         reason = f"{type(error).__name__}: {error}"
-        raise ImageError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error
+        raise ImageError(f"{name}: not a readable image ({reason}); replace the file or remove its entry") from error
+
+
+def _name_of(source: str | Path | IO[bytes] | Image.Image) -> str:
+    """A path, the path of an open file, or what kind of object it is."""
+    if isinstance(source, str | Path):
+        return str(source)
+    return str(getattr(source, "filename", "") or getattr(source, "name", "") or f"an image in {type(source).__name__}")
 
 
 def to_rgb(image: Image.Image) -> Tensor:

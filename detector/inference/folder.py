@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import sys
@@ -24,9 +23,8 @@ from detector.errors import DataError
 from detector.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
+from detector.inference.search import search_images
 from detector.progress import Progress
-
-MAGIC = "*?["  # characters that make a path a pattern
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def find_images(paths: Sequence[str], output: Path, annotations: Path | None = N
     its ids, else they are numbered from 1. Raises DataError if a path is missing or has no images, if the annotations lack an
     image, and if a drawn image would replace an input or leave `output`.
     """
-    output = _absolute(output)
-    found = [_search(path, output) for path in paths]
+    output = Path(os.path.abspath(output))
+    found = [search_images(path, skip=output) for path in paths]
     root = os.path.commonpath([folder for folder, _ in found])
     files = dict.fromkeys(file for _, files in found for file in files)  # each once, in order
     names = [file.relative_to(root).as_posix() for file in files]
@@ -118,38 +116,6 @@ def _results_written_on_exit(output: Path, results: list[dict[str, Any]]) -> Ite
     finally:
         if is_rank0():
             write_text(output / "detections.json", json.dumps(results) + "\n")
-
-
-def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(path))  # without ".." but, unlike resolve(), with links kept
-
-
-def _search(path: str, output: Path) -> tuple[Path, list[Path]]:
-    """The folder searched for one argument, and the images found in it."""
-    if not path:
-        raise DataError("an empty path was given (an unset variable?); name a file, a folder or a pattern")
-    place = _absolute(path)
-    if place.is_file():
-        return place.parent, [place]
-    if place.is_dir():
-        folder, found = place, [f for f in place.rglob("*") if not _hidden(f.relative_to(place))]
-    elif any(c in path for c in MAGIC):
-        fixed = path[: min(path.find(c) for c in MAGIC if c in path)]
-        folder = _absolute(f"{fixed}x").parent  # photos/2*/*.jpg: photos
-        found = [_absolute(match) for match in glob.glob(path, recursive=True)]
-    else:
-        raise DataError(f"{path}: no such file or folder")
-    if folder in output.parents:  # skip the drawn images of an earlier run
-        found = [file for file in found if output not in file.parents]
-    files = (file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
-    images = sorted(files, key=lambda file: Path(os.path.relpath(file, folder)).as_posix())  # as conversion
-    if not images:
-        raise DataError(f"{path}: no images found there ({' '.join(SUFFIXES)})")
-    return folder, images
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _job(file: Path, name: str, image_id: int, output: Path) -> Job:
