@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import detector
-from detector.cli.arguments import CommandParser, add_network_options
+from detector.cli.arguments import CHECKPOINT_HELP, CommandParser, add_network_options
 from detector.cli.ending import ending
 from detector.config.config import parse_config
 from detector.data.describe import report_of
@@ -26,6 +26,7 @@ from detector.evaluation.tables import recall_table, summary_table
 from detector.files import check_new_file, check_own, make_folder, write_text
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
+from detector.interop.fetch import checkpoint_file, is_published
 from detector.protocols import DataSet
 from detector.recipe import Scoring
 
@@ -39,7 +40,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments of one of the three uses."""
     parser = CommandParser("evaluate", usage=USAGE)
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", nargs="?", type=Path, help="the checkpoint to evaluate")
+    add("checkpoint", metavar="CKPT", nargs="?", type=Path, help=CHECKPOINT_HELP)
     add("overrides", metavar="key=value", nargs="*", help="changes to the checkpoint's configuration")
     add("--split", default="val", help="the part of the data to evaluate on (default: val)")
     add(
@@ -63,6 +64,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give either a checkpoint, or --detections and --annotations")
     if args.proposals and (args.detections or args.output):
         parser.error("--proposals FILE goes with a checkpoint and without --output: FILE is all that is written")
+    if args.checkpoint and is_published(args.checkpoint) and not (args.output or args.proposals):
+        parser.error("a published detector has no folder of its own: say by --output where to write")
     return args
 
 
@@ -87,7 +90,8 @@ def print_limits(annotations: Path, category_ids: list[int] | None, scoring: Sco
 def open_checkpoint(args: argparse.Namespace) -> tuple[Predictor, DataSet, int]:
     """CKPT and --split: the detector, all images of the split, and the number of loading processes."""
     options = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
-    predictor = detector.load(args.checkpoint, args.trust, kind=TTAPredictor if args.tta else Predictor, **options)
+    kind = TTAPredictor if args.tta else Predictor
+    predictor = detector.load(on_rank0(checkpoint_file, args.checkpoint), args.trust, kind=kind, **options)
     data = replace(predictor.config.needed_data(), keep_empty=True)
     dataset = build_dataset(data, args.split, class_names=predictor.class_names)
     if is_rank0():

@@ -20,6 +20,7 @@ from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.inference.filters import Classes, DetectionFilter, labels_of
 from detector.inference.pictures import Picture, is_picture, iterate_pictures, read_picture
+from detector.interop.fetch import checkpoint_file
 from detector.modeling.boxes import clip_boxes
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -40,10 +41,11 @@ def load(
     path: str | Path, trust: bool = False, *, overrides: Sequence[str] = (), device: str = "auto",
     precision: str = "float32", kind: type[Predictor] | None = None,
 ) -> Predictor:  # fmt: skip
-    """A predictor from a checkpoint of this project, which contains its configuration.
+    """A predictor from a checkpoint of this project, which contains its configuration, or from a published detector.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or a name such as "torchvision/fasterrcnn_resnet50_fpn_v2" (docs/weights.md lists them), whose
+            file is downloaded with its first use.
         trust: import the custom classes that its configuration names.
         overrides: `key.path=value` changes of that configuration.
         device: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.
@@ -52,6 +54,7 @@ def load(
 
     Raises CheckpointError for a file that is missing, damaged or of another architecture.
     """
+    path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
     if "data" not in checkpoint["config"] and any(change.startswith("data.") for change in overrides):
         checkpoint["config"] = checkpoint["config"] | {"data": NO_DATA}

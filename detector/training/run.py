@@ -20,6 +20,7 @@ from detector.data.settings import build_dataset
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError
 from detector.files import write_beside
+from detector.interop.fetch import checkpoint_file
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.protocols import DataSet
 from detector.recipe import Recipe
@@ -55,7 +56,7 @@ def train(config: Config, output: str | Path, *, resume: bool = False, init_from
         config: the configuration, with a `data` section.
         output: the folder of the run.
         resume: continue from its `last.pth`.
-        init_from: a checkpoint whose weights the training starts from, at step 0.
+        init_from: a checkpoint, or the name of a published detector, whose weights the training starts from, at step 0.
     """
     output = Path(output)
     with distributed.processes(pick_device("auto")), quiet_nonzero_ranks():
@@ -104,7 +105,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
 
 def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: DataSet) -> str:
     """Load the weights of another training; returns a line about them."""
-    checkpoint = read_checkpoint(init_from)
+    checkpoint = read_checkpoint(checkpoint_file(init_from))
     return take_weights(model, checkpoint["model"], init_from, checkpoint["class_names"], train_set.class_names)
 
 
