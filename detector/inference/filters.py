@@ -33,10 +33,11 @@ class DetectionFilter:
             raise ConfigError(f"max_detections={self.limit}: expected at least 1, or None for all")
 
     def __call__(self, found: Detections) -> Detections:
-        kept = found.scores >= self.score
+        if self.score > 0:
+            found = found[found.scores >= self.score]
         if self.labels is not None:
-            kept &= torch.isin(found.labels, self.labels)
-        return found[kept][: self.limit]
+            found = found[torch.isin(found.labels, self.labels)]
+        return found if self.limit is None else found[: self.limit]
 
 
 def labels_of(classes: Classes, names: Sequence[str]) -> Tensor:
