@@ -197,3 +197,16 @@ def _listed(wrong: Mapping[str, list[str]]) -> str:
         for kind, keys in wrong.items()
         if keys
     )
+
+
+def is_of_0_1(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether version 0.1 wrote it."""
+    return str(checkpoint.get("versions", {}).get("detector", "")).startswith("0.1.")
+
+
+def with_old_depth(config: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that reads images as its checkpoint was trained: version 0.1 took the high byte of 16 bits."""
+    data = config.get("data")
+    if not is_of_0_1(checkpoint) or not isinstance(data, dict):
+        return config
+    return config | {"data": {"bit_depth": 16} | data}

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 47
+LIMIT = 45
 
 
 def main() -> int:

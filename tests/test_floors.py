@@ -23,7 +23,8 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"evaluation"},
     {"dataset_check"},
     {"chart"},
-    {"inference", "interop"},
+    {"inference"},
+    {"interop"},
     {"config"},
     {"data", "modeling"},
     {"checkpoint", "device", "protocols", "recipe"},
@@ -32,7 +33,7 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
 ]
 FLOOR_OF = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others
-EXTRAS = {"safetensors"}  # optional: imported where it is used, inside a `try`
+EXTRAS = {"av", "safetensors"}  # optional: imported where it is used, inside a `try`
 
 
 def imported(path: Path) -> set[str]:

@@ -23,6 +23,7 @@ class FakePredictor:
     """Finds in every image one object of 0.9 in its left half and one of 0.3 in the other."""
 
     max_pixels = 10_000
+    bit_depth = None
     label_ids = (3, 7)
 
     def __init__(self):

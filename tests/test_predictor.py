@@ -173,11 +173,10 @@ def test_bad_files_are_named(predictor: Predictor, tmp_path: Path):
 
 def test_what_is_no_picture_is_refused(predictor: Predictor):
     channels_last, batch = (torch.zeros(shape, dtype=torch.uint8) for shape in ((8, 8, 3), (1, 3, 8, 8)))
-    array = np.zeros((8, 8, 3), dtype=np.uint8)  # as OpenCV reads them: BGR
     expected = r"expected a uint8 RGB tensor of shape \(3, H, W\)"
     for wrong, kind, message in (
         (torch.zeros(3, 8, 8), ValueError, expected), (channels_last, ValueError, expected), (batch, ValueError, expected),
-        (array, TypeError, r"a PIL image .* got ndarray"),
+        (None, TypeError, r"expected a path, .* got NoneType"),
     ):  # fmt: skip
         for pictures in (wrong, [wrong]):
             with pytest.raises(kind, match=message):

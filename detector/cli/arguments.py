@@ -20,6 +20,7 @@ COMMANDS = {
     "config": "Print the effective configuration, the origin of every value, and the meaning of every key.",
 }
 CONFIG_HELP = "a YAML file, or detector://NAME.yaml for one that comes with the package"
+CHECKPOINT_HELP = "a checkpoint, or a published detector such as torchvision/fasterrcnn_resnet50_fpn_v2"
 OVERRIDES_HELP = "changes to the configuration, for instance train.epochs=3"
 
 

@@ -12,7 +12,7 @@ import torch
 
 import detector
 from detector import workflows
-from detector.cli.arguments import CommandParser, add_network_options
+from detector.cli.arguments import CHECKPOINT_HELP, CommandParser, add_network_options
 from detector.cli.ending import ending
 from detector.config.config import parse_config
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
@@ -23,6 +23,7 @@ from detector.evaluation.tables import recall_table, summary_table
 from detector.files import check_new_file, check_own, make_folder, write_text
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
+from detector.interop.fetch import checkpoint_file, is_published
 
 NETWORK_USAGE = "[--split val] [--tta] [--device D] [--precision P] [--trust] [key=value ...]"
 USAGE = f"""detector evaluate CKPT [--output DIR] {NETWORK_USAGE}
@@ -34,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments of one of the three uses."""
     parser = CommandParser("evaluate", usage=USAGE)
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", nargs="?", type=Path, help="the checkpoint to evaluate")
+    add("checkpoint", metavar="CKPT", nargs="?", type=Path, help=CHECKPOINT_HELP)
     add("overrides", metavar="key=value", nargs="*", help="changes to the checkpoint's configuration")
     add("--split", default="val", help="the part of the data to evaluate on (default: val)")
     add(
@@ -58,6 +59,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give either a checkpoint, or --detections and --annotations")
     if args.proposals and (args.detections or args.output):
         parser.error("--proposals FILE goes with a checkpoint and without --output: FILE is all that is written")
+    if args.checkpoint and is_published(args.checkpoint) and not (args.output or args.proposals):
+        parser.error("a published detector has no folder of its own: say by --output where to write")
     return args
 
 
@@ -76,7 +79,8 @@ def score_file(args: argparse.Namespace) -> None:
 def open_checkpoint(args: argparse.Namespace) -> Predictor:
     """CKPT as the options say."""
     options = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
-    return detector.load(args.checkpoint, args.trust, kind=TTAPredictor if args.tta else Predictor, **options)
+    kind = TTAPredictor if args.tta else Predictor
+    return detector.load(on_rank0(checkpoint_file, args.checkpoint), args.trust, kind=kind, **options)
 
 
 def score_checkpoint(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import detector
-from detector.cli.arguments import CommandParser, add_network_options
+from detector.cli.arguments import CHECKPOINT_HELP, CommandParser, add_network_options
 from detector.cli.ending import ending
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
 from detector.errors import DataError
@@ -17,13 +17,14 @@ from detector.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
+from detector.interop.fetch import checkpoint_file
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = CommandParser("infer")
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", type=Path, help="the checkpoint of a detector")
+    add("checkpoint", metavar="CKPT", type=Path, help=CHECKPOINT_HELP)
     add(
         "paths",
         metavar="PATH",
@@ -54,9 +55,10 @@ def infer(args: argparse.Namespace) -> None:
     """Paths are checked before the checkpoint is read. Raises DataError, at the end, for unreadable images."""
     jobs = on_rank0(find_images, args.paths, args.output, args.annotations)
     on_rank0(check_folder, args.output)
+    checkpoint = on_rank0(checkpoint_file, args.checkpoint)
     kind = TTAPredictor if args.tta else Predictor
     predictor = detector.load(
-        args.checkpoint, args.trust, overrides=args.overrides, device=args.device, precision=args.precision, kind=kind
+        checkpoint, args.trust, overrides=args.overrides, device=args.device, precision=args.precision, kind=kind
     )
     predictor.check_pictures()
     folder = on_rank0(make_folder, args.output)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from detector.cli.arguments import CONFIG_HELP, OVERRIDES_HELP, CommandParser, output_folder
+from detector.cli.arguments import CHECKPOINT_HELP, CONFIG_HELP, OVERRIDES_HELP, CommandParser, output_folder
 from detector.cli.ending import ending
 
 
@@ -21,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("overrides", metavar="key=value", nargs="*", help=OVERRIDES_HELP)
     add("--output", type=output_folder, metavar="DIR", help="where to write (default: runs/ and the name of CONFIG)")
     add("--resume", action="store_true", help="continue the training in DIR exactly where it stopped")
-    add("--init-from", type=Path, metavar="CKPT", help="begin with the weights of another training")
+    add("--init-from", type=Path, metavar="CKPT", help=f"begin with the weights of another training: {CHECKPOINT_HELP}")
     add("--deterministic", action="store_true", help="the same bits in every run (short for train.deterministic=true)")
     add("--time-limit", type=float, metavar="MINUTES", help="then save and stop (short for train.time_limit=MINUTES)")
     args = parser.parse_intermixed_args(argv)

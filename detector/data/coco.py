@@ -137,7 +137,7 @@ class CocoDataset(Dataset):
         """The decoded image, uint8 (3, H, W), without the transform."""
         path = self.path(i)
         try:
-            image = read_image(path, self.max_pixels, self.bit_depth)
+            image = read_image(path, self.max_pixels, bit_depth=self.bit_depth)
         except ImageError as error:
             twin = (
                 twin_on_disk(self.folder, self.file_names[i]) if isinstance(error.__cause__, FileNotFoundError) else ""

@@ -1,4 +1,4 @@
-"""Decoding of image files, for training, evaluation and inference alike."""
+"""Decoding of images, for training, evaluation and inference alike."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -48,13 +49,15 @@ class ImageError(DataError):
     """One image that cannot be used: missing, broken, too large, or not of the size that its annotations say."""
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None) -> Tensor:
-    """Decode a file to uint8 RGB (3, H, W), upright; an `ImageError` names a missing, broken or oversized file.
+def read_image(
+    source: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX_PIXELS, name: str = "", *, bit_depth: int | None = None
+) -> Tensor:  # fmt: skip
+    """Decode a file, or a PIL image, to uint8 RGB (3, H, W), upright; an `ImageError` names a missing, broken or oversized one.
 
-    The size is read from the header, so that an image over `max_pixels` is refused before it takes memory. `bit_depth` is
-    that of `to_rgb`.
+    The size is read from the header, so that an image over `max_pixels` is refused before it takes memory. An open file is
+    read from its beginning and stays open; `name` stands for it in messages. `bit_depth` is that of `to_rgb`.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(source, max_pixels, name) as image:
         return to_rgb(image, bit_depth)
 
 
@@ -63,7 +66,7 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS, limit: str = "data
 
     `limit` is what a user calls `max_pixels`.
     """
-    with _opened(path, max_pixels, limit) as image:
+    with _opened(path, max_pixels, limit=limit) as image:
         turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in SIDEWAYS  # a TIFF is upright already
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -71,30 +74,52 @@ def read_size(path: str | Path, max_pixels: int = MAX_PIXELS, limit: str = "data
 def used_bits(path: str | Path, max_pixels: int = MAX_PIXELS) -> int | None:
     """The bits that a grey image of 16 bits uses; None for other images. Raises ImageError as `read_image` does."""
     with _opened(path, max_pixels) as image:
-        return _used_bits(image, np.asarray(image)) if image.mode.startswith("I") else None
+        return _used_bits(np.asarray(image), _stated(image)) if image.mode.startswith("I") else None
+
+
+def check_pixels(height: int, width: int, max_pixels: int, name: str, limit: str = "data.max_pixels") -> None:
+    """Raise an ImageError for an image of more than `max_pixels`, which a user calls `limit`."""
+    if height * width > max_pixels:
+        raise ImageError(_too_large(name, f"{width} x {height} pixels", max_pixels, limit))
+
+
+def _too_large(name: str, reason: object, max_pixels: int, limit: str) -> str:
+    return f"{name}: too large ({reason}); the limit is {max_pixels}: raise {limit} or shrink the image"
 
 
 @contextmanager
-def _opened(path: str | Path, max_pixels: int, limit: str = "data.max_pixels") -> Iterator[Image.Image]:
-    """An image file of which the header is read; whatever goes wrong with it in here names the file."""
+def _opened(
+    source: str | Path | IO[bytes] | Image.Image, max_pixels: int, name: str = "", limit: str = "data.max_pixels"
+) -> Iterator[Image.Image]:
+    """An image of which the header is read; whatever goes wrong with it in here names it."""
     # Pillow's limit holds for the whole process: ours may raise it, never lower it.
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    name = name or _name_of(source)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe could block
+        if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):  # reading a pipe could block
             raise OSError("it is not a file")
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        # a PIL image stays open, as an open file does
+        given = nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+        with given as image:
+            check_pixels(image.height, image.width, max_pixels, name, limit)
             yield image
+    except ImageError:
+        raise
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such image; check the image folder and the file names") from error
+        raise ImageError(f"{name}: no such image; check the image folder and the file names") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        advice = f"the limit is {max_pixels}: raise {limit} or shrink the image"
-        raise ImageError(f"{path}: too large ({error}); {advice}") from error
+        raise ImageError(_too_large(name, error, max_pixels, limit)) from error
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         reason = f"{type(error).__name__}: {error}"
-        raise ImageError(f"{path}: not a readable image ({reason}); replace the file or remove its entry") from error
+        raise ImageError(f"{name}: not a readable image ({reason}); replace the file or remove its entry") from error
+
+
+def _name_of(source: str | Path | IO[bytes] | Image.Image) -> str:
+    """A path, the path of an open file, or what kind of object it is."""
+    if isinstance(source, str | Path):
+        return str(source)
+    return str(getattr(source, "filename", "") or getattr(source, "name", "") or f"an image in {type(source).__name__}")
 
 
 def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Tensor:
@@ -114,21 +139,31 @@ def _rgb(image: Image.Image, bit_depth: int | None) -> Image.Image:
     if image.mode == "F":
         raise DataError("floating-point pixels have no known range: save the image with 8 or 16 bits")
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B", ...: grey of 16 bits, which Pillow itself would clip at 255
-        values = np.asarray(image).clip(0, 65535)
-        depth = bit_depth or _used_bits(image, values)
-        if bit_depth is None and depth < DEPTHS[-1]:
-            _say_depth(depth)
-        image = Image.fromarray((values >> depth - 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(to_bytes(np.asarray(image).clip(0, 65535), bit_depth, _stated(image)))
     if "transparency" in image.info:  # colours first: Pillow warns when a palette loses its transparency unasked
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
-def _used_bits(image: Image.Image, values: np.ndarray) -> int:
-    """The least of DEPTHS for the largest value that a TIFF states or the image has."""
-    stated = getattr(image, "tag_v2", {}).get(MAX_SAMPLE, 0)
-    largest = max(int(values.max()), int(np.max(stated)))
+def to_bytes(values: np.ndarray, bit_depth: int | None, stated: int = 0) -> np.ndarray:
+    """The 8 highest of `bit_depth` bits of values up to 65535, uint8 of the same shape; larger values become 255.
+
+    Without a `bit_depth` it is the least of DEPTHS that holds the largest value, or the one that the file has `stated`.
+    """
+    depth = bit_depth or _used_bits(values, stated)
+    if bit_depth is None and depth < DEPTHS[-1]:
+        _say_depth(depth)
+    return (values >> depth - 8).clip(0, 255).astype(np.uint8)
+
+
+def _used_bits(values: np.ndarray, stated: int) -> int:
+    largest = max(int(values.max()), stated)
     return next((depth for depth in DEPTHS if largest < 2**depth), DEPTHS[-1])
+
+
+def _stated(image: Image.Image) -> int:
+    """The largest value that a TIFF says its samples may have; 0 where nothing is said."""
+    return int(np.max(getattr(image, "tag_v2", {}).get(MAX_SAMPLE, 0)))
 
 
 @functools.cache  # once for each depth

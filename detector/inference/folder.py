@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import sys
@@ -17,16 +16,15 @@ from torch import Tensor
 
 from detector.coco_format import detections_to_results
 from detector.data.coco_reader import read_coco_file
-from detector.data.image import SUFFIXES, WRITABLE, read_image
+from detector.data.image import WRITABLE, read_image
 from detector.data.image_names import match_names
 from detector.distributed import is_rank0, map_sharded
 from detector.errors import DataError
 from detector.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
+from detector.inference.search import search_images
 from detector.progress import Progress
-
-MAGIC = "*?["  # characters that make a path a pattern
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def find_images(paths: Sequence[str], output: Path, annotations: Path | None = N
     its ids, else they are numbered from 1. Raises DataError if a path is missing or has no images, if the annotations lack an
     image, and if a drawn image would replace an input or leave `output`.
     """
-    output = _absolute(output)
-    found = [_search(path, output) for path in paths]
+    output = Path(os.path.abspath(output))
+    found = [search_images(path, skip=output) for path in paths]
     root = os.path.commonpath([folder for folder, _ in found])
     files = dict.fromkeys(file for _, files in found for file in files)  # each once, in order
     names = [file.relative_to(root).as_posix() for file in files]
@@ -86,7 +84,7 @@ def infer_images(
     def detect(shard: list[Job]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
         for start in range(0, len(shard), batch_size):
             batch = shard[start : start + batch_size]
-            images = [_read(job, predictor.max_pixels) for job in batch]
+            images = [_read(job, predictor) for job in batch]
             detections = iter(predictor([image for image in images if isinstance(image, Tensor)]))
             for job, image in zip(batch, images):
                 if isinstance(image, DataError):
@@ -120,38 +118,6 @@ def _results_written_on_exit(output: Path, results: list[dict[str, Any]]) -> Ite
             write_text(output / "detections.json", json.dumps(results) + "\n")
 
 
-def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(path))  # without ".." but, unlike resolve(), with links kept
-
-
-def _search(path: str, output: Path) -> tuple[Path, list[Path]]:
-    """The folder searched for one argument, and the images found in it."""
-    if not path:
-        raise DataError("an empty path was given (an unset variable?); name a file, a folder or a pattern")
-    place = _absolute(path)
-    if place.is_file():
-        return place.parent, [place]
-    if place.is_dir():
-        folder, found = place, [f for f in place.rglob("*") if not _hidden(f.relative_to(place))]
-    elif any(c in path for c in MAGIC):
-        fixed = path[: min(path.find(c) for c in MAGIC if c in path)]
-        folder = _absolute(f"{fixed}x").parent  # photos/2*/*.jpg: photos
-        found = [_absolute(match) for match in glob.glob(path, recursive=True)]
-    else:
-        raise DataError(f"{path}: no such file or folder")
-    if folder in output.parents:  # skip the drawn images of an earlier run
-        found = [file for file in found if output not in file.parents]
-    files = (file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
-    images = sorted(files, key=lambda file: Path(os.path.relpath(file, folder)).as_posix())  # as conversion
-    if not images:
-        raise DataError(f"{path}: no images found there ({' '.join(SUFFIXES)})")
-    return folder, images
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _job(file: Path, name: str, image_id: int, output: Path) -> Job:
     writable = name if Path(name).suffix.lower() in WRITABLE else f"{name}.png"
     return Job(file, name, image_id, output / writable)
@@ -180,10 +146,10 @@ def _holds_results(output: Path) -> bool:
     return isinstance(rows, list) and all(isinstance(row, dict) and "file_name" in row for row in rows[:1])
 
 
-def _read(job: Job, max_pixels: int) -> Tensor | DataError:
+def _read(job: Job, predictor: Predictor) -> Tensor | DataError:
     """The image, or the error of reading it."""
     try:
-        return read_image(job.path, max_pixels)
+        return read_image(job.path, predictor.max_pixels, bit_depth=predictor.bit_depth)
     except DataError as error:
         return error
 

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from detector.checkpoint import load_weights, read_checkpoint
+from detector.checkpoint import load_weights, read_checkpoint, with_old_depth
 from detector.coco_format import ONE_CLASS
 from detector.config.config import Config, build_detector, parse_config
-from detector.data.image import MAX_PIXELS, read_image, to_rgb
+from detector.data.image import MAX_PIXELS, check_pixels
 from detector.data.transforms import Resize
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
+from detector.inference.filters import Classes, DetectionFilter, labels_of
+from detector.inference.pictures import Picture, is_picture, iterate_pictures, read_picture
+from detector.interop.fetch import checkpoint_file
 from detector.modeling.boxes import clip_boxes
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Detections, Proposals, Size, image_size
 
-Picture = str | Path | Image.Image | Tensor
+Source = Picture | Iterable[Picture]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_SPLIT = {"images": "none", "annotations": "none.json"}
 NO_DATA = {
@@ -31,17 +34,18 @@ NO_DATA = {
     "train": NO_SPLIT,
     "val": NO_SPLIT,
 }  # of a converted detector, so that keys of `data` can be set
-AT_ONCE = 8  # decoded images that a call on a list holds in memory
+AT_ONCE = 8  # pictures of a forward pass
 
 
 def load(
     path: str | Path, trust: bool = False, *, overrides: Sequence[str] = (), device: str = "auto",
     precision: str = "float32", kind: type[Predictor] | None = None,
 ) -> Predictor:  # fmt: skip
-    """A predictor from a checkpoint of this project, which contains its configuration.
+    """A predictor from a checkpoint of this project, which contains its configuration, or from a published detector.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or a name such as "torchvision/fasterrcnn_resnet50_fpn_v2" (docs/weights.md lists them), whose
+            file is downloaded with its first use.
         trust: import the custom classes that its configuration names.
         overrides: `key.path=value` changes of that configuration.
         device: cpu, cuda, cuda:1, ...; auto: a GPU if there is one.
@@ -50,7 +54,9 @@ def load(
 
     Raises CheckpointError for a file that is missing, damaged or of another architecture.
     """
+    path = checkpoint_file(path)
     checkpoint = read_checkpoint(path)
+    checkpoint["config"] = with_old_depth(checkpoint["config"], checkpoint)
     if "data" not in checkpoint["config"] and any(change.startswith("data.") for change in overrides):
         checkpoint["config"] = checkpoint["config"] | {"data": NO_DATA}
     try:
@@ -68,7 +74,7 @@ def load(
 
 
 class Predictor:
-    """Call it on a path, a PIL image, a uint8 RGB tensor (3, H, W), or a list of these.
+    """Call it on a picture, or on a folder, a video or a list; `stream` is for many pictures.
 
     Args:
         model: the detector; a copy of it is used, in eval mode, norms folded into the convolutions.
@@ -94,21 +100,69 @@ class Predictor:
         self.config, self.class_names, self.category_ids = config, list(class_names), list(category_ids)
         reports_proposals = model.reports_proposals  # its labels are no classes of the data set
         names_and_ids = (ONE_CLASS.values(), ONE_CLASS) if reports_proposals else (class_names, category_ids)
-        self.label_names, self.label_ids = map(list, names_and_ids)
+        self.label_names: list[str] = list(names_and_ids[0])
+        self.label_ids: list[int] = list(names_and_ids[1])
         self.resize = Resize(800, 1333) if config.data is None else config.data.resize.evaluation()
         self.max_pixels = MAX_PIXELS if config.data is None else config.data.max_pixels
+        self.bit_depth = None if config.data is None else config.data.bit_depth
         self.prepare = self.resize.resize_image  # runs in the loader's workers
 
-    def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
-        """Detections in the pixels of the pictures; a list for a list. Raises DataError for an unreadable file."""
-        self.check_pictures()
-        if isinstance(pictures, Picture):
-            return self._predict([pictures])[0]
-        return [d for i in range(0, len(pictures), AT_ONCE) for d in self._predict(pictures[i : i + AT_ONCE])]
+    def __call__(
+        self, source: Source, *, bgr: bool = False, score: float = 0.0, classes: Classes | None = None,
+        max_detections: int | None = None,
+    ) -> Detections | list[Detections]:  # fmt: skip
+        """Detections in the pixels of one picture; for anything else a list of them, all that `stream` yields.
 
-    def _predict(self, pictures: Sequence[Picture]) -> list[Detections]:
-        images = [self.read(picture) for picture in pictures]
-        found = self.detect([self.prepare(image) for image in images], [image_size(i) for i in images])
+        One picture is a path, an http(s) URL, the bytes of an image file, an open file (read from its beginning, and not
+        closed), a PIL image, a NumPy array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) of uint8 or uint16, or a uint8 RGB tensor
+        (3, H, W). The other arguments are those of `stream`, as are its errors.
+        """
+        if not is_picture(source):
+            found = self.stream(source, bgr=bgr, score=score, classes=classes, max_detections=max_detections)
+            return list(found)
+        self.check_pictures()
+        return self._filter(score, classes, max_detections)(self._predict([source], bgr)[0])
+
+    def stream(
+        self, source: Source, *, batch: int = AT_ONCE, bgr: bool = False, score: float = 0.0,
+        classes: Classes | None = None, max_detections: int | None = None,
+    ) -> Iterator[Detections]:  # fmt: skip
+        """The Detections of every picture in order, a batch at a time; memory does not grow with their number.
+
+        Next to one picture a source may be a folder (the images in and below it by name, as `detector infer` takes them), a
+        pattern such as "photos/**/*.jpg", a video file (all its frames), a cv2.VideoCapture, or an iterable of any of these,
+        endless ones included. Nothing is read before it is needed; of a batch one picture at a time is held in full size.
+        Raises DataError for a picture that cannot be read or exceeds data.max_pixels, ValueError for an array or a tensor of
+        another form, TypeError for another type.
+
+        Args:
+            source: one picture or several.
+            batch: pictures of a forward pass; 1 for a camera, so that no frame waits for the next.
+            bgr: the NumPy arrays have blue first, as OpenCV gives them.
+            score: lowest score. As the next two, it takes from what the model found, whose own threshold, NMS and limit are
+                `model.roi_head.selection`.
+            classes: names or labels of the classes to return.
+            max_detections: the best so many of each picture.
+        """
+        self.check_pictures()
+        if batch < 1:
+            raise ConfigError(f"batch={batch}: expected at least 1")
+        keep = self._filter(score, classes, max_detections)
+        pictures = iterate_pictures(source, self.max_pixels)
+        batches = iter(lambda: self._predict(islice(pictures, batch), bgr), [])
+        return (keep(found) for of_batch in batches for found in of_batch)
+
+    def _filter(self, score: float, classes: Classes | None, limit: int | None) -> DetectionFilter:
+        labels = None if classes is None else labels_of(classes, self.label_names)
+        return DetectionFilter(score, labels, limit)
+
+    def _predict(self, pictures: Iterable[Picture], bgr: bool) -> list[Detections]:
+        prepared, sizes = [], []
+        for picture in pictures:
+            image = self.read(picture, bgr=bgr)
+            prepared.append(self.prepare(image))
+            sizes.append(image_size(image))
+        found = self.detect(prepared, sizes) if prepared else []
         return [replace(d, proposals=None) for d in found]  # up to a thousand boxes per image
 
     def check_pictures(self) -> None:
@@ -119,19 +173,13 @@ class Predictor:
                 "proposals. `detector evaluate` runs it on a split with a file of them"
             )
 
-    def read(self, picture: Picture) -> Tensor:
-        """A picture as an upright uint8 RGB tensor (3, H, W).
-
-        Raises ValueError for a tensor of another form, TypeError for another type.
-        """
-        if isinstance(picture, Tensor):
-            self.model.preprocess.check([picture])
-            return picture
-        if isinstance(picture, Image.Image):
-            return to_rgb(picture)
-        if isinstance(picture, str | Path):
-            return read_image(picture, self.max_pixels)
-        raise TypeError(f"expected a path, a PIL image or a uint8 RGB tensor (3, H, W), got {type(picture).__name__}")
+    def read(self, picture: Picture, *, bgr: bool = False) -> Tensor:
+        """A picture as an upright uint8 RGB tensor (3, H, W). Raises the errors of `stream`."""
+        if not isinstance(picture, Tensor):
+            return read_picture(picture, self.max_pixels, bit_depth=self.bit_depth, bgr=bgr)
+        self.model.preprocess.check([picture])
+        check_pixels(*image_size(picture), self.max_pixels, f"a tensor of shape {tuple(picture.shape)}")
+        return picture
 
     @torch.inference_mode()
     def detect(

@@ -13,13 +13,14 @@ import yaml
 
 from detector import distributed
 from detector.checkpoint import init_from as take_weights
-from detector.checkpoint import load_weights, read_checkpoint
+from detector.checkpoint import is_of_0_1, load_weights, read_checkpoint, with_old_depth
 from detector.config.config import Config, build_detector, in_file
 from detector.data.coco_reader import read_coco_file
 from detector.data.settings import build_dataset
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError
 from detector.files import write_beside
+from detector.interop.fetch import checkpoint_file
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.protocols import DataSet
 from detector.recipe import Recipe
@@ -57,7 +58,7 @@ def run_training(
         config: the configuration, with a `data` section.
         output: the folder of the run.
         resume: continue from its `last.pth`.
-        init_from: a checkpoint whose weights the training starts from, at step 0.
+        init_from: a checkpoint, or the name of a published detector, whose weights the training starts from, at step 0.
     """
     output = Path(output)
     with distributed.processes(pick_device("auto")), quiet_nonzero_ranks():
@@ -72,13 +73,14 @@ def run_training(
 
 def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path | None) -> tuple[Trainer, str | None]:
     """A trainer at its first step, and a line about the weights loaded into it; nothing is written yet."""
+    last, path = _check_output(output, resume, init_from)
+    config = config if last is None else with_old_defaults(config, last)
     recipe, data = config.train, config.needed_data()
     stop = Stop(recipe.time_limit)
-    last, path = _check_output(output, resume, init_from)
     train_set = build_dataset(data, "train")
     val_set = build_dataset(data, "val", class_names=train_set.class_names)
     read_coco_file(val_set.annotation_file)  # else its errors would come after an epoch
-    config = with_num_classes(config if last is None else with_old_defaults(config, last), train_set)
+    config = with_num_classes(config, train_set)
     device = own_device(pick_device(recipe.device))
     make_deterministic(recipe.deterministic)
     seed(recipe.seed)
@@ -106,7 +108,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
 
 def _start_from(init_from: str | Path, model: GeneralizedRCNN, train_set: DataSet) -> str:
     """Load the weights of another training; returns a line about them."""
-    checkpoint = read_checkpoint(init_from)
+    checkpoint = read_checkpoint(checkpoint_file(init_from))
     return take_weights(model, checkpoint["model"], init_from, checkpoint["class_names"], train_set.class_names)
 
 
@@ -124,13 +126,15 @@ def quiet_nonzero_ranks() -> Iterator[None]:
 
 def with_old_defaults(config: Config, checkpoint: Mapping[str, Any]) -> Config:
     """The configuration with which a training of 0.1 continues: keys that it leaves out have the defaults of that version."""
-    if not str(checkpoint.get("versions", {}).get("detector", "")).startswith("0.1."):
+    if not is_of_0_1(checkpoint):
         return config
     given = config.raw.get("train", {})
     kept = {key: value for key, value in DEFAULTS_OF_0_1.items() if key not in given}
     for key, value in kept.items():
         log.info("resume: train.%s keeps the default of version 0.1, %s", key, value)
-    return replace(config, train=replace(config.train, **kept), raw=config.raw | {"train": given | kept})
+    raw = with_old_depth(config.raw, checkpoint)
+    data = replace(config.needed_data(), bit_depth=raw["data"]["bit_depth"])
+    return replace(config, train=replace(config.train, **kept), data=data, raw=raw | {"train": given | kept})
 
 
 def with_num_classes(config: Config, train_set: DataSet) -> Config:
