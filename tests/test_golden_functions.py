@@ -106,8 +106,8 @@ def test_levels():
     record = golden("functions")["levels"]
     side = torch.tensor(record["side"])
     boxes = torch.stack([torch.full_like(side, 3), torch.full_like(side, 5), 3 + side, 5 + side], dim=1)
-    for reference in ("d2", "tv", "mm"):
-        assert (fpn_level(boxes, 2, 5) - 2).tolist() == record[reference]
+    for reference, rounding in (("d2", "detectron2"), ("tv", "torchvision"), ("mm", "mmdetection")):
+        assert (fpn_level(boxes, 2, 5, rounding=rounding) - 2).tolist() == record[reference]
 
 
 RPN_RULE = dict(pos_iou=0.7, neg_iou=0.3)
