@@ -187,7 +187,7 @@ class SecondStep(nn.Module):
         super().__init__()
         again = ResNet(50, conv="aws", norm="affine", frozen_stages=2)
         self.pyramid = RecursivePyramid(Given(), FPN(CHANNELS, STRIDES), lambda: again)
-        image = formula_image(2, 256, 320)
+        image = formula_image(*golden("rules")["rfp_image"])
         self.images = ImagePreprocessor().batch([image], torch.device("cpu"), torch.float64).images
 
     def forward(self, c: list[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 import torch
-from helpers.golden_rules import Fill, fixed_proposals, formula_image, match_sets, record_errors
+from helpers.golden_rules import Fill, fixed_proposals, formula_image, golden, match_sets, record_errors, shared
 
 FILLS = [
     ("backbone.layer2.0.conv1.weight", (128, 256, 1, 1), 0.6430929, [0.07141145, -0.09679782, 0.06369711]),
@@ -25,18 +25,12 @@ def test_fill_rule(key, shape, first, values):
     assert tensor.flatten()[:3].tolist() == pytest.approx(values, rel=2e-6)
 
 
-IMAGES = [
-    (0, 256, 352, (149, 133, 140), 34320378, 2213664688), (1, 320, 288, (162, 127, 77), 34959386, 3652074009),
-    (2, 480, 640, (127, 155, 188), 117179259, 3204098535),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("k", "height", "width", "pixels", "total", "crc"), IMAGES)
-def test_image_rule(k, height, width, pixels, total, crc):
-    image = formula_image(k, height, width)
-    assert (int(image[0, 0, 0]), int(image[1, 100, 200]), int(image[2, -1, -1])) == pixels
-    assert int(image.long().sum()) == total
-    assert zlib.crc32(image.numpy().tobytes()) == crc
+def test_image_rule():
+    for check in golden("rules")["image_checks"]:
+        image = formula_image(check["k"], check["height"], check["width"])
+        assert [int(image[0, 0, 0]), int(image[1, 100, 200]), int(image[2, -1, -1])] == check["pixels"]
+        assert int(image.long().sum()) == check["sum"]
+        assert zlib.crc32(image.numpy().tobytes()) == check["crc32"]
 
 
 def test_errors_are_relative_to_the_spread_and_matches_want_box_score_and_label():
@@ -54,7 +48,14 @@ def test_errors_are_relative_to_the_spread_and_matches_want_box_score_and_label(
 
 
 def test_fixed_proposals():
-    boxes, logits = fixed_proposals(256, 352)
+    check = golden("rules")["fixed_proposals_check"]
+    boxes, logits = fixed_proposals(check["height"], check["width"])
     assert boxes.shape == (120, 4)
-    assert [*boxes[0].tolist(), logits[0].item()] == pytest.approx([207.007, 141.231, 228.089, 150.528, -1.3428])
-    assert [*boxes[-1].tolist(), logits[-1].item()] == pytest.approx([0.0, 0.0, 293.909, 236.718, -2.017])
+    for i, row in ((0, "first"), (-1, "last")):
+        assert [*boxes[i].tolist(), logits[i].item()] == pytest.approx(check[row])
+
+
+def test_every_file_is_of_one_set():
+    """The ground truth and the phase of the fixed proposals are those that the models were recorded with."""
+    for path in shared("golden").glob("*.json"):
+        assert golden(path.stem)["seed_text"] == golden("rules")["seed_text"]

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.ops.poolers import LevelMapper
 
 from detector.modeling.levels import fpn_level
 from detector.modeling.roi_heads.pool import RoIPool, roi_align
@@ -161,6 +162,28 @@ def test_a_border_belongs_to_the_level_above_it_and_so_does_one_float32_step_les
         just_below = torch.nextafter(torch.tensor(float(border)), torch.tensor(0.0)).item()
         assert just_below < border and level_of(border) == level_of(just_below) == level
         assert level_of(border - 0.01) == level - 1
+
+
+def test_just_below_a_border_the_rounding_of_each_framework_decides():
+    """One step is 2**-17 pixels below 112 and 2**-15 below 448; torchvision's own function is asked as well."""
+    steps = torch.arange(1, 60)
+    for border in (112.0, 224.0, 448.0):
+        below = border - steps * (border - torch.nextafter(torch.tensor(border), torch.tensor(0.0)))
+        boxes = torch.stack([0 * below, 0 * below, below, below], dim=1)
+        upper = {
+            name: fpn_level(boxes, 2, 5, rounding=name) - 2 for name in ("detectron2", "torchvision", "mmdetection")
+        }
+        assert upper["torchvision"].equal(LevelMapper(2, 5)([boxes]))
+        assert upper["mmdetection"].equal(torch.log2(below / 56 + 1e-6).floor().long())
+        counts = {name: int((level == level[0]).sum()) for name, level in upper.items()}
+        assert counts["detectron2"] <= counts["mmdetection"] < counts["torchvision"] < len(steps)
+    boxes = torch.tensor([[0, 0, 112 - 7e-5, 112 - 7e-5], [0, 0, 0, 9], [0, 0, 2000, 2000]])
+    for rounding, first in (("detectron2", 2), ("torchvision", 3), ("mmdetection", 2)):
+        assert fpn_level(boxes, 2, 5, rounding=rounding).tolist() == [first, 2, 5]
+        rois = torch.cat([torch.zeros(3, 1), boxes], dim=1)
+        p = [torch.full((1, 1, 600 // stride, 600 // stride), stride.bit_length() - 1.0) for stride in (4, 8, 16, 32)]
+        pooled = RoIPool([1] * 4, [4, 8, 16, 32], level_rounding=rounding)(p, rois)
+        assert pooled[0].mean().item() == pytest.approx(first)
 
 
 def test_boxes_are_clamped_to_the_levels_that_exist_and_empty_ones_go_to_the_finest():

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.golden_models import config_of, convert, match_detections, reference
+from helpers.golden_models import config_of, convert, match_detections, overrides_of, reference
 from helpers.golden_rules import Fill, formula_image
 
 import detector
@@ -18,8 +18,6 @@ from detector.config.config import load_config
 from detector.interop.recognise import FRAMEWORKS, blank_state
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_detections.json").read_text())
-SIZE = (480, 640)
-FEWER = ["model.rpn.pre_nms=[1000,1000]", "model.rpn.post_nms=[200,200]"]  # proposals than published
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -27,8 +25,9 @@ def test_a_converted_file_gives_the_frameworks_boxes(name, tmp_path):
     record, framework = RECORDED[name], FRAMEWORKS[reference(name).name]
     names = framework.export_state(blank_state(load_config(config_of(name))))
     state = Fill(record["seed_text"], **record["fill"]).state({key: t.shape for key, t in names.items()})
-    as_it_is = [f"data.resize.short={SIZE[0]}", f"data.resize.long={SIZE[1]}"]
-    convert(name, state, tmp_path / "ours.pth", FEWER + as_it_is)
-    found = detector.load(tmp_path / "ours.pth", device="cpu")(formula_image(2, *SIZE))
+    image = formula_image(*record["image"])
+    as_it_is = [f"data.resize.short={min(image.shape[1:])}", f"data.resize.long={max(image.shape[1:])}"]
+    convert(name, state, tmp_path / "ours.pth", [*overrides_of(record["profile"]), *as_it_is])
+    found = detector.load(tmp_path / "ours.pth", device="cpu")(image)
     match = match_detections(name, found, record["detections"])
     assert match.unmatched == 0 and len(found) == match.number > 30

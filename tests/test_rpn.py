@@ -9,12 +9,13 @@ import pytest
 import torch
 from helpers.tiny import batch_of, grouped, to_target
 from torch import nn
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.boxes import box_iou, decode, encode
 from detector.modeling.matching import NEGATIVE, POSITIVE, Matching
 from detector.modeling.rpn import RPN, flatten_level
-from detector.structures import Target
+from detector.structures import Proposals, Target
 
 STRIDES, SIZES = (8, 16), ((16,), (32,))
 SIZE = (60, 90)  # (h, w) of an image, padded to 64 x 96
@@ -135,6 +136,76 @@ def test_an_image_does_not_see_its_neighbour():
     for i, size in enumerate((SIZE, (64, 96))):
         (alone,) = rpn.propose([x[i : i + 1] for x in p], batch_of(size))
         assert torch.equal(alone.boxes, together[i].boxes) and torch.equal(alone.scores, together[i].scores)
+
+
+# --- ties
+
+
+def propose_from(rpn: RPN, logits: list[torch.Tensor], boxes: list[torch.Tensor]) -> Proposals:
+    """Those of one image whose levels have these logits (P,) and decoded boxes (P, 4)."""
+    (proposals,) = rpn.propose_from(
+        [x[None] for x in logits], [0 * b[None] for b in boxes], boxes, [SIZE], training=False
+    )
+    return proposals
+
+
+def saturated(*counts: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits of levels with so many boxes, a third of them with a sigmoid of 1; the boxes overlap much."""
+    torch.manual_seed(4)
+    corners = [torch.randint(0, 25, (count, 2)).float() for count in counts]
+    boxes = [torch.cat([c, c + 2 * torch.randint(5, 15, c.shape)], dim=1) for c in corners]
+    return [40 * torch.randn(count) for count in counts], boxes
+
+
+def test_what_ranks_decides_which_of_two_boxes_suppresses_the_other_and_which_level_comes_first():
+    """All three sigmoids are 1; the first two boxes overlap, the third is of another level."""
+    logits, first = (
+        [torch.tensor([20.0, 30.0]), torch.tensor([40.0])],
+        torch.ones(3).sort(descending=True).indices.tolist(),
+    )
+    a, b, c = [0.0, 0, 10, 10], [0.0, 0, 10, 8], [50.0, 50, 60, 60]
+    as_mmdetection = [[a, b, c][i] for i in first if i != (1 if first.index(0) < first.index(1) else 0)]
+    for rank, expected in (("logit", [c, b]), ("sigmoid_in_nms", [b, c]), ("sigmoid", as_mmdetection)):
+        proposals = propose_from(bare_rpn(rank=rank), logits, [torch.tensor([a, b]), torch.tensor([c])])
+        assert proposals.boxes.tolist() == expected
+        assert proposals.scores.tolist() == [{8: 30, 10: 20, 60: 40}[box[3]] for box in expected]  # logits still
+
+
+@pytest.mark.parametrize("counts", [(150, 40), (3000, 700, 60)])  # torchvision: all at once, and level by level
+def test_ties_fall_as_in_torchvision(counts):
+    pre_nms, post_nms = ({"training": 1, "testing": k} for k in (800, 300))
+    theirs = RegionProposalNetwork(None, None, 0.7, 0.3, 256, 0.5, pre_nms, post_nms, nms_thresh=0.7).eval()
+    logits, boxes = saturated(*counts)
+    [expected], _ = theirs.filter_proposals(torch.cat(boxes)[None], torch.cat(logits)[None], [SIZE], list(counts))
+    settings = dict(pre_nms=(1, 800), post_nms=(1, 300), min_size=1e-3)
+    assert propose_from(bare_rpn(rank="sigmoid_in_nms", **settings), logits, boxes).boxes.equal(expected)
+    assert not propose_from(bare_rpn(**settings), logits, boxes).boxes.equal(expected)
+
+
+def slow_mmdetection(logits, boxes, *, pre_nms: int, post_nms: int, nms_iou: float) -> list[list[float]]:
+    """Sigmoids are sorted within a level that has too many, then those of all levels, by the sort that is not stable."""
+    scores, rows = [], []
+    for level, (logit, box) in enumerate(zip(logits, boxes)):
+        score, order = logit.sigmoid(), torch.arange(len(logit))
+        if len(score) > pre_nms:
+            score, order = score.sort(descending=True)
+        scores.append(score[:pre_nms])
+        rows += [(level, box[i]) for i in order[:pre_nms].tolist()]
+    kept: list[tuple[int, torch.Tensor]] = []
+    for i in torch.cat(scores).sort(descending=True).indices.tolist():
+        level, box = rows[i]
+        others = [other for number, other in kept if number == level]
+        if not others or box_iou(box[None], torch.stack(others)).max() <= nms_iou:
+            kept.append((level, box))
+    return [box.tolist() for _, box in kept[:post_nms]]
+
+
+def test_ties_fall_as_in_mmdetection():
+    logits, boxes = saturated(500, 120)
+    settings = dict(pre_nms=200, post_nms=60, nms_iou=0.7)
+    rpn = bare_rpn(rank="sigmoid", pre_nms=(1, 200), post_nms=(1, 60), nms_iou=0.7)
+    assert propose_from(rpn, logits, boxes).boxes.tolist() == slow_mmdetection(logits, boxes, **settings)
+    assert len(propose_from(rpn, [torch.full((3,), -torch.inf)], [boxes[0][:3]])) == 0
 
 
 # --- what is not a number

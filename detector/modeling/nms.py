@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from detector.modeling.boxes import box_iou
 
@@ -29,6 +29,18 @@ def suppress(
         best = batched_nms(boxes, scores, group, iou)[:limit]
         return best, scores[best]
     return soft_nms(boxes, scores, group, kind=kind, iou=iou, min_score=min_score, limit=limit)
+
+
+def shifted_nms(boxes: Tensor, scores: Tensor, group: Tensor, iou: float) -> Tensor:
+    """mmcv's way of hard NMS: indices of what is left of boxes (R, 4) with scores (R,), best first.
+
+    Boxes of different `group` (R,) are moved apart, and a sort that is not stable decides which of equal scores comes first.
+    """
+    if not len(boxes):
+        return group.new_zeros(0)
+    order = scores.sort(descending=True).indices
+    apart = boxes + group.to(boxes.dtype)[:, None] * (boxes.max() + 1)
+    return order[nms(apart[order], scores[order], iou)]
 
 
 def soft_nms(

@@ -17,6 +17,7 @@ from detector.modeling.anchors import AnchorGenerator, inside_border, inside_pad
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.layers import normal_, smooth_l1
 from detector.modeling.matching import Matching
+from detector.modeling.nms import shifted_nms
 from detector.modeling.preprocess import round_up
 from detector.modeling.sampling import Sampling
 from detector.schema.ranges import Count, Fraction, Range, Weight, Width
@@ -45,15 +46,35 @@ class ProposalSelection:
     """A box with a larger IoU with a better one of its level is suppressed."""
     min_size: Pixels = 0.0
     """Boxes with a shorter side, in pixels, are dropped."""
+    rank: Literal["logit", "sigmoid_in_nms", "sigmoid"] = "logit"
+    """What ranks boxes: the logit; the logit before NMS and its float32 sigmoid in NMS (torchvision); or the sigmoid in both
+    (MMDetection). The sigmoid of logits above 17 is 1, so these boxes tie, and the framework's sort decides."""
 
-    def __call__(self, scores: Tensor, boxes: Tensor, levels: Tensor, size: Size, *, training: bool) -> Proposals:
-        """Scores (k,), boxes (k, 4), levels (k,) of one image of size (h, w) -> proposals, best first."""
-        finite = scores.isfinite() & boxes.isfinite().all(dim=-1)
+    def best_of_level(self, logits: Tensor, *, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, P) of one level -> scores, logits and rows of the anchors that NMS sees, (N, k) each."""
+        k = min(self.pre_nms[0 if training else 1], logits.shape[1])
+        if self.rank != "sigmoid":
+            best, row = logits.topk(k, dim=1)
+            return best, best, row
+        # the operation decides the order of ties: MMDetection sorts a whole level, without `stable`, only if it has to
+        scores = logits.sigmoid()
+        if k < scores.shape[1]:
+            row = scores.sort(dim=1, descending=True).indices[:, :k]
+        else:
+            row = torch.arange(k, device=scores.device).expand(len(scores), -1)
+        return scores.gather(1, row), logits.gather(1, row), row
+
+    def __call__(
+        self, scores: Tensor, logits: Tensor, boxes: Tensor, levels: Tensor, size: Size, *, training: bool
+    ) -> Proposals:
+        """Scores (k,), logits (k,), boxes (k, 4), levels (k,) of one image of size (h, w) -> proposals, best first."""
+        finite = logits.isfinite() & boxes.isfinite().all(dim=-1)
         boxes = clip_boxes(boxes, size)
         valid = torch.where(finite & is_larger_than(boxes, self.min_size))[0]
-        scores, boxes, levels = scores[valid], boxes[valid], levels[valid]
-        best = batched_nms(boxes, scores, levels, self.nms_iou)[: self.post_nms[0 if training else 1]]
-        return Proposals(boxes[best], scores[best])
+        scores, logits, boxes, levels = scores[valid], logits[valid], boxes[valid], levels[valid]
+        suppress = shifted_nms if self.rank == "sigmoid" else batched_nms
+        best = suppress(boxes, scores, levels, self.nms_iou)[: self.post_nms[0 if training else 1]]
+        return Proposals(boxes[best], logits[best])
 
     def merge(self, views: Sequence[Proposals]) -> Proposals:
         """The proposals of several views of one image, in its pixels, as those of one."""
@@ -205,17 +226,22 @@ class RPN(nn.Module):
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[Size], *, training: bool
     ) -> list[Proposals]:
         """The best anchors of every level, and only those, are decoded; then `selection`."""
-        k = self.selection.pre_nms[0 if training else 1]
-        scores, boxes, levels = [], [], []
+        scores, kept, boxes, levels = [], [], [], []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors)):
             logit = torch.where(logit.isfinite(), logit, -torch.inf)  # topk would take NaN for the best
-            score, row = logit.topk(min(k, logit.shape[1]), dim=1)  # (N, k)
-            scores.append(score)
+            best, logit, row = self.selection.best_of_level(logit, training=training)  # (N, k)
+            scores.append(best)
+            kept.append(logit)
             delta = delta.gather(1, row[..., None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(delta, anchor[row]))  # (N, k, 4)
             levels.append(torch.full_like(row[0], level))
-        score, box, level_of = torch.cat(scores, dim=1), torch.cat(boxes, dim=1), torch.cat(levels)
-        return [self.selection(s, b, level_of, size, training=training) for s, b, size in zip(score, box, sizes)]
+        score, logit, box, level_of = (
+            torch.cat(x, dim=-2 if x is boxes else -1) for x in (scores, kept, boxes, levels)
+        )
+        if self.selection.rank == "sigmoid_in_nms":
+            score = logit.sigmoid()
+        images = zip(score, logit, box, sizes)
+        return [self.selection(s, x, b, level_of, size, training=training) for s, x, b, size in images]
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, size: Size, target: Target) -> AnchorSample:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def config_of(name: str) -> Path:
 def folder_of(name: str) -> tempfile.TemporaryDirectory:
     """A folder with a checkpoint, ours.pth, which the command made of a file of the reference's form."""
     folder, record = tempfile.TemporaryDirectory(), golden(name)
-    convert(name, filled(record, record["seed_text"]), Path(folder.name, "ours.pth"), _overrides(record["profile"]))
+    convert(name, filled(record, record["seed_text"]), Path(folder.name, "ours.pth"), overrides_of(record["profile"]))
     return folder
 
 
@@ -152,17 +153,24 @@ def build(name: str) -> GeneralizedRCNN:
     return (as_contiguous(model) if name in LIVE_NORMS else model).eval()
 
 
-def _overrides(profile: Mapping) -> list[str]:
+def overrides_of(profile: Mapping) -> list[str]:
     """What was recorded with other numbers than published: fewer proposals, samples that take everything."""
-    settings = {"model.roi_head.sampling.batch_per_image": 2048}
+    settings = {"model.roi_head.sampling.batch_per_image": _samples(profile, "roi")}
     if "rpn_pre_nms_topk_train" in profile:
-        settings["model.rpn.sampling.batch_per_image"] = 40000
+        settings["model.rpn.sampling.batch_per_image"] = _samples(profile, "rpn")
         for when in ("pre", "post"):
             counts = [profile[f"rpn_{when}_nms_topk_{mode}"] for mode in ("train", "test")]
             settings[f"model.rpn.selection.{when}_nms"] = counts
     if "nms.min_score" in profile:
         settings["model.roi_head.selection.soft_min_score"] = profile["nms.min_score"]
     return [f"{key}={value}" for key, value in settings.items()]
+
+
+def _samples(profile: Mapping, stage: str) -> int:
+    """Sampled per image; all stages of a cascade have one number. MMDetection's key is the sampler's."""
+    keys = re.compile(rf"{stage}(_batch_size_per_image|.*sampler\.num)")
+    [count] = {number for key, number in profile.items() if keys.fullmatch(key)}
+    return count
 
 
 @dataclass

@@ -32,7 +32,7 @@ def shared(path: str) -> Path:
 
 
 def golden(name: str) -> dict[str, Any]:
-    """The recorded numbers of one reference model, neck collection, or of functions."""
+    """The recorded numbers of one reference model, neck collection, or of functions; or what all share, the "rules"."""
     return json.loads(shared(f"golden/{name}.json").read_text())
 
 
@@ -126,33 +126,24 @@ def _frac(t: float) -> float:
     return t - math.floor(t)
 
 
-# Section 3 of the README: (x1, y1, x2, y2, class) of the two images of the case "batch"
-GROUND_TRUTH = [
-    [[12, 20, 30.5, 41, 3], [60, 30, 101, 62.5, 17], [150, 8, 246, 90, 56],
-     [40, 100, 210, 240, 0], [230.25, 110, 345, 250, 24], [262, 140, 290, 175, 79]],
-    [[5, 5, 270, 300, 41], [100, 40, 131, 88, 2], [20, 180, 36, 196.75, 9],
-     [150, 150, 280, 310, 60], [200, 20, 262, 75, 11], [30.5, 60, 94, 133, 75]],
-]  # fmt: skip
-
-
 def ground_truth(*, empty_second: bool = False) -> list[dict[str, Tensor]]:
-    """`boxes` and `labels` of both images; without a box in the second one if wanted."""
-    rows = [torch.tensor(r) for r in GROUND_TRUTH]
+    """Section 3 of the README: `boxes` and `labels` of the case "batch"; without a box in the second image if wanted."""
+    rows = [torch.tensor(r) for r in golden("rules")["ground_truth"]]  # (x1, y1, x2, y2, class)
     rows[1] = rows[1][: 0 if empty_second else None]
     return [{"boxes": r[:, :4], "labels": r[:, 4].long()} for r in rows]
 
 
 def fixed_proposals(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Section 6 of the README: the 120 boxes (120, 4) and logits (120,) that d2_fast_rcnn_R_50_FPN is given."""
-    boxes, logits = [], []
+    boxes, logits, phase = [], [], golden("rules")["fixed_proposals_phase"]
     for j in range(120):
-        side = 14 * (1 + 0.065 * j) ** (1 + 0.6 * _frac(0.3819660 * (j + 1)))
-        a = 0.6 + 1.2 * _frac(0.7548777 * (j + 1))
+        side = 14 * (1 + 0.065 * j) ** (1 + 0.6 * _frac(0.3819660 * (j + 1) + phase))
+        a = 0.6 + 1.2 * _frac(0.7548777 * (j + 1) + phase)
         w, h = side * a, side / a
-        cx, cy = width * _frac(0.6180340 * (j + 1)), height * _frac(0.5698403 * (j + 1))
+        cx, cy = width * _frac(0.6180340 * (j + 1) + phase), height * _frac(0.5698403 * (j + 1) + phase)
         box = max(0, cx - w / 2), max(0, cy - h / 2), min(width, cx + w / 2), min(height, cy + h / 2)
         boxes.append([round(side, 3) for side in box])
-        logits.append(round(6 * _frac(0.2762 * (j + 1)) - 3 + 0.001 * j, 4))
+        logits.append(round(6 * _frac(0.2762 * (j + 1) + phase) - 3 + 0.001 * j, 4))
     return torch.tensor(boxes), torch.tensor(logits)
 
 

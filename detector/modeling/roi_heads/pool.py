@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from detector.modeling.layers import log2_stride
-from detector.modeling.levels import fpn_level
+from detector.modeling.levels import Rounding, fpn_level
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
 
@@ -64,6 +64,7 @@ class RoIPool(RegionPool):
         aligned: the half-pixel shift of Detectron2's ROIAlignV2.
         k0: the level of a region whose side is `canonical_size`.
         canonical_size: that side in pixels, 224 for an ImageNet crop.
+        level_rounding: the framework whose rounding decides about regions less than 1e-3 pixels below a level's least side.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class RoIPool(RegionPool):
         aligned: bool = True,
         k0: Annotated[int, Range(-30, 30)] = 4,
         canonical_size: Annotated[float, Range(1, 1e5)] = 224,
+        level_rounding: Rounding = "detectron2",
     ):
         super().__init__(channels, strides, levels=levels, size=size, samples=samples, aligned=aligned)
         if any(coarse != 2 * fine for fine, coarse in pairwise(self.strides)):
@@ -84,12 +86,12 @@ class RoIPool(RegionPool):
                 f"a region goes to the level of its size, so the levels' strides must double, not {self.strides}; a dilated C5 "
                 "works alone: neck {type: single}, pool {levels: 1}"
             )
-        self.k0, self.canonical_size = k0, canonical_size
+        self.k0, self.canonical_size, self.level_rounding = k0, canonical_size, level_rounding
 
     def forward(self, p: list[Tensor], rois: Tensor) -> Tensor:
         """Levels (N, C, H, W) and (R, 5) rois [image, x1, y1, x2, y2] -> (R, C, size, size)."""
         k_min, k_max = (log2_stride(s) for s in (self.strides[0], self.strides[-1]))
-        level = fpn_level(rois[:, 1:], k_min, k_max, self.k0, self.canonical_size)
+        level = fpn_level(rois[:, 1:], k_min, k_max, self.k0, self.canonical_size, self.level_rounding)
         shape = (len(rois), self.channels, self.size, self.size)
         out = torch.empty(shape, dtype=p[0].dtype, device=rois.device)
         for k, (x, stride) in enumerate(zip(p, self.strides), start=k_min):
