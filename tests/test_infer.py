@@ -13,8 +13,9 @@ from torch import Tensor
 import detector
 from detector.cli.infer import main
 from detector.errors import DataError
-from detector.inference.drawing import class_colour, draw_detections, luminance, place_labels
+from detector.inference.drawing import class_colour, draw_detections, luminance
 from detector.inference.folder import SUFFIXES, find_images, infer_images
+from detector.inference.label_places import place_labels
 from detector.structures import Detections
 
 
