@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 48
+LIMIT = 47
 
 
 def main() -> int:

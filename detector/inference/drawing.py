@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from detector.data.image import MAX_PIXELS, read_image, to_rgb
 from detector.inference.label_places import PixelBox, inside, place_labels, shared_area
 from detector.inference.lettering import Line, fonts_of, joined, readable_names, typeset
 from detector.structures import Detections
@@ -46,6 +50,25 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
             _plate(picture, plate, label, margin, colour, BLACK)
     _note_left_out(picture, plates, max(10, round(long / 60)))
     return picture
+
+
+def plot(
+    image: str | Path | Image.Image | Tensor | np.ndarray, detections: Detections, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Draw on a file, a PIL image, a uint8 RGB tensor (3, H, W) or array (H, W, 3), the best on top.
+
+    Raises DataError for an unreadable file, ValueError for a tensor or array of another form.
+    """
+    if isinstance(image, str | Path):
+        image = read_image(image, max_pixels)
+    elif isinstance(image, Image.Image):
+        image = to_rgb(image)
+    elif isinstance(image, np.ndarray):
+        image = torch.from_numpy(image).permute(2, 0, 1) if image.ndim == 3 else torch.from_numpy(image)
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        form = f"{image.dtype} {tuple(image.shape)}"
+        raise ValueError(f"expected a uint8 RGB tensor (3, H, W) or array (H, W, 3), got, channels first, {form}")
+    return draw_detections(image, detections.sort())
 
 
 def class_colour(label: int) -> Colour:
