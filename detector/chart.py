@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from detector.inference.drawing import load_font, shared_area
+from detector.inference.fonts import load_font
+from detector.inference.label_places import shared_area
 
 SIZE = (1200, 800)
 AXES = (90, 50, 1160, 720)  # x1, y1, x2, y2 of the plane in the picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -9,25 +10,25 @@ import torch
 from torch import Tensor
 
 from detector.errors import UNPRINTABLE, DataError
-from detector.structures import Detections
 
 ONE_CLASS = {1: "object"}  # category id and name where all classes count as one
 
 
-def detections_to_results(detections: Detections, image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
+def coco_results(
+    rows: Mapping[str, Tensor], class_names: Sequence[str] | None, image_id: int, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
     """The detections of one image in COCO results form; `category_ids` maps labels to the annotation file's ids.
 
-    Detections with class names have them as `category_name`. A row field of a subclass is written under its own name.
+    `rows` are their fields (n, ...). With class names each has a `category_name`. An added field is written under its name.
     """
-    found = detections.row_fields()
-    boxes, scores, labels = to_xywh(found.pop("boxes")), found.pop("scores"), found.pop("labels")
-    rows = zip(boxes.tolist(), scores.tolist(), labels.tolist(), *(value.tolist() for value in found.values()))
-    names = detections.class_names
+    added = dict(rows)
+    boxes, scores, labels = to_xywh(added.pop("boxes")), added.pop("scores"), added.pop("labels")
+    columns = zip(boxes.tolist(), scores.tolist(), labels.tolist(), *(value.tolist() for value in added.values()))
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        | ({} if names is None else {"category_name": names[label]})
-        | dict(zip(found, more))
-        for box, score, label, *more in rows
+        | ({} if class_names is None else {"category_name": class_names[label]})
+        | dict(zip(added, more))
+        for box, score, label, *more in columns
     ]
 
 

@@ -7,15 +7,19 @@ fields. So a field that a subclass adds (masks, keypoints, a tag per object) tak
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from detector.coco_format import coco_results
+from detector.rows import Table, data_frame, labels_of, row_index, supervision_detections
+
 Size = tuple[int, int]  # (h, w)
 Rec = TypeVar("Rec", bound="Record")
+Det = TypeVar("Det", bound="Detections")
 
 
 def image_size(image: Tensor) -> Size:
@@ -43,8 +47,19 @@ class Record:
     """Fields that belong together. Fields without a kind (names, nested records) are carried along as they are."""
 
     def __getitem__(self: Rec, rows: Any) -> Rec:
-        """The record of some rows: a mask, indices or a slice."""
-        return self._replaced(lambda value, kind: value[rows] if kind.get("aligned") else value)
+        """The record of some rows: a number (of one row), a slice, a mask, or indices; lists, arrays or tensors.
+
+        Raises IndexError for a number beyond the last row.
+        """
+        index = row_index(rows, len(next(iter(self.row_fields().values()), ())))
+
+        def pick(value: Tensor, kind: Mapping[str, bool]) -> Tensor:
+            if not kind.get("aligned"):
+                return value
+            far = isinstance(index, Tensor) and index.device != value.device
+            return value[index.to(value.device) if far else index]
+
+        return self._replaced(pick)
 
     def to(self: Rec, device: torch.device | str) -> Rec:
         """On that device; boxes and floating-point fields as float32, integers as int64, masks as bool."""
@@ -168,9 +183,9 @@ class Target(Record):
         return cls(**target) if isinstance(target, Mapping) else target
 
 
-@dataclass
+@dataclass(repr=False)
 class Detections(Record):
-    """What was found in one image, best first."""
+    """What was found in one image, best first. Iteration gives the record of each detection."""
 
     boxes: Tensor = boxes_field()
     """(D, 4) float32 xyxy."""
@@ -179,12 +194,24 @@ class Detections(Record):
     labels: Tensor = rows_field()
     """(D,) int64 in 0..K-1."""
     class_names: list[str] | None = None
-    """By label; None if the detections come from a model and not from a predictor."""
-    proposals: Proposals | None = dataclasses.field(default=None, repr=False)
+    """By label; None if the detections come from a model and not from a predictor, as for the next two."""
+    proposals: Proposals | None = None
     """The first stage's boxes of the image, where they are kept."""
+    category_ids: list[int] | None = None
+    """Of the training annotations, by label."""
+    draw: Callable[[Any, Detections], Any] | None = None
+    """Draws them on a picture, for `plot`."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):  # a dataclass would get another one
+            cls.__repr__ = Detections.__repr__  # type: ignore[method-assign]
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __iter__(self: Det) -> Iterator[Det]:
+        return (self[i : i + 1] for i in range(len(self)))
 
     @property
     def names(self) -> list[str]:
@@ -192,6 +219,62 @@ class Detections(Record):
         if self.class_names is None:
             raise ValueError("these detections carry no class names: call the predictor, not the model")
         return [self.class_names[label] for label in self.labels.tolist()]
+
+    def sort(self: Det, by: str = "scores", *, descending: bool = True) -> Det:
+        """In the order of a field with a number per row, of `area` or of `names`; equal ones stay in their order."""
+        keys = {name: value for name, value in self.row_fields().items() if value.ndim == 1}
+        keys["area"] = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(dim=1)
+        if by == "names":
+            ranks = {name: rank for rank, name in enumerate(sorted(set(self.names)))}
+            keys["names"] = torch.tensor([ranks[name] for name in self.names], device=self.labels.device)
+        if by not in keys:
+            raise ValueError(f"cannot sort by {by!r}: choose one of {', '.join(sorted({*keys, 'names'}))}")
+        return self[keys[by].argsort(descending=descending, stable=True)]
+
+    def filter(self: Det, score: float | None = None, classes: str | int | Iterable[str | int] | None = None) -> Det:
+        """Those of at least `score`, and of some classes: names or labels. Raises ValueError for an unknown name."""
+        keep = torch.ones_like(self.labels, dtype=torch.bool) if score is None else self.scores >= score
+        if classes is not None:
+            labels = torch.tensor(labels_of(classes, self.class_names), dtype=torch.int64)
+            keep = keep & torch.isin(self.labels, labels.to(self.labels.device))
+        return self[keep]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Plain lists, for JSON: boxes (xyxy), scores, labels, names if there are any, and added fields."""
+        rows = {name: value.tolist() for name, value in self.row_fields().items()}
+        return rows if self.class_names is None else rows | {"names": self.names}
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """COCO results. `category_ids`, by label, are those of the training annotations unless others are given."""
+        ids = self.category_ids if category_ids is None else category_ids
+        if ids is None:
+            raise ValueError("these detections carry no category ids: call the predictor, or give `category_ids`")
+        return coco_results(self.row_fields(), self.class_names, image_id, ids)
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with columns x1, y1, x2, y2, score, label, name if there are any, and added fields."""
+        return data_frame(self.cpu().row_fields(), self.class_names and self.names)
+
+    def to_supervision(self) -> Any:
+        """A supervision.Detections; names are its `class_name`, added fields are in its `data`."""
+        return supervision_detections(self.cpu().row_fields(), self.class_names and self.names)
+
+    def plot(self, image: Any) -> Any:
+        """A PIL picture of them on their image: a path, a PIL image, a uint8 RGB tensor (3, H, W) or array (H, W, 3)."""
+        if self.draw is None:
+            raise ValueError("only a predictor's detections can be plotted: use detector.inference.drawing.plot")
+        return self.draw(image, self)
+
+    def __repr__(self) -> str:
+        return self._table().text()
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+    def _table(self) -> Table:
+        known = self.class_names or []
+        classes = [known[label] if label < len(known) else f"class {label}" for label in self.labels.tolist()]
+        return Table.of(type(self).__name__, self.row_fields(), classes)
 
 
 @dataclass

@@ -17,7 +17,6 @@ from detector.data.loader import train_loader
 from detector.data.settings import build_dataset
 from detector.data.synthetic.drawn_set import draw_set
 from detector.evaluation.run import evaluate_predictor
-from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 
 SETTINGS = ["data.workers=0", "data.keep_empty=false"]
@@ -51,8 +50,7 @@ def train(folder: Path, *, images: int = 160, epochs: int = 4) -> dict[str, floa
     predictor = Predictor(model, config, train_set.class_names, train_set.category_ids)
     metrics, _ = evaluate_predictor(predictor, val_set, workers=0, progress=False)
     image = val_set.image(0)
-    found = predictor(image)
-    draw_detections(image, found[found.scores >= 0.3]).save(folder / "found.png")
+    predictor(image).filter(0.3).plot(image).save(folder / "found.png")
     print("  ".join(f"{name} {metrics['bbox'][name]:.3f}" for name in ("AP", "AP50", "AP75")))
     return metrics["bbox"]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from detector.coco_format import detections_to_results
 from detector.data.coco import CocoDataset
 from detector.errors import DataError
 from detector.evaluation.coco import METRICS, evaluate_results
@@ -147,9 +146,9 @@ def test_results_of_another_form(cells: Path, results: object) -> None:
 def test_detections_become_xywh_and_sparse_ids() -> None:
     detections = Detections(torch.tensor([[10.0, 20.0, 30.5, 60.0]]), torch.tensor([0.5]), torch.tensor([1]))
     expected = [{"image_id": 4, "category_id": 90, "bbox": [10, 20, 20.5, 40], "score": 0.5}]
-    assert detections_to_results(detections, 4, [7, 90]) == expected
+    assert detections.to_coco(4, [7, 90]) == expected
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    assert detections_to_results(none, 4, [7, 90]) == []
+    assert none.to_coco(4, [7, 90]) == []
 
 
 class Oracle:

@@ -28,12 +28,13 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"config"},
     {"data", "modeling"},
     {"checkpoint", "device", "protocols", "recipe"},
-    {"coco_format", "distributed", "files", "renames", "schema", "yaml_reader"},
-    {"errors", "progress", "rng", "structures"},
+    {"structures"},
+    {"coco_format", "distributed", "files", "renames", "rows", "schema", "yaml_reader"},
+    {"errors", "progress", "rng"},
 ]
 FLOOR_OF = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others
-EXTRAS = {"av", "safetensors"}  # optional: imported where it is used, inside a `try`
+EXTRAS = {"av", "pandas", "safetensors", "supervision"}  # optional: imported where it is used, inside a `try`
 
 
 def imported(path: Path) -> set[str]:

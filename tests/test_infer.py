@@ -14,8 +14,9 @@ import detector
 from detector.cli.infer import main
 from detector.data.image import SUFFIXES, WRITABLE
 from detector.errors import DataError
-from detector.inference.drawing import class_colour, draw_detections, luminance, place_labels
+from detector.inference.drawing import class_colour, draw_detections, luminance
 from detector.inference.folder import find_images, infer_images
+from detector.inference.label_places import place_labels
 from detector.structures import Detections
 
 

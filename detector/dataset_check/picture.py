@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from detector.chart import ticks
 from detector.dataset_check.check import CheckResult
 from detector.dataset_check.findings import printable
-from detector.inference.drawing import PixelBox, load_font
+from detector.inference.fonts import load_font
+from detector.inference.label_places import PixelBox
 
 MAKER = "detector: the health of a data set"  # stored in the file; identifies pictures of earlier runs
 SIZE = (1600, 900)

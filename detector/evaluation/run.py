@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detector.coco_format import ONE_CLASS, detections_to_results
+from detector.coco_format import ONE_CLASS
 from detector.data.describe import full_names_of
 from detector.data.loader import eval_loader
 from detector.data.proposal_file import pack
@@ -57,7 +57,7 @@ def evaluate_predictor(
     id_of = dict(zip(dataset.class_names, dataset.category_ids))
     category_ids = list(ONE_CLASS) if as_one_class else [id_of.get(name, NOT_SCORED) for name in predictor.class_names]
     for image_id, found in detect_all(predictor, dataset, batch_size, workers, progress, check):
-        rows = detections_to_results(found, image_id, category_ids)
+        rows = found.to_coco(image_id, category_ids)
         results += [row for row in rows if row["category_id"] != NOT_SCORED]
         proposals[image_id] = _proposals_of(found).boxes
 

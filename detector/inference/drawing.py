@@ -4,47 +4,71 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from detector.data.image import MAX_PIXELS, read_image, to_rgb
+from detector.inference.label_places import PixelBox, inside, place_labels, shared_area
+from detector.inference.lettering import Line, fonts_of, joined, readable_names, typeset
 from detector.structures import Detections
 
 Colour = tuple[int, int, int]
-PixelBox = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels, the last row and column not included
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 GOLDEN = 0.618034  # hue steps by the golden ratio keep the colours of neighbouring labels apart
 TONES = ((0.85, 1.0), (0.5, 1.0), (0.9, 0.8))  # saturation, value
 LEAST_LUMINANCE = 0.22  # a contrast of (0.22 + 0.05) / 0.05 = 5.4 to black; WCAG 2 asks for 4.5
+MOST_INK = 0.4  # of the picture, under lines and halos; more boxes have thinner lines
+LEAST_OPACITY = 0.1  # of lines one pixel wide, in a crowd that would still hide the picture
 HALO = (0, 0, 0, 130)  # a dark outline around the bright lines, for light images
 
 
 def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
-    """Draw boxes, class names and scores on a uint8 RGB image (3, H, W); line width and font scale with its size."""
+    """Draw boxes, class names and scores on a uint8 RGB image (3, H, W); line width and font scale with its size.
+
+    In a crowd lines are thin, labels that would hide better ones are left out, and a note says how many.
+    """
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     short, long = sorted(picture.size)
-    line = max(1, round(short / 240))
-    seam = (line + 1) // 2
-    font = load_font(max(10, round(long / 50)))
+    line, seam, opacity = _line_style(detections.boxes, picture.size, max(1, round(short / 240)))
     pen = ImageDraw.Draw(picture, "RGBA")
     boxes = [_frame(box, line + seam, picture.size) for box in detections.boxes.tolist()]
     colours = [class_colour(label) for label in detections.labels.tolist()]
-    texts = [_shorten(text, font, picture.width - 4 * line) for text in _texts(detections)]
     for box, colour in reversed(list(zip(boxes, colours))):  # the best on top
-        _rectangle(pen, _grow(box, seam), HALO, line + 2 * seam)
-        _rectangle(pen, box, colour, line)
-    ascent, descent = font.getmetrics()
-    sizes = [(round(font.getlength(text)) + 4 * line, ascent + descent) for text in texts]
+        if seam:
+            _rectangle(pen, _grow(box, seam), HALO, line + 2 * seam)
+        _rectangle(pen, box, (*colour, opacity), line)
+    margin = 2 * line
+    labels = _labels(detections, max(10, round(long / 50)), picture.width - 2 * margin)
+    sizes = [(label.width + 2 * margin, label.ascent + label.descent) for label in labels]
     plates = place_labels(boxes, sizes, picture.size)
-    for (x1, y1, x2, y2), colour, text in reversed(list(zip(plates, colours, texts))):
-        pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
-        pen.text((x1 + 2 * line, y1), text, fill=(0, 0, 0), font=font)
+    for plate, colour, label in reversed(list(zip(plates, colours, labels))):
+        if plate is not None:
+            _plate(picture, plate, label, margin, colour, BLACK)
+    _note_left_out(picture, plates, max(10, round(long / 60)))
     return picture
 
 
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own scalable font."""
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))
+def plot(
+    image: str | Path | Image.Image | Tensor | np.ndarray, detections: Detections, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Draw on a file, a PIL image, a uint8 RGB tensor (3, H, W) or array (H, W, 3), the best on top.
+
+    Raises DataError for an unreadable file, ValueError for a tensor or array of another form.
+    """
+    if isinstance(image, str | Path):
+        image = read_image(image, max_pixels)
+    elif isinstance(image, Image.Image):
+        image = to_rgb(image)
+    elif isinstance(image, np.ndarray):
+        image = torch.from_numpy(image).permute(2, 0, 1) if image.ndim == 3 else torch.from_numpy(image)
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        form = f"{image.dtype} {tuple(image.shape)}"
+        raise ValueError(f"expected a uint8 RGB tensor (3, H, W) or array (H, W, 3), got, channels first, {form}")
+    return draw_detections(image, detections.sort())
 
 
 def class_colour(label: int) -> Colour:
@@ -63,30 +87,50 @@ def luminance(colour: Sequence[float]) -> float:
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
-def place_labels(boxes: list[PixelBox], sizes: list[tuple[int, int]], picture: tuple[int, int]) -> list[PixelBox]:
-    """Label rectangles of `sizes` (w, h) at their boxes, inside the picture (w, h), with minimal overlap of each other.
-
-    Labels are placed in order. Candidates are above the box, inside it and below it, aligned left or right.
-    """
-    placed: list[PixelBox] = []
-    for (x1, y1, x2, y2), (w, h) in zip(boxes, sizes):
-        corners = [(x, y) for y in (y1 - h, y1, y2, y2 - h) for x in (x1, x2 - w)]
-        candidates = [_inside(x, y, w, h, picture) for x, y in corners]
-        overlaps = [sum(shared_area(candidate, other) for other in placed) for candidate in candidates]
-        placed.append(candidates[overlaps.index(min(overlaps))])  # the first of equals
-    return placed
+def _line_style(boxes: Tensor, picture: tuple[int, int], line: int) -> tuple[int, int, int]:
+    """Width of the line, of the halo beside it, and opacity (0..255): the most that leave much of the picture visible."""
+    perimeters = 2 * (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).sum().item()
+    most = MOST_INK * picture[0] * picture[1]
+    for width in range(line, 0, -1):
+        seam = (width + 1) // 2
+        if perimeters * (width + 2 * seam) <= most:
+            return width, seam, 255
+    return 1, 0, round(255 * max(min(most / perimeters, 1), LEAST_OPACITY))
 
 
-def _texts(detections: Detections) -> list[str]:
-    names = detections.names if detections.class_names is not None else map(str, detections.labels.tolist())
-    return [f"{name} {score:.2f}" for name, score in zip(names, detections.scores.tolist())]
+def _labels(detections: Detections, size: int, room: int) -> list[Line]:
+    """The name and score of each detection, laid out in at most `room` pixels; names alone where scores do not fit."""
+    labels, classes = detections.labels.tolist(), detections.class_names
+    known = None if classes is None else readable_names(tuple(classes))
+    names = [str(label) if known is None else known[label] for label in labels]
+    fonts = fonts_of(sorted(set(names)))
+    scores = [f" {score:.2f}" for score in detections.scores.tolist()]
+    score_lines = {score: typeset(score, size, fonts) for score in set(scores)}
+    left = room - max((line.width for line in score_lines.values()), default=0)
+    name_lines = {name: typeset(name, size, fonts, left if left >= size else room) for name in set(names)}
+    if left < size:
+        return [name_lines[name] for name in names]
+    return [joined(name_lines[name], score_lines[score]) for name, score in zip(names, scores)]
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """The text, truncated to `room` pixels."""
-    while len(text) > 1 and font.getlength(text) > room:
-        text = text[:-2] + "…"
-    return text
+def _note_left_out(picture: Image.Image, plates: Sequence[PixelBox | None], size: int) -> None:
+    """Write into a corner how many labels are left out, if any and if there is room."""
+    count = plates.count(None)
+    line = typeset(f"{count} more without label", size, fonts_of(()))
+    w, h = line.width + size, line.ascent + line.descent
+    if not count or w > picture.width or h > picture.height / 4:
+        return
+    right, bottom = picture.width - w, picture.height - h
+    taken = [plate for plate in plates if plate is not None]
+    corners = [inside(x, y, w, h, picture.size) for y in (bottom, 0) for x in (0, right)]
+    corner = min(corners, key=lambda corner: sum(shared_area(corner, plate) for plate in taken))
+    _plate(picture, corner, line, size // 2, BLACK, WHITE)
+
+
+def _plate(picture: Image.Image, box: PixelBox, line: Line, margin: int, background: Colour, colour: Colour) -> None:
+    x1, y1, x2, y2 = box
+    ImageDraw.Draw(picture).rectangle((x1, y1, x2 - 1, y2 - 1), fill=background)
+    line.draw(picture, x1 + margin, y1 + line.ascent, colour)
 
 
 def _frame(box: list[float], by: int, picture: tuple[int, int]) -> PixelBox:
@@ -103,15 +147,3 @@ def _grow(box: PixelBox, by: int) -> PixelBox:
 def _rectangle(pen: ImageDraw.ImageDraw, box: PixelBox, colour: tuple[int, ...], line: int) -> None:
     x1, y1, x2, y2 = box
     pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=line)
-
-
-def _inside(x: int, y: int, w: int, h: int, picture: tuple[int, int]) -> PixelBox:
-    """The box of size (w, h) at (x, y), moved into the picture."""
-    x, y = max(min(x, picture[0] - w), 0), max(min(y, picture[1] - h), 0)
-    return x, y, x + w, y + h
-
-
-def shared_area(a: Sequence[float], b: Sequence[float]) -> float:
-    """Area of the intersection of two rectangles x1, y1, x2, y2."""
-    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(w, 0) * max(h, 0)

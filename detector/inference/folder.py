@@ -14,7 +14,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from detector.coco_format import detections_to_results
 from detector.data.coco_reader import read_coco_file
 from detector.data.image import WRITABLE, read_image
 from detector.data.image_names import match_names
@@ -93,7 +92,7 @@ def infer_images(
                 found = next(detections)
                 kept = found[found.scores >= score]
                 _save(draw_detections(image, kept), job.picture)
-                rows = detections_to_results(kept, job.image_id, predictor.label_ids)
+                rows = kept.to_coco(job.image_id, predictor.label_ids)
                 yield job, [{"file_name": job.name} | row for row in rows], ""
 
     bar = Progress(total=len(jobs), desc="infer", unit="img", shown=is_rank0())

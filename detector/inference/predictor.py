@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from detector.data.image import MAX_PIXELS, check_pixels
 from detector.data.transforms import Resize
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
+from detector.inference.drawing import plot
 from detector.inference.filters import Classes, DetectionFilter, labels_of
 from detector.inference.pictures import Picture, is_picture, iterate_pictures, read_picture
 from detector.interop.fetch import checkpoint_file
@@ -98,10 +100,9 @@ class Predictor:
         self.model = fold_norms(model if in_place else copy.deepcopy(model)).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
         self.config, self.class_names, self.category_ids = config, list(class_names), list(category_ids)
-        reports_proposals = model.reports_proposals  # its labels are no classes of the data set
-        names_and_ids = (ONE_CLASS.values(), ONE_CLASS) if reports_proposals else (class_names, category_ids)
-        self.label_names: list[str] = list(names_and_ids[0])
-        self.label_ids: list[int] = list(names_and_ids[1])
+        self.label_names, self.label_ids = self.class_names, self.category_ids
+        if model.reports_proposals:  # its labels are no classes of the data set
+            self.label_names, self.label_ids = list(ONE_CLASS.values()), list(ONE_CLASS)
         self.resize = Resize(800, 1333) if config.data is None else config.data.resize.evaluation()
         self.max_pixels = MAX_PIXELS if config.data is None else config.data.max_pixels
         self.bit_depth = None if config.data is None else config.data.bit_depth
@@ -192,10 +193,12 @@ class Predictor:
         if proposals is not None:
             proposals = [to_prepared(p, image, size) for p, image, size in zip(proposals, images, sizes)]
         found = self.model.detect(images, proposals)
-        return [
-            replace(to_original(d, image, size), class_names=self.label_names)
-            for d, image, size in zip(found, images, sizes)
-        ]
+        return [self.named(to_original(d, image, size)) for d, image, size in zip(found, images, sizes)]
+
+    def named(self, found: Detections) -> Detections:
+        """Detections with what the predictor knows: names and original ids of the classes, and how to read an image."""
+        draw = partial(plot, max_pixels=self.max_pixels)
+        return replace(found, class_names=self.label_names, category_ids=self.label_ids, draw=draw)
 
 
 def to_prepared(proposals: Proposals, image: Tensor, size: Size) -> Proposals:

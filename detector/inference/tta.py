@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +35,7 @@ class TTAPredictor(Predictor):
         views = [self._view([scales[scale] for scales in images], sizes, proposals, mirrored)
                  for scale, mirrored in self.views]  # fmt: skip
         merged = [self.model.merge(of_image) if len(of_image) > 1 else of_image[0] for of_image in zip(*views)]
-        return [replace(found, class_names=self.label_names) for found in merged]
+        return [self.named(found) for found in merged]
 
     def _view(
         self, images: list[Tensor], sizes: Sequence[Size], proposals: Sequence[Proposals] | None, mirrored: bool
