@@ -1,0 +1,80 @@
+"""Images of near-equal content by a difference hash: re-encoded or resized copies, consecutive frames.
+
+A hash has 16 x 16 bits: on a grey copy of 17 x 16 pixels, whether a pixel is brighter than its left neighbour by more than a
+grey level. The distance of two images is the share of bits set in one that the other lacks, among all bits set in either.
+Between photos that have nothing in common it is about 0.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from detector.coco_format import join_within
+from detector.data.image import MAX_PIXELS, ImageError, read_image
+from detector.errors import DataError
+
+SIDE = 16  # of the hash; 8, as is common, leaves no gap between moved copies and other photos
+MARGIN = 1  # grey levels: the noise of compression in an even area sets no bit
+LIMIT = 0.3  # JPEG of quality 30, a third of the size, a shift by 1 % stay below; different photos start at 0.48
+CELLS = 2**24  # distances computed at a time, which limits the memory to some 300 MB
+THREADS = 8  # decoding runs outside of Python's lock
+
+Pair = tuple[float, int, int]  # distance, and the rows of two images
+
+
+def difference_hash(image: Tensor) -> Tensor:
+    """uint8 RGB (3, H, W) -> bits (256,) bool."""
+    grey = Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")
+    small = np.asarray(grey.resize((SIDE + 1, SIDE), Image.Resampling.BOX), dtype=np.int16)  # (16, 17)
+    return torch.from_numpy(small[:, 1:] - small[:, :-1] > MARGIN).flatten()
+
+
+def hashes_of(folder: Path, names: Sequence[str], max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The hashes (n, 256) bool of the images in a folder. Raises DataError that names the images that cannot be read."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such image folder; correct the path")
+
+    def read(name: str) -> Tensor | ImageError:
+        try:
+            return difference_hash(read_image(join_within(folder, name), max_pixels))
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(tqdm(pool.map(read, names), total=len(names), desc="compare images", unit="img", disable=None))
+    errors = [result for result in found if isinstance(result, ImageError)]
+    if errors:
+        more = f" ({len(errors) - 1} more images cannot be read)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}{more}")
+    return torch.stack([result for result in found if isinstance(result, Tensor)])
+
+
+def near_equal_pairs(hashes: Tensor, limit: float = LIMIT) -> Iterator[Pair]:
+    """Pairs of rows of (n, 256) bool with a distance up to `limit`; equal hashes are paired with the first of them alone.
+
+    All distances are computed, as products of matrices: 100,000 images take a minute or two on two CPU cores.
+    """
+    distinct, inverse = torch.unique(hashes, dim=0, return_inverse=True)
+    first = [0] * len(distinct)
+    for row in range(len(hashes) - 1, -1, -1):
+        first[inverse[row]] = row
+    for row, one in enumerate(inverse.tolist()):
+        if first[one] != row:
+            yield 0.0, first[one], row
+    bits, size = distinct.float(), distinct.sum(dim=1).float()
+    step = max(1, CELLS // len(bits))
+    for start in range(0, len(bits), step):
+        shared = bits[start : start + step] @ bits[start:].T  # (step, n - start), whole numbers, exact in float32
+        total = size[start : start + step, None] + size[None, start:]
+        distance = 1 - shared / (total - shared).clamp(min=1)
+        found = (distance <= limit).triu(diagonal=1).nonzero()
+        for (i, j), value in zip(found.tolist(), distance[found[:, 0], found[:, 1]].tolist()):
+            yield value, *sorted((first[start + i], first[start + j]))
