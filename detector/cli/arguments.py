@@ -14,6 +14,7 @@ COMMANDS = {
     "check-data": "Check a data set: files, boxes, classes, and whether the anchors fit its objects.",
     "convert-annotations": "Convert Pascal VOC or YOLO annotations into a COCO file.",
     "split": "Divide a COCO file into train, val and test by share, class and group.",
+    "merge": "Merge COCO files into one, or rename, join and drop the classes of one.",
     "convert-weights": "Convert the weights of another framework into a checkpoint, or a checkpoint into such weights.",
     "compare": "Train and evaluate configurations under one recipe, and tabulate their accuracy and cost.",
     "benchmark": "Measure speed and memory of a detector, beside torchvision's where that has the same model.",
