@@ -161,8 +161,12 @@ def test_near_equal_images_are_in_one_split(tmp_path: Path, capsys: pytest.Captu
     assert all(f"  {pair}\n" in printed for pair in ("0.png  10.jpg", "1.png  11.png", "0.00  2.png  12.png"))
     (tmp_path / "images" / "4.png").write_bytes(b"x")
     (tmp_path / "images" / "5.png").unlink()
-    message = refusal(capsys, path, "--group-content", tmp_path / "images")
-    assert "4.png: not a readable image" in message and "(1 more images cannot be read)" in message
+    split(path, tmp_path / "bad", "--val", 0.4, "--group-content", tmp_path / "images")
+    printed = capsys.readouterr().out
+    assert "3 groups of 6 images" in printed and "not compared: 2 images, the first: " in printed
+    assert "4.png: not a readable image" in printed
+    (tmp_path / "empty").mkdir()
+    assert "none of the images can be read; the first: " in refusal(capsys, path, "--group-content", tmp_path / "empty")
 
 
 def test_pairs_are_those_of_a_slow_loop(monkeypatch):

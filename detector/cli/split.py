@@ -13,7 +13,7 @@ from detector.data.curation.groups import Link, joined_groups, links_by_key, lin
 from detector.data.curation.near_equal import LIMIT, Pair, hashes_of, near_equal_pairs
 from detector.data.curation.split import Division, divide, rare_class_lines, share_rows
 from detector.data.curation.whole_file import WholeFile, document_text, read_whole_file
-from detector.data.image import MAX_PIXELS
+from detector.data.image import MAX_PIXELS, ImageError
 from detector.dataset_check.text_table import text_table
 from detector.errors import DataError
 from detector.files import check_folder, make_folder, write_text
@@ -73,14 +73,22 @@ def find_groups(args: argparse.Namespace, whole: WholeFile) -> tuple[list[list[i
         lines.append(f"by the file names: {_size(joined_groups(n, own))}")
         links += own
     if args.group_content is not None:
-        pairs = sorted(near_equal_pairs(hashes_of(args.group_content, names, args.max_pixels), args.content_distance))
+        pairs, errors = find_pairs(args, names)
         own = [(a, b) for _, a, b in pairs]
         lines += [f"by near-equal content: {_size(joined_groups(n, own))}", *_pair_lines(pairs, names)]
+        lines += [f"  not compared: {len(errors)} images, the first: {errors[0]}"] if errors else []
         links += own
     groups = joined_groups(n, links)
-    if len(lines) > 1:
+    if sum(option is not None for option in (args.group, args.group_name, args.group_content)) > 1:
         lines.append(f"together: {_size(groups)}")
     return groups, lines
+
+
+def find_pairs(args: argparse.Namespace, names: list[str]) -> tuple[list[Pair], list[ImageError]]:
+    """The pairs of near-equal images, the nearest first, and the errors of images that cannot be read."""
+    hashes, rows, errors = hashes_of(args.group_content, names, args.max_pixels)
+    pairs = near_equal_pairs(hashes, args.content_distance)
+    return sorted((distance, rows[a], rows[b]) for distance, a, b in pairs), errors
 
 
 def _size(groups: list[list[int]]) -> str:

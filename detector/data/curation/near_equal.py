@@ -37,8 +37,13 @@ def difference_hash(image: Tensor) -> Tensor:
     return torch.from_numpy(small[:, 1:] - small[:, :-1] > MARGIN).flatten()
 
 
-def hashes_of(folder: Path, names: Sequence[str], max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The hashes (n, 256) bool of the images in a folder. Raises DataError that names the images that cannot be read."""
+def hashes_of(
+    folder: Path, names: Sequence[str], max_pixels: int = MAX_PIXELS
+) -> tuple[Tensor, list[int], list[ImageError]]:
+    """The hashes (r, 256) bool of the images in a folder that can be read, their r rows, and the errors of the others.
+
+    Raises DataError if none can be read.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such image folder; correct the path")
 
@@ -50,11 +55,11 @@ def hashes_of(folder: Path, names: Sequence[str], max_pixels: int = MAX_PIXELS) 
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(tqdm(pool.map(read, names), total=len(names), desc="compare images", unit="img", disable=None))
+    hashes = {row: result for row, result in enumerate(found) if isinstance(result, Tensor)}
     errors = [result for result in found if isinstance(result, ImageError)]
-    if errors:
-        more = f" ({len(errors) - 1} more images cannot be read)" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{more}")
-    return torch.stack([result for result in found if isinstance(result, Tensor)])
+    if not hashes:
+        raise DataError(f"{folder}: none of the images can be read; the first: {errors[0]}")
+    return torch.stack(list(hashes.values())), list(hashes), errors
 
 
 def near_equal_pairs(hashes: Tensor, limit: float = LIMIT) -> Iterator[Pair]:
