@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -163,6 +163,20 @@ def make_folder(folder: Path, advice: str = ADVICE) -> Path:
     except OSError as error:
         raise DataError(f"{folder}: cannot be made ({error.strerror}); {advice}") from error
     return folder
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` unless an error is raised. Raises DataError if anything exists there."""
+    check_new_file(path, "name another folder")
+    make_folder(path.parent, "name another folder")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

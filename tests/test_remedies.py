@@ -53,7 +53,7 @@ def test_every_key_that_a_text_names_exists():
 
 def options_of(command: str) -> set[str]:
     out = io.StringIO()
-    formats = (["voc"], ["yolo"]) if command == "convert_annotations" else ([],)
+    formats = (["voc"], ["yolo"], ["to-yolo"], ["to-voc"]) if command == "convert_annotations" else ([],)
     for arguments in formats:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             script(command).main([*arguments, "--help"])

@@ -1,25 +1,36 @@
-"""`detector convert-annotations voc DIR --output FILE.json`, or `yolo DIR --output FILE.json`."""
+"""`detector convert-annotations voc DIR --output FILE.json`, or `yolo`; `to-voc JSON ... --output DIR`, or `to-yolo`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from detector.cli.arguments import CommandParser
+from detector.cli.check_data import print_report
 from detector.cli.ending import ending
+from detector.data.convert.to_voc import write_voc
+from detector.data.convert.to_yolo import write_yolo
 from detector.data.convert.voc import DIFFICULT, convert_voc
 from detector.data.convert.writer import document_summary
 from detector.data.convert.yolo import convert_yolo
 from detector.data.image import MAX_PIXELS
-from detector.files import check_new_file, make_folder, write_text
+from detector.files import check_new_file, make_folder, new_folder, write_text
+
+EXPORTS: dict[str, Callable[..., list[str]]] = {"to-voc": write_voc, "to-yolo": write_yolo}
+IMAGE_PLACES = {
+    "to-voc": "the images belong into JPEGImages",
+    "to-yolo": "the images of each split belong into images/SPLIT, where YOLO tools find labels/SPLIT beside them",
+}
+EXPORT_EPILOG = "Classes and boxes are kept. Masks, other keys and, in YOLO, crowd regions are counted and left out."
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments of one of the two formats."""
+    """The arguments of one of the formats."""
     parser = CommandParser("convert-annotations")
-    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", help="voc or yolo")
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", help="voc, yolo, to-voc or to-yolo")
     voc = formats.add_parser("voc", help="a folder with Annotations/*.xml and JPEGImages/")
     yolo = formats.add_parser("yolo", help="a folder with images/, labels/ and data.yaml")
     for each, names in ((voc, "sorted by default"), (yolo, "those of data.yaml or classes.txt by default")):
@@ -31,7 +42,35 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         add("--max-pixels", metavar="N", type=int, default=MAX_PIXELS, help="refuse larger images")
     voc.add_argument("--zero-based", action="store_true", help="the first pixel is 0, as labelImg writes (default: 1)")
     voc.add_argument("--difficult", choices=list(DIFFICULT), default="crowd", help="how they are kept (default: crowd)")
-    return parser.parse_args(argv)
+    _add_exports(formats)
+    args = parser.parse_args(argv)
+    if args.format in EXPORTS:
+        args.split = args.split or [path.stem for path in args.annotations]
+        if len(args.split) != len(args.annotations):
+            parser.error(f"--split: {len(args.split)} names for {len(args.annotations)} files; give one for each file")
+    return args
+
+
+def _add_exports(formats: Any) -> None:
+    for name in EXPORTS:
+        each = formats.add_parser(name, help="from COCO files, one for each split", epilog=EXPORT_EPILOG)
+        add = each.add_argument
+        add("annotations", metavar="JSON", type=Path, nargs="+", help="COCO files; they are only read")
+        add("--output", metavar="DIR", type=Path, required=True, help="the folder to write; never one that exists")
+        add(
+            "--split",
+            metavar="NAME",
+            nargs="+",
+            help="of the split in each JSON (default: train of train.json and so on)",
+        )
+        images = each.add_mutually_exclusive_group()
+        images.add_argument("--copy-images", metavar="IMAGES", type=Path, help="copy the images from this folder")
+        images.add_argument("--link-images", metavar="IMAGES", type=Path, help="hard-link them, which takes no space; "
+            "tools that rewrite images in place would change the originals")  # fmt: skip
+        if name == "to-voc":
+            add(
+                "--whole-pixels", action="store_true", help="round the corners of boxes (default: as exact as the file)"
+            )
 
 
 def convert_folder(args: argparse.Namespace) -> dict[str, Any]:
@@ -42,10 +81,27 @@ def convert_folder(args: argparse.Namespace) -> dict[str, Any]:
     return convert_voc(args.folder, zero_based=args.zero_based, difficult=args.difficult, **common)
 
 
+def export_folder(args: argparse.Namespace) -> list[str]:
+    """Write the folder of another format; lines about it."""
+    images, placement = args.copy_images or args.link_images, "copy" if args.copy_images else "link"
+    options = {"whole_pixels": args.whole_pixels} if args.format == "to-voc" else {}
+    with new_folder(args.output) as folder:
+        lines = EXPORTS[args.format](
+            folder, args.annotations, args.split, images=images, placement=placement, **options
+        )
+    if images is not None:
+        return [*lines, f"{args.output}: written with its images"]
+    place = IMAGE_PLACES[args.format]
+    return [*lines, f"{args.output}: labels alone; {place}; --copy-images or --link-images puts them there"]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Convert, write and report; the exit status."""
     args = parse(argv)
     with ending(args) as end:
+        if args.format in EXPORTS:
+            print_report("\n".join(export_folder(args)))
+            return end.status
         check_new_file(args.output)
         document = convert_folder(args)
         make_folder(args.output.parent, "name another file")

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from detector.coco_format import stays_inside
-from detector.data.coco_json import read_whole
+from detector.data.coco_json import read_whole_document
 from detector.data.near_names import names_below
 from detector.errors import DataError
 from detector.files import check_new_file, write_text
@@ -23,7 +23,7 @@ def fix_names(annotations: Path, folder: Path, output: Path) -> list[str]:
     """
     check_new_file(output)
     names_below.cache_clear()
-    document, files = read_whole(annotations), names_below(folder)
+    document, files = read_whole_document(annotations), names_below(folder)
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise DataError(f"{annotations}: `images` is missing or is not a list; nothing to correct")

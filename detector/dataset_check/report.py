@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from detector.dataset_check.anchors import AnchorFit
 from detector.dataset_check.check import CheckResult, Summary
-from detector.dataset_check.findings import printable
+from detector.dataset_check.text_table import text_table
 
 SHOWN = 3  # places of a finding in the text
 CLASSES = 100  # in the text; a JSON file has all
-WIDEST = 40  # characters of a name in a table
 
 
 def report_text(result: CheckResult) -> str:
@@ -66,7 +64,7 @@ def _findings(result: CheckResult) -> str:
         return f"{result.source}: nothing is wrong"
     heads = [[f.severity, f.kind, f.split, str(f.count), f.effect] for f in found]
     lines = []
-    for head, finding in zip(_table(heads, "lllrl"), found):
+    for head, finding in zip(text_table(heads, "lllrl"), found):
         more = finding.count - len(finding.places[:SHOWN])
         places = [str(place) for place in finding.places[:SHOWN]] + ([f"... {more} more"] if more else [])
         lines += [head, *(f"             {place}" for place in places)]
@@ -79,7 +77,7 @@ def _contents(result: CheckResult) -> str:
     for name, s in result.splits.items():
         counts = (s.images, s.without_objects, s.objects, s.crowd, len(s.classes))
         rows.append([name, *map(str, counts), s.annotations])
-    return "\n".join(_table(rows, "lrrrrrl"))
+    return "\n".join(text_table(rows, "lrrrrrl"))
 
 
 def _classes(result: CheckResult) -> str:
@@ -96,7 +94,7 @@ def _classes(result: CheckResult) -> str:
             row += [str(objects), _percent(objects / max(s.objects, 1)), str(images)]
         rows.append(row)
     rest = [f"... {len(names) - CLASSES} more, in --json"] if len(names) > CLASSES else []
-    return "\n".join(_table(rows, "l" + "r" * (len(rows[0]) - 1)) + rest)
+    return "\n".join(text_table(rows, "l" + "r" * (len(rows[0]) - 1)) + rest)
 
 
 def _levels(result: CheckResult) -> str:
@@ -110,7 +108,7 @@ def _levels(result: CheckResult) -> str:
         counts = [f"{s.levels[k]} {_percent(s.levels[k] / max(s.objects, 1))}" for s in result.splits.values()]
         rows.append([f"P{k}", " ".join(span) or "all", *counts])
     title = f"box sizes, resized to a short side of {max(g.resize.sides)} and a long side of {g.resize.long} at most"
-    return "\n".join([title, *_table(rows, "ll" + "r" * len(result.splits))])
+    return "\n".join([title, *text_table(rows, "ll" + "r" * len(result.splits))])
 
 
 def _anchors(result: CheckResult) -> str:
@@ -121,7 +119,7 @@ def _anchors(result: CheckResult) -> str:
         fits.append(("proposed", result.better))
     rows = [["anchors", f"best possible recall (IoU >= {result.geometry.pos_iou:g})", "mean best IoU"]]
     rows += [[name, _percent(fit.recall), f"{fit.mean_iou:.3f}"] for name, fit in fits]
-    lines = _table(rows, "lrr")
+    lines = text_table(rows, "lrr")
     if result.better is not None:
         first = next(iter(result.splits))
         lines += [f"k-means over the boxes of {first} proposes, for a configuration or as an argument of a command:"]
@@ -131,17 +129,3 @@ def _anchors(result: CheckResult) -> str:
 
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def _table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Rows as lines; each column as wide as its widest entry, to the (l)eft or (r)ight."""
-    short = [
-        [_cut(printable(cell)) if i < len(align) - 1 else printable(cell) for i, cell in enumerate(row)] for row in rows
-    ]
-    widths = [max(len(row[i]) for row in short) for i in range(len(align))]
-    cells = ([c.rjust(w) if a == "r" else c.ljust(w) for c, w, a in zip(row, widths, align)] for row in short)
-    return ["  ".join(row).rstrip() for row in cells]
-
-
-def _cut(cell: str) -> str:
-    return cell if len(cell) <= WIDEST else cell[: WIDEST - 3] + "..."

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from detector.data.image import MAX_PIXELS, read_image, to_rgb
+from detector.data.image import MAX_PIXELS
 from detector.inference.label_places import PixelBox, inside, place_labels, shared_area
 from detector.inference.lettering import Line, fonts_of, joined, readable_names, typeset
+from detector.inference.pictures import Picture, read_picture
 from detector.structures import Detections
 
 Colour = tuple[int, int, int]
@@ -53,21 +52,16 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
 
 
 def plot(
-    image: str | Path | Image.Image | Tensor | np.ndarray, detections: Detections, *, max_pixels: int = MAX_PIXELS
+    image: Picture, detections: Detections, *, max_pixels: int = MAX_PIXELS, bit_depth: int | None = None
 ) -> Image.Image:
-    """Draw on a file, a PIL image, a uint8 RGB tensor (3, H, W) or array (H, W, 3), the best on top.
+    """Draw on whatever a predictor takes as one picture, the best on top.
 
     Raises DataError for an unreadable file, ValueError for a tensor or array of another form.
     """
-    if isinstance(image, str | Path):
-        image = read_image(image, max_pixels)
-    elif isinstance(image, Image.Image):
-        image = to_rgb(image)
-    elif isinstance(image, np.ndarray):
-        image = torch.from_numpy(image).permute(2, 0, 1) if image.ndim == 3 else torch.from_numpy(image)
+    if not isinstance(image, Tensor):
+        image = read_picture(image, max_pixels, bit_depth=bit_depth)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        form = f"{image.dtype} {tuple(image.shape)}"
-        raise ValueError(f"expected a uint8 RGB tensor (3, H, W) or array (H, W, 3), got, channels first, {form}")
+        raise ValueError(f"expected a uint8 RGB tensor (3, H, W), got {image.dtype} {tuple(image.shape)}")
     return draw_detections(image, detections.sort())
 
 

@@ -197,7 +197,7 @@ class Predictor:
 
     def named(self, found: Detections) -> Detections:
         """Detections with what the predictor knows: names and original ids of the classes, and how to read an image."""
-        draw = partial(plot, max_pixels=self.max_pixels)
+        draw = partial(plot, max_pixels=self.max_pixels, bit_depth=self.bit_depth)
         return replace(found, class_names=self.label_names, category_ids=self.label_ids, draw=draw)
 
 

@@ -77,10 +77,10 @@ def coco_document(
         for box in picture.boxes:
             _note_suspicious_box(box, picture, notes)
             x1, y1, x2, y2 = box.xyxy
-            w, h = _rounded_value(x2 - x1), _rounded_value(y2 - y1)
+            w, h = rounded_value(x2 - x1), rounded_value(y2 - y1)
             annotations.append({
                 "id": len(annotations) + 1, "image_id": image_id, "category_id": label_of[box.name],
-                "bbox": [_rounded_value(x1), _rounded_value(y1), w, h], "area": _rounded_value(w * h), "iscrowd": int(box.crowd),
+                "bbox": [rounded_value(x1), rounded_value(y1), w, h], "area": rounded_value(w * h), "iscrowd": int(box.crowd),
             })  # fmt: skip
     info = {"description": f"converted from {source}", "conventions": [*conventions, *ALWAYS]}
     categories = [{"id": number, "name": name} for name, number in label_of.items()]
@@ -99,7 +99,7 @@ def _note_suspicious_box(box: SourceObject, picture: SourceImage, notes: Convers
         notes.add("boxes have no area", picture.file_name)
 
 
-def _rounded_value(x: float) -> float:
+def rounded_value(x: float) -> float:
     """Round to a thousandth of a pixel, finer than any annotation, which removes floating-point noise."""
     x = round(float(x), 3)
     return int(x) if x.is_integer() else x

@@ -128,7 +128,7 @@ def _tidy(name: str) -> str:
     return name.removeprefix("../").removeprefix("./").rstrip("/") or "."
 
 
-def _label_file(name: str) -> str:
+def label_file(name: str) -> str:
     """images/a.jpg -> labels/a.txt"""
     parts = list(PurePosixPath(name).with_suffix(".txt").parts)
     if "images" in parts[:-1]:
@@ -140,12 +140,12 @@ def _orphans(folder: Path, images: Sequence[str]) -> list[str]:
     """The label files without an image."""
     names = [path.relative_to(folder) for path in folder.rglob("*.txt")]
     labels = {name.as_posix() for name in names if "labels" in name.parts[:-1] and name.name != "classes.txt"}
-    return sorted(labels - set(map(_label_file, images)))
+    return sorted(labels - set(map(label_file, images)))
 
 
 def _picture(folder: Path, name: str, names: Sequence[str], max_pixels: int, notes: ConversionNotes) -> SourceImage:
     size = read_size(path_within(folder, name, folder), max_pixels, "--max-pixels")
-    path = path_within(folder, _label_file(name), name)
+    path = path_within(folder, label_file(name), name)
     if not path.exists():
         notes.add("images have no label file: taken as images without objects", name)
         return SourceImage(name, size, [])
