@@ -72,6 +72,12 @@ def test_folders_files_and_patterns_are_searched(photos: Path):
     assert names(["photos/day", "photos"]) == ["day/a.png", "a.png", "b.jpg"]
 
 
+def test_files_that_are_no_images_are_counted_and_named(photos: Path, caplog: pytest.LogCaptureFixture):
+    (photos / "day/clip.mp4").write_bytes(b"")
+    assert names(["photos"]) == ["a.png", "b.jpg", "day/a.png"]
+    assert "photos: 2 files are no images, passed over: day/clip.mp4, notes.txt" in caplog.text
+
+
 @pytest.mark.parametrize("path", ["missing", "missing/*.jpg", "photos/*.gif", "empty"])
 def test_a_path_without_images_is_refused(photos: Path, path: str):
     Path("empty").mkdir()

@@ -134,9 +134,32 @@ def test_an_image_is_found_by_the_xml_files_name_or_by_the_one_it_says(voc: Path
     assert "a.xml: its image is not clear" in refusal(capsys, "voc", voc)
 
 
-def test_images_without_annotations_are_counted(voc: Path):
-    Image.new("RGB", (20, 10)).save(voc / "JPEGImages" / "c.png")
-    assert converted("voc", voc)["info"]["findings"] == ["1 images have no XML file: left out (the first: c)"]
+def test_images_without_an_xml_file_are_counted_one_that_shares_a_name_too(voc: Path):
+    for name in ("c.png", "a.jpg"):
+        Image.new("RGB", (20, 10)).save(voc / "JPEGImages" / name)
+    found = converted("voc", voc)["info"]["findings"]
+    assert found == ["2 images have no XML file of their own: left out (the first: JPEGImages/a.jpg)"]
+
+
+def test_folders_of_any_name(voc: Path):
+    before = converted("voc", voc)
+    (voc / "Annotations").rename(voc / "annots")
+    (voc / "JPEGImages").rename(voc / "photos")
+    after = converted("voc", voc)
+    assert after["info"]["findings"] == before["info"]["findings"] == []
+    assert [image["file_name"] for image in after["images"]] == ["photos/a.png", "photos/b.png"]
+    assert after["annotations"] == before["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("written", "crowd"), [("0", 0), ("False", 0), ("no", 0), ("1", 1), ("TRUE", 1), ("maybe", None)]
+)
+def test_difficult_in_words(voc: Path, written: str, crowd: int | None, capsys: pytest.CaptureFixture):
+    put(voc, annotation(element("dog", 0, 0, 20, 10, difficult=written)))
+    if crowd is None:
+        assert "object 1: <difficult> is 'maybe', expected 0 or 1" in refusal(capsys, "voc", voc)
+    else:
+        assert converted("voc", voc)["annotations"][0]["iscrowd"] == crowd
 
 
 def test_an_output_that_exists_is_left_alone(voc: Path, capsys: pytest.CaptureFixture):

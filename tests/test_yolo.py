@@ -185,7 +185,7 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(
         ({"names": []}, "names no classes"),
         ({"names": {1: "cat", 2: "dog"}}, "the keys must be 0, 1, 2"),
         ({"names": ["cat", "dog"], "nc": 3}, "nc: 3, but there are 2 names"),
-        ({"names": ["cat", "dog"], "kpt_shape": [17, 3]}, "keypoints"),
+        ({"names": ["cat", "dog"], "kpt_shape": 17}, "kpt_shape: 17, expected two numbers"),
         ({"names": ["cat", "dog"], "mine": "../../elsewhere"}, "leads out of the image folder"),
         ({"names": ["cat", "dog"], "mine": "gone"}, "no such folder in"),
         ({"names": ["cat", "dog"], "mine": 3}, "there is no split 'mine'"),
@@ -222,3 +222,30 @@ def test_what_is_wrong_with_the_folder_is_one_line(
 ):
     break_it(yolo)
     assert message in refusal(capsys, "yolo", yolo)
+
+
+POSES = [  # box, then two keypoints of x, y, visibility
+    "0 0.5 0.5 0.4 0.4 0.4 0.6 0.9 0.6 0.4 0.2", "1 0.3 0.3 0.2 0.2 0.35 0.3 1 0 0 0", "0 0.7 0.5 0.2 0.6 0.7 0.3 1 0.65 0.6 1",
+    "0 0.5 0.2 0.2 0.2 0.5 0.2 1 0.5 0.25 1", "1 0.6 0.6 0.4 0.4 0.5 0.5 1 0.7 0.75 0",
+]  # fmt: skip
+
+
+def test_boxes_with_keypoints_are_no_outlines(yolo: Path, capsys: pytest.CaptureFixture):
+    put(yolo, "\n".join(POSES))
+    message = refusal(capsys, "yolo", yolo)
+    assert "a.txt, line 1: these look like keypoints, not outlines: all 5 lines have 10 values" in message
+    configure(yolo, names=["cat", "dog"], kpt_shape=[2, 3])
+    document = converted("yolo", yolo)
+    assert document["annotations"][0]["bbox"] == pytest.approx([6, 3, 8, 4])
+    assert document["info"]["findings"][0].startswith("5 lines have keypoints, which are left out: the box is kept")
+    put(yolo, "\n".join([*POSES[:4], "1 0.1 0.1 0.9 0.1 0.9 0.8 0.5 0.9 0.1 0.9"]))  # an outline among them
+    configure(yolo, names=["cat", "dog"])
+    assert len(converted("yolo", yolo)["annotations"]) == 5
+
+
+def test_two_images_of_a_label_file_are_counted(yolo: Path):
+    Image.new("RGB", (20, 10)).save(yolo / "images/train/a.jpg")
+    document = converted("yolo", yolo)
+    assert len(document["annotations"]) == 2
+    shared = "1 images share their label file with another image: both have its objects (the first: images/train/a.png)"
+    assert shared in document["info"]["findings"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from detector.data.image import SUFFIXES
 from detector.errors import DataError
 from detector.inference.video import VIDEO_SUFFIXES
 
+SHOWN = 5  # files that are no images, by name
 MAGIC = "*?["  # characters that make a path a pattern
+
+
+log = logging.getLogger("detector")
 
 
 def is_pattern(path: str) -> bool:
@@ -43,10 +48,15 @@ def search_images(path: str, *, skip: Path | None = None) -> tuple[Path, list[Pa
         raise DataError(f"{path}: no such file or folder")
     if skip is not None and folder in skip.parents:
         found = [file for file in found if skip not in file.parents]
-    files = (file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = [file for file in found if file.is_file()]
+    others = sorted(os.path.relpath(file, folder) for file in files if file.suffix.lower() not in SUFFIXES)
+    files = [file for file in files if file.suffix.lower() in SUFFIXES]
     images = sorted(files, key=lambda file: Path(os.path.relpath(file, folder)).as_posix())  # as conversion
     if not images:
         raise DataError(f"{path}: no images found there ({' '.join(SUFFIXES)})")
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        log.warning("%s: %d files are no images, passed over: %s%s", path, len(others), ", ".join(others[:SHOWN]), more)
     return folder, images
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ DIFFICULT = {  # treatment of objects that VOC's own evaluation ignores
     "keep": "difficult objects are kept like any other",
     "drop": "difficult objects are left out",
 }
+FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 ORIGIN = {  # by the first pixel's number
     1: "corners are 1-based pixels, both inclusive (the VOC standard): the box is xmin - 1, ymin - 1, xmax, ymax",
     0: "corners are 0-based edges (--zero-based): the box is xmin, ymin, xmax, ymax as they stand",
@@ -46,9 +48,13 @@ def convert_voc(
     names = checked_classes(_all_names(places) if classes is None else classes, "--classes" if classes else folder)
     chosen = list(places.annotations) if split is None else _listed(folder, split, places)
     notes, origin = ConversionNotes(), 0 if zero_based else 1
-    for name in sorted(places.images.keys() - places.annotations.keys()) if split is None else ():
-        notes.add("images have no XML file: left out", name)
-    pictures = (_picture(places, name, names, origin, difficult, max_pixels, notes) for name in chosen)
+
+    def pictures() -> Iterator[SourceImage]:
+        for name in chosen:
+            yield _picture(places, name, names, origin, difficult, max_pixels, notes)
+        for path in sorted(places.unused) if split is None else ():
+            notes.add("images have no XML file of their own: left out", path.relative_to(folder).as_posix())
+
     conventions = [
         ORIGIN[origin],
         DIFFICULT[difficult],
@@ -56,7 +62,7 @@ def convert_voc(
         "the image of an XML file has its name, or else the <filename> that it says; its size is the file's own",
         f"images of ImageSets/Main/{split}.txt" if split else "an image for every XML file",
     ]
-    return coco_document(pictures, names, f"Pascal VOC, {folder.name}", conventions, notes)
+    return coco_document(pictures(), names, f"Pascal VOC, {folder.name}", conventions, notes)
 
 
 class _Places:
@@ -66,18 +72,27 @@ class _Places:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
         self.folder = folder
-        xml = next((d for d in (folder / "Annotations", folder / "annotations") if d.is_dir()), folder)
-        self.pictures = next((d for d in (folder / "JPEGImages", folder / "images") if d.is_dir()), folder)
-        files = sorted(path for path in xml.rglob("*.xml") if path.is_file() and not path.name.startswith("."))
-        self.annotations = {path.relative_to(xml).with_suffix("").as_posix(): path for path in files}
+        files = sorted(path for path in folder.rglob("*.xml") if path.is_file() and not path.name.startswith("."))
+        named = next((d for d in (folder / "Annotations", folder / "annotations") if d.is_dir()), None)
+        files = [path for path in files if named in path.parents] if named else files
         if not files:
-            raise DataError(f"{xml}: no XML files in it; name a VOC folder")
+            raise DataError(f"{named or folder}: no XML files in it; name a VOC folder")
+        xml = named or _common(files)
+        self.annotations = {path.relative_to(xml).with_suffix("").as_posix(): path for path in files}
+        pictures = next((d for d in (folder / "JPEGImages", folder / "images") if d.is_dir()), None)
+        self.pictures = pictures or _common([folder / name for name in images_below(folder)] or [folder / "none"])
         self.images: dict[str, list[str]] = {}
         for name in images_below(self.pictures):
             self.images.setdefault(Path(name).with_suffix("").as_posix(), []).append(name)
+        self.unused = {self.pictures / name for names in self.images.values() for name in names}
 
     def image(self, name: str, tree: ET.Element) -> Path:
-        """The image that belongs to an XML file. Raises DataError if there is none, or more than one."""
+        """The image that belongs to an XML file, which is then used. Raises DataError if there is none, or more than one."""
+        path = self._find(name, tree)
+        self.unused.discard(path)
+        return path
+
+    def _find(self, name: str, tree: ET.Element) -> Path:
         own, said, where = self.images.get(name, []), (tree.findtext("filename") or "").strip(), self.annotations[name]
         if len(own) == 1:
             return path_within(self.pictures, own[0], where)
@@ -86,6 +101,11 @@ class _Places:
             found = f"{', '.join(own)} would both do" if own else f"no {name} with the suffix of an image"
             raise DataError(f"{where}: its image is not clear: {found} in {self.pictures}, nor its filename {said!r}")
         return path
+
+
+def _common(files: Sequence[Path]) -> Path:
+    """The deepest folder that contains all these files."""
+    return Path(os.path.commonpath([path.parent for path in files]))
 
 
 class _NoDoctype(ET.TreeBuilder):
@@ -145,6 +165,16 @@ def _text(element: ET.Element, tag: str, where: str) -> str:
     return text
 
 
+def _flag(element: ET.Element, tag: str, where: str) -> bool:
+    """0, 1, false, no, true or yes in any case; without the element, no."""
+    if element.find(tag) is None:
+        return False
+    text = _text(element, tag, where)
+    if text.lower() not in FLAGS:
+        raise DataError(f"{where}: <{tag}> is {text!r:.80}, expected 0 or 1")
+    return FLAGS[text.lower()]
+
+
 def _known(name: str, classes: Sequence[str], where: str) -> str:
     """The name, if it is one of the classes. Raises DataError that names the nearest."""
     if name in classes:
@@ -174,7 +204,7 @@ def _picture(
     _compare_size(tree, size, where, image)
     boxes = []
     for element, place in _objects(tree, where):
-        hard = _text(element, "difficult", place) != "0" if element.find("difficult") is not None else False
+        hard = _flag(element, "difficult", place)
         if hard and difficult == "drop":
             continue
         label = _known(_text(element, "name", place), classes, place)

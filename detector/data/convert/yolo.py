@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from detector.data.convert.keypoint_check import KeypointCheck
 from detector.data.convert.writer import (
     ConversionNotes,
     SourceImage,
@@ -25,6 +26,7 @@ CONVENTIONS = [
     "the image's size is the file's own, turned upright by its EXIF orientation",
     "the labels of images/NAME.jpg are in labels/NAME.txt (the last folder named images counts), beside it without one",
     "an image without a text file, or with an empty one, has no objects",
+    "a line with keypoints (kpt_shape in data.yaml) gives its box",
     "an outline (class index, then three points or more) becomes the box around it",
 ]
 FAR = 1  # a value further outside of 0..1 cannot be a fraction of the image; it may be in pixels
@@ -52,10 +54,20 @@ def convert_yolo(
     notes, images = ConversionNotes(), _images(folder, split, settings, source)
     for name in _orphans(folder, images) if split is None else ():
         notes.add("label files have no image: left out", name)
-    pictures = (_picture(folder, name, names, max_pixels, notes) for name in images)
+    owner: dict[str, str] = {}
+    for name in images:
+        if owner.setdefault(label_file(name), name) != name:
+            notes.add("images share their label file with another image: both have its objects", name)
+    points = KeypointCheck(_keypoint_numbers(settings, source))
+
+    def pictures() -> Iterator[SourceImage]:
+        for name in images:
+            yield _picture(folder, name, names, max_pixels, points, notes)
+        points.finish()
+
     chosen = f"images of the split {split}" if split else "all images of the folder"
     conventions = [*CONVENTIONS, f"class names are those of {where}", chosen]
-    return coco_document(pictures, names, f"YOLO, {folder.name}", conventions, notes)
+    return coco_document(pictures(), names, f"YOLO, {folder.name}", conventions, notes)
 
 
 def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
@@ -67,9 +79,15 @@ def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
             f"{folder}: holds several YAML files ({', '.join(p.name for p in chosen)}); rename one to data.yaml"
         )
     settings = _read_yaml(chosen[0]) if chosen else {}
-    if "kpt_shape" in settings:
-        raise DataError(f"{chosen[0]}: kpt_shape: these labels are of keypoints, not of boxes")
     return settings, chosen[0] if chosen else None
+
+
+def _keypoint_numbers(settings: Mapping[str, Any], source: Path | None) -> int:
+    """How many numbers of keypoints follow each box."""
+    shape = settings.get("kpt_shape", [0, 0])
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n >= 0 for n in shape)):
+        raise DataError(f"{source}: kpt_shape: {shape!r:.80}, expected two numbers such as [17, 3]")
+    return shape[0] * shape[1]
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -143,23 +161,29 @@ def _orphans(folder: Path, images: Sequence[str]) -> list[str]:
     return sorted(labels - set(map(label_file, images)))
 
 
-def _picture(folder: Path, name: str, names: Sequence[str], max_pixels: int, notes: ConversionNotes) -> SourceImage:
+def _picture(
+    folder: Path, name: str, names: Sequence[str], max_pixels: int, points: KeypointCheck, notes: ConversionNotes
+) -> SourceImage:
     size = read_size(path_within(folder, name, folder), max_pixels, "--max-pixels")
     path = path_within(folder, label_file(name), name)
     if not path.exists():
         notes.add("images have no label file: taken as images without objects", name)
         return SourceImage(name, size, [])
     rows = enumerate(read_text(path).splitlines(), start=1)
-    boxes = [_box(line.split(), f"{path}, line {n}", size, names, notes) for n, line in rows if line.strip()]
+    boxes = [_box(line.split(), f"{path}, line {n}", size, names, points, notes) for n, line in rows if line.strip()]
     return SourceImage(name, size, boxes)
 
 
 def _box(
-    words: Sequence[str], where: str, size: tuple[int, int], names: Sequence[str], notes: ConversionNotes
+    words: Sequence[str], where: str, size: tuple[int, int], names: Sequence[str], points: KeypointCheck,
+    notes: ConversionNotes,
 ) -> SourceObject:  # fmt: skip
     index, *values = _numbers(words, where)
     if not (index.is_integer() and 0 <= index < len(names)):
         raise DataError(f"{where}: the class index {words[0]} is none of 0..{len(names) - 1}")
+    if points.numbers and len(values) == 4 + points.numbers:
+        values = values[:4]
+        notes.add("lines have keypoints, which are left out: the box is kept", where)
     if not all(-FAR <= value <= 1 + FAR for value in values):
         raise DataError(
             f"{where}: {' '.join(words)[:80]}: these are not fractions of the image's size; are they pixels?"
@@ -172,6 +196,7 @@ def _box(
             raise DataError(f"{where}: width and height must not be negative")
         fractions = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
     elif len(values) >= 6 and len(values) % 2 == 0:
+        points.see(where, values)
         xs, ys = values[::2], values[1::2]
         fractions = (min(xs), min(ys), max(xs), max(ys))
         notes.add("outlines were made boxes", where)
