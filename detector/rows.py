@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import html
 import operator
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Classes = str | int | Iterable[str | int]  # names or labels
 SHOWN = 8  # rows of a table for people
 SINGULAR = {"scores": "score", "labels": "label"}
 
@@ -32,16 +34,23 @@ def row_index(rows: Any, number: int) -> slice | Tensor:
     return torch.as_tensor(rows) if len(rows) else torch.zeros(0, dtype=torch.int64)
 
 
-def labels_of(classes: str | int | Iterable[str | int], class_names: Sequence[str] | None) -> list[int]:
-    """The labels that class names or labels mean. Raises ValueError for an unknown name."""
+def labels_of(classes: Classes, class_names: Sequence[str] | None) -> list[int]:
+    """The labels of classes that are given by name or by label. Raises ValueError for one that there is not."""
     labels: list[int] = []
     for wanted in [classes] if isinstance(classes, str | int) else classes:
+        if class_names is None and isinstance(wanted, str):
+            raise ValueError(f"classes: no names to look up {wanted!r} in: call the predictor, not the model")
         found = [label for label, name in enumerate(class_names or ()) if wanted in (label, name)]
-        if isinstance(wanted, str) and not found:
-            known = "none (call the predictor, not the model)" if class_names is None else ", ".join(class_names)
-            raise ValueError(f"no class is named {wanted!r}; the names are {known}")
+        if class_names is not None and not found:
+            raise ValueError(f"classes: there is no class {wanted!r}; {_known(wanted, class_names)}")
         labels += found or [int(wanted)]
     return labels
+
+
+def _known(wanted: str | int, class_names: Sequence[str]) -> str:
+    if not isinstance(wanted, str):
+        return f"labels are 0 to {len(class_names) - 1}"
+    return f"nearest: {', '.join(difflib.get_close_matches(wanted, class_names, n=1, cutoff=0.0))}"
 
 
 @dataclass(frozen=True)

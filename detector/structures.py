@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detector.coco_format import coco_results
-from detector.rows import Table, data_frame, labels_of, row_index, supervision_detections
+from detector.rows import Classes, Table, data_frame, labels_of, row_index, supervision_detections
 
 Size = tuple[int, int]  # (h, w)
 Rec = TypeVar("Rec", bound="Record")
@@ -231,8 +231,8 @@ class Detections(Record):
             raise ValueError(f"cannot sort by {by!r}: choose one of {', '.join(sorted({*keys, 'names'}))}")
         return self[keys[by].argsort(descending=descending, stable=True)]
 
-    def filter(self: Det, score: float | None = None, classes: str | int | Iterable[str | int] | None = None) -> Det:
-        """Those of at least `score`, and of some classes: names or labels. Raises ValueError for an unknown name."""
+    def filter(self: Det, score: float | None = None, classes: Classes | None = None) -> Det:
+        """Those of at least `score`, and of some classes: names or labels. Raises ValueError for an unknown one."""
         keep = torch.ones_like(self.labels, dtype=torch.bool) if score is None else self.scores >= score
         if classes is not None:
             labels = torch.tensor(labels_of(classes, self.class_names), dtype=torch.int64)

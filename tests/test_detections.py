@@ -80,7 +80,7 @@ def test_filtering_by_score_and_by_names_or_labels():
     assert found.filter(classes="dog").tag.tolist() == found.filter(classes=1).tag.tolist() == [7, 10]
     assert found.filter(classes=("cat", 2), score=0.1).tag.tolist() == [8, 9]
     assert len(found.filter(classes=[])) == len(tagged(0).filter(0.5, ["cat"])) == 0
-    with pytest.raises(ValueError, match="no class is named 'cow'; the names are cat, dog"):
+    with pytest.raises(ValueError, match="there is no class 'cow'; nearest: dog"):
         found.filter(classes=["dog", "cow"])
     assert tagged(names=None).filter(classes=2).tag.tolist() == [9]
     with pytest.raises(ValueError, match="call the predictor"):
@@ -162,8 +162,8 @@ def test_a_picture_of_them_on_whatever_the_image_comes_as(tmp_path: Path):
     for same in (image, pixels, Image.fromarray(pixels), tmp_path / "a.png", str(tmp_path / "a.png")):
         assert ImageChops.difference(again.plot(same), expected).getbbox() is None
     assert ImageChops.difference(found[::-1].plot(image), draw_detections(image, found[::-1].sort())).getbbox() is None
-    for other in (image.float(), image[None], pixels[..., :1], pixels[0]):
-        with pytest.raises(ValueError, match="uint8 RGB"):
+    for other in (image.float(), image[None], pixels.astype(float)):
+        with pytest.raises(ValueError, match="expected a uint8"):
             found.plot(other)
     with pytest.raises(ValueError, match=r"detector\.inference\.drawing\.plot"):
         tagged().plot(image)

@@ -21,7 +21,7 @@ from helpers.tiny import CONFIG, DATA, columns, picture, predictor_of, tiny_mode
 from PIL import Image
 from torch import Tensor
 
-from detector.errors import ConfigError, DataError
+from detector.errors import DataError
 from detector.inference import pictures
 from detector.inference.folder import find_images
 from detector.inference.predictor import Predictor
@@ -175,10 +175,10 @@ def test_what_is_found_is_filtered_by_score_class_and_number(predictor: Predicto
     both = predictor([TENSOR, picture(64, 96, seed=1)], classes=["dog", "cat"], score=0.1, max_detections=2)
     assert all(same(a, b[(b.labels <= 1) & (b.scores >= 0.1)][:2]) for a, b in zip(both, two, strict=True))
     for options, reason in (
-        ({"classes": ["dgo"]}, "no class 'dgo'; nearest: dog"), ({"classes": 3}, "no label 3; it has 0 to 2"),
+        ({"classes": ["dgo"]}, "no class 'dgo'; nearest: dog"), ({"classes": 3}, "no class 3; labels are 0 to 2"),
         ({"score": 50}, r"score=50: .*0\.\.1"), ({"max_detections": 0}, "max_detections=0"), ({"batch": 0}, "batch=0"),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=reason):
+        with pytest.raises(ValueError, match=reason):
             predictor.stream([], **options)  # before the first picture
 
 

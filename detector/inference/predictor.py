@@ -20,12 +20,13 @@ from detector.data.transforms import Resize
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.inference.drawing import plot
-from detector.inference.filters import Classes, DetectionFilter, labels_of
+from detector.inference.filters import DetectionFilter
 from detector.inference.pictures import Picture, is_picture, iterate_pictures, read_picture
 from detector.interop.fetch import checkpoint_file
 from detector.modeling.boxes import clip_boxes
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.rows import Classes, labels_of
 from detector.structures import Detections, Proposals, Size, image_size
 
 Source = Picture | Iterable[Picture]
@@ -147,7 +148,7 @@ class Predictor:
         """
         self.check_pictures()
         if batch < 1:
-            raise ConfigError(f"batch={batch}: expected at least 1")
+            raise ValueError(f"batch={batch}: expected at least 1")
         keep = self._filter(score, classes, max_detections)
         pictures = iterate_pictures(source, self.max_pixels)
         batches = iter(lambda: self._predict(islice(pictures, batch), bgr), [])
