@@ -18,7 +18,7 @@ from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "detector"
 KEYS_PAGE = PACKAGE.parent / "docs" / "keys.md"
-FILES_NAMED_LIKE_KEYS = {"data.yaml", "train.log"}
+FILES_NAMED_LIKE_KEYS = {"data.yaml", "train.json", "train.log"}
 OPTIONS_OF_OTHERS = {"--nproc-per-node", "--index-url", "--peak-of"}  # of torchrun, of pip, and a hidden one
 
 
