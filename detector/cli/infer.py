@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import detector
 from detector.cli.arguments import CHECKPOINT_HELP, CommandParser, add_network_options
@@ -53,6 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def infer(args: argparse.Namespace) -> None:
     """Paths are checked before the checkpoint is read. Raises DataError, at the end, for unreadable images."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # data.max_pixels decides
     jobs = on_rank0(find_images, args.paths, args.output, args.annotations)
     on_rank0(check_folder, args.output)
     checkpoint = on_rank0(checkpoint_file, args.checkpoint)
