@@ -53,6 +53,14 @@ def test_results_with_file_names_are_matched_by_them(tmp_path: Path, caplog: pyt
     )
 
 
+def test_images_without_results_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    truth = write(tmp_path / "a.json", [(1, 1, LEFT), (2, 1, RIGHT), (2, 1, LEFT)])
+    evaluate_results(truth, [result(1, LEFT), result(2, LEFT)], say_missing=True)
+    assert caplog.text == ""
+    evaluate_results(truth, [result(1, LEFT)], say_missing=True)
+    assert "1 of 2 images with objects have no result, all 2 objects there count as missed" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("results", "message"),
     [
@@ -145,13 +153,13 @@ def test_a_val_split_without_objects_is_named_before_the_first_step(tmp_path: Pa
     assert caplog.messages.index(said[0]) < next(i for i, m in enumerate(caplog.messages) if m.startswith("epoch 1"))
 
 
-def test_a_results_file_is_scored_with_the_keys_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_results_file_is_scored_with_the_keys_of_evaluate(tmp_path: Path, capsys, caplog):
     truth = write(tmp_path / "a.json", [(1, 1, [-20, 0, 40, 20])])
     (tmp_path / "r.json").write_text(json.dumps([result(1, [0, 0, 20, 20])]))
     arguments = ["--detections", str(tmp_path / "r.json"), "--annotations", str(truth)]
     assert script("evaluate").main([*arguments, "evaluate.clip=true"]) == 0
     printed = capsys.readouterr()
-    assert "note: 1 class without objects" in printed.err and "reach" not in printed.err
+    assert "note: 1 class without objects" in caplog.text and "reach" not in caplog.text
     rows = [line.split() for line in printed.out.splitlines()]
     assert [row[1] for row in rows if row and row[0] in ("bbox", "configured")] == [
         "0.100000",

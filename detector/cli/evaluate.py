@@ -69,7 +69,7 @@ def score_file(args: argparse.Namespace) -> None:
     scoring = parse_config({}, args.overrides, trust=False).evaluate
     results = read_json(args.detections)
     workflows.say_limits(args.annotations, None, scoring)
-    metrics = evaluate_results(args.annotations, results, scoring=scoring)
+    metrics = evaluate_results(args.annotations, results, scoring=scoring, say_missing=True)
     if args.output:
         check_own(args.output, "metrics.json")
         write_text(make_folder(args.output) / "metrics.json", json.dumps(metrics, indent=2) + "\n")

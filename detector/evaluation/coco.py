@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from detector.coco_format import ONE_CLASS
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
-from detector.evaluation.results import checked_results
+from detector.evaluation.results import checked_results, say_images_without_results
 from detector.recipe import Scoring
 
 METRICS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()  # the order of COCOeval.stats
@@ -31,6 +31,7 @@ def evaluate_results(
     *,
     as_one_class: bool = False,
     scoring: Scoring = STANDARD,
+    say_missing: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Score results in COCO form: {"bbox": the twelve metrics, "per_class": {name: {"AP", "AP50"}}}, fractions 0..1.
 
@@ -46,6 +47,7 @@ def evaluate_results(
         category_ids: categories to score; None scores all.
         as_one_class: all these categories, and those of the results, count as ONE_CLASS.
         scoring: limits of detections, and whether boxes are clipped to their image.
+        say_missing: log how many images with objects have no result.
     """
     coco = read_coco_file(annotations)
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
@@ -56,6 +58,8 @@ def evaluate_results(
         objects = [entry | {"category_id": one} for entry in objects if entry["category_id"] in set(chosen)]
         names, chosen = dict(ONE_CLASS), [one]
     detections = checked_results(results, coco, names)
+    if say_missing:
+        say_images_without_results(detections, coco)
     lowest = -1.0 if results else 0.0
 
     images = coco.image_ids.tolist() if image_ids is None else image_ids

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from detector.data.coco_reader import CocoFile
 from detector.data.image_names import match_names
 from detector.errors import DataError
@@ -45,6 +47,17 @@ def checked_results(results: list[dict[str, Any]], coco: CocoFile, names: dict[i
             listed = ", ".join(f"{i!r:.80}" for i in unknown[:20]) + more
             raise DataError(f"results name {key} {listed}, which {coco.path} lacks; do they belong together?")
     return entries
+
+
+def say_images_without_results(entries: Sequence[dict[str, Any]], coco: CocoFile) -> None:
+    """Log how many images with objects have no result: were they skipped?"""
+    owners = coco.image_ids[coco.image_rows[~coco.crowd]]
+    missing = owners[~np.isin(owners, list({entry["image_id"] for entry in entries}))]
+    if len(missing):
+        log.warning(
+            "note: %d of %d images with objects have no result, all %d objects there count as missed: were they skipped?",
+            len(np.unique(missing)), len(np.unique(owners)), len(missing),
+        )  # fmt: skip
 
 
 def _take_ids_by_name(results: Sequence[Any], entries: Sequence[dict[str, Any]], coco: CocoFile) -> None:
