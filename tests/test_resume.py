@@ -159,7 +159,7 @@ def test_an_accident_while_scoring_costs_no_step(
     def fail(*args: Any, **options: Any) -> None:
         raise DataError("val0.png: gone")
 
-    monkeypatch.setattr(validate, "evaluate", fail)
+    monkeypatch.setattr(validate, "evaluate_predictor", fail)
     assert train(config, tmp_path / "run") == 2
     assert place(tmp_path / "run") == (STEPS, 0)
     monkeypatch.undo()

@@ -241,7 +241,7 @@ def test_a_forward_pass_is_seven_calls_below_the_command(tmp_path: Path, config:
 
     monkeypatch.setattr(GeneralizedRCNN, "forward", counted)
     assert train(config, tmp_path / "run", ["train.epochs=1"]) == 0
-    assert stacks[0] == ["main", "train", "run", "_train_epoch", "__call__", "_backward", "forward"]
+    assert stacks[0] == ["main", "run_training", "run", "_train_epoch", "__call__", "_backward", "forward"]
 
 
 def test_a_time_limit_after_the_last_step_does_not_keep_a_training_from_its_score(

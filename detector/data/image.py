@@ -49,6 +49,10 @@ class ImageError(DataError):
     """One image that cannot be used: missing, broken, too large, or not of the size that its annotations say."""
 
 
+class OversizedError(ImageError):
+    """An image of more pixels than the limit."""
+
+
 def read_image(
     source: str | Path | IO[bytes] | Image.Image, max_pixels: int = MAX_PIXELS, name: str = "", *, bit_depth: int | None = None
 ) -> Tensor:  # fmt: skip
@@ -80,7 +84,7 @@ def used_bits(path: str | Path, max_pixels: int = MAX_PIXELS) -> int | None:
 def check_pixels(height: int, width: int, max_pixels: int, name: str, limit: str = "data.max_pixels") -> None:
     """Raise an ImageError for an image of more than `max_pixels`, which a user calls `limit`."""
     if height * width > max_pixels:
-        raise ImageError(_too_large(name, f"{width} x {height} pixels", max_pixels, limit))
+        raise OversizedError(_too_large(name, f"{width} x {height} pixels", max_pixels, limit))
 
 
 def _too_large(name: str, reason: object, max_pixels: int, limit: str) -> str:
@@ -109,7 +113,7 @@ def _opened(
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such image; check the image folder and the file names") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(_too_large(name, error, max_pixels, limit)) from error
+        raise OversizedError(_too_large(name, error, max_pixels, limit)) from error
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         reason = f"{type(error).__name__}: {error}"
         raise ImageError(f"{name}: not a readable image ({reason}); replace the file or remove its entry") from error

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from detector.coco_format import join_within
 from detector.data.coco import FlatStrings
-from detector.data.image import ORIENTATION, SUFFIXES, read_image, used_bits
+from detector.data.image import ORIENTATION, SUFFIXES, OversizedError, read_image, used_bits
 from detector.data.near_names import twin_on_disk
 from detector.dataset_check.checked_split import CheckedSplit
 from detector.dataset_check.findings import FaultPlace, Findings
@@ -114,10 +114,10 @@ def _read(path: Path, max_pixels: int, real: str) -> Scan:
         try:
             _, height, width = read_image(path, max_pixels).shape
         except DataError as error:
+            if isinstance(error, OversizedError):
+                return Scan("oversized file", str(error).removeprefix(f"{path}: "), digest=digest, path=real)
             cause = error.__cause__
-            large = isinstance(cause, Image.DecompressionBombError | Image.DecompressionBombWarning)
-            kind = "oversized file" if large else "corrupt file"
-            return Scan(kind, f"{type(cause).__name__}: {cause}", digest=digest, path=real)
+            return Scan("corrupt file", f"{type(cause).__name__}: {cause}", digest=digest, path=real)
         return Scan(
             size=(height, width),
             orientation=_orientation(path),
