@@ -96,6 +96,7 @@ def test_the_installed_command_works_in_an_empty_folder(installed: Path, tmp_pat
     assert "detector://shapes_r18_fpn.yaml" in run([command, "config", "own.yaml"], tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_the_installed_command_recognises_weights_by_its_configurations(installed: Path, tmp_path: Path):
     config = load_config("detector://compat/torchvision_fasterrcnn_resnet50_fpn.yaml", ["model.num_classes=2"])
     torch.save(TORCHVISION.export_state(build_detector(config, pretrained=False).state_dict()), tmp_path / "theirs.pth")

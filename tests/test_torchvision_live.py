@@ -199,6 +199,7 @@ def losses(model: nn.Module, batch: Sequence[Tensor]) -> dict[str, float]:
     return {ours: float(found[theirs]) for ours, theirs in LOSSES.items()}
 
 
+@pytest.mark.slow
 @cases((V2, False, 200), (V1, True, 300), (V2, True, 300))
 def test_losses(version, full, keep):
     check_losses(version, full, keep, batch_statistics=False)
