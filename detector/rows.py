@@ -27,17 +27,19 @@ def row_index(rows: Any, number: int) -> slice | Tensor:
         return rows
     if isinstance(rows, slice):
         return torch.tensor(range(number)[rows], dtype=torch.int64)
+    if isinstance(rows, bool) or rows is None:
+        raise TypeError(f"rows are a number, a slice, a mask or indices, not {rows}")
     if isinstance(rows, SupportsIndex) and not getattr(rows, "ndim", 0):
         if not -number <= operator.index(rows) < number:
             raise IndexError(f"there is no row {operator.index(rows)}: the record has {number}")
         return torch.tensor([operator.index(rows)])
-    return torch.as_tensor(rows) if len(rows) else torch.zeros(0, dtype=torch.int64)
+    return torch.as_tensor(np.ascontiguousarray(rows)) if len(rows) else torch.zeros(0, dtype=torch.int64)
 
 
 def labels_of(classes: Classes, class_names: Sequence[str] | None) -> list[int]:
     """The labels of classes that are given by name or by label. Raises ValueError for one that there is not."""
     labels: list[int] = []
-    for wanted in [classes] if isinstance(classes, str | int) else classes:
+    for wanted in [classes] if isinstance(classes, str | int | np.integer) else classes:
         if class_names is None and isinstance(wanted, str):
             raise ValueError(f"classes: no names to look up {wanted!r} in: call the predictor, not the model")
         found = [label for label, name in enumerate(class_names or ()) if wanted in (label, name)]

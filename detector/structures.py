@@ -42,9 +42,12 @@ def _no_boxes() -> Tensor:
     return torch.zeros(0, 4)
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
-    """Fields that belong together. Fields without a kind (names, nested records) are carried along as they are."""
+    """Fields that belong together. Fields without a kind (names, nested records) are carried along as they are.
+
+    A record is equal to itself alone: compare the tensors.
+    """
 
     def __getitem__(self: Rec, rows: Any) -> Rec:
         """The record of some rows: a number (of one row), a slice, a mask, or indices; lists, arrays or tensors.
@@ -148,7 +151,7 @@ def _dtype(value: Tensor) -> torch.dtype:
     return value.dtype if value.dtype == torch.bool else torch.int64
 
 
-@dataclass
+@dataclass(eq=False)
 class Proposals(Record):
     """Where objects may be in one image, best first: from an RPN or from a file."""
 
@@ -161,7 +164,7 @@ class Proposals(Record):
         return len(self.scores)
 
 
-@dataclass
+@dataclass(eq=False)
 class Target(Record):
     """The objects of one training image, in its pixels; with proposals, where they are given."""
 
@@ -183,7 +186,7 @@ class Target(Record):
         return cls(**target) if isinstance(target, Mapping) else target
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Detections(Record):
     """What was found in one image, best first. Iteration gives the record of each detection."""
 
@@ -249,7 +252,7 @@ class Detections(Record):
         ids = self.category_ids if category_ids is None else category_ids
         if ids is None:
             raise ValueError("these detections carry no category ids: call the predictor, or give `category_ids`")
-        return coco_results(self.row_fields(), self.class_names, image_id, ids)
+        return coco_results(self.row_fields(), self.class_names, int(image_id), ids)
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame with columns x1, y1, x2, y2, score, label, name if there are any, and added fields."""

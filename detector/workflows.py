@@ -98,7 +98,10 @@ def evaluate(
         tta: merge the scales and flips of data.tta.
     """
     with shown_log():
-        if not isinstance(checkpoint, Predictor):
+        if isinstance(checkpoint, Predictor):
+            if overrides or trust or tta or (device, precision) != ("auto", "float32"):
+                raise ValueError("a Predictor has its options: give them to detector.load, or name the checkpoint here")
+        else:
             kind = TTAPredictor if tta else Predictor
             checkpoint = load(checkpoint, trust, overrides=overrides, device=device, precision=precision, kind=kind)
         dataset, workers = open_split(checkpoint, split)

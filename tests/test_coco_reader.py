@@ -57,6 +57,7 @@ FAULTS = [  # section, key, value (... removes the key), words of the message
     ("annotations", "bbox", [1, 2, -3, 4], "`bbox` is [1, 2, -3, 4]; width and height must not be negative"),
     ("annotations", "area", float("inf"), "`area` is Infinity; it must be a finite number"),
     ("annotations", "area", 10**400, "; it must be a finite number"),
+    ("annotations", "area", -1, "`area` is -1; it must be a finite number, not negative"),
     ("categories", None, "cat", 'categories[0] is "cat"; it must be an object'),
     ("annotations", None, "text", 'annotations[0] is "text"; it must be an object'),
 ]

@@ -151,6 +151,16 @@ def test_printing_shows_counts_and_the_first_rows():
     assert page.count("<tr>") == 5 and "<td>&lt;b&gt;</td>" in page and "<b>" not in page
 
 
+def test_numpy_orders_and_numbers_are_taken():
+    found = tagged()
+    assert found[np.argsort(found.scores.numpy())[::-1]].scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    assert found.filter(classes=np.int64(1)).labels.tolist() == found.filter(classes=1).labels.tolist()
+    plain = Detections(torch.zeros(2, 4), torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    assert plain == plain and plain != plain[:]
+    with pytest.raises(TypeError, match="not True"):
+        found[True]
+
+
 def test_a_picture_of_them_on_whatever_the_image_comes_as(tmp_path: Path):
     image = picture(64, 96)
     pixels = image.permute(1, 2, 0).contiguous().numpy()

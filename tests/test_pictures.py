@@ -279,3 +279,11 @@ def test_without_its_package_a_video_names_the_extra_and_infer_says_what_reads_i
         predictor(tmp_path / "a.mp4")
     with pytest.raises(DataError, match=r"a\.mp4: a video, which `predictor\.stream` reads"):
         find_images([str(tmp_path / "a.mp4")], tmp_path / "out")
+
+
+def test_pictures_before_an_unreadable_one_are_not_lost(predictor: Predictor):
+    found = []
+    with pytest.raises(DataError, match="nope"):
+        for detections in predictor.stream([TENSOR, TENSOR, TENSOR, "nope.png"], batch=2):
+            found.append(detections)
+    assert len(found) == 3

@@ -32,7 +32,9 @@ def as_read(written: np.ndarray) -> np.ndarray:
     ("boxes", "sizes", "kind", "words"),
     [
         (BOXES, SIZES, None, ""),
-        (BOXES / [200, 100, 200, 100], SIZES, "boxes like fractions", "60 of 60 boxes lie within the first pixel"),
+        (BOXES / [200, 100, 200, 100], SIZES, "boxes like fractions", "60 of 60 boxes have four numbers of at most 1"),
+        (np.where(np.arange(60)[:, None] < 12, BOXES / [200, 100, 200, 100], BOXES), SIZES, "boxes like fractions", "12 of 60"),
+        (as_read(BOXES / [200, 100, 200, 100]), SIZES, "boxes like fractions", "60 of 60"),
         (as_read(BOXES), SIZES, "boxes like corners", "of 60 boxes leave their image, none as [x1, y1, x2, y2]"),
         (BOXES * 3, SIZES, "boxes like another size", "leave their image, up to 2."),
         (BOXES, SIZES[:, ::-1], "boxes like another size", "all fit if width and height change places"),
@@ -78,6 +80,13 @@ def test_an_image_is_scaled_by_the_range_that_it_uses_or_the_configuration_gives
     assert used_bits(tmp_path / "d.png") is None
 
 
+def test_values_beyond_16_bits_are_refused(tmp_path: Path):
+    for values, reach in (([-1000, 500], "from -1000 to 500"), ([0, 70000], "from 0 to 70000")):
+        Image.fromarray(np.array([values] * 4, dtype=np.int32)).save(tmp_path / "a.tiff")
+        with pytest.raises(DataError, match=f"values {reach} do not fit 16 bits"):
+            read_image(tmp_path / "a.tiff")
+
+
 def grey_set(folder: Path) -> Path:
     """`draw_set` with its images as grey of 12 bits in 16."""
     draw_set(folder)
@@ -92,7 +101,7 @@ def test_check_and_training_say_what_is_doubtful_and_the_remedies_work(tmp_path:
     data = grey_set(tmp_path / "data")
     config = write_config(tmp_path / "a.yaml", data)
     status, out, _ = run(config)
-    assert status == 0 and "it uses 12 of 16 bits: data.bit_depth=12" in out
+    assert status == 0 and "it uses 12 of 16 bits; data.bit_depth=12 holds all" in out
     assert "part of the bit depth" not in run(config, "data.bit_depth=12")[1]
     assert "beyond the bit depth" in run(config, "data.bit_depth=10")[1]
     sizes = "model.rpn.anchors.sizes=[[300],[400],[500],[600],[700]]"

@@ -53,12 +53,29 @@ def test_results_with_file_names_are_matched_by_them(tmp_path: Path, caplog: pyt
     )
 
 
+def test_results_with_category_names_are_matched_by_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    truth = write(tmp_path / "a.json", [(1, 1, LEFT), (2, 2, RIGHT)])
+    other = [result(1, LEFT, category_name="cat", category_id=2), result(2, RIGHT, category_name="dog", category_id=1)]
+    assert evaluate_results(truth, other)["bbox"]["AP"] == pytest.approx(1)
+    assert "2 categories have other ids" in caplog.text
+    with pytest.raises(DataError, match=r"result 0: its `category_name` is 'dgo', which .*lacks \(nearest: dog\)"):
+        evaluate_results(truth, [result(1, LEFT, category_name="dgo")])
+
+
+def test_two_names_of_one_image_are_refused(tmp_path: Path):
+    truth = write(tmp_path / "a.json", [(1, 1, LEFT)])
+    with pytest.raises(DataError, match=r"'x/a\.png' and 'y/a\.png' both fit the image 1"):
+        evaluate_results(truth, [result(1, LEFT, file_name="x/a.png"), result(7, LEFT, file_name="y/a.png")])
+
+
 def test_images_without_results_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     truth = write(tmp_path / "a.json", [(1, 1, LEFT), (2, 1, RIGHT), (2, 1, LEFT)])
     evaluate_results(truth, [result(1, LEFT), result(2, LEFT)], say_missing=True)
     assert caplog.text == ""
     evaluate_results(truth, [result(1, LEFT)], say_missing=True)
     assert "1 of 2 images with objects have no result, all 2 objects there count as missed" in caplog.text
+    evaluate_results(truth, [result(1, LEFT)] * 3, say_missing=True)
+    assert "2 results repeat another one's image, category and box" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def test_train_and_evaluate_log_and_give_numbers(config: Path, tmp_path: Path, m
     assert not (tmp_path / "run/metrics.json").exists()
     assert detector.evaluate(detector.load(result.best, trust=True), output=tmp_path / "out") == metrics
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["detections.json", "metrics.json"]
+    with pytest.raises(ValueError, match=r"give them to detector\.load"):
+        detector.evaluate(detector.load(result.best, trust=True), tta=True)
     assert not logging.getLogger("detector").handlers
 
 

@@ -53,8 +53,8 @@ def is_side(value: Any) -> bool:
 
 
 def is_area(value: Any) -> bool:
-    """Whether this is a finite number, or absent. The comparison is exact for integers of any length."""
-    return value is ABSENT or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+    """Whether this is a finite number from 0, or absent. The comparison is exact for integers of any length."""
+    return value is ABSENT or (type(value) in (int, float) and 0 <= value <= sys.float_info.max)
 
 
 def is_ordered_box(value: list[float]) -> bool:
@@ -92,7 +92,7 @@ RULES = (  # in the order in which they are checked; a later rule for the same k
     Rule("annotations", "iscrowd", is_flag, "it must be 0 or 1 (no quotes)", default=0),
     Rule("annotations", "bbox", is_box, "it must be four finite numbers [x, y, width, height]", "invalid box"),
     Rule("annotations", "bbox", is_ordered_box, "width and height must not be negative", "invalid box"),
-    Rule("annotations", "area", is_area, "it must be a finite number", default=ABSENT),
+    Rule("annotations", "area", is_area, "it must be a finite number, not negative", default=ABSENT),
 )
 UNIQUE = (  # section, key, message, kind
     ("categories", "id", "two categories share it", "repeated id"),

@@ -143,7 +143,11 @@ def _rgb(image: Image.Image, bit_depth: int | None) -> Image.Image:
     if image.mode == "F":
         raise DataError("floating-point pixels have no known range: save the image with 8 or 16 bits")
     if image.mode.startswith("I"):  # "I", "I;16", "I;16B", ...: grey of 16 bits, which Pillow itself would clip at 255
-        image = Image.fromarray(to_bytes(np.asarray(image).clip(0, 65535), bit_depth, _stated(image)))
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            reach = f"values from {values.min()} to {values.max()}"
+            raise DataError(f"{reach} do not fit 16 bits: save the image with 8 or 16 bits, from 0")
+        image = Image.fromarray(to_bytes(values, bit_depth, _stated(image)))
     if "transparency" in image.info:  # colours first: Pillow warns when a palette loses its transparency unasked
         image = image.convert("RGBA")
     return image.convert("RGB")

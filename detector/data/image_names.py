@@ -16,14 +16,24 @@ def match_names(names: Iterable[str], coco: CocoFile) -> dict[str, int]:
 
     A name means the image with the same `file_name`. Names may be relative to another folder: without an equal name it means
     the only image whose `file_name` ends with it, or with which it ends, in whole parts of the path. Raises DataError for a
-    name that fits no image or several.
+    name that fits no image or several, and for two names that fit the same image.
     """
     ids: dict[str, list[int]] = defaultdict(list)
     by_last_part: dict[str, set[str]] = defaultdict(set)
     for file_name, image_id in zip(coco.file_names, coco.image_ids.tolist()):
         ids[file_name].append(image_id)
         by_last_part[PurePosixPath(file_name).name].add(file_name)
-    return {name: _only_id(name, coco, ids, by_last_part) for name in dict.fromkeys(names)}
+    found: dict[str, int] = {}
+    name_of: dict[int, str] = {}
+    for name in dict.fromkeys(names):
+        found[name] = _only_id(name, coco, ids, by_last_part)
+        other = name_of.setdefault(found[name], name)
+        if other != name:
+            raise DataError(
+                f"{coco.path}: the file names {other!r} and {name!r} both fit the image {found[name]}; name the images "
+                "relative to the same folder as the annotations"
+            )
+    return found
 
 
 def _only_id(name: str, coco: CocoFile, ids: dict[str, list[int]], by_last_part: dict[str, set[str]]) -> int:

@@ -9,13 +9,14 @@ import numpy as np
 
 MOST = 0.98  # share of boxes that counts as all of them
 BEYOND = 0.05  # of a side: a box that reaches further out of its image is no rounding error
+LEAST_FRACTIONS = 0.01  # share of boxes of at most a pixel at the corner of the image that is no accident
 LEAST_BEYOND = 0.1  # share of such boxes that is no accident
 LEAST_OBJECTS = 50  # different boxes, from which "none reaches there" means something
 LEAST_EQUAL = 5  # boxes of a class
 REMEDIES = {  # kind -> what to do
-    "boxes like fractions": "COCO's boxes are pixels: multiply x and width by the width of the image, y and height by its height",
+    "boxes like fractions": "COCO's boxes are pixels: multiply x and width by the image's width, y and height by its height",
     "boxes like corners": "COCO's boxes are [x, y, width, height]: subtract x1 from x2 and y1 from y2",
-    "boxes like another size": "make the boxes, width and height those of the same image: scale the boxes, or correct the size",
+    "boxes like another size": "check their order (x, y of the upper left corner, width, height), whether they are percent, and the image's size",
     "equal boxes": "a class whose boxes are all equal teaches nothing but this box: draw them, or correct the export",
 }
 
@@ -46,11 +47,16 @@ def implausible_boxes(
     return doubts + _equal(boxes, labels, class_names)
 
 
+def _as_written(boxes: np.ndarray) -> np.ndarray:
+    """The four numbers of the file, x, y, width and height if it is right."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
 def _fractions(boxes: np.ndarray, sizes: np.ndarray) -> list[Doubt]:
-    inside = (boxes <= 1 + 1e-6).all(axis=1) & (sizes > 2).all(axis=1)
-    if inside.mean() < 0.5:
+    inside = (_as_written(boxes) <= 1 + 1e-6).all(axis=1) & (sizes > 2).all(axis=1)
+    if not inside.any() or inside.mean() < LEAST_FRACTIONS:
         return []
-    return [Doubt("boxes like fractions", f"{inside.sum()} of {len(boxes)} boxes lie within the first pixel, 0 to 1")]
+    return [Doubt("boxes like fractions", f"{inside.sum()} of {len(boxes)} boxes have four numbers of at most 1")]
 
 
 def _reach(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -67,7 +73,7 @@ def _beyond(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _corners(boxes: np.ndarray, sizes: np.ndarray) -> list[Doubt]:
     """As [x, y, width, height] boxes leave their images, as [x1, y1, x2, y2] none does."""
     beyond = _beyond(boxes, sizes)
-    second = boxes[:, 2:] - boxes[:, :2]  # as written in the file
+    second = _as_written(boxes)[:, 2:]
     fits = (
         (boxes[:, :2] >= 0).all(axis=1)
         & (second > boxes[:, :2]).all(axis=1)

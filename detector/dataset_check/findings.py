@@ -35,7 +35,7 @@ KINDS = {  # kind -> its effect on training, and what to do
     "rotated file": "turned upright: boxes must be those of the upright image",
     "part of the bit depth": "scaled by its own range: data.bit_depth=N, the bits of the camera, scales all images alike",
     "beyond the bit depth": "larger values become white: raise data.bit_depth",
-    "anchors far from objects": "the RPN learns few of them well: change model.rpn.anchors or data.resize",
+    "anchors far from objects": "such objects train on one anchor alone: change model.rpn.anchors or data.resize",
     "file listed twice": "trained on twice: merge the two images and their boxes",
     "equal files": "trained on twice: remove one of the two and merge their boxes",
     "image in two splits": "scores come out too good: keep the image in one of the splits",

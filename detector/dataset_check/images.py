@@ -163,15 +163,10 @@ def _report(split: CheckedSplit, scans: Sequence[Scan], findings: Findings) -> N
 def _report_bits(split: CheckedSplit, scans: Sequence[Scan], bit_depth: int | None, findings: Findings) -> None:
     """Grey images of 16 bits that use a part of them, or more of them than the configuration says."""
     kind, most = ("part of the bit depth", 15) if bit_depth is None else ("beyond the bit depth", 16)
-    rows = [row for row, scan in enumerate(scans) if scan.bits is not None and (bit_depth or 0) < scan.bits <= most]
-    findings.add(
-        kind,
-        split.name,
-        rows,
-        lambda row: split.image_place(
-            row, note=f"it uses {scans[row].bits} of 16 bits: data.bit_depth={scans[row].bits}"
-        ),
-    )
+    used = {row: scan.bits for row, scan in enumerate(scans) if scan.bits is not None}
+    rows = [row for row, bits in used.items() if (bit_depth or 0) < bits <= most]
+    note = "it uses {} of 16 bits; " + f"data.bit_depth={max(used.values(), default=0)} holds all"
+    findings.add(kind, split.name, rows, lambda row: split.image_place(row, note=note.format(used[row])))
 
 
 def _sizes(split: CheckedSplit, row: int, scan: Scan) -> str:

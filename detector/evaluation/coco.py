@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from detector.coco_format import ONE_CLASS
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
-from detector.evaluation.results import checked_results, say_images_without_results
+from detector.evaluation.results import checked_results, say_oddities
 from detector.recipe import Scoring
 
 METRICS = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()  # the order of COCOeval.stats
@@ -47,7 +47,7 @@ def evaluate_results(
         category_ids: categories to score; None scores all.
         as_one_class: all these categories, and those of the results, count as ONE_CLASS.
         scoring: limits of detections, and whether boxes are clipped to their image.
-        say_missing: log how many images with objects have no result.
+        say_missing: log how many images with objects have no result, and repeated results.
     """
     coco = read_coco_file(annotations)
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
@@ -59,7 +59,7 @@ def evaluate_results(
         names, chosen = dict(ONE_CLASS), [one]
     detections = checked_results(results, coco, names)
     if say_missing:
-        say_images_without_results(detections, coco)
+        say_oddities(detections, coco)
     lowest = -1.0 if results else 0.0
 
     images = coco.image_ids.tolist() if image_ids is None else image_ids

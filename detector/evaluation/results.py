@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import math
@@ -40,6 +41,7 @@ def checked_results(results: list[dict[str, Any]], coco: CocoFile, names: dict[i
         raise DataError(f"results must be a list of COCO results, one per detection, not a {type(results).__name__}")
     entries = [_result(item, number) for number, item in enumerate(results)]
     _take_ids_by_name(results, entries, coco)
+    _take_categories_by_name(results, entries, names, coco)
     for key, known in (("image_id", set(coco.image_ids.tolist())), ("category_id", set(names))):
         unknown = sorted({entry[key] for entry in entries} - known, key=lambda i: (isinstance(i, str), i))
         if unknown:
@@ -49,8 +51,36 @@ def checked_results(results: list[dict[str, Any]], coco: CocoFile, names: dict[i
     return entries
 
 
-def say_images_without_results(entries: Sequence[dict[str, Any]], coco: CocoFile) -> None:
-    """Log how many images with objects have no result: were they skipped?"""
+def _take_categories_by_name(
+    results: Sequence[Any], entries: Sequence[dict[str, Any]], names: dict[int, str], coco: CocoFile
+) -> None:
+    """Give the entries of results with a `category_name` the id of that category; log how many ids changed."""
+    ids = {name: number for number, name in names.items()}
+    changed: set[str] = set()
+    for number, (item, entry) in enumerate(zip(results, entries)):
+        name = item.get("category_name")
+        if name is None:
+            continue
+        if name not in ids:
+            near = difflib.get_close_matches(str(name), ids, n=1, cutoff=0.0)
+            raise DataError(
+                f"result {number}: its `category_name` is {name!r:.80}, which {coco.path} lacks (nearest: {', '.join(near)}); "
+                "name the categories of both files alike, or remove `category_name` to go by `category_id`"
+            )
+        if entry["category_id"] != ids[name]:
+            entry["category_id"] = ids[name]
+            changed.add(name)
+    if changed:
+        log.warning(
+            "results: %d categories have other ids than in %s; they are matched by their names", len(changed), coco.path
+        )
+
+
+def say_oddities(entries: Sequence[dict[str, Any]], coco: CocoFile) -> None:
+    """Log how many images with objects have no result, and how many results are there twice."""
+    twice = len(entries) - len({(e["image_id"], e["category_id"], *e["bbox"]) for e in entries})
+    if twice:
+        log.warning("note: %d results repeat another one's image, category and box, and count as mistakes", twice)
     owners = coco.image_ids[coco.image_rows[~coco.crowd]]
     missing = owners[~np.isin(owners, list({entry["image_id"] for entry in entries}))]
     if len(missing):

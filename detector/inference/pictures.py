@@ -6,7 +6,7 @@ import http.client
 import io
 import os
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
@@ -50,7 +50,7 @@ def iterate_pictures(source: Any, max_pixels: int) -> Iterator[Picture]:
         yield from video_frames(source, max_pixels) if _is_video(source) else search_images(str(source))[1]
     elif is_camera(source):
         yield from camera_frames(source)
-    elif isinstance(source, Iterable):
+    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
         for item in source:
             yield from iterate_pictures(item, max_pixels)
     else:
@@ -124,7 +124,11 @@ def _remedy(array: np.ndarray) -> str:
         return "channels come last: array.transpose(1, 2, 0)"
     if array.dtype.kind == "f":
         return "values in 0..1 become pixels by (255 * array).round().astype(np.uint8)"
-    return "array.astype(np.uint8) converts integers in 0..255"
+    if array.dtype.kind == "b":
+        return "a mask becomes black and white by (255 * array).astype(np.uint8)"
+    if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16):
+        return "array.astype(np.uint8) converts integers in 0..255"
+    return "it has no pixels, or no channels that make a picture"
 
 
 def _fetch(url: str) -> IO[bytes]:

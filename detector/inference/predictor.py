@@ -123,7 +123,8 @@ class Predictor:
             found = self.stream(source, bgr=bgr, score=score, classes=classes, max_detections=max_detections)
             return list(found)
         self.check_pictures()
-        return self._filter(score, classes, max_detections)(self._predict([source], bgr)[0])
+        keep = self._filter(score, classes, max_detections)
+        return keep(next(self._stream(iter([source]), 1, bgr)))
 
     def stream(
         self, source: Source, *, batch: int = AT_ONCE, bgr: bool = False, score: float = 0.0,
@@ -151,19 +152,36 @@ class Predictor:
             raise ValueError(f"batch={batch}: expected at least 1")
         keep = self._filter(score, classes, max_detections)
         pictures = iterate_pictures(source, self.max_pixels)
-        batches = iter(lambda: self._predict(islice(pictures, batch), bgr), [])
-        return (keep(found) for of_batch in batches for found in of_batch)
+        return (keep(found) for found in self._stream(pictures, batch, bgr))
+
+    def _stream(self, pictures: Iterator[Picture], batch: int, bgr: bool) -> Iterator[Detections]:
+        """Batches of pictures; those before a picture that cannot be read are detected before its error is raised."""
+        while True:
+            prepared: list[Tensor] = []
+            sizes: list[Size] = []
+            error: Exception | None = None
+            try:
+                for picture in islice(pictures, batch):
+                    self._prepare(picture, bgr, prepared, sizes)
+            except Exception as caught:
+                error = caught
+            yield from self._detect_prepared(prepared, sizes)
+            if error is not None:
+                raise error
+            if not prepared:
+                return
 
     def _filter(self, score: float, classes: Classes | None, limit: int | None) -> DetectionFilter:
         labels = None if classes is None else labels_of(classes, self.label_names)
         return DetectionFilter(score, labels, limit)
 
-    def _predict(self, pictures: Iterable[Picture], bgr: bool) -> list[Detections]:
-        prepared, sizes = [], []
-        for picture in pictures:
-            image = self.read(picture, bgr=bgr)
-            prepared.append(self.prepare(image))
-            sizes.append(image_size(image))
+    def _prepare(self, picture: Picture, bgr: bool, prepared: list[Tensor], sizes: list[Size]) -> None:
+        """Append the prepared picture and its original size."""
+        image = self.read(picture, bgr=bgr)
+        prepared.append(self.prepare(image))
+        sizes.append(image_size(image))
+
+    def _detect_prepared(self, prepared: list[Tensor], sizes: list[Size]) -> list[Detections]:
         found = self.detect(prepared, sizes) if prepared else []
         return [replace(d, proposals=None) for d in found]  # up to a thousand boxes per image
 

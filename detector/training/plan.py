@@ -39,10 +39,11 @@ def plan_faults(recipe: Recipe, steps_per_epoch: int) -> list[str]:
     sampled = range(0, total, max(1, total // SAMPLED))
     shares = [learning_rate(recipe, step, steps_per_epoch) / rate for step in sampled] if rate > 0 else [1.0]
     faults = []
+    keys = "train.warmup_steps" + (" and train.milestones" if recipe.schedule == "steps" else "")
     if max(shares) < 0.9:
         faults.append(
-            f"the learning rate never exceeds {max(shares):.0%} of {rate:.2g}: set train.milestones and train.warmup_steps for "
-            f"{recipe.epochs} epochs of {steps_per_epoch} steps, or leave them out"
+            f"the learning rate never exceeds {max(shares):.0%} of {rate:.2g}: set {keys} for "
+            f"{recipe.epochs} epochs of {steps_per_epoch} steps, or leave out what is set"
         )
     low = sum(share < LOW for share in shares) / len(shares)
     if low > MOST_LOW:
