@@ -16,7 +16,7 @@ LEAST_EQUAL = 5  # boxes of a class
 REMEDIES = {  # kind -> what to do
     "boxes like fractions": "COCO's boxes are pixels: multiply x and width by the image's width, y and height by its height",
     "boxes like corners": "COCO's boxes are [x, y, width, height]: subtract x1 from x2 and y1 from y2",
-    "boxes like another size": "check their order (x, y of the upper left corner, width, height), whether they are percent, and the image's size",
+    "boxes like another size": "check the order (x, y of the upper left corner, width, height), the unit and the size",
     "equal boxes": "a class whose boxes are all equal teaches nothing but this box: draw them, or correct the export",
 }
 
