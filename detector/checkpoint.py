@@ -66,7 +66,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content that `save_checkpoint` wrote; no code in the file is run. Raises CheckpointError for any other file."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        beside = Path(path).with_name("last.pth")
+        hint = f"; {beside} is there, and best.pth comes with the first evaluation" if beside.exists() else ""
+        raise CheckpointError(f"{path}: no such checkpoint{hint}")
     try:
         content = load_tensors(path)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely

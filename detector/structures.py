@@ -236,6 +236,8 @@ class Detections(Record):
 
     def filter(self: Det, score: float | None = None, classes: Classes | None = None) -> Det:
         """Those of at least `score`, and of some classes: names or labels. Raises ValueError for an unknown one."""
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"score={score}: expected a number in 0..1")
         keep = torch.ones_like(self.labels, dtype=torch.bool) if score is None else self.scores >= score
         if classes is not None:
             labels = torch.tensor(labels_of(classes, self.class_names), dtype=torch.int64)

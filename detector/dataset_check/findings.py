@@ -13,7 +13,7 @@ from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 
 PLACES = 20  # that are kept of a finding
 STOPS = "training stops: "
-STOPS_AT_FILE = "training stops, or skips it by data.skip_bad: "
+STOPS_AT_FILE = "training stops (data.skip_bad passes it over in train, not in val): "
 KINDS = {  # kind -> its effect on training, and what to do
     **{kind: STOPS + remedy for kind, remedy in REMEDIES.items() if kind != HARMLESS},
     "unknown class": STOPS + "data.classes may only name categories of the file",

@@ -67,6 +67,6 @@ def explain_non_finite(
         f"step {step}: {error} (image ids {image_ids}, learning rate {lr:.3g}, gradient norm "
         f"{error.row['grad_norm']:.3g}). {saved}. Lower train.lr, raise train.warmup_steps, "
         f"set train.clip_norm, or look at these images' boxes: "
-        f"{kept} holds them.",
+        f"{kept} holds them. Where the loss rose before, start anew: the saved weights are of that time.",
         error.row,
     )

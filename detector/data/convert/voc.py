@@ -30,7 +30,8 @@ DIFFICULT = {  # treatment of objects that VOC's own evaluation ignores
 }
 FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 ORIGIN = {  # by the first pixel's number
-    1: "corners are 1-based pixels, both inclusive (the VOC standard): the box is xmin - 1, ymin - 1, xmax, ymax",
+    1: "corners are 1-based pixels, both inclusive (the VOC standard; --zero-based for labelImg's): the box is "
+    "xmin - 1, ymin - 1, xmax, ymax",
     0: "corners are 0-based edges (--zero-based): the box is xmin, ymin, xmax, ymax as they stand",
 }
 
