@@ -301,3 +301,9 @@ def test_a_head_of_another_kind_is_not_excused_as_another_class_count():
     agnostic = make_model(2, roi_head={"class_agnostic": True})
     with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.box_delta"):
         init_from(make_model(2), agnostic.state_dict(), "x.pth", ["a", "b"], ["a", "c"])
+
+
+def test_a_missing_best_checkpoint_names_the_last_one(tmp_path: Path):
+    (tmp_path / "last.pth").touch()
+    with pytest.raises(CheckpointError, match=r"best\.pth: no such checkpoint; .*last\.pth is there"):
+        read_checkpoint(tmp_path / "best.pth")

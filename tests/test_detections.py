@@ -157,6 +157,8 @@ def test_numpy_orders_and_numbers_are_taken():
     assert found.filter(classes=np.int64(1)).labels.tolist() == found.filter(classes=1).labels.tolist()
     plain = Detections(torch.zeros(2, 4), torch.ones(2), torch.zeros(2, dtype=torch.int64))
     assert plain == plain and plain != plain[:]
+    with pytest.raises(ValueError, match=r"score=50: expected a number in 0\.\.1"):
+        found.filter(50)
     with pytest.raises(TypeError, match="not True"):
         found[True]
 

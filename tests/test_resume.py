@@ -46,6 +46,7 @@ def test_resume_equals_the_uninterrupted_run(
     assert train(config, run) == 128 + signal.SIGINT == 130
     message = capsys.readouterr().err.splitlines()[-1]
     assert message == f"stopped by SIGINT; {run / 'last.pth'} is saved, continue with --resume"
+    assert (run / "train.log").read_text().splitlines()[-1].endswith(" stopped: SIGINT")
     assert place(run) == (at, (at - 1) // STEPS)  # an epoch that is not scored is not finished
     interrupt(None)
     assert train(config, run, ["--resume"]) == 0

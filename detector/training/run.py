@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from detector.config.config import Config, build_detector, in_file
 from detector.data.coco_reader import read_coco_file
 from detector.data.settings import build_dataset
 from detector.device import own_device, pick_device
-from detector.errors import CheckpointError, ConfigError
+from detector.errors import CheckpointError, ConfigError, DetectorError, Interrupted
 from detector.files import write_beside
 from detector.interop.fetch import checkpoint_file
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -39,10 +40,7 @@ except ImportError:  # on Windows
 CHECKPOINTS = ["last.pth", "previous.pth", "best.pth"]
 TEXTS = ["config.yaml", "metrics.csv", "train.log"]
 
-DEFAULTS_OF_0_1: dict[str, Any] = {
-    "milestones": [8, 11],
-    "warmup_steps": 500,
-}  # of the recipe, where they are others now
+DEFAULTS_OF_0_1: dict[str, Any] = {"milestones": [8, 11], "warmup_steps": 500}  # of the recipe, where others now
 
 log = logging.getLogger("detector")
 
@@ -66,9 +64,20 @@ def run_training(
         trainer, started = distributed.raise_on_all(_prepare, config, output, resume, init_from)
         with _open_folder(output, trainer.config.raw, written):
             announce(trainer, started)
-            trainer.run()
+            try:
+                trainer.run()
+            except (DetectorError, Interrupted) as error:
+                if distributed.is_rank0():
+                    _record_end(output, error)
+                raise
             log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
     return output
+
+
+def _record_end(output: Path, error: Exception) -> None:
+    """Write into train.log why a training ended; the command itself prints it."""
+    with suppress(OSError), open(output / "train.log", "a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} stopped: {error}\n")
 
 
 def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path | None) -> tuple[Trainer, str | None]:
