@@ -98,7 +98,7 @@ def _labels(detections: Detections, size: int, room: int) -> list[Line]:
     known = None if classes is None else readable_names(tuple(classes))
     names = [str(label) if known is None else known[label] for label in labels]
     fonts = fonts_of(sorted(set(names)))
-    scores = [f" {score:.2f}" for score in detections.scores.tolist()]
+    scores = [f"  {score:.2f}" for score in detections.scores.tolist()]  # two: one is too narrow in small letters
     score_lines = {score: typeset(score, size, fonts) for score in set(scores)}
     left = room - max((line.width for line in score_lines.values()), default=0)
     name_lines = {name: typeset(name, size, fonts, left if left >= size else room) for name in set(names)}
