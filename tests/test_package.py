@@ -80,6 +80,7 @@ def test_the_wheel_holds_the_package_its_types_and_every_configuration(wheel: Pa
         assert line in metadata.splitlines()
 
 
+@pytest.mark.slow
 def test_the_installed_command_works_in_an_empty_folder(installed: Path, tmp_path: Path):
     command = installed / "detector"
     place = run([installed / "python", "-c", "import detector; print(detector.__file__)"], tmp_path).stdout
