@@ -207,8 +207,11 @@ def is_of_0_1(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def with_old_depth(config: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration that reads images as its checkpoint was trained: version 0.1 took the high byte of 16 bits."""
+    """A configuration that reads images as its checkpoint was trained: version 0.1 took the high byte of 16 bits.
+
+    A data set of the user's own class reads its images itself, and may not take the key.
+    """
     data = config.get("data")
-    if not is_of_0_1(checkpoint) or not isinstance(data, dict):
+    if not is_of_0_1(checkpoint) or not isinstance(data, dict) or data.get("type", "coco") != "coco":
         return config
     return config | {"data": {"bit_depth": 16} | data}

@@ -20,7 +20,7 @@ from helpers.training import MODEL
 from torch import Tensor
 
 from detector import __version__, files
-from detector.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint
+from detector.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint, with_old_depth
 from detector.config.inherit import merge
 from detector.errors import CheckpointError
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -307,3 +307,12 @@ def test_a_missing_best_checkpoint_names_the_last_one(tmp_path: Path):
     (tmp_path / "last.pth").touch()
     with pytest.raises(CheckpointError, match=r"best\.pth: no such checkpoint; .*last\.pth is there"):
         read_checkpoint(tmp_path / "best.pth")
+
+
+def test_images_are_read_as_version_0_1_trained_on_them_unless_a_class_of_ones_own_reads_them():
+    old, new = {"versions": {"detector": "0.1.0"}}, {"versions": {"detector": "0.2.0"}}
+    assert with_old_depth({"data": {"root": "."}}, old) == {"data": {"bit_depth": 16, "root": "."}}
+    for config, checkpoint in (
+        ({"data": {"root": "."}}, new), ({}, old), ({"data": {"bit_depth": 12}}, old), ({"data": {"type": "mine.Set"}}, old)
+    ):  # fmt: skip
+        assert with_old_depth(config, checkpoint) == config

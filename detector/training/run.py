@@ -142,7 +142,7 @@ def with_old_defaults(config: Config, checkpoint: Mapping[str, Any]) -> Config:
     for key, value in kept.items():
         log.info("resume: train.%s keeps the default of version 0.1, %s", key, value)
     raw = with_old_depth(config.raw, checkpoint)
-    data = replace(config.needed_data(), bit_depth=raw["data"]["bit_depth"])
+    data = replace(config.needed_data(), bit_depth=raw["data"].get("bit_depth"))
     return replace(config, train=replace(config.train, **kept), data=data, raw=raw | {"train": given | kept})
 
 
