@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detector.cli.check_data import is_annotation_file
 from detector.config.config import load_config
 from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 from detector.data.settings import build_dataset
@@ -259,3 +260,18 @@ def test_splits_that_share_a_folder_list_its_images_together(tmp_path: Path) -> 
     (tmp_path / "val").symlink_to(tmp_path / "train")  # one folder under two names
     configure(tmp_path, documents)
     assert "nothing is wrong" in check(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.JSON", "", True), ("a", '{"images": []}', True), ("a.txt", "\ufeff\n { \"images\": []}", True),
+        ("a.yaml", "[1]", True),        ("a.yaml", "{_base_: b.yaml}", False), ("a.yaml", "model: {}", False), ("gone.yaml", None, False),
+    ],
+)  # fmt: skip
+def test_an_annotation_file_is_told_from_a_configuration(
+    tmp_path: Path, name: str, content: str | None, expected: bool
+):
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    assert is_annotation_file(str(tmp_path / name)) == expected

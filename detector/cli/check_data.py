@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
+import re
 from pathlib import Path
 
 from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
+from detector.cli.printing import print_report
 from detector.config.config import Config, load_config, parse_config
 from detector.dataset_check.check import CheckResult, check_data
 from detector.dataset_check.fix_names import fix_names
@@ -49,12 +50,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def is_annotation_file(path: str) -> bool:
-    """Whether this is an annotation file: its name ends in .json, or its content begins as a JSON object or list does."""
+    """Whether this is an annotation file: its name ends in .json, or its content begins as a JSON list or object does.
+
+    Keys of a YAML section in braces have no quotes.
+    """
     if path.lower().endswith(".json"):
         return True
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return file.read(80).lstrip().startswith(("{", "["))
+            return re.match(r'\s*(\[|\{\s*")', file.read(80)) is not None
     except OSError:
         return False
 
@@ -117,12 +121,6 @@ def base_from(file: Path, config: str) -> str:
         if config.startswith("detector:")
         else os.path.relpath(os.path.abspath(config), os.path.abspath(file.parent))
     )
-
-
-def print_report(report: str) -> None:
-    """Print text that may hold letters unknown to this terminal."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(report.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from detector.cli.arguments import CONFIG_HELP, OVERRIDES_HELP, CommandParser
-from detector.cli.check_data import print_report
 from detector.cli.ending import ending
+from detector.cli.printing import print_report
 from detector.config.describe import EffectiveConfig, keys_to_text
 from detector.config.keys import key_table, keys_below, keys_to_markdown
 

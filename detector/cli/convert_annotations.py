@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from detector.cli.arguments import CommandParser
-from detector.cli.check_data import print_report
 from detector.cli.ending import ending
+from detector.cli.printing import print_report
 from detector.data.convert.to_voc import write_voc
 from detector.data.convert.to_yolo import write_yolo
 from detector.data.convert.voc import DIFFICULT, convert_voc

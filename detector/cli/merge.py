@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from detector.cli.arguments import CommandParser
-from detector.cli.check_data import print_report
 from detector.cli.ending import ending
+from detector.cli.printing import print_report
 from detector.data.curation.merge import merge_files
 from detector.data.curation.whole_file import document_text, read_whole_file
 from detector.dataset_check.text_table import text_table

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from detector.cli.arguments import CommandParser, output_folder
-from detector.cli.check_data import print_report
 from detector.cli.ending import ending
+from detector.cli.printing import print_report
 from detector.data.curation.groups import Link, joined_groups, links_by_key, links_by_name
 from detector.data.curation.near_equal import LIMIT, Pair, hashes_of, near_equal_pairs
 from detector.data.curation.split import Division, divide, rare_class_lines, share_rows
