@@ -266,7 +266,8 @@ def test_splits_that_share_a_folder_list_its_images_together(tmp_path: Path) -> 
     ("name", "content", "expected"),
     [
         ("a.JSON", "", True), ("a", '{"images": []}', True), ("a.txt", "\ufeff\n { \"images\": []}", True),
-        ("a.yaml", "[1]", True),        ("a.yaml", "{_base_: b.yaml}", False), ("a.yaml", "model: {}", False), ("gone.yaml", None, False),
+        ("a.yaml", "[1]", True),        ("a.yaml", "{_base_: b.yaml}", False), ("a.yaml", "model: {}", False),
+        ("gone.yaml", None, False),
     ],
 )  # fmt: skip
 def test_an_annotation_file_is_told_from_a_configuration(

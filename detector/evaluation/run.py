@@ -23,8 +23,6 @@ from detector.protocols import DataSet
 from detector.recipe import Scoring
 from detector.structures import Detections, Proposals
 
-NOT_SCORED = -(10**9)  # stands for the id of a class that the data set does not have
-
 
 def evaluate_predictor(
     predictor: Predictor,
@@ -55,15 +53,17 @@ def evaluate_predictor(
     proposals: dict[int, Tensor] = {}
     as_one_class = predictor.model.reports_proposals
     id_of = dict(zip(dataset.class_names, dataset.category_ids))
-    category_ids = list(ONE_CLASS) if as_one_class else [id_of.get(name, NOT_SCORED) for name in predictor.class_names]
+    category_ids: list[Any] = list(ONE_CLASS) if as_one_class else [id_of.get(name) for name in predictor.class_names]
     for image_id, found in detect_all(predictor, dataset, batch_size, workers, progress, check):
         rows = found.to_coco(image_id, category_ids)
-        results += [row for row in rows if row["category_id"] != NOT_SCORED]
+        results += [row for row in rows if row["category_id"] is not None]
         proposals[image_id] = _proposals_of(found).boxes
 
     def score() -> dict[str, dict[str, Any]]:
         truth, classes = dataset.annotation_file, dataset.category_ids
-        metrics = evaluate_results(truth, results, list(proposals), classes, as_one_class=as_one_class, scoring=scoring)
+        # by id: a data set of the user's own may name its classes otherwise than the file
+        rows = [{key: value for key, value in row.items() if key != "category_name"} for row in results]
+        metrics = evaluate_results(truth, rows, list(proposals), classes, as_one_class=as_one_class, scoring=scoring)
         return metrics | {"proposals": proposal_recall(truth, proposals, classes)}
 
     return on_rank0(score), results
