@@ -235,9 +235,8 @@ class RPN(nn.Module):
             delta = delta.gather(1, row[..., None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(delta, anchor[row]))  # (N, k, 4)
             levels.append(torch.full_like(row[0], level))
-        score, logit, box, level_of = (
-            torch.cat(x, dim=-2 if x is boxes else -1) for x in (scores, kept, boxes, levels)
-        )
+        score, logit, box = (torch.cat(parts, dim=1) for parts in (scores, kept, boxes))
+        level_of = torch.cat(levels)
         if self.selection.rank == "sigmoid_in_nms":
             score = logit.sigmoid()
         images = zip(score, logit, box, sizes)
