@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from detector.errors import ConfigError
+from detector.records.geometry import Size
 from detector.schema.docs import option_docs
-from detector.structures import Batch, Detections, Proposals, Size, Target
+from detector.structures import Batch, Detections, Proposals, Target
 
 
 class Preprocessor(Protocol):

@@ -1,12 +1,10 @@
 """The records that travel between the parts of a detector. See the legend in `detector/__init__.py`.
 
-A record is indexed, moved and transformed as a whole: each field states its kind once, and every operation goes over all
-fields. So a field that a subclass adds (masks, keypoints, a tag per object) takes part everywhere.
+records/record.py has what they share: a record is indexed, moved and transformed as a whole.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,10 +13,13 @@ import torch
 from torch import Tensor
 
 from detector.coco_format import coco_results
-from detector.rows import Classes, Table, data_frame, labels_of, row_index, supervision_detections
+from detector.records.geometry import Size
+from detector.records.keypoints import Keypoints
+from detector.records.outlines import Outlines
+from detector.records.record import Record, bitmaps_field, boxes_field, record_field, rows_field
+from detector.records.region_masks import RegionMasks
+from detector.rows import Classes, Table, data_frame, labels_of, supervision_detections
 
-Size = tuple[int, int]  # (h, w)
-Rec = TypeVar("Rec", bound="Record")
 Det = TypeVar("Det", bound="Detections")
 
 
@@ -28,127 +29,8 @@ def image_size(image: Tensor) -> Size:
     return h, w
 
 
-def boxes_field(*, aligned: bool = True, **options: Any) -> Any:
-    """A field of boxes (n, 4) xyxy in pixels of the image; `aligned`: a row for each of the record's rows."""
-    return dataclasses.field(metadata={"boxes": True, "aligned": aligned}, **options)
-
-
-def rows_field(**options: Any) -> Any:
-    """A field with a row for each of the record's rows, which geometry does not change: scores, labels, tags."""
-    return dataclasses.field(metadata={"boxes": False, "aligned": True}, **options)
-
-
 def _no_boxes() -> Tensor:
     return torch.zeros(0, 4)
-
-
-@dataclass(eq=False)
-class Record:
-    """Fields that belong together. Fields without a kind (names, nested records) are carried along as they are.
-
-    A record is equal to itself alone: compare the tensors.
-    """
-
-    def __getitem__(self: Rec, rows: Any) -> Rec:
-        """The record of some rows: a number (of one row), a slice, a mask, or indices; lists, arrays or tensors.
-
-        Raises IndexError for a number beyond the last row.
-        """
-        index = row_index(rows, len(next(iter(self.row_fields().values()), ())))
-
-        def pick(value: Tensor, kind: Mapping[str, bool]) -> Tensor:
-            if not kind.get("aligned"):
-                return value
-            far = isinstance(index, Tensor) and index.device != value.device
-            return value[index.to(value.device) if far else index]
-
-        return self._replaced(pick)
-
-    def to(self: Rec, device: torch.device | str) -> Rec:
-        """On that device; boxes and floating-point fields as float32, integers as int64, masks as bool."""
-
-        def move(value: Tensor, kind: Mapping[str, bool]) -> Tensor:
-            return value.to(device, torch.float32 if kind.get("boxes") else _dtype(value))
-
-        return self._replaced(move, nested=lambda record: record.to(device))
-
-    def cpu(self: Rec) -> Rec:
-        """On the CPU."""
-        return self.to("cpu")
-
-    def with_boxes(self: Rec, change: Callable[[Tensor], Tensor]) -> Rec:
-        """`change`, (n, 4) -> (n, 4), applied to every field of boxes, those of nested records included."""
-        return self._replaced(
-            lambda value, kind: change(value) if kind.get("boxes") else value, nested=lambda r: r.with_boxes(change)
-        )
-
-    def resized(self: Rec, old: Size, new: Size) -> Rec:
-        """From the pixels of an image of size `old` to those of the same image at size `new`."""
-        ratio = torch.tensor([new[1] / old[1], new[0] / old[0]] * 2)
-        return self.with_boxes(lambda boxes: boxes * ratio.to(boxes.device))
-
-    def mirrored(self: Rec, width: int) -> Rec:
-        """As it is where left becomes right in an image of that width."""
-
-        def mirror(boxes: Tensor) -> Tensor:
-            x1, y1, x2, y2 = boxes.unbind(dim=-1)
-            return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
-
-        return self.with_boxes(mirror)
-
-    def clipped(self: Rec, size: Size) -> Rec:
-        """Boxes moved into an image of size (h, w); rows whose box has no area there are dropped."""
-        limit = torch.tensor([size[1], size[0]] * 2)
-        inside = self.with_boxes(lambda boxes: boxes.clamp(min=0).minimum(limit.to(boxes)))
-        return inside._solid()
-
-    def _solid(self: Rec) -> Rec:
-        """Without the rows, and without the boxes of unaligned fields, that have no area."""
-        values: dict[str, Any] = {}
-        keep = None
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Record):
-                values[field.name] = value._solid()
-            elif field.metadata.get("boxes"):
-                solid = (value[:, 2:] > value[:, :2]).all(dim=1)
-                if field.metadata["aligned"]:
-                    keep = solid if keep is None else keep & solid
-                else:
-                    values[field.name] = value[solid]
-        left = dataclasses.replace(self, **values)
-        return left if keep is None else left[keep]
-
-    def _replaced(
-        self: Rec, change: Callable[[Tensor, Mapping[str, bool]], Tensor],
-        nested: Callable[[Record], Record] = lambda record: record,
-    ) -> Rec:  # fmt: skip
-        """A copy with every tensor changed by `change(value, kind)` and every nested record by `nested`."""
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                values[field.name] = change(value, field.metadata)
-            elif isinstance(value, Record):
-                values[field.name] = nested(value)
-        return dataclasses.replace(self, **values)
-
-    def row_fields(self) -> dict[str, Tensor]:
-        """The fields with a row for each of the record's rows, by name."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("aligned")}
-        return {name: value for name, value in values.items() if value is not None}
-
-    @classmethod
-    def joined(cls: type[Rec], records: Sequence[Rec]) -> Rec:
-        """The rows of all records, one after the other; the other fields are the first record's."""
-        rows = [record.row_fields() for record in records]
-        return dataclasses.replace(records[0], **{name: torch.cat([r[name] for r in rows]) for name in rows[0]})
-
-
-def _dtype(value: Tensor) -> torch.dtype:
-    if value.is_floating_point():
-        return torch.float32
-    return value.dtype if value.dtype == torch.bool else torch.int64
 
 
 @dataclass(eq=False)
@@ -176,14 +58,29 @@ class Target(Record):
     """(I, 4) regions that are neither object nor background."""
     proposals: Proposals | None = None
     """For a detector without an RPN."""
+    outlines: Outlines | None = record_field(default=None)
+    """Of the objects, as polygons or run lengths, where the model asks for masks."""
+    masks: Tensor | None = bitmaps_field(default=None)
+    """(G, h, w) uint8, 1 inside; the loading processes make them of the outlines."""
+    keypoints: Keypoints | None = record_field(default=None)
+    """Of the objects."""
+    semantic: Tensor | None = bitmaps_field(aligned=False, default=None)
+    """(h, w) uint8 class of every pixel, 255 for none, for the semantic branch of HTC."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @classmethod
     def of(cls, target: Target | Mapping[str, Any]) -> Target:
-        """Accept a plain dictionary with `boxes`, `labels` and perhaps `crowd`."""
-        return cls(**target) if isinstance(target, Mapping) else target
+        """Accept a plain dictionary with `boxes`, `labels` and perhaps `crowd`, `masks` and the other fields.
+
+        `keypoints` may be a tensor (G, J, 3) of x, y and visibility, as torchvision takes it.
+        """
+        if not isinstance(target, Mapping):
+            return target
+        points = target.get("keypoints")
+        known = {"keypoints": Keypoints.of(points)} if isinstance(points, Tensor) else {}
+        return cls(**{**target, **known})
 
 
 @dataclass(repr=False, eq=False)
@@ -204,6 +101,10 @@ class Detections(Record):
     """Of the training annotations, by label."""
     draw: Callable[[Any, Detections], Any] | None = None
     """Draws them on a picture, for `plot`."""
+    masks: RegionMasks | None = record_field(default=None)
+    """Of each detection, within its box until they are pasted."""
+    keypoints: Keypoints | None = record_field(default=None)
+    """Of each detection, with scores."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)

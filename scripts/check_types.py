@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 46
+LIMIT = 45
 
 
 def main() -> int:

@@ -17,7 +17,8 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from detector.inference.drawing import draw_detections, plot
-from detector.structures import Detections, Proposals, boxes_field, rows_field
+from detector.records.record import boxes_field, rows_field
+from detector.structures import Detections, Proposals
 
 CLASSES = ["cat", "dog", "<b>"]
 

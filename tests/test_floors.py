@@ -29,6 +29,7 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"data", "modeling"},
     {"checkpoint", "device", "protocols", "recipe"},
     {"structures"},
+    {"records"},
     {"coco_format", "distributed", "files", "renames", "rows", "schema", "yaml_reader"},
     {"errors", "progress", "rng"},
 ]

@@ -21,7 +21,8 @@ from detector.inference.folder import find_images, infer_images
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
 from detector.modeling.roi_heads.roi_head import RoIHead
-from detector.structures import Batch, Detections, Proposals, Target, boxes_field, rows_field
+from detector.records.record import boxes_field, rows_field
+from detector.structures import Batch, Detections, Proposals, Target
 
 
 @dataclass

@@ -26,8 +26,9 @@ from detector.interop.fetch import checkpoint_file
 from detector.modeling.boxes import clip_boxes
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.records.geometry import Size
 from detector.rows import Classes, labels_of
-from detector.structures import Detections, Proposals, Size, image_size
+from detector.structures import Detections, Proposals, image_size
 
 Source = Picture | Iterable[Picture]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from detector.data.transforms import ImagePyramid, Resize
 from detector.inference.predictor import Predictor
-from detector.structures import Detections, Proposals, Size
+from detector.records.geometry import Size
+from detector.structures import Detections, Proposals
 
 
 class TTAPredictor(Predictor):

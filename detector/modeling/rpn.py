@@ -20,9 +20,10 @@ from detector.modeling.matching import Matching
 from detector.modeling.nms import shifted_nms
 from detector.modeling.preprocess import round_up
 from detector.modeling.sampling import Sampling
+from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range, Weight, Width
 from detector.schema.signatures import checked
-from detector.structures import Batch, Proposals, Size, Target
+from detector.structures import Batch, Proposals, Target
 
 Pixels = Annotated[float, Range(-1e6, 1e6)]
 

@@ -15,9 +15,10 @@ from detector.modeling.roi_heads.roi_head import select
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
 from detector.modeling.sampling import Sampling
+from detector.records.geometry import Size
 from detector.schema.ranges import IoU, Weight
 from detector.schema.signatures import checked
-from detector.structures import Batch, Detections, Proposals, Size, Target
+from detector.structures import Batch, Detections, Proposals, Target
 
 
 @checked

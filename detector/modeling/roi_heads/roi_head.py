@@ -11,7 +11,8 @@ from detector.modeling.matching import Matching
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.modeling.roi_heads.stage import RegionLoss, Stage, to_rois
 from detector.modeling.sampling import Sampling
-from detector.structures import Batch, Detections, Proposals, Size, Target
+from detector.records.geometry import Size
+from detector.structures import Batch, Detections, Proposals, Target
 
 
 class RoIHead(nn.Module):

@@ -12,9 +12,10 @@ from torchvision.ops import batched_nms
 
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.nms import suppress
+from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range, Weight
 from detector.schema.signatures import checked
-from detector.structures import Detections, Size
+from detector.structures import Detections
 
 
 @checked

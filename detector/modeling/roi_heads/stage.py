@@ -15,9 +15,10 @@ from detector.modeling.boxes import BoxCoder
 from detector.modeling.layers import balanced_l1, normal_, smooth_l1
 from detector.modeling.matching import Matching
 from detector.modeling.sampling import Sampling, everything
+from detector.records.record import Record, boxes_field, rows_field
 from detector.schema.ranges import Weight
 from detector.schema.signatures import checked
-from detector.structures import Record, Target, boxes_field, rows_field
+from detector.structures import Target
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,1 @@
+"""The base of records, and the records that other records hold."""
