@@ -115,6 +115,11 @@ class ModelConfig:
         """Whether proposals must come with the images."""
         return getattr(self.calls["rpn"].constructor, "needs_proposals", False)
 
+    @property
+    def target_fields(self) -> frozenset[str]:
+        """The fields of Target beyond boxes and labels that training reads, as the parts name them in `target_fields`."""
+        return frozenset().union(*(getattr(call.constructor, "target_fields", ()) for call in self.calls.values()))
+
     def without_pretrained(self) -> ModelConfig:
         """The same without the backbone's ImageNet weights, for a model that other weights will fill."""
         constructor, arguments = self.calls["backbone"]
