@@ -18,7 +18,7 @@ from detector.records.keypoints import Keypoints
 from detector.records.outlines import Outlines
 from detector.records.record import Record, bitmaps_field, boxes_field, record_field, rows_field
 from detector.records.region_masks import RegionMasks
-from detector.rows import Classes, Table, data_frame, labels_of, supervision_detections
+from detector.rows import SINGULAR, Classes, Table, data_frame, labels_of, supervision_detections
 
 Det = TypeVar("Det", bound="Detections")
 
@@ -125,7 +125,11 @@ class Detections(Record):
         return [self.class_names[label] for label in self.labels.tolist()]
 
     def sort(self: Det, by: str = "scores", *, descending: bool = True) -> Det:
-        """In the order of a field with a number per row, of `area` or of `names`; equal ones stay in their order."""
+        """In the order of a field with a number per row, of `area` or of `names`; equal ones stay in their order.
+
+        `score` and `label`, as tables call them, mean `scores` and `labels`.
+        """
+        by = {singular: name for name, singular in SINGULAR.items()}.get(by, by)
         keys = {name: value for name, value in self.row_fields().items() if value.ndim == 1}
         keys["area"] = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(dim=1)
         if by == "names":

@@ -65,12 +65,18 @@ def test_iteration_gives_each_detection_and_ends():
 
 
 def test_sorting_is_stable_and_by_any_number_per_row():
-    orders = {"scores": [7, 8, 9, 10], "tag": [10, 9, 8, 7], "area": [10, 7, 8, 9], "labels": [9, 7, 10, 8]}
+    orders = {
+        "scores": [7, 8, 9, 10],
+        "score": [7, 8, 9, 10],
+        "tag": [10, 9, 8, 7],
+        "area": [10, 7, 8, 9],
+        "labels": [9, 7, 10, 8],
+    }
     for by, tags in orders.items():
         assert tagged().sort(by).tag.tolist() == tags
     assert tagged().sort("names", descending=False).tag.tolist() == [9, 8, 7, 10]
     assert tagged()[::-1].sort().tag.tolist() == [7, 9, 8, 10] and len(tagged(0).sort("names")) == 0
-    for by in ("twin", "score"):
+    for by in ("twin", "scoring"):
         with pytest.raises(ValueError, match="choose one of area, labels, names, scores, tag"):
             tagged().sort(by)
 

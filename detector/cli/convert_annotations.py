@@ -95,6 +95,11 @@ def export_folder(args: argparse.Namespace) -> list[str]:
     return [*lines, f"{args.output}: labels alone; {place}; --copy-images or --link-images puts them there"]
 
 
+def section(folder: Path, annotations: Path) -> str:
+    """The lines of a configuration that read the file."""
+    return f"data:\n  root: {folder.resolve()}\n  train: {{images: ., annotations: {annotations.resolve()}}}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Convert, write and report; the exit status."""
     args = parse(argv)
@@ -107,5 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         make_folder(args.output.parent, "name another file")
         write_text(args.output, json.dumps(document) + "\n")
         print("\n".join(document_summary(document)))
-        print(f"{args.output}: read it with data.root={args.folder}, images: . and this file as annotations")
+        print(
+            f"{args.output}: written. In a configuration (`detector split` divides it):\n{section(args.folder, args.output)}"
+        )
     return end.status

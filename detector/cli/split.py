@@ -141,6 +141,9 @@ def main(argv: list[str] | None = None) -> int:
         files = {split: args.output / f"{split}.json" for split in args.shares}
         make_folder(args.output)
         write_new_or_equal({path: document_text(division.document(split)) for split, path in files.items()})
-        print_report("\n".join([*lines, report(division), *map(str, files.values())]))
-        print_report(f"use them with the image folder of {args.annotations}")
+        print_report("\n".join([*lines, report(division)]))
+        print_report(f"written. In a configuration, with the image folder of {args.annotations} as root:")
+        print_report(
+            "\n".join(f"  {split}: {{images: ., annotations: {path.resolve()}}}" for split, path in files.items())
+        )
     return end.status

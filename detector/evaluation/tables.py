@@ -21,7 +21,7 @@ def summary_table(metrics: dict[str, dict[str, Any]]) -> str:
 def recall_table(recall: dict[str, float]) -> str:
     """AR of proposals as aligned text."""
     rows = [[name, *_row(recall, [name + size for size in ("", *"sml")])] for name in ("AR100", "AR1000")]
-    return _lined_up([["proposals", "all", "small", "medium", "large"], *rows])
+    return _lined_up([["recall of proposals", "all", "small", "medium", "large"], *rows])
 
 
 def _lined_up(rows: list[list[str]]) -> str:

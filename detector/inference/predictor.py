@@ -110,6 +110,10 @@ class Predictor:
         self.bit_depth = None if config.data is None else config.data.bit_depth
         self.prepare = self.resize.resize_image  # runs in the loader's workers
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.label_names[:5]) + (", ..." if len(self.label_names) > 5 else "")
+        return f"{type(self).__name__}({len(self.label_names)} classes: {names}; on {self.device})"
+
     def __call__(
         self, source: Source, *, bgr: bool = False, score: float = 0.0, classes: Classes | None = None,
         max_detections: int | None = None,

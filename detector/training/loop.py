@@ -253,7 +253,7 @@ class Trainer:
         row = {"step": self.step, "epoch": epoch, **scores}
         self.history = [old for old in self.history if old["step"] < self.step] + [row]
         self._write_row({"epoch": epoch, **scores})
-        shown = "  ".join(f"{name} {scores[name]:.3f}" for name in SCORES)
+        shown = "  ".join(f"{name} {scores[name]:.3f}" if scores[name] >= 0 else f"{name} -" for name in SCORES)
         log.info("epoch %d/%d: val loss %.3f  %s", epoch, self.recipe.epochs, scores["val_loss"], shown)
         if scores[self.criterion] > self.best:
             previous, self.best = self.best, scores[self.criterion]
