@@ -3,7 +3,7 @@
 The legend. N images, L levels, A anchors per cell, G objects, R regions, K classes, C channels.
 
 Boxes are float32 (x1, y1, x2, y2) in continuous pixels (width = x2 - x1); sizes are (h, w). Classes are 0..K-1; class
-scores have K+1 columns, background last. COCO's xywh and sparse ids stay in `data/`, `dataset_check/` and `evaluation/`.
+scores have K+1 columns, background last. COCO's xywh boxes are for files alone (`coco_format.py`).
     c       = [C2..C5], the backbone's maps        anchors -> proposals -> detections: boxes by age
     p       = [P2..P6], the pyramid's maps         deltas  = (dx, dy, dw, dh), one box relative to another
     label   = POSITIVE 1, NEGATIVE 0 or IGNORE -1  logits  = scores before sigmoid or softmax
@@ -21,9 +21,10 @@ Where to look:
     the two stages               modeling/rcnn.py, then rpn.py and roi_heads/
     a neck, and how to add one   modeling/necks/, a file each; modeling/parts.py lists them; docs/extending.md has the steps
     matching, its memory limit   modeling/matching.py, MATRIX_LIMIT
-    crowd regions                read by data/coco.py, kept in Target.crowd, ignored by Matching (in_crowd)
-    the level rule (FPN eq. 1)   modeling/levels.py
-    exact resume                 training/loop.py (resume); rng.py and data/loader.py: a sample depends on (seed, epoch, index)
+    crowd regions                Target.crowd (data/coco.py); background candidates in them are ignored (in_crowd, matching.py)
+    the level rule (FPN eq. 1)   modeling/levels.py, fpn_level
+    exact resume                 training/loop.py (resume), step.py (load_state); rng.py, data/sampler.py, data/loader.py: samples
+                                 depend on (seed, epoch, index) alone; bit for bit on a CPU with as many processes as before
     files confined to a folder   coco_format.py, join_within
     keys of a configuration      modeling/parts.py, data/settings.py, recipe.py; renamed ones in renames.py
 """

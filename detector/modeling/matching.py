@@ -14,7 +14,7 @@ from detector.schema.ranges import Fraction, IoU
 from detector.schema.signatures import checked
 
 NEGATIVE, POSITIVE, IGNORE = 0, 1, -1
-MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, of which at most seven live at once
+MATRIX_LIMIT = 2**24  # entries of one IoU block: 64 MiB of float32, of which some six live at once
 CROWD_IOF = 0.5  # a candidate with this share of its area in a crowd region is no background, as in COCO's evaluation
 
 
@@ -45,7 +45,7 @@ class Matching:
         """Objects (G, 4), candidates (P, 4) -> label (P,), gt_index (P,), which means something only where POSITIVE.
 
         NEGATIVE candidates with half of their area in a `crowd` region (I, 4) become IGNORE. The IoU matrix is computed in
-        blocks of objects: at most half a gigabyte for any number of objects and 16 million candidates.
+        blocks of objects: at most half a gigabyte for any number of objects and up to a million candidates.
         """
         label, gt_index = self.assign(_IoUBlocks(gt_boxes, candidates), len(candidates), candidates.device)
         if crowd is not None and len(crowd):
