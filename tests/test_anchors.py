@@ -1,7 +1,5 @@
 """Anchors: their shapes in one cell, their places on the map, their order, and how often they are made."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import pickle

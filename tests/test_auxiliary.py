@@ -1,7 +1,5 @@
 """Consistent supervision: against loops over levels and regions, nothing of it at inference, and who may have it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

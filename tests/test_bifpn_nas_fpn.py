@@ -1,7 +1,5 @@
 """BiFPN and NAS-FPN: constants by hand, the published tables of nodes and cells as slow oracles, pooling and resizing."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -161,8 +159,6 @@ def test_maps_that_they_cannot_use_are_refused():
         with pytest.raises(ValueError, match=r"of strides \[8, 16, 32\]"):
             NASFPN(NARROW[-len(strides) :], strides, width=8)
 
-
-# --- NAS-FPN
 
 FORMS = ["authors", "mmdetection"]
 

@@ -1,7 +1,5 @@
 """Heads that turn a pooled region into a vector; adaptive feature pooling, with a first layer for every level."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,8 +68,6 @@ def test_no_regions(make):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
     assert all(torch.equal(head.state_dict()[k], v) for k, v in before.items())  # nothing is no statistic
 
-
-# --- adaptive feature pooling: every region from every level
 
 STRIDES = [4, 8, 16, 32, 64]
 ADAPTIVE = {

@@ -1,7 +1,5 @@
 """Box mathematics and suppression: truth by hand, invariants, slow oracles, empties, and the options of the RoI head."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -108,8 +106,6 @@ def test_empties():
     assert is_larger_than(NONE, 0).shape == (0,)
 
 
-# --- suppression
-
 A, B, C = [0.0, 0, 20, 20], [10.0, 0, 30, 20], [50.0, 30, 80, 50]  # A and B overlap by a third, C stands alone
 SETTINGS = dict(iou=0.3, min_score=0.01, limit=100)
 
@@ -175,9 +171,6 @@ def test_the_best_come_first_and_only_so_many():
         index, scores = suppress(boxes, torch.rand(90), torch.zeros(90), kind=kind, **rule)
         assert len(index) == len(scores) == 9 == len(set(index.tolist()))
         assert (scores.diff() <= 0).all()
-
-
-# --- as options of the head
 
 
 def detect(scores: list[list[float]], boxes: list[list[float]], **settings) -> Detections:

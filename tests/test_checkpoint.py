@@ -1,7 +1,5 @@
 """Checkpoints: what goes in comes out, what is hostile or damaged stays out, and no crash costs the older file."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import io
@@ -58,9 +56,6 @@ def refusal(path: Path) -> str:
     return str(error.value)
 
 
-# --- what goes in comes out
-
-
 def test_round_trip(tmp_path: Path):
     model = make_model(preprocess={"order": "bgr", "mean": [1.0, 2.0, 3.0]})
     state = {"step": 5, "best": -math.inf, "rng": torch.get_rng_state(), "cuda_rng": [], "none": None}
@@ -81,9 +76,6 @@ def test_weights_outlive_their_file_and_fill_another_model(tmp_path: Path):
     assert not equal(source.state_dict(), target.state_dict())
     load_weights(target, read["model"], tmp_path / "a.pth")
     assert equal(source.state_dict(), target.state_dict())
-
-
-# --- what stays out
 
 
 class Hostile:
@@ -163,9 +155,6 @@ def test_a_malformed_part_is_named(tmp_path: Path, key: str, value: object):
     assert f"{path}: damaged: {key} " in refusal(path)
 
 
-# --- no crash costs the older file
-
-
 def fails_after(count: int):
     """An `open` whose file is on a disk that has room for `count` bytes."""
 
@@ -190,9 +179,7 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
 @pytest.mark.parametrize("reason", [OSError("disk"), KeyboardInterrupt(), SystemExit(130)])
-def test_whatever_fails_leaves_the_old_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, reason: BaseException
-):
+def test_whatever_fails_leaves_the_old_file_alone(tmp_path, monkeypatch, failing, reason):
     path = save(tmp_path / "last.pth")
     before = path.read_bytes()
 
@@ -220,9 +207,6 @@ def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path: Path, monkeypatc
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path):
     with pytest.raises(CheckpointError, match="none"):
         save(tmp_path / "none" / "last.pth")
-
-
-# --- weights of another model
 
 
 def test_another_architecture_lists_the_keys_and_changes_nothing():

@@ -1,7 +1,5 @@
 """The command `detector`: its list, its version, one door for commands, scripts and the module, and how commands end."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import importlib
@@ -101,9 +99,6 @@ def test_a_reader_that_stops_is_no_error():
     assert found.stderr == "" and found.stdout.split("\n")[0] == "model" and found.stdout.split("\n")[1] in ("0", "141")
 
 
-# --- detector config
-
-
 def printed(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     assert main(["config", *arguments]) == 0
     return capsys.readouterr().out
@@ -159,9 +154,6 @@ def test_config_refuses_in_one_line(arguments: list[str], words: str, capsys: py
 
 def test_the_document_of_keys_is_current(capsys: pytest.CaptureFixture):
     assert (ROOT / "docs/keys.md").read_text() == printed(capsys, "--markdown"), "run `make keys`"
-
-
-# --- the exit status, and one line on stderr that names what is wrong
 
 
 class Diverged(ConfigError):
@@ -246,9 +238,7 @@ def test_nohup_keeps_a_command_alive():
 
 
 @pytest.mark.parametrize("arguments", [["voc", "n" * 300, "--output", "o.json"], ["voc", ".", "--output", "n" * 300]])
-def test_a_name_too_long_is_said(
-    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_a_name_too_long_is_said(tmp_path, arguments, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert script("convert_annotations").main(arguments) == 2
     message = capsys.readouterr().err

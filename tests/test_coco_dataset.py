@@ -1,7 +1,5 @@
 """The COCO data set: truths by hand, everything that can be wrong with a file, and what it weighs."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle
@@ -299,9 +297,6 @@ def test_real_images_and_pycocotools() -> None:
         xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in entries)]).reshape(-1, 4)
         torch.testing.assert_close(target.boxes, xyxy, atol=0.02, rtol=0)
         assert [dataset.category_ids[label] for label in target.labels] == [a["category_id"] for a in entries]
-
-
-# --- scripts/measure_loading.py on a small file of its own making
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")

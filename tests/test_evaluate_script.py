@@ -109,9 +109,7 @@ def test_numbers_survive_a_failed_write(faked: dict, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["metrics.json", "detections.json"])
 @pytest.mark.parametrize("content", ['{"mine": 1}', '[{"file_name": "a.png", "image_id": 1}]', "", None])
-def test_foreign_files_are_not_written_over(
-    faked: dict, tmp_path: Path, name: str, content: str | None, capsys
-) -> None:
+def test_foreign_files_are_not_written_over(faked, tmp_path, name, content, capsys):
     """Of other content, or, where there is none, a folder of that name."""
     (tmp_path / "best.pth").write_bytes(b"weights")
     assert command.main([str(tmp_path / "best.pth")]) == 0
@@ -124,9 +122,7 @@ def test_foreign_files_are_not_written_over(
     assert content is None or (tmp_path / name).read_text() == content
 
 
-def test_results_of_somebody_else_are_not_ours_because_they_look_alike(
-    faked: dict, files: list[str], tmp_path: Path
-) -> None:
+def test_results_of_somebody_else_are_not_ours_because_they_look_alike(faked, files, tmp_path):
     (tmp_path / "best.pth").write_bytes(b"weights")
     (tmp_path / "detections.json").write_text(json.dumps(FOUND))  # but there is no metrics.json beside it
     assert command.main([str(tmp_path / "best.pth")]) == 2

@@ -1,7 +1,5 @@
 """The architecture holds: a room imports only rooms on lower floors, from few packages, and no file is too long to read."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

@@ -1,7 +1,5 @@
 """FPN, the pyramids without one of its parts, and what is built on it: PANet's path, and Libra's balance."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -55,8 +53,6 @@ def test_a_dilated_c5_needs_no_upsampling():
     assert fpn.strides == [4, 8, 16, 16, 32]
     assert fpn(maps([(16, 16), (8, 8), (4, 4), (4, 4)]))[-1].shape == (2, 8, 2, 2)
 
-
-# --- pyramids without a part of FPN: by hand, and against an FPN whose part is set to zero
 
 NECKS = {"bottom_up": BottomUp, "top_down": TopDown, "finest": Finest, "hierarchy": Hierarchy}
 
@@ -115,9 +111,6 @@ def test_hierarchy_is_bottom_up_before_the_outputs():
     m = hierarchy(c)
     for p, output, x in zip(bottom_up(c), bottom_up.output, m):
         torch.testing.assert_close(p, output(x))
-
-
-# --- PANet's bottom-up path
 
 
 def identity_panet(*, output: float = 1.0, form: str = "mmdetection") -> PANet:
@@ -181,8 +174,6 @@ def test_what_has_no_path_is_refused():
     with pytest.raises(ValueError, match="form: authors"):
         PANet(NARROW, STRIDES, norm="group")
 
-
-# --- Libra's balanced feature pyramid
 
 each_refinement = pytest.mark.parametrize("refine", ["non_local", "conv"])
 

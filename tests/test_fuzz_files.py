@@ -138,9 +138,6 @@ def test_messages_keep_to_one_line_that_can_be_printed():
     assert str(ConfigError("a.\n\ud800\x1b[2Jé: no\u2028")) == r"a.\n\ud800\x1b[2Jé: no\u2028"
 
 
-# --- files of weights, through every door
-
-
 class Call:
     """Unpickled without care, it calls a function."""
 

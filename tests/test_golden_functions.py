@@ -1,7 +1,5 @@
 """Anchors, boxes, assigner, RoIAlign, suppression and losses give the recorded results of three references."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest
@@ -22,8 +20,6 @@ from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.stage import Regions
 from detector.modeling.rpn import RPN, AnchorSample
 from detector.structures import Batch, Proposals, Target
-
-# --- anchors
 
 
 @pytest.mark.parametrize("name", ["d2_two_levels_offset_0", "d2_two_levels_offset_0.5", "d2_15_anchors"])
@@ -233,9 +229,6 @@ def test_soft_nms(kind, iou, min_score, by_class, name):
     expected = record["soft"][name]
     assert [lowest[i] for i in index.tolist()] == [lowest[i] for i in expected["indices"]]
     assert_near(score, expected["scores"])
-
-
-# --- losses
 
 
 class GivenAnchors(RPN):

@@ -170,9 +170,6 @@ def test_a_detector_without_anchors_of_ours_has_no_recall(tmp_path: Path) -> Non
     assert status == 0 and "anchors: none of ours" in out and "recall" not in out
 
 
-# --- boxes that are all but equal, found without comparing every pair
-
-
 ROW = st.tuples(
     st.integers(1, 2), st.sampled_from([3, 7]), st.integers(0, 2), st.integers(0, 2), st.integers(19, 22), st.integers(19, 22)
 )  # fmt: skip

@@ -126,9 +126,7 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         assert str(path) in str(caught.value) and "replace the file or remove its entry" in str(caught.value)
 
 
-def test_the_pixel_limit_is_inclusive_names_its_key_and_raises_pillows_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pixel_limit_is_inclusive_names_its_key_and_raises_pillows_own(tmp_path, monkeypatch):
     grey(UPRIGHT).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", max_pixels=6).shape == (3, 2, 3)
     with pytest.raises(DataError, match=r"a\.png: too large \(3 x 2 pixels\); .* 5: raise data\.max_pixels"):
@@ -141,9 +139,6 @@ def test_the_pixel_limit_is_inclusive_names_its_key_and_raises_pillows_own(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # switched off by the user
     assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
     assert Image.MAX_IMAGE_PIXELS is None
-
-
-# --- broken, hostile and exotic images: pixels or one line, in bounded time and memory
 
 
 NOISE = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)

@@ -177,9 +177,7 @@ def test_it_names_a_corrupt_image_goes_on_and_ends_with_2(photos: Path, any_chec
     "arguments",
     [["missing", "--output", "out"], ["photos", "--output", "photos"], ["photos", "--output", "photos/notes.txt"]],
 )
-def test_wrong_paths_are_known_before_the_checkpoint_is_read(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str]
-):
+def test_wrong_paths_are_known_before_the_checkpoint_is_read(photos, monkeypatch, capsys, arguments):
     monkeypatch.setattr(detector, "load", lambda path, trust, **how: pytest.fail("loaded"), raising=False)
     assert main(["any.pth", *arguments]) == 2
     assert arguments[-1 if len(arguments[0]) < 7 else 0] in capsys.readouterr().err
@@ -191,9 +189,6 @@ def test_wrong_options_end_with_2(option: list[str]):
     output = ["--output", "out"] if option else []
     with pytest.raises(SystemExit, match="2"):
         main(["any.pth", "photos", *output, *option])
-
-
-# --- pictures: lines and labels that can be read, inside the picture, out of each other's way
 
 
 BLACK, WHITE = 0, 255

@@ -1,7 +1,5 @@
 """torchvision's checkpoints in and out: names, the order of classes, and what does not fit."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 
@@ -107,9 +105,6 @@ def test_what_does_not_fit_is_listed():
     ):
         with pytest.raises(CheckpointError, match=message):
             convert(change, V1)
-
-
-# --- detector convert-weights
 
 
 @pytest.fixture(scope="module", params=[V1, pytest.param(V2, marks=pytest.mark.slow)])

@@ -1,7 +1,5 @@
 """Names in any script, in fonts of the system; and crowds whose labels and lines leave the picture visible."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import struct

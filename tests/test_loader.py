@@ -1,7 +1,5 @@
 """The loaders: every image once, in an order and with a chance that depend on seed, epoch and index alone."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from itertools import chain

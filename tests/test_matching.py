@@ -1,7 +1,5 @@
 """Which candidate stands for which object (Faster R-CNN sec. 3.1.2), and which are drawn: by hand, by slow loops."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -41,9 +39,6 @@ def square(x: float, y: float, side: float = 10) -> list[float]:
     return [x, y, x + side, y + side]
 
 
-# --- rule (ii): thresholds
-
-
 def test_thresholds():
     label, gt_index = assign(matrix([0.9, 0.5, 0.1, 0.0], [0.1, 0.2, 0.75, 0.0]), **RPN)
     assert label.tolist() == [POSITIVE, IGNORE, POSITIVE, NEGATIVE]
@@ -53,9 +48,6 @@ def test_thresholds():
     for rule in (ROI, dict(pos_iou=0.5)):
         assert IGNORE not in assign(torch.rand(5, 200), **rule)[0]
     assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]  # of two equal objects the first
-
-
-# --- rule (i): every object has its best candidates
 
 
 def test_a_weak_object_has_its_best_candidates():
@@ -100,9 +92,6 @@ def test_candidates_that_are_far_away_or_huge_are_background():
     assert assign_boxes(torch.tensor([square(0, 0)]), candidates, **ROI)[0].tolist() == [NEGATIVE, NEGATIVE]
 
 
-# --- crowd regions
-
-
 def test_background_with_half_of_its_area_in_a_crowd_region_is_ignored():
     crowd = torch.tensor([[0.0, 0, 100, 100]])
     candidates = torch.tensor([square(20, 20), square(95, 20), square(96, 20), square(200, 20)])  # in, half, less, out
@@ -113,8 +102,6 @@ def test_background_with_half_of_its_area_in_a_crowd_region_is_ignored():
     point = torch.tensor([[5.0, 5, 5, 5]])
     assert assign_boxes(NONE, point, **RPN, crowd=torch.tensor([square(0, 0)]))[0].tolist() == [NEGATIVE]
 
-
-# --- a loop and blocks
 
 eighths = st.integers(0, 8).map(lambda i: i / 8)  # few values, exact in float32: many ties and hits of the thresholds
 rows = st.integers(0, 5).flatmap(lambda p: st.lists(st.lists(eighths, min_size=p, max_size=p), max_size=4))
@@ -203,9 +190,6 @@ print(peak() - before)
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert 64 < float(run.stdout) < 512  # MiB
-
-
-# --- random balanced sampling
 
 
 def labels(positive: int = 0, negative: int = 0, ignore: int = 0) -> torch.Tensor:

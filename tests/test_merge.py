@@ -1,7 +1,5 @@
 """`detector merge`: classes are joined by name, no id collides, nothing of the files is lost, and every change is counted."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -106,9 +104,7 @@ def test_the_classes_of_one_file_are_renamed_exchanged_joined_and_dropped(two: t
     assert {name for _, name, _ in objects(dropped)} == {"dog"} and len(dropped["images"]) == 2
 
 
-def test_an_image_in_two_files_is_refused_or_joined(
-    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_an_image_in_two_files_is_refused_or_joined(two, tmp_path, capsys):
     message = refusal(capsys, tmp_path, *two)
     assert f"{two[1]}: images, id 1: 'x.png' is in an earlier file, too; --join-images" in message
     document = json.loads(two[1].read_text())

@@ -1,7 +1,5 @@
 """ImageNet weights that are missing, in another form, or for other input: a training with them does not start."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 from pathlib import Path
@@ -49,8 +47,6 @@ def test_a_training_does_not_start(offline, tmp_path):
         run_training(parse_config(config, trust=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
-
-# --- weights for other input than the configuration gives
 
 State = dict[str, Tensor]
 EPS = 1e-5
@@ -142,9 +138,6 @@ def test_what_a_file_says_in_a_form_of_its_own_is_refused(tmp_path):
         torch.save({"state_dict": {}, "trained_with": said}, tmp_path / "r50.pth")
         with pytest.raises(CheckpointError, match="`trained_with` is malformed"):
             ResNet(50, weights=str(tmp_path / "r50.pth"))
-
-
-# --- weights in another form
 
 
 def refused(weights: Path) -> str:

@@ -1,7 +1,5 @@
 """Names that have a twin on disk or in a file: named with the difference, and corrected in a copy."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from pathlib import Path

@@ -4,8 +4,6 @@ A neck that is added to `NECKS` is tested here with its default options. The tab
 and the connections of the published necks. Detectors with them are trained in test_systems.py.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A pyramid of one level: the coarsest map alone, and a detector on C4 whose box head is the ResNet's last stage."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers.tiny import picture, target, tiny_model
@@ -61,8 +59,6 @@ def test_anchors_or_a_pool_of_more_levels_and_a_dilated_c5_in_a_pyramid_are_refu
         with pytest.raises(ConfigError, match=message):
             tiny_model(**sections)
 
-
-# --- the last stage as the box head
 
 IMAGES = [picture(64, 96, seed=1), picture(64, 96, seed=2)]
 TARGETS = [target((8, 8, 40, 50, 0)), target((50, 20, 90, 60, 2))]

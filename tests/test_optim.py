@@ -1,7 +1,5 @@
 """Learning rates and averages of weights by hand, what the optimisers hold, and which recipes are refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,6 @@ def rates(steps_per_epoch: int, **recipe: Any) -> list[float]:
     """The rate of every step of a training."""
     made = Recipe(**FLAT | recipe)
     return [learning_rate(made, step, steps_per_epoch) for step in range(made.epochs * steps_per_epoch)]
-
-
-# --- rates
 
 
 def test_rates_by_hand():
@@ -77,9 +72,6 @@ def test_sgd_is_scaled_to_the_batch_and_adamw_is_not(batch: int, rate: float):
     assert Recipe(lr=0.02, batch_size=batch).scaled_lr() == pytest.approx(rate)
     assert Recipe(lr=0.02, batch_size=batch, lr_batch=batch).scaled_lr() == pytest.approx(0.02)
     assert Recipe(lr=0.02, batch_size=batch, optimizer="adamw").scaled_lr() == 0.02
-
-
-# --- optimisers
 
 
 @pytest.fixture
@@ -154,9 +146,6 @@ def test_sgd_steps_as_by_hand():
         assert layer.weight.item() == pytest.approx(expected)
 
 
-# --- recipes that are refused
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -176,9 +165,6 @@ def test_a_wrong_number_is_named(wrong: dict[str, float]):
 
 def test_zero_is_a_number_like_others():
     Recipe(lr=0, momentum=0, weight_decay=0, norm_weight_decay=0, warmup_steps=0, warmup_factor=0, save_seconds=0)
-
-
-# --- the moving average of weights, by hand; and that it is what a training scores and keeps
 
 
 def filled(value: float) -> nn.Module:

@@ -1,7 +1,5 @@
 """Whatever pictures come as, the boxes are the same; many of them take the memory of a batch."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import io
@@ -270,9 +268,7 @@ def test_the_frames_of_a_video_are_a_stream(predictor: Predictor, tmp_path: Path
             predictor(tmp_path / name)
 
 
-def test_without_its_package_a_video_names_the_extra_and_infer_says_what_reads_it(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_its_package_a_video_names_the_extra_and_infer_says_what_reads_it(predictor, tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"pip install 'detector\[video\]'"):

@@ -1,7 +1,5 @@
 """Valid data that look like a mistake: boxes of another form or size, images that use a part of their bits, far anchors."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -56,9 +54,6 @@ def test_a_class_of_equal_boxes():
     boxes = np.where(labels[:, None] == 1, [[10, 20, 40, 70.5]], BOXES)
     (doubt,) = implausible_boxes(boxes, labels, SIZES, ["cat", "dog", "cow"])
     assert doubt == ("equal boxes", "all 20 boxes of 'dog' are [10, 20, 30, 50.5]")
-
-
-# --- bit depth
 
 
 def save(path: Path, values: list[int], **tags: int) -> Path:

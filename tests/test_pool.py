@@ -1,7 +1,5 @@
 """RoIAlign equals torchvision's; a region is read from the level of its size, FPN eq. (1), in its own image."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -53,9 +51,6 @@ def numbered_pyramid() -> list[torch.Tensor]:
     return [torch.full_like(x, k) for k, x in enumerate(pyramid(), start=2)]
 
 
-# --- RoIAlign
-
-
 @each_alignment
 def test_values_and_gradients_equal_torchvisions(aligned):
     corners = torch.rand(300, 2, 2) * torch.tensor([140.0, 100]) - 20
@@ -87,9 +82,6 @@ def test_outside_the_map_is_zero():
 def test_a_map_of_one_cell():
     x, args = torch.randn(1, 3, 1, 1), (torch.tensor([[0.0, 0, 0, 32, 32]]), 7, 1 / 32, 2, True)
     torch.testing.assert_close(roi_align(x, *args), theirs(x, *args))
-
-
-# --- the level of a region
 
 
 def roi(side: float, image: int = 0) -> list[float]:
@@ -145,9 +137,6 @@ def test_there_must_be_so_many_levels():
     for levels in (0, -1, 6):
         with pytest.raises(ValueError, match="levels: "):
             RoIPool(CHANNELS, STRIDES, levels=levels)
-
-
-# --- the level rule alone: k = floor(4 + log2(sqrt(w * h) / 224)), clamped to the levels that exist
 
 
 def level_of(width: float, height: float | None = None, **rule: float) -> int:

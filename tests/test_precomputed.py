@@ -1,7 +1,5 @@
 """Fast R-CNN: a detector on proposals that somebody else made, from the data set to the detections."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable
@@ -46,9 +44,6 @@ def fast_rcnn(like: GeneralizedRCNN | None = None, **sections) -> GeneralizedRCN
 
 
 GIVEN = [proposals((5, 5, 45, 52, 0.5), (40, 10, 96, 64, 2.0), (0, 0, 20, 20, -1.0)), proposals((0, 20, 60, 90, 1.0))]
-
-
-# --- the model
 
 
 def test_the_best_are_kept_best_first_and_equals_in_their_order():
@@ -130,9 +125,6 @@ def test_an_image_without_proposals_is_an_error():
         model.eval()(IMAGES, proposals=GIVEN[:1])
 
 
-# --- on their way through the data
-
-
 CHANGES: dict[str, list[Callable]] = {
     "resize": [Resize([20, 40], 90)],
     "flips": [HorizontalFlip(1.0), VerticalFlip(1.0)],
@@ -161,9 +153,6 @@ def test_proposals_travel_as_the_boxes_do(transforms):
     assert dropped > 0 or "window" not in str(transforms)
 
 
-# --- the configuration
-
-
 DATA = {
     "root": "data",
     "train": {"images": "i", "annotations": "a.json", "proposals": "p.pth"},
@@ -187,9 +176,6 @@ def test_what_does_not_go_together_is_named():
         with pytest.raises(ConfigError, match=message):
             parse_config(changed(**sections), trust=True)
     parse_config(changed(data={"test": {"images": "i", "annotations": "c.json"}}), trust=True)  # may do without
-
-
-# --- from a file to a score
 
 
 @pytest.fixture(scope="module")

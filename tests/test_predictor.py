@@ -1,7 +1,5 @@
 """The predictor: whatever a picture comes as, boxes in its own pixels; and a checkpoint that describes itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +100,7 @@ def test_no_box_leaves_the_picture_by_rounding():
     ("size", "expected"),
     [((64, 96), (64, 96)), ((480, 640), (64, 85)), ((100, 300), (32, 96)), ((300, 100), (96, 32)), ((7, 7), (64, 64))],
 )
-def test_the_largest_short_side_is_taken_and_the_long_side_is_bounded(
-    predictor: Predictor, size: tuple[int, int], expected: tuple[int, int]
-):
+def test_the_largest_short_side_is_taken_and_the_long_side_is_bounded(predictor, size, expected):
     assert predictor.prepare(picture(*size)).shape == (3, *expected)
     assert predictor.resize.sides == [64]  # also where boxes come along, as for the loss on val
 

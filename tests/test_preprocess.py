@@ -1,7 +1,5 @@
 """From uint8 images to a batch: colour order, normalisation, padding."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers.tiny import picture

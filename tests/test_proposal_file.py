@@ -1,7 +1,5 @@
 """The file of proposals: what `detector evaluate --proposals` writes, and which contents are refused."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from pathlib import Path
@@ -46,9 +44,6 @@ def check(file: ProposalFile, ids: list[int], names: list[str], sizes: list[tupl
     file.check(np.array(ids), names, np.array(sizes), Path("a.json"))
 
 
-# --- what is in it
-
-
 def test_it_is_a_few_flat_tensors():
     found = content()
     assert found.pop("format") == FORMAT and all(isinstance(value, Tensor) for value in found.values())
@@ -88,9 +83,6 @@ def test_no_images_are_a_file_too(tmp_path: Path):
 def test_a_worker_opens_it_again_and_copies_nothing(file: ProposalFile):
     sent = pickle.dumps(file)
     assert len(sent) < 300 and torch.equal(pickle.loads(sent)[7].boxes, file[7].boxes)
-
-
-# --- what is not believed
 
 
 def test_the_proposals_of_other_images_are_named(file: ProposalFile):
@@ -155,9 +147,6 @@ def test_no_code_is_run(tmp_path: Path):
         ProposalFile(tmp_path / "list.pth")
     with pytest.raises(DataError, match=r"none\.pth: no such file of proposals"):
         ProposalFile(tmp_path / "none.pth")
-
-
-# --- detector evaluate CKPT --proposals FILE
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """AR of proposals: truth by hand, and COCOeval without categories as the oracle."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """The whole detector: its public surface, one image or many, nothing to learn or to find, and bad input."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -49,9 +47,6 @@ def model():
 
 def assert_nothing(found: Detections) -> None:
     assert found.boxes.shape == (0, 4) and found.scores.shape == found.labels.shape == (0,)
-
-
-# --- detection
 
 
 @torch.no_grad()
@@ -113,9 +108,6 @@ def test_mixed_precision_detects_in_float32(model):
         (found,) = model(IMAGES[:1])
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     assert len(found) > 0 and found.boxes.isfinite().all()
-
-
-# --- losses
 
 
 @each_model
@@ -186,9 +178,6 @@ def test_a_crowd_region_leaves_the_training_of_both_stages():
         assert with_crowd[name] != plain[name]
 
 
-# --- what is not a number
-
-
 @torch.no_grad()
 def test_weights_that_are_not_numbers_detect_nothing_and_do_not_crash(model):
     parts = ["pyramid.backbone.conv1", "pyramid.neck.lateral.3.conv", "rpn.objectness", "rpn.deltas"]
@@ -214,9 +203,6 @@ def test_training_on_weights_that_are_not_numbers_says_so_in_the_losses():
     with torch.no_grad():
         model.pyramid.neck.output[0].conv.weight.fill_(math.nan)
     assert not sum(model(IMAGES, TARGETS).values()).isfinite()
-
-
-# --- bad input
 
 
 def test_a_target_that_cannot_be_learnt_is_refused(model):

@@ -1,7 +1,5 @@
 """Remedies that messages name: every key and option exists, and the command that printed a remedy accepts it."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io
@@ -65,9 +63,6 @@ def test_every_option_that_a_text_names_exists():
     known = set().union(*map(options_of, commands)) | OPTIONS_OF_OTHERS | {"--version"}
     named = {(path.name, option) for path, text in texts() for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
     assert len(named) > 50 and {(name, option) for name, option in named if option not in known} == set()
-
-
-# --- messages whose remedy is tried on the command that printed it
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """ResNet and ResNeXt: sizes, strides, freezing, and torchvision's weights and function."""
 
-from __future__ import annotations
-
 import logging
 import zipfile
 
@@ -46,9 +44,6 @@ def assert_same_maps(found: list[torch.Tensor], expected: list[torch.Tensor]) ->
         assert (a - b).abs().max() <= 1e-4 * b.std()
 
 
-# --- size
-
-
 RESNEXTS = {"resnext50_32x4d": (50, 32, 4), "resnext101_32x8d": (101, 32, 8), "resnext101_64x4d": (101, 64, 4)}
 
 
@@ -91,9 +86,6 @@ def test_another_width_is_that_of_every_stage():
     assert on_meta(50, width=16).channels == [64, 128, 256, 512]
 
 
-# --- where the stride sits, and dilation
-
-
 def test_the_stride_sits_in_the_convolution_that_is_named():
     for name, conv1, conv2 in (("3x3", 1, 2), ("1x1", 2, 1)):
         block = on_meta(50, stride_in=name).layer2[0]
@@ -106,9 +98,6 @@ def test_dilated_c5_dilates_every_3x3_of_layer4():
     net = on_meta(50, dilated_c5=True)
     assert all(block.conv2.dilation == block.conv2.padding == (2, 2) for block in net.layer4)
     assert all(block.conv2.dilation == (1, 1) for block in net.layer3)
-
-
-# --- freezing
 
 
 def test_frozen_stages():
@@ -158,9 +147,6 @@ def test_every_parameter_of_an_unfrozen_network_learns(norm):
     net = ResNet(18, norm=norm, frozen_stages=0)
     sum(c.square().mean() for c in net(torch.rand(2, 3, 64, 64))).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
-
-
-# --- torchvision's weights
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +209,6 @@ def test_folding_keeps_the_function_and_leaves_group_norms_alone(weights):
             expected = net(x)
             assert_same_maps(fold_norms(net)(x), expected)
         assert not any(isinstance(m, FrozenBatchNorm) for m in net.modules())
-
-
-# --- files that cannot be loaded
 
 
 def refused(weights: object, **settings: object) -> str:

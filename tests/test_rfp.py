@@ -1,7 +1,5 @@
 """DetectoRS' recursive feature pyramid: the feedback, where it joins, and the fusion of old and new levels."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """The region proposal network: row order, selection against a slow oracle, losses against a loop, NaN, empties."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -47,9 +45,6 @@ def constant_maps(rpn: RPN, logit: float) -> list[torch.Tensor]:
     return p
 
 
-# --- the order of rows
-
-
 def test_flattening_agrees_with_the_order_of_the_anchors():
     """The number in channel a * K + k of cell (y, x) is found in row (y * W + x) * A + a, column k."""
     n, a_count, k_count, h, w = 2, 3, 4, 2, 5
@@ -73,9 +68,6 @@ def test_the_highest_logit_brings_the_anchor_of_its_cell_and_channel_and_its_del
     p[0][0, 3 + 4 * 1 : 3 + 4 * 2, 3, 7] = torch.tensor([1.0, -0.5, math.log(2), 0])
     (proposals,) = rpn.propose(p, batch_of((64, 96)))
     assert proposals.boxes[0].tolist() == pytest.approx([56, 20, 64, 24])  # centre (56 + 4, 24 - 2), 8 x 4
-
-
-# --- selection
 
 
 def slow_nms(boxes: torch.Tensor, limit: float) -> list[int]:
@@ -136,9 +128,6 @@ def test_an_image_does_not_see_its_neighbour():
     for i, size in enumerate((SIZE, (64, 96))):
         (alone,) = rpn.propose([x[i : i + 1] for x in p], batch_of(size))
         assert torch.equal(alone.boxes, together[i].boxes) and torch.equal(alone.scores, together[i].scores)
-
-
-# --- ties
 
 
 def propose_from(rpn: RPN, logits: list[torch.Tensor], boxes: list[torch.Tensor]) -> Proposals:
@@ -208,9 +197,6 @@ def test_ties_fall_as_in_mmdetection():
     assert len(propose_from(rpn, [torch.full((3,), -torch.inf)], [boxes[0][:3]])) == 0
 
 
-# --- what is not a number
-
-
 def test_maps_without_a_number_give_no_proposals():
     rpn = bare_rpn()
     for value in (math.nan, math.inf, -math.inf):
@@ -235,9 +221,6 @@ def test_bad_numbers_do_not_take_the_place_of_good_ones():
     p = constant_maps(rpn, 1.0)
     p[0][0, 0, :, :6] = math.nan
     assert len(rpn.propose(p, batch_of((64, 96)))[0].boxes) == 3
-
-
-# --- losses
 
 
 def slow_losses(rpn: RPN, p, target: Target, beta: float) -> tuple[float, float]:

@@ -1,7 +1,5 @@
 """An RPN without a second stage: what it learns, reports, and how it is scored."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io
@@ -33,9 +31,6 @@ def rpn_alone(**sections) -> GeneralizedRCNN:
     with torch.no_grad():
         model.rpn.deltas.weight.normal_(std=0.05)
     return model
-
-
-# --- the model
 
 
 @torch.no_grad()
@@ -73,9 +68,6 @@ def test_a_type_alone_replaces_a_section_that_names_none():
         assert isinstance(built({"model": {"num_classes": 2, "roi_head": section}}).roi_head, ProposalsOnly)
 
 
-# --- as one class
-
-
 def test_the_score_as_one_class_is_that_of_cocos_evaluation_without_categories(tmp_path: Path):
     generator = torch.Generator().manual_seed(0)
     annotations, results = [], []
@@ -105,9 +97,6 @@ def test_the_score_as_one_class_is_that_of_cocos_evaluation_without_categories(t
     assert found["per_class"] == {"object": {"AP": found["bbox"]["AP"], "AP50": found["bbox"]["AP50"]}}
     some = evaluate_results(tmp_path / "a.json", results, category_ids=[4, 5], as_one_class=True)
     assert some["bbox"]["AR100"] < 1 and some["bbox"]["AP"] < found["bbox"]["AP"]  # what is of class 6 counts as wrong
-
-
-# --- a whole training
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """DetectoRS' convolutions: the plain one at the start, by hand, against slow loops, and in whole networks."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -32,9 +30,6 @@ def scrambled(module: nn.Module, std: float = 0.3) -> nn.Module:
     return module
 
 
-# --- weight standardisation
-
-
 def test_a_filter_is_standardised_by_hand():
     conv = AWSConv(4, 1, 1, bias=False)
     with torch.no_grad():
@@ -63,9 +58,6 @@ def test_standardised_filters_are_those_of_a_plain_convolution_for_inference():
     plain = conv.plain()
     assert type(plain) is nn.Conv2d
     torch.testing.assert_close(plain(x), conv(x))
-
-
-# --- switchable atrous convolution
 
 
 @pytest.mark.parametrize("deformable", [False, True])
@@ -205,9 +197,6 @@ def test_bfloat16_and_the_memory_format_change_little(deformable):
     assert low.dtype is torch.bfloat16
     for y in (mixed, low):
         assert (y.float() - expected).abs().max() < 0.05 * expected.std()
-
-
-# --- in a network
 
 
 @pytest.mark.parametrize("kind", KINDS)

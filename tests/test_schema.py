@@ -1,7 +1,5 @@
 """Options: their ranges, what a value becomes, and the files of configs/, which all load and together show every option."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math
@@ -71,9 +69,6 @@ def test_a_constructor_names_the_option_in_pythons_terms():
         with pytest.raises(ValueError, match=message) as error:
             make()
         assert not isinstance(error.value, ConfigError)
-
-
-# --- every option
 
 
 def unranged(hint: Any) -> list[Any]:
@@ -148,9 +143,6 @@ def test_no_annotation_of_a_loaded_configuration_lies():
             assert [x for name, value in arguments.items() for x in lies(value, hints[name], f"{key}.{name}")] == [], (
                 path
             )
-
-
-# --- the files of configs/
 
 
 FILES = sorted(shipped_configs().rglob("*.yaml"))

@@ -1,7 +1,5 @@
 """A score says what it is of: results find their images, and what no detector can reach is said before the numbers."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -34,8 +32,6 @@ def write(path: Path, objects: list[tuple[int, int, list[float]]], names: tuple[
 def result(image_id: int, box: list[float], **more: Any) -> dict[str, Any]:
     return {"image_id": image_id, "category_id": 1, "bbox": box, "score": 0.9} | more
 
-
-# --- which image a result is of
 
 LEFT, RIGHT = [0.0, 0, 20, 20], [60.0, 0, 20, 20]
 
@@ -110,9 +106,6 @@ def test_inference_numbers_images_as_conversion_does_or_as_a_file_says(tmp_path:
         find_images(folder, output, write(tmp_path / "b.json", [], ("b.png",)))
 
 
-# --- what no detector can reach
-
-
 def test_objects_beyond_the_limit_of_detections(tmp_path: Path):
     """150 exact results: COCO counts 100 of them, which reach 67 of its 101 points of recall; 120 reach 81."""
     boxes = [[0.5 * i, 0.0, 0.4, 30] for i in range(150)]
@@ -153,9 +146,6 @@ def test_objects_out_of_their_image_and_without_area(tmp_path: Path):
 def test_limits_must_rise():
     with pytest.raises(ValueError, match=r"max_detections: expected three rising numbers, got \[1, 1000, 100\]"):
         Scoring(max_detections=(1, 1000, 100))
-
-
-# --- the commands
 
 
 def test_a_val_split_without_objects_is_named_before_the_first_step(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,7 +1,5 @@
 """`detector evaluate` and `detector infer` on several processes: the files of one, to the last bit, and one message."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """What processes share, results in order and errors that all meet alike, and what one of them knows of itself."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -54,9 +52,6 @@ def test_alone_nothing_is_a_case(monkeypatch: pytest.MonkeyPatch):
         assert distributed.all_reduce_mean(x) is x and distributed.all_reduce_max(2, 5) == [2, 5]
         assert [distributed.global_normalizer(count) for count in (0, 7)] == [1, 7]
         assert list(distributed.map_sharded([1, 2, 3], lambda items: [10 * i for i in items])) == [10, 20, 30]
-
-
-# --- several processes
 
 
 LONG = 5 * ROUND + 1  # more than one round of three processes

@@ -1,7 +1,5 @@
 """Soft RoI selection: against slow loops, one level chosen by hand, empties, and a gradient everywhere."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

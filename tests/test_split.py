@@ -1,7 +1,5 @@
 """`detector split`: each class reaches its share, groups stay together, nothing of the file is lost, nothing is written over."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter

@@ -5,8 +5,6 @@ channels-last, measured here. Nothing keeps random weights from near-ties: a dec
 turns costs a box or two.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """`detector train` from beginning to end: what it writes, and that it learns."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import logging
@@ -50,9 +48,6 @@ def weights(folder: Path, name: str = "last.pth") -> dict[str, Tensor]:
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert [key for key in a | b if not torch.equal(a[key], b[key])] == []
-
-
-# --- what is written
 
 
 def test_the_folder_holds_six_files_with_the_effective_configuration(whole: Path, config: Path):
@@ -121,9 +116,6 @@ def test_the_log_of_one_training_stays_out_of_the_next(tmp_path: Path, config: P
     assert logging.getLogger("detector").handlers == []
 
 
-# --- when it is written
-
-
 def test_last_is_there_after_the_first_step(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
     def saved_steps(run: str, *options: str) -> list[int | None]:
         seen: list[int | None] = []
@@ -174,9 +166,6 @@ def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.Mo
     assert math.isnan(memory_mib(torch.device("cpu")))
 
 
-# --- what does not matter
-
-
 def test_workers_and_scoring_do_not_move_the_training(tmp_path: Path, config: Path, whole: Path):
     assert train(config, tmp_path / "run", ["data.workers=1", "train.evaluate_every=2"]) == 0
     assert_equal(weights(tmp_path / "run"), weights(whole))
@@ -185,9 +174,6 @@ def test_workers_and_scoring_do_not_move_the_training(tmp_path: Path, config: Pa
 def test_the_seed_does(tmp_path: Path, config: Path, whole: Path):
     assert train(config, tmp_path / "run", ["train.seed=1", "train.epochs=1"]) == 0
     assert rows(tmp_path / "run")[0]["loss"] != rows(whole)[0]["loss"]
-
-
-# --- kinds of training
 
 
 def test_a_subset_of_the_classes_trains_without_clipping(tmp_path: Path, config: Path):
@@ -244,9 +230,7 @@ def test_a_forward_pass_is_seven_calls_below_the_command(tmp_path: Path, config:
     assert stacks[0] == ["main", "run_training", "run", "_train_epoch", "__call__", "_backward", "forward"]
 
 
-def test_a_time_limit_after_the_last_step_does_not_keep_a_training_from_its_score(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_time_limit_after_the_last_step_does_not_keep_a_training_from_its_score(tmp_path, config, monkeypatch):
     """The clock runs out in the last step."""
     real = TrainStep.__call__
 
@@ -272,9 +256,7 @@ def test_last_is_not_written_more_often_than_it_costs(tmp_path: Path, config: Pa
     assert Trainer._save_interval(trainer) == 1
 
 
-def test_automatic_precision_is_bfloat16_only_where_there_are_instructions_for_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+def test_automatic_precision_is_bfloat16_only_where_there_are_instructions_for_it(monkeypatch, caplog):
     cpu = torch.device("cpu")
     for known in (True, False):
         monkeypatch.setattr("detector.device.has_bfloat16", lambda device, known=known: known)

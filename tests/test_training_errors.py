@@ -1,7 +1,5 @@
 """What is wrong with the input is one message that names it, status 2, and nothing of the user's is changed."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -49,9 +47,6 @@ def refusal(config: Path, run: Path, capsys: pytest.CaptureFixture) -> Callable[
     return refusal
 
 
-# --- the output folder
-
-
 @pytest.mark.parametrize("name", ["last.pth", "best.pth", "config.yaml", "metrics.csv"])
 def test_what_the_folder_holds_is_left_alone(refusal: Callable, run: Path, name: str):
     run.mkdir()
@@ -92,9 +87,6 @@ def test_a_training_that_failed_before_its_first_step_can_be_started_again(confi
     assert train(config, run) == 2 and not (run / "last.pth").exists()
     shutil.copytree(data / "away", data / "images", dirs_exist_ok=True)
     assert train(config, run, ["train.epochs=1"]) == 0
-
-
-# --- checkpoints
 
 
 def test_a_mistyped_folder_to_resume_is_answered_with_what_there_is(refusal: Callable, run: Path):
@@ -164,9 +156,7 @@ def test_two_trainings_at_once_in_one_folder(refusal: Callable, config: Path, ru
         holder.stdout.close()
 
 
-def test_a_training_that_ended_while_this_one_began_is_noticed(
-    config: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_a_training_that_ended_while_this_one_began_is_noticed(config, run, monkeypatch, capsys):
     def build(*arguments: object, **options: object) -> object:
         run.mkdir()
         (run / "last.pth").write_bytes(b"of the other training")
@@ -176,9 +166,6 @@ def test_a_training_that_ended_while_this_one_began_is_noticed(
     assert train(config, run) == 2
     assert "another training writes into this folder" in capsys.readouterr().err
     assert (run / "last.pth").read_bytes() == b"of the other training" and not (run / "config.yaml").exists()
-
-
-# --- configuration
 
 
 @pytest.mark.parametrize(
@@ -198,9 +185,6 @@ def test_a_training_that_ended_while_this_one_began_is_noticed(
 def test_a_wrong_key_is_named(refusal: Callable, data: Path, run: Path, override: str, message: str):
     assert message.replace("{data}", str(data)) in refusal(override.replace("{data}", str(data)))
     assert not run.exists()
-
-
-# --- annotations
 
 
 def test_splits_must_have_the_same_classes(refusal: Callable, data: Path, run: Path):
@@ -224,9 +208,6 @@ def test_a_wrong_annotation_is_named(refusal: Callable, data: Path, run: Path, s
     content["annotations"][1]["image_id"] = 99
     write_json(data / f"{split}.json", content)
     assert f"{data / f'{split}.json'}: annotations[1], id 2: `image_id` is 99" in refusal() and not run.exists()
-
-
-# --- what shows itself only on the way
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Training under torchrun, by gloo: as one process would; and what happens when one of several stops."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket
@@ -111,8 +109,6 @@ def test_synchronised_norms_train(tmp_path: Path, data: Path):
     done = run_processes(SCRIPT, config, "--output", tmp_path / "run", "train.epochs=1")
     assert done.returncode == 0, done.stderr
 
-
-# --- accidents, of the process of this rank before the step of this number
 
 ACCIDENT = """
 import os, signal, sys

@@ -1,7 +1,5 @@
 """Configurations, checkpoints and trainings of version 0.1 keep working: see fixtures/v0_1_0/README.md."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

@@ -1,7 +1,5 @@
 """Files of other frameworks are read in every form they come in, and nothing in them is run."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os
