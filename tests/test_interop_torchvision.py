@@ -71,7 +71,7 @@ def test_there_and_back_is_the_identity(version):
     assert all(again[key].equal(tensor) for key, tensor in ours.items())
 
 
-def test_classes_move_the_background_to_the_end_and_coco80_drops_the_ten_unused_columns():
+def test_classes_and_names_of_2019_find_their_place_and_what_does_not_fit_is_listed():
     ours = convert(their_state(V1), V1)
     assert ours["roi_head.stage.class_score.bias"].tolist() == [*range(1, 91), 0]
     assert ours["roi_head.stage.box_delta.bias"].tolist() == [*range(4, 364)]
@@ -79,10 +79,7 @@ def test_classes_move_the_background_to_the_end_and_coco80_drops_the_ten_unused_
     ours = convert(their_state(V1), V1, classes=80)
     assert ours["roi_head.stage.class_score.bias"].tolist() == [*COCO_80, 0]
     assert ours["roi_head.stage.box_delta.bias"][::4].tolist() == [4 * column for column in COCO_80]
-
-
-def test_names_of_2019_are_understood():
-    """The published v1 file has no second and third number in its FPN and RPN keys."""
+    # The published v1 file has no second and third number in its FPN and RPN keys.
     old = {}
     for key, tensor in their_state(V1).items():
         key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
@@ -91,9 +88,6 @@ def test_names_of_2019_are_understood():
     assert "backbone.fpn.inner_blocks.0.weight" in old and "rpn.head.conv.weight" in old
     assert convert(old, V1).keys() == convert(their_state(V1), V1).keys()
     assert fitting("torchvision", old)[0].path.stem == f"{V1}_coco_v1"
-
-
-def test_what_does_not_fit_is_listed():
     bias, deltas = "rpn.head.cls_logits.bias", "roi_heads.box_predictor.bbox_pred.bias"
     state = their_state(V1)
     for change, message in (
