@@ -260,11 +260,3 @@ def test_numbers_out_of_range_are_refused_by_name(name):
             for number in (allowed.low - 1, allowed.high + 1):
                 with pytest.raises(ValueError, match=f"{option}: expected .*got {number}"):
                     NECKS[name](NARROW, STRIDES, **{option: int(number)})
-
-
-def test_widths_and_repeats_begin_at_1():
-    """The ranges of 0.1."""
-    found = {(name, option): ranges(parameter.annotation) for name, kind in NECKS.items()
-             for option, parameter in parameters_of(kind).items()}  # fmt: skip
-    assert all(found[name, "width"] == [Range(1, 10**5)] for name in CONNECTIONS if name != "single")
-    assert found["bifpn", "repeats"] == found["nas_fpn", "stacks"] == [Range(1, 100)]
