@@ -220,7 +220,7 @@ def test_time_that_is_up_saves_and_leaves(tmp_path: Path, config: Path, whole: P
     assert_same_training(run, whole)
 
 
-def test_patience_ends_the_training(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
+def test_patience_ends_the_training_and_best_is_kept_from_the_first_best_epoch(tmp_path, config, monkeypatch):
     """After two scores that are not better, and again at once on resume."""
     scores = iter([0.2, 0.6, 0.6, 0.4, 0.9])
 
@@ -232,4 +232,4 @@ def test_patience_ends_the_training(tmp_path: Path, config: Path, monkeypatch: p
         assert train(config, tmp_path / "run", ["train.epochs=9", "train.patience=2", *resume]) == 0
         assert place(tmp_path / "run") == (4 * STEPS, 4)
     assert "no better score in the last 2 evaluations: the training ends" in (tmp_path / "run/train.log").read_text()
-    assert read_checkpoint(tmp_path / "run/best.pth")["training"]["best"] == 0.6
+    assert read_checkpoint(tmp_path / "run/best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}
