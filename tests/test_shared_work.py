@@ -32,12 +32,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return chosen
 
 
-def test_a_process_has_a_gpu_to_itself(launched: list[int]):
+def test_a_process_has_a_gpu_to_itself_and_more_processes_than_gpus_are_an_error(launched, monkeypatch):
     assert own_device(GPU) == torch.device("cuda", 1) and launched == [1]
     assert own_device(torch.device("cpu")) == torch.device("cpu") and launched == [1]
-
-
-def test_more_processes_than_gpus_is_an_error(launched: list[int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(DetectorError, match=r"process 3 of this machine has no GPU .* --nproc-per-node 2, or choose"):
         own_device(GPU)
