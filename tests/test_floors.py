@@ -72,24 +72,15 @@ def modules() -> Iterator[tuple[Path, str]]:
             yield path, room(module_name(path))
 
 
-def test_every_room_has_a_floor():
+def test_rooms_import_only_rooms_on_lower_floors_and_files_go_in_no_circle():
     assert {own for _, own in modules()} == set(FLOOR_OF)
     assert sum(map(len, FLOORS)) == len(FLOOR_OF), "a room is on two floors"
-
-
-def test_a_room_imports_only_rooms_on_lower_floors():
     for path, own in modules():
         for other in {room(name) for name in ours(path)} - {own}:
             assert FLOOR_OF[other] < FLOOR_OF[own], f"{path}: {own} imports {other}, which is not on a lower floor"
-
-
-def test_the_legend_and_the_rooms_own_files_import_nothing():
     for path in FILES:
         if path.name == "__init__.py":
             assert not ours(path), path
-
-
-def test_no_imports_go_in_a_circle_among_files():
     graph = {module_name(path): ours(path) for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)  # raises CycleError
 

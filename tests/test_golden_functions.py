@@ -132,15 +132,11 @@ def of_mmdetection(record: dict) -> list[int]:
 
 
 @pytest.mark.parametrize("name", MATCHING)
-def test_roi_assigner(name):
+def test_roi_and_rpn_assigners(name):
     record, iou = assigner_record(name)
     found = verdict(iou, **ROI_RULE)
     assert found == of_detectron2(record["d2_roi"]) == record["tv_roi"]["match"] == of_mmdetection(record["mm_roi_0.5"])
-
-
-@pytest.mark.parametrize("name", MATCHING)
-def test_rpn_assigner(name):
-    """A forced candidate keeps its own best object in Detectron2 and torchvision, not in mmdetection."""
+    # A forced candidate keeps its own best object in Detectron2 and torchvision, not in mmdetection.
     record, iou = assigner_record(name)
     promoter = dict(RPN_RULE, low_quality="force_gt")
     assert verdict(iou, **promoter, min_pos_iou=0.3) == of_mmdetection(record["mm_rpn"])

@@ -97,14 +97,10 @@ with distributed.processes(torch.device("cpu")):
 
 
 @pytest.mark.slow
-def test_a_synchronised_norm_is_the_norm_of_the_whole_batch(tmp_path: Path):
+def test_a_synchronised_norm_trains_and_is_the_norm_of_the_whole_batch(tmp_path: Path, data: Path):
     (tmp_path / "norm.py").write_text(NORM)
     done = run_processes(tmp_path / "norm.py")
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_synchronised_norms_train(tmp_path: Path, data: Path):
     config = write_exhaustive(tmp_path / "tiny.yaml", data, "sync")
     done = run_processes(SCRIPT, config, "--output", tmp_path / "run", "train.epochs=1")
     assert done.returncode == 0, done.stderr
