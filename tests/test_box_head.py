@@ -54,7 +54,6 @@ each_head = pytest.mark.parametrize("make", ADAPTIVE.values(), ids=ADAPTIVE)
 
 
 def views(regions: int = 5) -> list[torch.Tensor]:
-    """Four levels' maps of some regions."""
     return [torch.randn(regions, 6, 3, 3, requires_grad=True) for _ in range(4)]
 
 

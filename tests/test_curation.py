@@ -49,7 +49,6 @@ def written(folder: Path, document: dict[str, Any]) -> Path:
 
 
 def split(path: Path, output: Path, *options: object) -> dict[str, dict[str, Any]]:
-    """The documents that the command writes."""
     assert main(["split", str(path), "--output", str(output), *map(str, options)]) == 0
     return {file.stem: json.loads(file.read_text()) for file in sorted(output.iterdir())}
 
@@ -248,7 +247,6 @@ def put(path: Path, document: dict[str, Any]) -> Path:
 
 
 def merge(tmp_path: Path, *arguments: object) -> dict[str, Any]:
-    """The merged document."""
     output = tmp_path / f"out{len(list(tmp_path.glob('out*')))}.json"
     assert main(["merge", *map(str, arguments), "--output", str(output)]) == 0
     return json.loads(output.read_text())

@@ -246,7 +246,6 @@ BOXES = Proposals(torch.tensor([[1.0, 2, 3, 4], [0, 0, 9, 9]]), torch.tensor([2.
 
 
 def make(path: Path, kind: str) -> None:
-    """A good file of this kind."""
     if kind == "checkpoint":
         save(path)
     elif kind == "proposals":

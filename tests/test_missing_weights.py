@@ -76,7 +76,6 @@ def caffe2(classifier: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(caffe2: Path) -> Path:
-    """What the command makes of it."""
     output = caffe2.with_suffix(".pth")
     assert script("convert_weights").main([str(caffe2), "--from", "auto", "--output", str(output)]) == 0
     return output

@@ -37,7 +37,6 @@ SIZES = [EVEN, ODD, LARGE, ONE_PIXEL, [(7, 5), (4, 3), (2, 2), (1, 1)], [(9, 3),
 
 
 def grid(**choices: tuple) -> list[dict[str, Any]]:
-    """All combinations of some options."""
     return [dict(zip(choices, values)) for values in product(*choices.values())]
 
 
@@ -101,7 +100,6 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
     def make(self) -> nn.Module:
-        """A narrow one."""
         small = {"width": 8} if "width" in parameters_of(NECKS[self.name]) else {}
         return NECKS[self.name](NARROW, STRIDES, **small | self.options)
 

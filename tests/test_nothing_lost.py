@@ -22,7 +22,6 @@ OFTEN = "train.save_seconds=0"  # after every step
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The folder of a training that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
     assert train(write_config(folder / "tiny.yaml", data), folder / "run", [OFTEN]) == 0
     return folder / "run"
@@ -123,7 +122,6 @@ def test_a_lost_table_gets_its_evaluations_back(tmp_path: Path, config: Path, wh
 
 
 def test_a_score_that_was_written_but_not_saved_is_not_in_the_table_twice(tmp_path, config, whole, monkeypatch):
-    """Killed between the two."""
     save = Trainer._save
 
     def fall(self: Trainer, name: str, **options: Any) -> bool:

@@ -21,7 +21,6 @@ FLAT = dict(lr=1.0, lr_batch=1, batch_size=1, warmup_steps=0, milestones=[])
 
 
 def rates(steps_per_epoch: int, **recipe: Any) -> list[float]:
-    """The rate of every step of a training."""
     made = Recipe(**FLAT | recipe)
     return [learning_rate(made, step, steps_per_epoch) for step in range(made.epochs * steps_per_epoch)]
 
@@ -75,7 +74,6 @@ def model() -> nn.Module:
 
 
 def held(optimizer: torch.optim.Optimizer) -> list[tuple[float, set[int]]]:
-    """Weight decay and the parameters of every group."""
     return [(group["weight_decay"], {id(p) for p in group["params"]}) for group in optimizer.param_groups]
 
 

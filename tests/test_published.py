@@ -53,7 +53,6 @@ class Cache:
         self.patch.setitem(PUBLISHED, NAME, Published(self.source.as_uri(), compat, sha256[:8], SMALL))
 
     def put(self) -> None:
-        """As a user does by hand."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.source, self.file)
 

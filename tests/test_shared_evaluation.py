@@ -65,7 +65,6 @@ class Said:
 
 
 def run_command(line: str, data: Path, output: Path) -> Said:
-    """In this process."""
     name, *arguments = line.replace("$DATA", str(data)).replace("$OUT", str(output)).split()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:

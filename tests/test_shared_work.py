@@ -167,7 +167,6 @@ def slow(folder: Path) -> Callable[[list[int]], Iterator[int]]:
 
 
 def main(part: str, argument: str) -> None:
-    """One of several processes."""
     if part == "cases":
         said = {name: met(work) for name, (work, _) in CASES.items()}
         Path(argument, f"{rank()}.json").write_text(json.dumps(said))

@@ -149,7 +149,6 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("system", PUBLISHED)
 def test_system(system):
-    """As its configuration builds it."""
     no_weights = ["model.backbone.weights=null", "model.backbone.frozen_stages=0"]
     config = load_config(PROJECT / f"configs/{system}.yaml", no_weights)
     config = config if config.model.num_classes else config.with_num_classes(80)

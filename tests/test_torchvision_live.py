@@ -85,7 +85,6 @@ def spread_scores(theirs: nn.Module, image: Tensor) -> None:
 
 
 def as_float(image: Tensor) -> Tensor:
-    """What torchvision takes."""
     return image.float() / 255
 
 
