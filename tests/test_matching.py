@@ -50,6 +50,14 @@ def test_thresholds():
     assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]  # of two equal objects the first
 
 
+def test_an_untouched_object_changes_nothing():
+    touched, untouched = [0.8, 0.1, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0]
+    for iou in (matrix(touched), matrix(untouched, touched), matrix(touched, untouched, untouched)):
+        for low_quality in ("keep_best_gt", "force_gt"):
+            label, _ = assign(iou, **RPN, low_quality=low_quality)
+            assert label.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE]
+
+
 def test_without_objects_or_candidates_or_near_ones_all_is_background():
     boxes = torch.tensor([square(0, 0), square(50, 0), square(100, 0)])
     for low_quality in (None, "keep_best_gt", "force_gt"):

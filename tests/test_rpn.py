@@ -93,6 +93,15 @@ def test_counts_are_of_training_and_of_test_and_boxes_have_the_least_side_within
     assert boxes.min() >= 0 and boxes[:, 2].max() <= SIZE[1] and boxes[:, 3].max() <= SIZE[0]
 
 
+def test_an_image_does_not_see_its_neighbour():
+    rpn = bare_rpn()
+    p = random_maps(rpn, images=2)
+    together = rpn.propose(p, batch_of(SIZE, (64, 96)))
+    for i, size in enumerate((SIZE, (64, 96))):
+        (alone,) = rpn.propose([x[i : i + 1] for x in p], batch_of(size))
+        assert torch.equal(alone.boxes, together[i].boxes) and torch.equal(alone.scores, together[i].scores)
+
+
 def propose_from(rpn: RPN, logits: list[torch.Tensor], boxes: list[torch.Tensor]) -> Proposals:
     """Those of one image whose levels have these logits (P,) and decoded boxes (P, 4)."""
     (proposals,) = rpn.propose_from(
