@@ -69,7 +69,7 @@ def test_every_image_gets_its_own_back_and_what_lies_outside_is_dropped(file: Pr
     check(file, [5], ["i/c.png"], [(10, 20)])  # of a part of the images
     boxes = torch.tensor([[-5.0, -5, 10, 10], [80, 0, 99, 9], [3, 3, 3, 9], [9, 9, 3, 30], [0, 0, 80, 60]])
     rows = [Proposals(boxes, torch.arange(5.0)), *ROWS[1:]]
-    found = ProposalFile(save(tmp_path / "p.pth", **pack(IDS, NAMES, SIZES, rows)))[7]
+    found = ProposalFile(save(tmp_path / "q.pth", **pack(IDS, NAMES, SIZES, rows)))[7]
     assert found.boxes.tolist() == [[0, 0, 10, 10], [0, 0, 80, 60]] and found.scores.tolist() == [0, 4]
     file[7].boxes.fill_(0)
     assert file[7].boxes.max() == 80

@@ -57,6 +57,22 @@ def test_the_mean_around_a_pixel_by_hand():
     assert mean_5x5(torch.arange(2.0).expand(1, 1, 4, 2))[0, 0, 0].tolist() == pytest.approx([0.4, 0.6])
 
 
+def test_the_switch_is_bounded_by_nothing():
+    """S = 3 takes three of the small and minus two of the large; both see one pixel of value 1."""
+    conv = started(SAC(1, 1, 3, padding=1, bias=False))
+    with torch.no_grad():
+        conv.weight.copy_(torch.arange(9.0).view(1, 1, 3, 3))
+        conv.start_plain()
+        conv.weight_diff.fill_(0.5)
+        conv.switch.bias.fill_(3)
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, 4] = 1
+    y = conv(x)[0, 0]
+    assert y[4, 4].item() == pytest.approx(3 * 4 - 2 * 4.5, abs=1e-4)
+    assert y[3, 3].item() == pytest.approx(3 * 8, abs=1e-4)  # the last tap of the small one
+    assert y[1, 1].item() == pytest.approx(-2 * 8.5, abs=1e-4)  # of the large one, three pixels away
+
+
 def bilinear(x: Tensor, row: float, col: float) -> Tensor:
     """(C, H, W) at a point between pixels, zero outside: (C,)."""
     out = torch.zeros(x.shape[0], dtype=x.dtype)
