@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, what is hostile or damaged stays out, and no crash costs the older file."""
 
 import copy
+import errno
 import io
 import math
 import os
@@ -16,7 +17,7 @@ from helpers.tiny import built
 from helpers.training import MODEL
 from torch import Tensor
 
-from detector import __version__
+from detector import __version__, files
 from detector.checkpoint import FORMAT, init_from, load_weights, read_checkpoint, save_checkpoint, with_old_depth
 from detector.config.inherit import merge
 from detector.errors import CheckpointError
@@ -148,6 +149,28 @@ def test_missing_files_and_malformed_parts_are_named(tmp_path: Path):
         del content[key]
         torch.save(content, path)
         assert f"{path}: damaged: {key} " in refusal(path)
+
+
+def fails_after(count: int):
+    """An `open` whose file is on a disk that has room for `count` bytes."""
+
+    class Full(io.FileIO):
+        def write(self, data: bytes) -> int:
+            if self.tell() + len(data) > count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    return lambda path, mode: Full(path, mode)
+
+
+@pytest.mark.parametrize("room", [0, 1000, 100_000])
+def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int):
+    path = save(tmp_path / "last.pth")
+    before = path.read_bytes()
+    monkeypatch.setattr(files, "open", fails_after(room), raising=False)
+    with pytest.raises(CheckpointError, match=r"last\.pth: could not be written .*No space left"):
+        save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]
 
 
 @pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
