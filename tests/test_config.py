@@ -69,7 +69,7 @@ def test_values_overrides_aliases_and_nothing(write):
     assert read_config(write("a: 1"), ["a=2", "a=3"]) == {"a": 3}
 
 
-def test_of_several_bases_later_ones_win_and_names_are_relative_to_their_file(write):
+def test_of_several_bases_later_ones_win_and_missing_ones_no_files_or_a_circle_are_named(write, refused, tmp_path):
     write("{a: 1, b: 1, c: 1}", "one.yaml")
     write("{b: 2, c: 2}", "two.yaml")
     assert read_config(write("_base_: [one.yaml, two.yaml]\nc: 3")) == {"a": 1, "b": 2, "c": 3}
@@ -81,9 +81,6 @@ def test_of_several_bases_later_ones_win_and_names_are_relative_to_their_file(wr
     write("_base_: models/r50.yaml\nmodel: {width: 128}", "_base_/narrow.yaml")
     path = write("_base_: _base_/narrow.yaml\ntrain: {epochs: 1}")
     assert read_config(path) == {"model": {"depth": 50, "width": 128}, "train": {"epochs": 1}}
-
-
-def test_bases_that_are_missing_no_files_or_a_circle_are_named(write, refused, tmp_path):
     write("_base_: config.yaml", "other.yaml")
     assert "circle" in refused("_base_: other.yaml")
     assert "circle" in refused("_base_: config.yaml")

@@ -79,7 +79,12 @@ def test_folders_files_and_patterns_are_searched_and_what_is_no_image_is_counted
             find_images(["photos", path], Path("out"))
 
 
-def test_inputs_are_never_written_over_nor_places_outside_of_the_output_folder(photos: Path):
+def test_pictures_of_an_earlier_run_are_no_inputs_and_inputs_are_never_written_over(photos: Path):
+    write_image(photos / "found" / "a.png")
+    with pytest.raises(DataError, match=r"a.png: not of an earlier run, and would be written over"):
+        names(["photos"], "photos/found")
+    (photos / "found" / "detections.json").write_text("[]")  # which an earlier run writes
+    assert names(["photos"], "photos/found") == names(["photos/**"], "photos/found") == ["a.png", "b.jpg", "day/a.png"]
     for paths, output in ((["photos"], "photos"), (["photos/day/a.png"], "photos"), (["photos/*.jpg"], "photos")):
         with pytest.raises(DataError, match="choose another --output"):
             find_images([*paths, "photos/a.png"], Path(output))
@@ -91,14 +96,6 @@ def test_inputs_are_never_written_over_nor_places_outside_of_the_output_folder(p
     Path("out/day").symlink_to(photos.parent / "elsewhere")
     with pytest.raises(DataError, match="elsewhere"):
         find_images(["photos"], Path("out"))
-
-
-def test_pictures_of_an_earlier_run_are_no_inputs(photos: Path):
-    write_image(photos / "found" / "a.png")
-    with pytest.raises(DataError, match=r"a.png: not of an earlier run, and would be written over"):
-        names(["photos"], "photos/found")
-    (photos / "found" / "detections.json").write_text("[]")  # which an earlier run writes
-    assert names(["photos"], "photos/found") == names(["photos/**"], "photos/found") == ["a.png", "b.jpg", "day/a.png"]
 
 
 def test_pictures_and_results_are_written(photos: Path, capsys: pytest.CaptureFixture):

@@ -183,12 +183,6 @@ def test_repeats_are_by_hand_and_chance_settles_their_fractions() -> None:
 # Samples
 
 
-def test_seeds_do_not_meet() -> None:
-    seeds = {mix(seed, number, index) for seed in range(5) for number in range(20) for index in range(100)}
-    assert len(seeds) == 5 * 20 * 100
-    assert mix(0, 1) != mix(1, 0) and mix(2**40, 5) == mix(2**40, 5)
-
-
 def test_samples_do_not_depend_on_workers_resumption_or_processes() -> None:
     alone = flat(epoch(train_loader(Noise(), 3, 0, seed=5), 2))
     loader = train_loader(Noise(), 3, 2, seed=5)
@@ -204,7 +198,7 @@ def test_samples_do_not_depend_on_workers_resumption_or_processes() -> None:
     assert shares[0][0][0][0] == alone[0][0][0] and shares[1][0][0][0] == alone[0][0][1]
 
 
-def test_chance_differs_between_samples_epochs_and_seeds() -> None:
+def test_chance_differs_between_samples_epochs_and_seeds_which_do_not_meet() -> None:
     def by_id(seed: int, number: int) -> dict[int, Any]:
         batches = flat(epoch(train_loader(Noise(), 3, 0, seed=seed), number))
         return {i: image for images, _, ids in batches for image, i in zip(images, ids)}
@@ -212,6 +206,9 @@ def test_chance_differs_between_samples_epochs_and_seeds() -> None:
     first, later, other = by_id(0, 0), by_id(0, 1), by_id(1, 0)
     assert by_id(0, 0) == first
     assert all(first[i] != later[i] and first[i] != other[i] for i in first)
+    seeds = {mix(seed, number, index) for seed in range(5) for number in range(20) for index in range(100)}
+    assert len(seeds) == 5 * 20 * 100
+    assert mix(0, 1) != mix(1, 0) and mix(2**40, 5) == mix(2**40, 5)
 
 
 def test_evaluation_batches_follow_the_data_set_the_global_generator_is_left_alone_and_errors_keep_their_traceback():

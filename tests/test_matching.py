@@ -39,7 +39,7 @@ def square(x: float, y: float, side: float = 10) -> list[float]:
     return [x, y, x + side, y + side]
 
 
-def test_thresholds():
+def test_thresholds_and_an_object_that_nothing_touches():
     label, gt_index = assign(matrix([0.9, 0.5, 0.1, 0.0], [0.1, 0.2, 0.75, 0.0]), **RPN)
     assert label.tolist() == [POSITIVE, IGNORE, POSITIVE, NEGATIVE]
     assert gt_index[label == POSITIVE].tolist() == [0, 1]
@@ -48,9 +48,6 @@ def test_thresholds():
     for rule in (ROI, dict(pos_iou=0.5)):
         assert IGNORE not in assign(torch.rand(5, 200), **rule)[0]
     assert assign(matrix([0.8], [0.8]), **RPN)[1].tolist() == [0]  # of two equal objects the first
-
-
-def test_an_untouched_object_changes_nothing():
     touched, untouched = [0.8, 0.1, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0]
     for iou in (matrix(touched), matrix(untouched, touched), matrix(touched, untouched, untouched)):
         for low_quality in ("keep_best_gt", "force_gt"):

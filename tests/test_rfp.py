@@ -100,7 +100,7 @@ def test_four_views_of_a_pixel_in_their_order():
     assert (y >= 0).all() and all((part == 0).any() and (part > 0).any() for part in y.chunk(4, dim=1)[:3])
 
 
-def test_the_gate_is_the_new_pyramids_and_goes_from_old_to_new():
+def test_the_gate_is_the_new_pyramids_and_every_step_goes_on_from_the_fused_levels():
     pyramid = recursive()
     old, new = torch.zeros(1, WIDTH, 1, 2), torch.ones(1, WIDTH, 1, 2)
     new[..., 1] = 2
@@ -110,6 +110,15 @@ def test_the_gate_is_the_new_pyramids_and_goes_from_old_to_new():
         assert pyramid.fuse(old, new)[0, 0, 0].tolist() == pytest.approx([0.7310586, 2 * 0.8807971])
         pyramid.gate.bias.fill_(-50)
         assert pyramid.fuse(old, new).abs().max() < 1e-12
+    # Means of 0 and 1, then of that and 4, then of that and 8.
+    values = iter((1.0, 4.0, 8.0))
+    neck = nn.Identity()
+    neck.channels, neck.strides = [4, 4], [4, 8]
+    pyramid = RecursivePyramid(Count(0.0), neck, lambda: Count(next(values)), steps=4)
+    pyramid.aspp = nn.Identity()
+    for level in pyramid(torch.zeros(1)):
+        assert level.unique().tolist() == [5.125]
+    assert [again.fed[0][1].unique().tolist() for again in pyramid.unrolled] == [[0], [0.5], [2.25]]
 
 
 class Count(nn.Module):
@@ -125,18 +134,6 @@ class Count(nn.Module):
     def forward(self, x: Tensor, feedback: list | None = None) -> list[Tensor]:
         self.fed.append(feedback)
         return [torch.full((1, 4, 2, 2), self.value), torch.full((1, 4, 1, 1), self.value)]
-
-
-def test_every_step_goes_on_from_the_fused_levels():
-    """Means of 0 and 1, then of that and 4, then of that and 8."""
-    values = iter((1.0, 4.0, 8.0))
-    neck = nn.Identity()
-    neck.channels, neck.strides = [4, 4], [4, 8]
-    pyramid = RecursivePyramid(Count(0.0), neck, lambda: Count(next(values)), steps=4)
-    pyramid.aspp = nn.Identity()
-    for level in pyramid(torch.zeros(1)):
-        assert level.unique().tolist() == [5.125]
-    assert [again.fed[0][1].unique().tolist() for again in pyramid.unrolled] == [[0], [0.5], [2.25]]
 
 
 @pytest.mark.parametrize("depth", [18, 50])

@@ -141,13 +141,6 @@ def test_best_is_there_even_if_nothing_can_be_scored(tmp_path: Path, data: Path,
     assert_equal(weights(tmp_path / "run", "best.pth"), weights(tmp_path / "run"))
 
 
-def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch):
-    """As on Windows, which has no such module."""
-    assert 1 < memory_mib(torch.device("cpu")) < 1e6
-    monkeypatch.setattr("detector.device.resource", None)
-    assert math.isnan(memory_mib(torch.device("cpu")))
-
-
 def test_workers_and_scoring_do_not_move_the_training_and_the_seed_does(tmp_path: Path, config: Path, whole: Path):
     assert train(config, tmp_path / "run", ["data.workers=1", "train.evaluate_every=2"]) == 0
     assert_equal(weights(tmp_path / "run"), weights(whole))
@@ -235,7 +228,7 @@ def test_last_is_not_written_more_often_than_it_costs(tmp_path: Path, config: Pa
     assert Trainer._save_interval(trainer) == 1
 
 
-def test_automatic_precision_is_bfloat16_only_where_there_are_instructions_for_it(monkeypatch, caplog):
+def test_memory_and_automatic_precision_are_what_the_device_tells(monkeypatch, caplog):
     cpu = torch.device("cpu")
     for known in (True, False):
         monkeypatch.setattr("detector.device.has_bfloat16", lambda device, known=known: known)
@@ -243,3 +236,7 @@ def test_automatic_precision_is_bfloat16_only_where_there_are_instructions_for_i
         assert pick_precision("auto", cpu) == ("bfloat16" if known else "float32")
         assert pick_precision("bfloat16", cpu) == "bfloat16" and pick_precision("float32", cpu) == "float32"
         assert ("has no instructions for it; a product takes" in caplog.text) is not known
+    # As on Windows, which has no such module.
+    assert 1 < memory_mib(torch.device("cpu")) < 1e6
+    monkeypatch.setattr("detector.device.resource", None)
+    assert math.isnan(memory_mib(torch.device("cpu")))

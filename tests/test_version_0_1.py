@@ -154,7 +154,7 @@ def test_keys_and_values_of_0_1_are_renamed_and_a_note_says_so(tmp_path: Path, c
         assert f"model.{old} is now model.{new}" in caplog.text
 
 
-def test_either_name_of_a_key_goes_over_a_file_under_either_name_and_both_must_agree(tmp_path: Path):
+def test_either_name_of_a_key_goes_over_either_name_both_agree_and_a_custom_part_keeps_its_keys(tmp_path: Path):
     old, new = "model.rpn.nms_iou", "model.rpn.selection.nms_iou"
     for in_file in ("{rpn: {nms_iou: 0.5}}", "{rpn: {selection: {nms_iou: 0.5}}}"):
         (tmp_path / "a.yaml").write_text(f"model: {in_file}")
@@ -166,9 +166,6 @@ def test_either_name_of_a_key_goes_over_a_file_under_either_name_and_both_must_a
         load_config(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("model: {rpn: {nms_iou: 0.5, selection: {nms_iou: 0.5}}}")
     assert load_config(tmp_path / "a.yaml").model.calls["rpn"].arguments["selection"].nms_iou == 0.5
-
-
-def test_a_custom_part_keeps_its_keys():
     raw = {"model": {"num_classes": 2, "rpn": {"type": "my_package.RPN", "nms_iou": 0.5}}}
     assert rename_config(raw) == raw
     change = {"model": {"rpn": {"nms_iou": 0.6}}}
