@@ -1,5 +1,7 @@
 """torchvision's checkpoints in and out: names, the order of classes, and what does not fit."""
 
+from __future__ import annotations
+
 import functools
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def test_there_and_back_is_the_identity(version):
     assert all(again[key].equal(tensor) for key, tensor in ours.items())
 
 
-def test_classes_and_names_of_2019_find_their_place_and_what_does_not_fit_is_listed():
+def test_classes_move_the_background_to_the_end_and_coco80_drops_the_ten_unused_columns():
     ours = convert(their_state(V1), V1)
     assert ours["roi_head.stage.class_score.bias"].tolist() == [*range(1, 91), 0]
     assert ours["roi_head.stage.box_delta.bias"].tolist() == [*range(4, 364)]
@@ -79,7 +81,10 @@ def test_classes_and_names_of_2019_find_their_place_and_what_does_not_fit_is_lis
     ours = convert(their_state(V1), V1, classes=80)
     assert ours["roi_head.stage.class_score.bias"].tolist() == [*COCO_80, 0]
     assert ours["roi_head.stage.box_delta.bias"][::4].tolist() == [4 * column for column in COCO_80]
-    # The published v1 file has no second and third number in its FPN and RPN keys.
+
+
+def test_names_of_2019_are_understood():
+    """The published v1 file has no second and third number in its FPN and RPN keys."""
     old = {}
     for key, tensor in their_state(V1).items():
         key = key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
@@ -88,6 +93,9 @@ def test_classes_and_names_of_2019_find_their_place_and_what_does_not_fit_is_lis
     assert "backbone.fpn.inner_blocks.0.weight" in old and "rpn.head.conv.weight" in old
     assert convert(old, V1).keys() == convert(their_state(V1), V1).keys()
     assert fitting("torchvision", old)[0].path.stem == f"{V1}_coco_v1"
+
+
+def test_what_does_not_fit_is_listed():
     bias, deltas = "rpn.head.cls_logits.bias", "roi_heads.box_predictor.bbox_pred.bias"
     state = their_state(V1)
     for change, message in (
@@ -99,6 +107,9 @@ def test_classes_and_names_of_2019_find_their_place_and_what_does_not_fit_is_lis
     ):
         with pytest.raises(CheckpointError, match=message):
             convert(change, V1)
+
+
+# --- detector convert-weights
 
 
 @pytest.fixture(scope="module", params=[V1, pytest.param(V2, marks=pytest.mark.slow)])
