@@ -1,7 +1,5 @@
 """How all tests run."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 from pathlib import Path

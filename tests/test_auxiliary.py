@@ -1,7 +1,5 @@
 """Consistent supervision: against loops over levels and regions, nothing of it at inference, and who may have it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,14 +92,6 @@ def test_the_regions_are_those_of_the_main_head():
     assert len(main) == 4 + 3 and torch.equal(main, auxiliary)
 
 
-def test_the_main_losses_read_the_pyramid_and_the_auxiliary_ones_the_raw_laterals():
-    head, p, other = spread(make_head()), levels(0), levels(1)
-    found = losses(head, p)
-    for changed, same in ((Features(p, other.laterals), "roi"), (Features(other, p.laterals), "aux")):
-        for name, loss in losses(head, changed).items():
-            assert torch.allclose(loss, found[name], rtol=1e-4) == name.startswith(same), name
-
-
 def test_the_auxiliary_head_is_another_one_and_learns_from_every_raw_level():
     head, p = spread(make_head()), levels()
     found = losses(head, p)
@@ -113,7 +103,7 @@ def test_the_auxiliary_head_is_another_one_and_learns_from_every_raw_level():
 
 
 @torch.no_grad()
-def test_at_inference_nothing_of_it_runs_or_is_read():
+def test_in_evaluation_mode_nothing_of_it_runs_or_is_read_for_detections_or_losses():
     model = tiny_model(**SYSTEM).eval()
     before = model(IMAGES)
     head = model.roi_head
@@ -123,11 +113,7 @@ def test_at_inference_nothing_of_it_runs_or_is_read():
         parameter.fill_(torch.nan)
     for a, b in zip(before, model(IMAGES), strict=True):
         assert len(a) > 0 and torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
-
-
-@torch.no_grad()
-def test_losses_in_evaluation_mode_are_those_of_the_detector_that_is_evaluated():
-    assert list(tiny_model(**SYSTEM).eval()(IMAGES, TARGETS)) == ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
+    assert list(model(IMAGES, TARGETS)) == ["rpn_objectness", "rpn_box", "roi_class", "roi_box"]
 
 
 def test_without_regions_there_is_nothing_to_learn():
@@ -138,16 +124,13 @@ def test_without_regions_there_is_nothing_to_learn():
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_a_pyramid_without_laterals_is_refused_with_what_fits():
-    """Another neck than augfpn; or augfpn where its laterals stay within the recursion, where it fits without this head."""
+def test_pyramids_pools_and_settings_that_it_cannot_learn_from_are_refused():
+    # Another neck than augfpn; or augfpn where its laterals stay within the recursion, where it fits without this head.
     augfpn = {"neck": {"type": "augfpn", "width": 32}, "pyramid": {"type": "recursive"}}
     for others in ({}, augfpn):
         with pytest.raises(ConfigError, match=r"neck augfpn in a plain pyramid; set .* model\.pyramid\.type=plain, or"):
             tiny_model(roi_head=SYSTEM["roi_head"], **others)
     assert len(tiny_model(**augfpn)(IMAGES, TARGETS)) == 4
-
-
-def test_what_it_cannot_learn_from_is_refused():
     with pytest.raises(ValueError, match="by_level and soft"):
         make_head(AllLevelPool(CHANNELS, STRIDES))
     with pytest.raises(ValueError, match="AuxiliaryRoIHead: auxiliary_weight"):

@@ -1,7 +1,5 @@
 """BiFPN and NAS-FPN: constants by hand, the published tables of nodes and cells as slow oracles, pooling and resizing."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from detector.errors import ConfigError
 from detector.modeling.necks.bifpn import BiFPN, BiFPNLayer, fast_normalised, pool_same, pool_symmetric
-from detector.modeling.necks.nas_fpn import NASFPN, PyramidNetwork, gate_high, gate_low, halve_ceil, halve_floor, resize
+from detector.modeling.necks.nas_fpn import NASFPN, PyramidNetwork, halve_ceil, halve_floor, resize
 
 FIRST = [2, 3]
 
@@ -40,7 +38,7 @@ def test_sums_of_one_layer():
     assert values(identity_bifpn()(constant(a, b, c, d))) == [[o2], [o3], [o4], [o5], [o6]]
 
 
-def test_weights_are_a_softmax_or_normalised_and_not_negative():
+def test_swish_comes_before_the_convolution_and_weights_are_a_softmax_or_normalised_and_not_negative():
     assert fast_normalised(torch.tensor([-3.0, 1.0, 4.0])).tolist() == pytest.approx([0, 1 / 5.0001, 4 / 5.0001])
     assert fast_normalised(torch.tensor([-1.0, 0.0])).tolist() == [0, 0]
     node = fusion(2, "softmax")
@@ -48,9 +46,6 @@ def test_weights_are_a_softmax_or_normalised_and_not_negative():
     assert node(torch.full((1, 1, 4, 4), 1000.0), torch.full((1, 1, 4, 4), 2000.0)).unique().tolist() == [
         pytest.approx(1750)
     ]
-
-
-def test_swish_comes_before_the_convolution_and_nothing_after_the_norm():
     node, x = fusion(2, "sum"), torch.full((1, 1, 4, 4), -0.5)
     assert node(x, x).unique().tolist() == [pytest.approx(-1 / (1 + math.e))]
     node.conv[1].norm = nn.BatchNorm2d(1).eval()
@@ -72,26 +67,17 @@ def test_p6_and_p7_are_pooled():
     assert seen["again"][3] is seen["p"][3] and seen["again"][4] is seen["p"][4]
 
 
-@pytest.mark.parametrize("first", FIRST)
-def test_the_pass_up_has_separate_laterals(first):
+def test_the_pass_up_has_separate_laterals():
     """All but the finest of the backbone's maps; without them nothing changes on the way down."""
-    neck, c = BiFPN(NARROW, STRIDES, width=8, first_level=first, repeats=1).eval(), maps()
-    assert len(neck.lateral_down) == 6 - first and len(neck.lateral_up) == 5 - first
-    before = neck(c)
-    for lateral in neck.lateral_up:
-        nn.init.zeros_(lateral.conv.weight)
-    after = neck(c)
-    assert torch.equal(before[0], after[0])
-    assert not any(torch.equal(b, a) for b, a in zip(before[1:], after[1:]))
-
-
-def test_a_repeat_reads_the_outputs_of_the_one_before():
-    neck, c = BiFPN(NARROW, STRIDES, width=8, repeats=2).eval(), maps()
-    first, second = neck.layers
-    neck.layers = nn.ModuleList([first])
-    expected = second(neck(c), neck(c))
-    neck.layers = nn.ModuleList([first, second])
-    assert all(torch.equal(p, q) for p, q in zip(neck(c), expected, strict=True))
+    for first in FIRST:
+        neck, c = BiFPN(NARROW, STRIDES, width=8, first_level=first, repeats=1).eval(), maps()
+        assert len(neck.lateral_down) == 6 - first and len(neck.lateral_up) == 5 - first
+        before = neck(c)
+        for lateral in neck.lateral_up:
+            nn.init.zeros_(lateral.conv.weight)
+        after = neck(c)
+        assert torch.equal(before[0], after[0])
+        assert not any(torch.equal(b, a) for b, a in zip(before[1:], after[1:]))
 
 
 # the authors' nodes: level, inputs; 0..4 are the layer's inputs P3..P7, a node's own number follows in order
@@ -115,13 +101,19 @@ def slow_layer(layer: BiFPNLayer, p: list[Tensor]) -> list[Tensor]:
     return [x for _, x in found[-5:]]
 
 
-def test_a_layer_is_the_authors_table_of_nodes():
+def test_layers_are_the_authors_table_of_nodes_and_read_the_outputs_of_the_one_before():
     layer = BiFPN(NARROW, STRIDES, width=8).layers[0].eval()
     for node in [*layer.down, *layer.up]:
         nn.init.uniform_(node.weight, -0.3, 1)
     p = [torch.randn(2, 8, *size) for size in [*ODD, (2, 1)]]
     for found, expected in zip(layer(p, p), slow_layer(layer, p), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    neck, c = BiFPN(NARROW, STRIDES, width=8, repeats=2).eval(), maps()
+    first, second = neck.layers
+    neck.layers = nn.ModuleList([first])
+    expected = second(neck(c), neck(c))
+    neck.layers = nn.ModuleList([first, second])
+    assert all(torch.equal(p, q) for p, q in zip(neck(c), expected, strict=True))
 
 
 def slow_pool(x: Tensor, before: list[int]) -> Tensor:
@@ -153,16 +145,16 @@ def test_the_authors_batch_norm_and_initial_weights():
 
 
 def test_maps_that_they_cannot_use_are_refused():
-    """A dilated C5 has the size of C4; without a C2 there is no P2."""
+    # A dilated C5 has the size of C4; without a C2 there is no P2.
     for first, strides in ((2, [4, 8, 16, 16]), (3, [4, 8, 16, 16]), (2, [8, 16, 32])):
         with pytest.raises(ValueError, match=f"levels from P{first} need maps of strides .*8, 16, 32"):
             BiFPN(NARROW[-len(strides) :], strides, width=8, first_level=first)
     for strides in ([4, 8, 16, 16], [8, 16]):
         with pytest.raises(ValueError, match=r"of strides \[8, 16, 32\]"):
             NASFPN(NARROW[-len(strides) :], strides, width=8)
+    with pytest.raises(ConfigError, match="neck does not fit: NAS-FPN"):
+        tiny_model(neck={"type": "nas_fpn"}, backbone={"dilated_c5": True})
 
-
-# --- NAS-FPN
 
 FORMS = ["authors", "mmdetection"]
 
@@ -172,38 +164,16 @@ def identity_nas_fpn(**settings) -> NASFPN:
     return identity_(NASFPN([1, 1, 1, 1], STRIDES, width=1, norm=None, **{"stacks": 1} | settings))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_sums_of_one_stack(form):
-    """The gates of large numbers are open, in both forms, so every cell adds. C2 does not count."""
-    a, b, c = 1e2, 1e4, 1e6
-    p3, p4, p5 = a + 2 * b + c, a + 4 * b + 2 * c, 2 * a + 6 * b + 4 * c
-    p7, p6 = 2 * a + 8 * b + 6 * c, 4 * a + 14 * b + 10 * c
-    assert values(identity_nas_fpn(form=form)(constant(7e6, a, b, c, finest=32))) == [[p3], [p4], [p5], [p6], [p7]]
-
-
-def test_stacks_follow_one_another():
+def test_stacks_follow_one_another_and_leave_their_inputs_as_they_were():
     a = identity_nas_fpn(stacks=3)(constant(0, 0, 0, 100, finest=32))
     once = identity_nas_fpn()
     expected = once.stacks[0](once.stacks[0](once(constant(0, 0, 0, 100, finest=32))))
     assert all(torch.equal(x, y) for x, y in zip(a, expected, strict=True))
-
-
-def test_one_map_gates_the_other():
-    """The coarse one the fine one in the authors' form, by its maximum; in mmdetection's form the other way, by its mean.
-
-    sigmoid(ln 3) = 3/4.
-    """
-    high, low = torch.tensor([[[[-5.0, math.log(3)]]]]), torch.tensor([[[[8.0, 4.0]]]])
-    assert gate_low(high, low).flatten().tolist() == pytest.approx([1, math.log(3) + 3])
-    high, low = torch.tensor([[[[8.0, 4.0]]]]), torch.tensor([[[[0.0, 2 * math.log(3)]]]])
-    assert gate_high(high, low).flatten().tolist() == pytest.approx([6, 2 * math.log(3) + 3])
-
-
-def test_relu_comes_before_the_convolution_and_nothing_after_the_norm():
-    cell = NASFPN([1, 1, 1, 1], STRIDES, width=1, stacks=1).stacks[0].sum_43_3.eval()
-    nn.init.dirac_(cell.conv.weight)
-    nn.init.constant_(cell.norm.bias, -7)
-    assert cell(torch.full((1, 1, 4, 4), -3.0)).unique().tolist() == [-7]
+    # The in-place ReLU changes only maps that the cell made.
+    neck, p = NASFPN(NARROW, STRIDES, width=8, stacks=1).eval(), [torch.randn(2, 8, 16 >> i, 32 >> i) for i in range(5)]
+    before = [x.clone() for x in p]
+    neck.stacks[0](p)
+    assert all(torch.equal(x, y) for x, y in zip(p, before))
 
 
 def test_p6_and_p7_are_convolved_before_pooling_in_mmdetections_form():
@@ -218,8 +188,8 @@ def test_p6_and_p7_are_convolved_before_pooling_in_mmdetections_form():
     assert seen[3].tolist() == [[[[0, -2], [-8, -10]]]] and seen[4].tolist() == [[[[10]]]]  # max of -C5, then of -P6
 
 
-def test_resizing_repeats_the_nearest_pixel_or_takes_the_maximum_of_blocks():
-    """Zeros go around what does not fit: five columns into two blocks of three, one zero behind; four of two, one before."""
+def test_resizing_repeats_the_nearest_pixel_or_takes_the_maximum_of_blocks_and_halving_rounds_both_ways():
+    # Zeros go around what does not fit: five columns into two blocks of three, one zero behind; four of two, one before.
     x, like = torch.tensor([[[[1.0, 2]]]]), torch.zeros(1, 1, 2, 5)
     assert resize(x, like)[0, 0].tolist() == [[1, 1, 1, 2, 2]] * 2
     x = torch.arange(32.0).reshape(1, 1, 4, 8)
@@ -229,15 +199,10 @@ def test_resizing_repeats_the_nearest_pixel_or_takes_the_maximum_of_blocks():
     assert resize(x, torch.zeros(1, 1, 1, 2)).flatten().tolist() == [-1, 0]
     assert resize(x, torch.zeros(1, 1, 1, 4)).flatten().tolist() == [0, -1, -2, 0]
     assert resize(x.mT, torch.zeros(1, 1, 2, 1)).flatten().tolist() == [-1, 0]
-
-
-@pytest.mark.parametrize(
-    ("side", "ceil", "floor"), [(1, [0], [0]), (2, [1], [1]), (3, [1, 2], [1]), (5, [1, 3, 4], [1, 3])]
-)
-def test_halving(side, ceil, floor):
-    x = torch.arange(float(side)).reshape(1, 1, 1, side)
-    assert halve_ceil(x).flatten().tolist() == ceil and halve_floor(x).flatten().tolist() == floor
-    assert halve_ceil(x.mT).flatten().tolist() == ceil and halve_floor(x.mT).flatten().tolist() == floor
+    for side, ceil, floor in [(1, [0], [0]), (2, [1], [1]), (3, [1, 2], [1]), (5, [1, 3, 4], [1, 3])]:
+        x = torch.arange(float(side)).reshape(1, 1, 1, side)
+        assert halve_ceil(x).flatten().tolist() == ceil and halve_floor(x).flatten().tolist() == floor
+        assert halve_ceil(x.mT).flatten().tolist() == ceil and halve_floor(x.mT).flatten().tolist() == floor
 
 
 # the searched cells: level, operation, inputs; 0..4 are P3..P7, a cell's own number follows in order
@@ -285,16 +250,3 @@ def test_a_stack_is_the_searched_table_of_cells(form):
     p = [torch.randn(2, 8, 16 >> i, 32 >> i) for i in range(5)]
     for found, expected in zip(stack(p), slow_stack(stack, p, form), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_detector_says_which_part_does_not_fit():
-    with pytest.raises(ConfigError, match="neck does not fit: NAS-FPN"):
-        tiny_model(neck={"type": "nas_fpn"}, backbone={"dilated_c5": True})
-
-
-def test_its_inputs_are_left_as_they_were():
-    """The in-place ReLU changes only maps that the cell made."""
-    neck, p = NASFPN(NARROW, STRIDES, width=8, stacks=1).eval(), [torch.randn(2, 8, 16 >> i, 32 >> i) for i in range(5)]
-    before = [x.clone() for x in p]
-    neck.stacks[0](p)
-    assert all(torch.equal(x, y) for x, y in zip(p, before))

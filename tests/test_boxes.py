@@ -1,7 +1,5 @@
 """Box mathematics and suppression: truth by hand, invariants, slow oracles, empties, and the options of the RoI head."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -25,11 +23,8 @@ box = st.builds(lambda x, y, w, h: (x, y, x + w, y + h), corner, corner, side, s
 boxes = st.lists(box, max_size=6).map(lambda rows: torch.tensor(rows).reshape(-1, 4))
 
 
-def test_a_reversed_box_has_no_area():
+def test_areas_ious_clipped_boxes_and_least_sides_by_hand_also_of_none():
     assert box_area(torch.tensor([[2.0, 3, 5, 7], [5, 3, 2, 7], [5, 7, 2, 3]])).tolist() == [12, 0, 0]
-
-
-def test_iou_by_hand():
     a = torch.tensor([[0.0, 0, 4, 4], [2, 2, 4, 4]])
     b = torch.tensor([[0.0, 0, 4, 4], [2, 0, 6, 4], [4, 0, 8, 4], [9, 9, 10, 10]])  # same, half, touching, apart
     assert intersection(a, b).tolist() == [[16, 8, 0, 0], [4, 4, 0, 0]]
@@ -37,6 +32,18 @@ def test_iou_by_hand():
     torch.testing.assert_close(box_iou(a, b), expected)
     point = torch.tensor([[3.0, 3, 3, 3]])
     assert box_iou(point, point).tolist() == [[0]]  # and not NaN
+    clipped = clip_boxes(torch.tensor([[-5.0, -6, 50, 60], [1, 2, 3, 4], [90, 90, 99, 99]]), (20, 30))  # (h, w)
+    assert clipped.tolist() == [[0, 0, 30, 20], [1, 2, 3, 4], [30, 20, 30, 20]]
+    infinite, unknown = [0, 0, math.inf, 2], [0, 0, math.nan, 2]
+    rows = [[0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 0, 5], [0, 0, 5, 0], [3, 3, 1, 9], infinite, unknown]
+    boxes = torch.tensor(rows, dtype=torch.float32)
+    assert is_larger_than(boxes, 2).tolist() == [True] + [False] * 6
+    assert is_larger_than(boxes, 0).tolist() == [True] * 2 + [False] * 5  # asks for some area nevertheless
+    some = torch.tensor([[0.0, 0, 4, 4]])
+    assert box_area(NONE).shape == (0,)
+    assert box_iou(NONE, some).shape == (0, 1) and box_iou(some, NONE).shape == (1, 0)
+    assert clip_boxes(NONE, (5, 5)).shape == encode(NONE, NONE).shape == decode(NONE, NONE).shape == (0, 4)
+    assert is_larger_than(NONE, 0).shape == (0,)
 
 
 @given(boxes, boxes)
@@ -50,32 +57,16 @@ def test_iou_equals_a_loop(a, b):
             assert value == pytest.approx(shared / (areas - shared), abs=1e-4)
 
 
-def test_clip_takes_x_to_the_width_and_y_to_the_height():
-    clipped = clip_boxes(torch.tensor([[-5.0, -6, 50, 60], [1, 2, 3, 4], [90, 90, 99, 99]]), (20, 30))  # (h, w)
-    assert clipped.tolist() == [[0, 0, 30, 20], [1, 2, 3, 4], [30, 20, 30, 20]]
-
-
-def test_is_larger_than():
-    infinite, unknown = [0, 0, math.inf, 2], [0, 0, math.nan, 2]
-    rows = [[0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 0, 5], [0, 0, 5, 0], [3, 3, 1, 9], infinite, unknown]
-    boxes = torch.tensor(rows, dtype=torch.float32)
-    assert is_larger_than(boxes, 2).tolist() == [True] + [False] * 6
-    assert is_larger_than(boxes, 0).tolist() == [True] * 2 + [False] * 5  # asks for some area nevertheless
-
-
-def test_encode_by_hand():
+def test_encode_by_hand_and_how_far_a_decoded_box_may_grow_or_shrink():
     source, goal = torch.tensor([[10.0, 10, 30, 50]]), torch.tensor([[20.0, 10, 40, 30]])  # 20 x 40 -> 20 x 20
     expected = torch.tensor([[10 / 20, -10 / 40, 0, math.log(0.5)]])
     torch.testing.assert_close(encode(source, goal), expected)
     torch.testing.assert_close(encode(source, goal, ROI), expected * torch.tensor(ROI))
-
-
-def test_decode_by_hand():
-    source = torch.tensor([[10.0, 10, 30, 50]])
-    torch.testing.assert_close(decode(torch.zeros(1, 4), source), source)
-    deltas = torch.tensor([[0.5, -0.25, math.log(2), math.log(0.5)]])
-    torch.testing.assert_close(decode(deltas, source), torch.tensor([[10.0, 10, 50, 30]]))
-    torch.testing.assert_close(decode(deltas * torch.tensor(ROI), source, ROI), torch.tensor([[10.0, 10, 50, 30]]))
+    grown = decode(torch.tensor([[0, 0, 50.0, 1e30]]), torch.tensor([[0.0, 0, 16, 16]]))
+    torch.testing.assert_close(grown, torch.tensor([[-492.0, -492, 508, 508]]))
+    source, deltas = torch.tensor([[0.0, 0, 1000, 1000]]), torch.tensor([[0, 0, -50.0, -50]])
+    assert box_area(decode(deltas, source)).item() < 1e-9
+    assert box_area(decode(deltas, source, clamp_both=True)).item() == pytest.approx(16**2, rel=1e-3)
 
 
 @given(st.lists(st.tuples(box, box), max_size=5), st.sampled_from([RPN, ROI]))
@@ -85,30 +76,6 @@ def test_decode_undoes_encode(pairs, weights):
     decoded = decode(encode(source, goal, weights), source, weights)
     torch.testing.assert_close(decoded[small], goal[small], atol=0.01, rtol=1e-4)
 
-
-def test_no_box_grows_more_than_62_and_a_half_fold_and_shrinking_is_bounded_on_request():
-    grown = decode(torch.tensor([[0, 0, 50.0, 1e30]]), torch.tensor([[0.0, 0, 16, 16]]))
-    torch.testing.assert_close(grown, torch.tensor([[-492.0, -492, 508, 508]]))
-    source, deltas = torch.tensor([[0.0, 0, 1000, 1000]]), torch.tensor([[0, 0, -50.0, -50]])
-    assert box_area(decode(deltas, source)).item() < 1e-9
-    assert box_area(decode(deltas, source, clamp_both=True)).item() == pytest.approx(16**2, rel=1e-3)
-
-
-def test_decode_broadcasts_over_leading_dimensions():
-    source = torch.tensor([[0.0, 0, 10, 10], [5, 5, 9, 9]])
-    deltas = torch.randn(3, 2, 4)
-    assert torch.equal(decode(deltas, source.expand(3, 2, 4))[1], decode(deltas[1], source))
-
-
-def test_empties():
-    some = torch.tensor([[0.0, 0, 4, 4]])
-    assert box_area(NONE).shape == (0,)
-    assert box_iou(NONE, some).shape == (0, 1) and box_iou(some, NONE).shape == (1, 0)
-    assert clip_boxes(NONE, (5, 5)).shape == encode(NONE, NONE).shape == decode(NONE, NONE).shape == (0, 4)
-    assert is_larger_than(NONE, 0).shape == (0,)
-
-
-# --- suppression
 
 A, B, C = [0.0, 0, 20, 20], [10.0, 0, 30, 20], [50.0, 30, 80, 50]  # A and B overlap by a third, C stands alone
 SETTINGS = dict(iou=0.3, min_score=0.01, limit=100)
@@ -121,26 +88,14 @@ def soft(boxes, scores, group=None, **settings) -> tuple[list[int], list[float]]
     return index.tolist(), score.tolist()
 
 
-def test_linear_decay_takes_the_share_of_the_overlap_from_the_threshold_on_and_gaussian_decay_spares_nobody():
-    index, scores = soft([A, B, C], [0.6, 0.9, 0.3], kind="linear")
-    assert index == [1, 0, 2] and scores == pytest.approx([0.9, 0.6 * (1 - 1 / 3), 0.3])
-    assert soft([A, B], [0.6, 0.9], kind="linear", iou=0.34)[1] == pytest.approx([0.9, 0.6])
-    assert soft([A, A], [0.6, 0.9], kind="linear", iou=1.0)[0] == [1]  # equal boxes: nothing is left of the lesser
-    index, scores = soft([A, B, C], [0.6, 0.9, 0.3], kind="gaussian", iou=0.9)
-    assert index == [1, 0, 2] and scores == pytest.approx([0.9, 0.6 * math.exp(-((1 / 3) ** 2) / 0.5), 0.3])
-
-
-def test_a_box_that_has_lost_too_much_is_gone_and_decays_nobody():
-    assert soft([A, B, C], [0.6, 0.9, 0.3], kind="linear", min_score=0.41)[0] == [1]
-    assert soft([A, B, C], [0.6, 0.9, 0.3], kind="linear", min_score=0.3)[0] == [1, 0, 2]
-    shifted = [5.0, 0, 25, 20]  # overlaps both; after B (0.6) it has 0.12 left and would cost A another 0.6
-    index, scores = soft([A, B, shifted], [0.6, 0.9, 0.3], kind="linear", min_score=0.2)
-    assert index == [1, 0] and scores[1] == pytest.approx(0.4)
-
-
-def test_boxes_of_different_groups_do_not_see_each_other_and_nothing_gives_nothing():
+def test_groups_do_not_see_each_other_and_the_best_come_first_and_only_so_many():
     assert soft([A, A], [0.6, 0.9], [0, 1], kind="linear")[1] == pytest.approx([0.9, 0.6])
     assert soft([], [], kind="linear") == soft([], [], kind="gaussian") == ([], [])
+    boxes, rule = torch.tensor([A, B, C]).repeat(30, 1) + torch.rand(90, 4), dict(iou=0.95, min_score=0.01, limit=9)
+    for kind in ("hard", "linear", "gaussian"):
+        index, scores = suppress(boxes, torch.rand(90), torch.zeros(90), kind=kind, **rule)
+        assert len(index) == len(scores) == 9 == len(set(index.tolist()))
+        assert (scores.diff() <= 0).all()
 
 
 def slow_soft_nms(boxes, scores, group, kind, iou, min_score) -> list[tuple[int, float]]:
@@ -169,17 +124,6 @@ def test_soft_nms_equals_a_slow_oracle(kind):
         torch.testing.assert_close(score, torch.tensor([s for _, s in expected]))
 
 
-def test_the_best_come_first_and_only_so_many():
-    boxes, rule = torch.tensor([A, B, C]).repeat(30, 1) + torch.rand(90, 4), dict(iou=0.95, min_score=0.01, limit=9)
-    for kind in ("hard", "linear", "gaussian"):
-        index, scores = suppress(boxes, torch.rand(90), torch.zeros(90), kind=kind, **rule)
-        assert len(index) == len(scores) == 9 == len(set(index.tolist()))
-        assert (scores.diff() <= 0).all()
-
-
-# --- as options of the head
-
-
 def detect(scores: list[list[float]], boxes: list[list[float]], **settings) -> Detections:
     box_head = torch.nn.Identity()
     box_head.width = 1
@@ -191,21 +135,15 @@ def detect(scores: list[list[float]], boxes: list[list[float]], **settings) -> D
 SCORES = [[0.6, 0.0, 0.4], [0.0, 0.9, 0.1]]  # A is of class 0, B of class 1
 
 
-def test_classes_suppress_each_other_only_where_suppression_is_class_agnostic():
+def test_the_head_suppresses_within_classes_or_across_them_and_reports_soft_scores():
     assert detect(SCORES, [A, B], nms_iou=0.3).labels.tolist() == [1, 0]
     assert detect(SCORES, [A, B], nms_iou=0.3, class_agnostic_nms=True).labels.tolist() == [1]
     assert detect(SCORES, [A, B], nms_iou=0.34, class_agnostic_nms=True).labels.tolist() == [1, 0]
-
-
-def test_soft_scores_are_reported_with_the_labels_of_their_boxes():
     found = detect(SCORES, [A, B], nms="linear", nms_iou=0.3, class_agnostic_nms=True)
     assert found.labels.tolist() == [1, 0] and found.boxes.tolist() == [B, A]
     assert found.scores.tolist() == pytest.approx([0.9, 0.4])
     assert len(detect(SCORES, [A, B], nms="linear", nms_iou=0.3, class_agnostic_nms=True, soft_min_score=0.5)) == 1
     assert detect(SCORES, [A, B], nms="linear", nms_iou=0.3).scores.tolist() == pytest.approx([0.9, 0.6])
-
-
-def test_a_least_score_of_zero_is_refused():
-    """Soft suppression never ends at zero: what is gone would come back."""
+    # Soft suppression never ends at zero: what is gone would come back.
     with pytest.raises(ValueError, match="soft_min_score"):
         detect(SCORES, [A, B], soft_min_score=0.0)

@@ -1,7 +1,5 @@
 """Checkpoints: what goes in comes out, what is hostile or damaged stays out, and no crash costs the older file."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import io
@@ -58,10 +56,7 @@ def refusal(path: Path) -> str:
     return str(error.value)
 
 
-# --- what goes in comes out
-
-
-def test_round_trip(tmp_path: Path):
+def test_what_goes_in_comes_out_and_fills_another_model(tmp_path: Path):
     model = make_model(preprocess={"order": "bgr", "mean": [1.0, 2.0, 3.0]})
     state = {"step": 5, "best": -math.inf, "rng": torch.get_rng_state(), "cuda_rng": [], "none": None}
     read = read_checkpoint(save(tmp_path / "a.pth", model, **state))
@@ -72,18 +67,12 @@ def test_round_trip(tmp_path: Path):
     assert read["pixels"]["order"] == "bgr" and read["pixels"]["mean"] == [1, 2, 3]
     assert torch.equal(read["training"].pop("rng"), state.pop("rng")) and read["training"] == state
     assert equal(read["model"], model.state_dict())
-
-
-def test_weights_outlive_their_file_and_fill_another_model(tmp_path: Path):
     source, target = make_model(), make_model()
     read = read_checkpoint(save(tmp_path / "a.pth", source))
     save(tmp_path / "a.pth")  # other weights take its place
     assert not equal(source.state_dict(), target.state_dict())
     load_weights(target, read["model"], tmp_path / "a.pth")
     assert equal(source.state_dict(), target.state_dict())
-
-
-# --- what stays out
 
 
 class Hostile:
@@ -141,29 +130,25 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path, damage: str):
         assert "`detector convert-weights`" in message
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path):
+def test_missing_files_and_malformed_parts_are_named(tmp_path: Path):
     for path in (tmp_path, tmp_path / "none.pth", tmp_path / "none" / "a.pth"):
         assert refusal(path) == f"{path}: no such checkpoint"
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+    (tmp_path / "last.pth").touch()
+    with pytest.raises(CheckpointError, match=r"best\.pth: no such checkpoint; .*last\.pth is there"):
+        read_checkpoint(tmp_path / "best.pth")
+    with pytest.raises(CheckpointError, match="none"):
+        save(tmp_path / "none" / "last.pth")
+    for key, value in [
         ("model", None), ("model", [1]), ("model", {"pyramid.x": 3}), ("model", {7: torch.ones(1)}), ("config", "x"),
         ("class_names", ("a",)), ("category_ids", None), ("pixels", 1), ("training", []),
-    ],
-)  # fmt: skip
-def test_a_malformed_part_is_named(tmp_path: Path, key: str, value: object):
-    path = save(tmp_path / "a.pth")
-    torch.save(read_checkpoint(path) | {key: value}, path)
-    assert f"{path}: damaged: {key} " in refusal(path)
-    content = read_checkpoint(save(path))
-    del content[key]
-    torch.save(content, path)
-    assert f"{path}: damaged: {key} " in refusal(path)
-
-
-# --- no crash costs the older file
+    ]:  # fmt: skip
+        path = save(tmp_path / "a.pth")
+        torch.save(read_checkpoint(path) | {key: value}, path)
+        assert f"{path}: damaged: {key} " in refusal(path)
+        content = read_checkpoint(save(path))
+        del content[key]
+        torch.save(content, path)
+        assert f"{path}: damaged: {key} " in refusal(path)
 
 
 def fails_after(count: int):
@@ -190,9 +175,7 @@ def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("failing", ["torch.save", "os.fsync", "os.replace"])
 @pytest.mark.parametrize("reason", [OSError("disk"), KeyboardInterrupt(), SystemExit(130)])
-def test_whatever_fails_leaves_the_old_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, reason: BaseException
-):
+def test_whatever_fails_leaves_the_old_file_alone(tmp_path, monkeypatch, failing, reason):
     path = save(tmp_path / "last.pth")
     before = path.read_bytes()
 
@@ -217,15 +200,7 @@ def test_a_file_takes_its_place_only_when_it_is_whole(tmp_path: Path, monkeypatc
     assert seen == [["cell", "dust"]] and os.listdir(tmp_path) == ["last.pth"]
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="none"):
-        save(tmp_path / "none" / "last.pth")
-
-
-# --- weights of another model
-
-
-def test_another_architecture_lists_the_keys_and_changes_nothing():
+def test_another_architecture_is_told_from_other_classes_and_changes_nothing():
     model, other = make_model(), make_model(neck={"width": 16})
     state = {k: v for k, v in other.state_dict().items() if k != "rpn.deltas.bias"} | {"rpn.extra": torch.ones(1)}
     before = state_of(model)
@@ -237,20 +212,22 @@ def test_another_architecture_lists_the_keys_and_changes_nothing():
         assert "not part of this model: rpn.extra; of another shape: pyramid.neck." in message and " more" in message
         assert "; set model.rpn and model.neck and model.roi_head as " in message
         assert equal(before, model.state_dict())
+    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.class_score\.weight"):
+        load_weights(make_model(3), make_model(4).state_dict(), "x.pth")
+    agnostic = make_model(2, roi_head={"class_agnostic": True})
+    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.box_delta"):
+        init_from(make_model(2), agnostic.state_dict(), "x.pth", ["a", "b"], ["a", "c"])
 
 
 NAMES = ["cat", "dog", "cow"]
 
 
-def test_init_from_takes_everything_where_the_classes_agree():
+def test_init_from_takes_everything_or_moves_the_rows_of_the_predictor_by_name():
     source, model = make_model(), make_model()
     names = [f"c{i}" for i in range(source.roi_head.num_classes)]
     line = init_from(model, source.state_dict(), "x.pth", names, names)
     assert line == f"x.pth: all {len(source.state_dict())} tensors loaded"
     assert equal(source.state_dict(), model.state_dict())
-
-
-def test_init_from_moves_the_rows_of_the_predictor_by_name():
     source, model = make_model(3), make_model(4)
     before, now = state_of(model), ["cow", "hen", "cat", "ox"]
     line = init_from(model, source.state_dict(), "x.pth", NAMES, now)
@@ -270,43 +247,23 @@ def test_init_from_moves_the_rows_of_the_predictor_by_name():
             assert torch.equal(filled[deltas][4 * label : 4 * label + 4], before[deltas][4 * label : 4 * label + 4])
 
 
-@pytest.mark.parametrize("now", [["a", "b", "c"], ["a"]], ids=["as many", "fewer"])
-def test_init_from_starts_the_predictor_afresh_for_other_classes(now):
-    source, model = make_model(3), make_model(len(now))
-    before, total = state_of(model), len(model.state_dict())
-    line = init_from(model, source.state_dict(), "x.pth", NAMES, now)
-    assert line.startswith(f"x.pth: {total - 4} of {total} tensors loaded; the predictor starts afresh") and all(
-        key in line for key in HEAD
-    )
-    for key, tensor in model.state_dict().items():
-        assert torch.equal(tensor, (before if key in HEAD else source.state_dict())[key])
-
-
-def test_every_stage_of_a_cascade_moves_by_name():
-    """Its deltas are class-agnostic, so that only the scores have rows by class."""
+def test_init_from_starts_the_predictor_afresh_for_other_classes_and_moves_every_stage_of_a_cascade():
+    for now in [["a", "b", "c"], ["a"]]:
+        source, model = make_model(3), make_model(len(now))
+        before, total = state_of(model), len(model.state_dict())
+        line = init_from(model, source.state_dict(), "x.pth", NAMES, now)
+        assert line.startswith(f"x.pth: {total - 4} of {total} tensors loaded; the predictor starts afresh") and all(
+            key in line for key in HEAD
+        )
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, (before if key in HEAD else source.state_dict())[key])
+    # Its deltas are class-agnostic, so that only the scores have rows by class.
     cascade = {"type": "cascade", "box_head": {"width": 32}}
     source, model = make_model(3, roi_head=cascade), make_model(3, roi_head=cascade)
     init_from(model, source.state_dict(), "x.pth", NAMES, NAMES[::-1])
     for key, tensor in model.state_dict().items():
         given = source.state_dict()[key]
         assert torch.equal(tensor, given[[2, 1, 0, 3]] if ".class_score." in key else given)
-
-
-def test_load_weights_wants_the_same_classes():
-    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.class_score\.weight"):
-        load_weights(make_model(3), make_model(4).state_dict(), "x.pth")
-
-
-def test_a_head_of_another_kind_is_not_excused_as_another_class_count():
-    agnostic = make_model(2, roi_head={"class_agnostic": True})
-    with pytest.raises(CheckpointError, match=r"of another shape: roi_head\.stage\.box_delta"):
-        init_from(make_model(2), agnostic.state_dict(), "x.pth", ["a", "b"], ["a", "c"])
-
-
-def test_a_missing_best_checkpoint_names_the_last_one(tmp_path: Path):
-    (tmp_path / "last.pth").touch()
-    with pytest.raises(CheckpointError, match=r"best\.pth: no such checkpoint; .*last\.pth is there"):
-        read_checkpoint(tmp_path / "best.pth")
 
 
 def test_images_are_read_as_version_0_1_trained_on_them_unless_a_class_of_ones_own_reads_them():

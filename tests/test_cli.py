@@ -1,7 +1,5 @@
 """The command `detector`: its list, its version, one door for commands, scripts and the module, and how commands end."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import importlib
@@ -32,17 +30,19 @@ def module_of(command: str) -> str:
     return command.replace("-", "_")
 
 
-def test_help_lists_every_command_with_its_sentence(capsys: pytest.CaptureFixture):
+def test_every_command_is_a_file_has_a_script_and_is_listed_with_its_sentence(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     lines = capsys.readouterr().out.splitlines()
     for command, sentence in COMMANDS.items():
         assert [line.split() for line in lines].count([command, *sentence.split()]) == 1
-
-
-def test_every_file_of_the_room_that_has_a_main_is_a_command():
     files = {path.stem for path in (ROOT / "detector/cli").glob("*.py") if "\ndef main(" in path.read_text()}
     assert files - {"main"} == {module_of(command) for command in COMMANDS}
+    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
+    assert scripts.keys() - OTHER_SCRIPTS == {module_of(command) for command in COMMANDS.keys() - WITHOUT_SCRIPT}
+    for name, text in scripts.items():
+        if name not in OTHER_SCRIPTS:
+            assert f"from detector.cli.{name} import main\n" in text and text.count("\n") < 10
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -55,29 +55,18 @@ def test_every_command_has_one_signature_its_help_and_debug(command: str, capsys
     assert f"usage: detector {command}" in shown and COMMANDS[command] in shown and "--debug" in shown
 
 
-def test_scripts_are_a_few_lines_over_commands():
-    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
-    assert scripts.keys() - OTHER_SCRIPTS == {module_of(command) for command in COMMANDS.keys() - WITHOUT_SCRIPT}
-    for name, text in scripts.items():
-        if name not in OTHER_SCRIPTS:
-            assert f"from detector.cli.{name} import main\n" in text and text.count("\n") < 10
-
-
-@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["train"], ["evaluate"], ["convert-annotations"]])
-def test_a_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit, match="2"):
-        main(arguments)
-    assert capsys.readouterr().err.startswith("usage: detector")
-
-
-def test_of_several_processes_the_first_reports_a_wrong_command_line(monkeypatch, capsys: pytest.CaptureFixture):
+def test_a_wrong_command_line_ends_with_2_and_of_several_processes_the_first_reports_it(capsys, monkeypatch):
+    for arguments in [[], ["no-such-command"], ["train"], ["evaluate"], ["convert-annotations"]]:
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert capsys.readouterr().err.startswith("usage: detector")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit, match="2"):
         main(["train"])
     assert capsys.readouterr().err == ""
 
 
-def test_the_module_is_the_command_and_help_imports_nothing_heavy():
+def test_the_module_is_the_command_its_help_imports_nothing_heavy_and_a_reader_may_stop():
     found = subprocess.run(
         [sys.executable, "-m", "detector", "--version"], capture_output=True, text=True, env=ENVIRONMENT
     )
@@ -93,15 +82,9 @@ from detector.cli import train
 assert "torch" not in sys.modules  # so that a signal is answered at once
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=ENVIRONMENT)
-
-
-def test_a_reader_that_stops_is_no_error():
     command = f"{sys.executable} -m detector config --keys | head -n 1; echo ${{PIPESTATUS[0]}}"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)
     assert found.stderr == "" and found.stdout.split("\n")[0] == "model" and found.stdout.split("\n")[1] in ("0", "141")
-
-
-# --- detector config
 
 
 def printed(capsys: pytest.CaptureFixture, *arguments: str) -> str:
@@ -132,7 +115,7 @@ def test_config_prints_values_defaults_and_origins(tmp_path: Path, monkeypatch, 
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
-def test_config_explains_keys(capsys: pytest.CaptureFixture):
+def test_config_explains_keys_writes_the_current_document_of_them_and_refuses_in_one_line(capsys):
     text = printed(capsys, "--keys", "model.rpn.matching")
     assert (
         "  matching.pos_iou: a number in 0.001..1; default 0.7\n      IoU from which a candidate is positive.\n" in text
@@ -141,27 +124,15 @@ def test_config_explains_keys(capsys: pytest.CaptureFixture):
     ours = printed(capsys, str(ROOT / "configs/panet_full_r50_1x_coco.yaml"), "--keys", "model.neck")
     assert "{type: panet}" in ours and "{type: bifpn}" not in ours
     assert "default null; group by configs/panet_full_r50_1x_coco.yaml" in " ".join(ours.split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
+    assert (ROOT / "docs/keys.md").read_text() == printed(capsys, "--markdown"), "run `make keys`"
+    for arguments, words in [
         (["--keys", "model.rpm"], "did you mean 'model.rpn'?"),
         (["none.yaml"], "none.yaml: no such configuration file"),
         ([str(ROOT / "configs/shapes/fpn.yaml"), "train.lr=-1"], "train.lr: expected a number in 0..1e+09, got -1"),
-    ],
-)
-def test_config_refuses_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture):
-    assert main(["config", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
-
-
-def test_the_document_of_keys_is_current(capsys: pytest.CaptureFixture):
-    assert (ROOT / "docs/keys.md").read_text() == printed(capsys, "--markdown"), "run `make keys`"
-
-
-# --- the exit status, and one line on stderr that names what is wrong
+    ]:
+        assert main(["config", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
 
 
 class Diverged(ConfigError):
@@ -178,9 +149,8 @@ def end_of(error: BaseException | None, **args: bool) -> int:
     return end.status
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "line"),
-    [
+def test_an_expected_end_is_a_status_and_a_line_and_a_fault_of_the_program_keeps_its_traceback(capsys):
+    for error, status, line in [
         (None, 0, ""),
         (ConfigError("a.yaml: model: no\nsuch"), 2, "error: a.yaml: model: no\\nsuch\n"),
         (Diverged("the loss is NaN"), 1, "stopped: the loss is NaN\n"),
@@ -189,19 +159,13 @@ def end_of(error: BaseException | None, **args: bool) -> int:
         (KeyboardInterrupt(), 130, "stopped by SIGINT; the same command continues\n"),
         (OSError(errno.EACCES, "denied", "x"), 2, "error: x: denied; correct the path or its permissions\n"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "error: another process died "),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_an_expected_end_is_a_status_and_a_line(error, status: int, line: str, capsys: pytest.CaptureFixture):
-    assert end_of(error) == status
-    printed = capsys.readouterr()
-    assert printed.err.startswith(line) and printed.err.count("\n") == bool(line) and printed.out == ""
-
-
-@pytest.mark.parametrize("error", [ValueError("a fault"), OSError("no file"), RuntimeError("shapes"), SystemExit(3)])
-def test_a_fault_of_the_program_keeps_its_traceback(error: BaseException):
-    with pytest.raises(type(error)):
-        end_of(error)
+    ]:  # fmt: skip
+        assert end_of(error) == status
+        printed = capsys.readouterr()
+        assert printed.err.startswith(line) and printed.err.count("\n") == bool(line) and printed.out == ""
+    for error in [ValueError("a fault"), OSError("no file"), RuntimeError("shapes"), SystemExit(3)]:
+        with pytest.raises(type(error)):
+            end_of(error)
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
@@ -223,7 +187,7 @@ def test_of_several_processes_the_first_reports(rank: str, monkeypatch, capsys: 
     assert capsys.readouterr().err == "error: of this process alone\n"
 
 
-def test_signals_end_a_command_and_their_handlers_are_restored(monkeypatch: pytest.MonkeyPatch):
+def test_signals_end_a_command_but_not_under_nohup_and_their_handlers_are_restored(monkeypatch: pytest.MonkeyPatch):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     for number in (signal.SIGTERM, signal.SIGHUP):
         with ending(argparse.Namespace()) as end:
@@ -233,9 +197,6 @@ def test_signals_end_a_command_and_their_handlers_are_restored(monkeypatch: pyte
     with ending(argparse.Namespace()):
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
-
-
-def test_nohup_keeps_a_command_alive():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ending(argparse.Namespace()) as end:
@@ -245,17 +206,12 @@ def test_nohup_keeps_a_command_alive():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("arguments", [["voc", "n" * 300, "--output", "o.json"], ["voc", ".", "--output", "n" * 300]])
-def test_a_name_too_long_is_said(
-    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    monkeypatch.chdir(tmp_path)
-    assert script("convert_annotations").main(arguments) == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: {'n' * 300}: ") and os.strerror(errno.ENAMETOOLONG) in message
-
-
-def test_two_outputs_that_are_one_circle_of_links(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_name_too_long_is_said_as_is_a_circle_of_links(tmp_path, monkeypatch, capsys):
+    for arguments in [["voc", "n" * 300, "--output", "o.json"], ["voc", ".", "--output", "n" * 300]]:
+        monkeypatch.chdir(tmp_path)
+        assert script("convert_annotations").main(arguments) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: {'n' * 300}: ") and os.strerror(errno.ENAMETOOLONG) in message
     (tmp_path / "circle").symlink_to("circle")
     with pytest.raises(SystemExit, match="2"):
         script("check_data").main(["c.yaml", "--json", str(tmp_path / "circle"), "--picture", str(tmp_path / "circle")])

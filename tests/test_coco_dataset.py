@@ -1,7 +1,5 @@
 """The COCO data set: truths by hand, everything that can be wrong with a file, and what it weighs."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle
@@ -77,7 +75,7 @@ def load(folder: Path, *edits: Callable[[dict[str, Any]], None], **options: Any)
     return CocoDataset(folder / "images", folder / "a.json", **options)
 
 
-def test_boxes_are_corners_and_crowds_are_apart(folder: Path) -> None:
+def test_boxes_are_corners_crowds_apart_the_transform_sees_both_and_all_can_be_pickled(folder: Path) -> None:
     dataset = load(folder)
     image, target, image_id = dataset[0]
     assert image.shape == (3, 10, 20) and image.dtype == torch.uint8
@@ -86,6 +84,16 @@ def test_boxes_are_corners_and_crowds_are_apart(folder: Path) -> None:
     assert target.labels.tolist() == [0, 1] and target.labels.dtype == torch.int64
     assert target.crowd.tolist() == [[0, 0, 20, 10]]
     assert dataset.target(1).boxes.tolist() == [[1, 2, 4, 6]]
+    twin = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(twin[0][0], dataset[0][0]) and torch.equal(twin[0][1].boxes, dataset[0][1].boxes)
+
+    def halve(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        return image[:, ::2], Target(target.boxes * 2, target.labels, target.crowd)
+
+    dataset = load(folder, transform=halve)
+    image, target, _ = dataset[1]
+    assert image.shape == (3, 6, 8) and target.boxes.tolist() == [[2, 4, 8, 12]]
+    assert dataset.image(1).shape == (3, 12, 8)  # without the transform
 
 
 def test_columns_of_the_images_and_the_table_of_classes(folder: Path) -> None:
@@ -106,17 +114,7 @@ def test_columns_of_the_images_and_the_table_of_classes(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_transform_sees_image_and_target(folder: Path) -> None:
-    def halve(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        return image[:, ::2], Target(target.boxes * 2, target.labels, target.crowd)
-
-    dataset = load(folder, transform=halve)
-    image, target, _ = dataset[1]
-    assert image.shape == (3, 6, 8) and target.boxes.tolist() == [[2, 4, 8, 12]]
-    assert dataset.image(1).shape == (3, 12, 8)  # without the transform
-
-
-def test_boxes_are_clipped_dropped_and_counted(folder: Path) -> None:
+def test_boxes_are_clipped_dropped_and_counted_and_images_without_objects_stay_or_go(folder: Path) -> None:
     dataset = load(
         folder,
         box([-2, -2, 4, 9]),  # clipped
@@ -130,9 +128,6 @@ def test_boxes_are_clipped_dropped_and_counted(folder: Path) -> None:
         f"{folder / 'a.json'}: 3 images, 5 objects of 2 classes, 1 crowd regions; 2 boxes clipped to their image, "
         "3 without area dropped; 0 images without objects kept"
     )
-
-
-def test_images_without_objects_stay_or_go(folder: Path) -> None:
     assert load(folder).report.endswith("; 1 images without objects kept")
     dataset = load(folder, box([1, 1, 0, 0]), box([0, 0, 2, 2], iscrowd=1), keep_empty=False)
     assert dataset.image_ids.tolist() == [30, 10] and list(dataset.file_names) == ["b.png", "sub/a.png"]
@@ -142,7 +137,7 @@ def test_images_without_objects_stay_or_go(folder: Path) -> None:
     assert first_goes.image_ids.tolist() == [10] and first_goes.target(0).boxes.tolist() == [[1, 2, 4, 6]]
 
 
-def test_chosen_classes_are_renumbered_and_a_misspelt_one_names_the_nearest(folder: Path) -> None:
+def test_classes_are_chosen_and_agree_by_name_or_are_refused(folder: Path) -> None:
     dataset = load(folder, classes=["cat"])
     assert dataset.class_names == ["cat"] and dataset.category_ids == [90]
     assert dataset.target(0).labels.tolist() == [0] and len(dataset.target(0).crowd) == 1
@@ -152,9 +147,6 @@ def test_chosen_classes_are_renumbered_and_a_misspelt_one_names_the_nearest(fold
         load(folder, classes=["cat", "Dog"])
     with pytest.raises(DataError, match=r"no classes"):
         load(folder, classes=[])
-
-
-def test_another_split_agrees_by_name_not_by_id_or_is_refused(folder: Path) -> None:
     dataset = load(folder, class_names=["cat", "dog"])  # the training file had them the other way round
     assert dataset.class_names == ["cat", "dog"] and dataset.category_ids == [90, 7]
     assert dataset.target(0).labels.tolist() == [1, 0]
@@ -176,16 +168,7 @@ def test_a_set_without_classes_or_images_says_so_and_a_byte_order_mark_is_no_har
     assert len(CocoDataset(folder / "images", folder / "a.json")) == 3
 
 
-def test_sizes_must_be_those_of_the_upright_image(folder: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter: 20 x 10 in the file is 10 x 20 to the eye
-    Image.new("RGB", (20, 10)).save(folder / "images" / "b.png", exif=exif)
-    with pytest.raises(DataError, match=r"b\.png: .* is 10 x 20, but .*a\.json says 20 x 10 for image id 30"):
-        load(folder)[0]
-    assert load(folder, change("images", 0, width=10, height=20))[0][0].shape == (3, 20, 10)
-
-
-def test_missing_places_and_large_images_are_named(folder: Path) -> None:
+def test_missing_places_large_images_and_sizes_of_turned_images_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"b\.png: too large .*data\.max_pixels"):
         load(folder, max_pixels=199)[0]
     load(folder)
@@ -194,17 +177,18 @@ def test_missing_places_and_large_images_are_named(folder: Path) -> None:
     (folder / "images" / "b.png").unlink()
     with pytest.raises(DataError, match=r"b\.png: no such image"):
         load(folder)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter: 20 x 10 in the file is 10 x 20 to the eye
+    Image.new("RGB", (20, 10)).save(folder / "images" / "b.png", exif=exif)
+    with pytest.raises(DataError, match=r"b\.png: .* is 10 x 20, but .*a\.json says 20 x 10 for image id 30"):
+        load(folder)[0]
+    assert load(folder, change("images", 0, width=10, height=20))[0][0].shape == (3, 20, 10)
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/passwd", "C:\\x", "C:x", "..\\x", "\\\\host\\x", "a\0b", "", "\ud800"]
-)
-def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="leads out of the image folder"):
-        join_within(tmp_path, name)
-
-
-def test_links_that_leave_the_folder(tmp_path: Path) -> None:
+def test_names_and_links_that_leave_the_folder(tmp_path: Path) -> None:
+    for name in ("../x", "a/../../x", "/etc/passwd", "C:\\x", "C:x", "..\\x", "\\\\host\\x", "a\0b", "", "\ud800"):
+        with pytest.raises(DataError, match="leads out of the image folder"):
+            join_within(tmp_path, name)
     inside, secret = tmp_path / "images", tmp_path / "secret.png"
     inside.mkdir()
     secret.touch()
@@ -221,12 +205,6 @@ def test_links_that_leave_the_folder(tmp_path: Path) -> None:
     assert join_within(tmp_path / "linked", "a.png").exists()  # the folder itself may be a link
     with pytest.raises(DataError, match="circle"):
         read_image(join_within(inside, "circle"))
-
-
-def test_it_can_be_pickled(folder: Path) -> None:
-    dataset = load(folder)
-    twin = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(twin[0][0], dataset[0][0]) and torch.equal(twin[0][1].boxes, dataset[0][1].boxes)
 
 
 def test_annotations_are_flat(folder: Path) -> None:
@@ -299,9 +277,6 @@ def test_real_images_and_pycocotools() -> None:
         xyxy = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in entries)]).reshape(-1, 4)
         torch.testing.assert_close(target.boxes, xyxy, atol=0.02, rtol=0)
         assert [dataset.category_ids[label] for label in target.labels] == [a["category_id"] for a in entries]
-
-
-# --- scripts/measure_loading.py on a small file of its own making
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")

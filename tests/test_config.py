@@ -47,28 +47,29 @@ def refused(write):
     return refused
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
+def test_values_overrides_aliases_and_nothing(write):
+    for text, value in [
         ("1e-3", 0.001), ("1E5", 100000.0), ("-2.5e+2", -250.0), ("+1e2", 100.0), ("0.02", 0.02), ("1.", 1.0),
         ("12", 12), ("1_000", 1000), ("true", True), ("null", None), ("", None), ("[1, 2e-1]", [1, 0.2]),
         ("e5", "e5"), ("1e", "1e"), ("a1e-3", "a1e-3"), ("'1e-3'", "1e-3"), ("IMAGENET1K_V1", "IMAGENET1K_V1"),
-    ],
-)  # fmt: skip
-def test_values(write, text, value):
-    found = read_config(write(f"key: {text}"))["key"]
-    assert found == value and type(found) is type(value)
-    assert read_config(write("other: 1"), [f"key={text}"])["key"] == value
-
-
-def test_an_empty_file_is_an_empty_configuration_and_a_few_aliases_are_welcome(write):
+    ]:  # fmt: skip
+        found = read_config(write(f"key: {text}"))["key"]
+        assert found == value and type(found) is type(value)
+        assert read_config(write("other: 1"), [f"key={text}"])["key"] == value
     assert read_config(write("")) == {} == read_config(write("# nothing but this\n"))
     assert read_config(write("a: &x {lr: 1}\nb: *x\nc: {<<: *x, epochs: 2}")) == {
         "a": {"lr": 1}, "b": {"lr": 1}, "c": {"lr": 1, "epochs": 2},
     }  # fmt: skip
+    path = write("model: {neck: {type: fpn, width: 256}}")
+    config = read_config(path, ["model.neck.width=64", "train.lr=1e-3", "data.classes=[cat, dog]", "note=a=b"])
+    assert config["model"] == {"neck": {"type": "fpn", "width": 64}}
+    assert config["train"] == {"lr": 0.001}
+    assert config["data"] == {"classes": ["cat", "dog"]}
+    assert config["note"] == "a=b"
+    assert read_config(write("a: 1"), ["a=2", "a=3"]) == {"a": 3}
 
 
-def test_of_several_bases_later_ones_win_and_names_are_relative_to_their_file(write):
+def test_of_several_bases_later_ones_win_and_missing_ones_no_files_or_a_circle_are_named(write, refused, tmp_path):
     write("{a: 1, b: 1, c: 1}", "one.yaml")
     write("{b: 2, c: 2}", "two.yaml")
     assert read_config(write("_base_: [one.yaml, two.yaml]\nc: 3")) == {"a": 1, "b": 2, "c": 3}
@@ -80,19 +81,13 @@ def test_of_several_bases_later_ones_win_and_names_are_relative_to_their_file(wr
     write("_base_: models/r50.yaml\nmodel: {width: 128}", "_base_/narrow.yaml")
     path = write("_base_: _base_/narrow.yaml\ntrain: {epochs: 1}")
     assert read_config(path) == {"model": {"depth": 50, "width": 128}, "train": {"epochs": 1}}
-
-
-def test_a_circle_of_bases_and_a_missing_base_are_named(write, refused, tmp_path):
     write("_base_: config.yaml", "other.yaml")
     assert "circle" in refused("_base_: other.yaml")
     assert "circle" in refused("_base_: config.yaml")
     message = refused("_base_: none.yaml")
     assert f"{tmp_path}/none.yaml: no such configuration file" in message and f"{tmp_path}/config.yaml" in message
-
-
-@pytest.mark.parametrize("base", ["5", "null", "{a: b}", "[1]", "[[a]]", "true", '"a\\0b"', "a" * 400, "."])
-def test_a_base_that_is_no_file(refused, base):
-    assert "config.yaml" in refused(f"_base_: {base}")
+    for base in ["5", "null", "{a: b}", "[1]", "[[a]]", "true", '"a\\0b"', "a" * 400, "."]:
+        assert "config.yaml" in refused(f"_base_: {base}")
 
 
 def test_dictionaries_merge_and_anything_else_replaces():
@@ -114,7 +109,7 @@ KEYS = {
 }
 
 
-def test_a_section_whose_type_changes_keeps_the_keys_of_both_types():
+def test_a_section_whose_type_changes_keeps_the_keys_of_both_types_if_they_are_known():
     types, notes = Types({"neck": "fpn"}, lambda where, name: KEYS.get(name)), []
     for base in (
         {"norm": "group", "width": 128, "extra": "c5"},
@@ -125,9 +120,6 @@ def test_a_section_whose_type_changes_keeps_the_keys_of_both_types():
     # a key whose values are others is another key
     assert notes == ["neck: panet instead of fpn; kept: width=128; dropped: norm, extra; at their defaults: form"] * 2
     assert merge({"neck": base}, {"neck": "panet"}, types) == {"neck": {"type": "panet", "width": 128}}
-
-
-def test_a_type_without_a_change_and_one_that_is_not_known():
     types, notes = Types({"rpn": "rpn", "rpn.anchors": "grid"}, lambda where, name: KEYS.get(name)), []
     base = {"rpn": {"beta": 1.0, "anchors": {"sizes": [[8]]}}}
     assert merge(base, {"rpn": {"type": "rpn"}}, types, note=notes.append) == {"rpn": base["rpn"] | {"type": "rpn"}}
@@ -140,35 +132,14 @@ def test_a_type_without_a_change_and_one_that_is_not_known():
     assert merge({"rpn": {"type": "precomputed"}}, {"rpn": {"keep": 1}}, types)["rpn"]["type"] == "precomputed"
 
 
-def test_overrides(write):
-    path = write("model: {neck: {type: fpn, width: 256}}")
-    config = read_config(path, ["model.neck.width=64", "train.lr=1e-3", "data.classes=[cat, dog]", "note=a=b"])
-    assert config["model"] == {"neck": {"type": "fpn", "width": 64}}
-    assert config["train"] == {"lr": 0.001}
-    assert config["data"] == {"classes": ["cat", "dog"]}
-    assert config["note"] == "a=b"
-    assert read_config(write("a: 1"), ["a=2", "a=3"]) == {"a": 3}
-
-
-@pytest.mark.parametrize("override", ["model", "=3", "a..b=3", ".a=3", "a.=3", "--lr 0.1", "a=[1"])
-def test_an_override_needs_a_path_and_a_value(refused, override):
-    assert repr(override) in refused("a: 1", [override])
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_what_is_no_configuration_or_override_is_refused_with_its_name(refused, tmp_path):
+    for text in [
         "- a list", "only text", "3", "a: [1", "a: b: c", "\ta: 1", "a: 'open", "{a: 1}}", "a: *nobody", "[" * 5000,
         "a: 1\x00", "a: \x07", "%YAML 9.9\n---\na: 1", "a: 1\n---\nb: 2", "? [1]\n: 2", "{a: {b: 1}: 2}",
         "a: !!int ''", "a: !!int x", "a: !!bool x", "a: !!float x", "a: !!timestamp x", "a: 2020-13-45",
         "a: !!binary x", "a: !!set [1]", "a: !!omap 3", "a: !!map [1]", "a: {<<: 5}", "a: =", "a: " + "9" * 5000,
-    ],
-)  # fmt: skip
-def test_what_is_no_configuration_is_refused_with_the_files_name(refused, text):
-    assert "config.yaml" in refused(text)
-
-
-def test_a_file_that_is_missing_a_folder_no_text_or_too_large(refused, tmp_path):
+    ]:  # fmt: skip
+        assert "config.yaml" in refused(text)
     with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
         read_config(tmp_path / "none.yaml")
     (tmp_path / "circle.yaml").symlink_to("circle.yaml")
@@ -177,18 +148,17 @@ def test_a_file_that_is_missing_a_folder_no_text_or_too_large(refused, tmp_path)
             read_config(path)
     assert "config.yaml" in refused(b"\xff\xfe\x00a")
     assert f"larger than {MAX_BYTES} bytes" in refused("a: 1 #" + "x" * MAX_BYTES)
-
-
-@pytest.mark.parametrize("tag", ["object/apply:os.system", "name:os.system", "object:builtins.set"])
-def test_a_file_cannot_run_code(refused, tag, capfd):
-    assert "config.yaml" in refused(f"a: !!python/{tag} ['echo owned']")
-    assert "owned" not in capfd.readouterr().out
-
-
-def test_a_key_that_is_given_twice_is_named_with_its_line_and_a_value_cannot_contain_itself(refused):
+    for override in ["model", "=3", "a..b=3", ".a=3", "a.=3", "--lr 0.1", "a=[1"]:
+        assert repr(override) in refused("a: 1", [override])
     message = refused("model: {depth: 50}\ntrain:\n  lr: 1\n  lr: 2\n")
     assert "config.yaml, line 4: the key 'lr' is given twice" in message
     assert all("recursive" in refused(text) for text in ("a: &x [*x]", "a: &x {b: *x}", "&x {a: *x}"))
+
+
+def test_a_file_cannot_run_code(refused, capfd):
+    for tag in ["object/apply:os.system", "name:os.system", "object:builtins.set"]:
+        assert "config.yaml" in refused(f"a: !!python/{tag} ['echo owned']")
+        assert "owned" not in capfd.readouterr().out
 
 
 @dataclass
@@ -247,21 +217,14 @@ def complaint(section: Any, **kwargs: Any) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+def test_what_fits_is_taken_and_a_wrong_type_is_named_with_its_path_and_what_is_expected():
+    for key, value in [
         ("number", 1), ("number", 0.5), ("count", -3), ("flag", True), ("text", "abc"), ("mode", "average"),
         ("maybe", None), ("maybe", "abc"), ("sizes", [[1, 2.5], []]), ("pair", [3, 4]), ("either", 3), ("either", [3]),
         ("inner", {"side": 3}), ("inner", None), ("sections", [{"type": "flip"}, {}]), ("anything", object()),
-    ],
-)  # fmt: skip
-def test_what_fits(key, value):
-    check_call(Example, {"channels": 1, key: value}, "model.neck")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
+    ]:  # fmt: skip
+        check_call(Example, {"channels": 1, key: value}, "model.neck")
+    for key, value, expected in [
         ("number", "1", "a number, got '1'"), ("number", True, "a number"), ("number", None, "a number"),
         ("count", 1.5, "a whole number, got 1.5"), ("count", True, "a whole number"), ("flag", 1, "true or false"),
         ("flag", "yes", "true or false"), ("text", 3, "a text, got 3"),
@@ -271,11 +234,13 @@ def test_what_fits(key, value):
         ("pair", [1, 2, 3], "a list of 2, each a whole number"), ("pair", [1, 2.5], "a list of 2"),
         ("either", "3", "a whole number or a list, each a whole number"), ("inner", 3, "a section or null"),
         ("sections", [3], "a list, each a section"), ("sections", {"type": "flip"}, "a list, each a section"),
-    ],
-)  # fmt: skip
-def test_a_wrong_type_is_named_with_its_path_and_with_what_is_expected(key, value, expected):
-    message = complaint({"channels": 1, key: value})
-    assert message.startswith(f"model.neck.{key}: expected ") and expected in message
+    ]:  # fmt: skip
+        message = complaint({"channels": 1, key: value})
+        assert message.startswith(f"model.neck.{key}: expected ") and expected in message
+    for section in [None, 3, "fpn", [], ["fpn"], True]:
+        assert "model.neck: expected a section of 'key: value' lines" in complaint(section, supplied=["channels"])
+    assert "model.neck.channels: the program sets this itself" in complaint({"channels": 1}, supplied=["channels"])
+    check_call(Example, {"number": 2}, "model.neck", supplied=["channels"])
 
 
 def test_an_unknown_key_is_named_with_its_path_and_the_nearest_key_in_nested_sections_too():
@@ -290,16 +255,6 @@ def test_an_unknown_key_is_named_with_its_path_and_the_nearest_key_in_nested_sec
         assert complaint({"channels": 1, "inner": inner}) == message
     assert len(complaint({"channels": 1, "number": ["x" * 100] * 10_000})) < 1000
     assert len(complaint(["x" * 100] * 10_000)) < 1000
-
-
-def test_an_argument_that_the_program_supplies_must_not_be_given_and_is_not_missed():
-    assert "model.neck.channels: the program sets this itself" in complaint({"channels": 1}, supplied=["channels"])
-    check_call(Example, {"number": 2}, "model.neck", supplied=["channels"])
-
-
-@pytest.mark.parametrize("section", [None, 3, "fpn", [], ["fpn"], True])
-def test_a_section_is_a_dictionary(section):
-    assert "model.neck: expected a section of 'key: value' lines" in complaint(section, supplied=["channels"])
 
 
 def test_a_function_is_a_schema_too_but_not_a_callable_without_a_signature():

@@ -1,7 +1,5 @@
 """The data set that docs/extending.md shows has the required members alone; it is trained on and scored."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -73,7 +73,7 @@ def test_results_file_is_scored(files: list[str], tmp_path: Path, capsys) -> Non
     assert metrics["bbox"]["AP"] == pytest.approx(1) and metrics["per_class"]["cell"]["AP50"] == pytest.approx(1)
 
 
-def test_checkpoint_is_evaluated_beside_itself(faked: dict, tmp_path: Path, capsys, caplog) -> None:
+def test_checkpoint_is_evaluated_beside_itself_or_into_a_folder_that_is_tried_first(faked, tmp_path, capsys, caplog):
     caplog.set_level("INFO")
     (tmp_path / "best.pth").write_bytes(b"weights")
     assert command.main([str(tmp_path / "best.pth"), "data.root=there", "--split", "test", "data.workers=0"]) == 0
@@ -84,9 +84,6 @@ def test_checkpoint_is_evaluated_beside_itself(faked: dict, tmp_path: Path, caps
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "detections.json", "metrics.json"]
     printed = capsys.readouterr()
     assert "AR1000" in printed.out and "1 image" in caplog.text
-
-
-def test_output_folder_is_chosen_and_tried_first(faked: dict, tmp_path: Path, capsys) -> None:
     (tmp_path / "best.pth").write_bytes(b"weights")
     assert command.main([str(tmp_path / "best.pth"), "--output", str(tmp_path / "a/b")]) == 0
     assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == ["detections.json", "metrics.json"]
@@ -109,9 +106,7 @@ def test_numbers_survive_a_failed_write(faked: dict, tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["metrics.json", "detections.json"])
 @pytest.mark.parametrize("content", ['{"mine": 1}', '[{"file_name": "a.png", "image_id": 1}]', "", None])
-def test_foreign_files_are_not_written_over(
-    faked: dict, tmp_path: Path, name: str, content: str | None, capsys
-) -> None:
+def test_foreign_files_are_not_written_over(faked, tmp_path, name, content, capsys):
     """Of other content, or, where there is none, a folder of that name."""
     (tmp_path / "best.pth").write_bytes(b"weights")
     assert command.main([str(tmp_path / "best.pth")]) == 0
@@ -124,9 +119,7 @@ def test_foreign_files_are_not_written_over(
     assert content is None or (tmp_path / name).read_text() == content
 
 
-def test_results_of_somebody_else_are_not_ours_because_they_look_alike(
-    faked: dict, files: list[str], tmp_path: Path
-) -> None:
+def test_results_of_somebody_else_are_not_ours_because_they_look_alike(faked, files, tmp_path):
     (tmp_path / "best.pth").write_bytes(b"weights")
     (tmp_path / "detections.json").write_text(json.dumps(FOUND))  # but there is no metrics.json beside it
     assert command.main([str(tmp_path / "best.pth")]) == 2
@@ -135,23 +128,17 @@ def test_results_of_somebody_else_are_not_ours_because_they_look_alike(
     assert command.main([*files, "--output", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_a_wrong_command_line_and_bad_input_are_one_message(capsys, files, faked, tmp_path):
+    for arguments, message in [
         ([], "give either"), (["--detections", "a.json"], "go together"),
         (["best.pth", "--detections", "a.json", "--annotations", "b.json"], "give either"),
         (["best.pth", "--no-such-option"], "--no-such-option"),
         (["--detections", "a.json", "--annotations", "b.json", "--proposals", "p.pth"], "--proposals FILE goes"),
         (["best.pth", "--proposals", "p.pth", "--output", "out"], "--proposals FILE goes"),
-    ],
-)  # fmt: skip
-def test_wrong_command_line(arguments: list[str], message: str, capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        command.main(arguments)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_bad_input_is_one_message(files: list[str], faked: dict, tmp_path: Path, capsys) -> None:
+    ]:  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            command.main(arguments)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
     assert command.main([str(tmp_path / "none.pth")]) == 2
     assert command.main([files[0], str(tmp_path / "none.json"), *files[2:]]) == 2
     assert command.main([*files[:3], files[1]]) == 2  # the results given as annotations

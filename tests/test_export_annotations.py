@@ -1,7 +1,5 @@
 """COCO files as YOLO and Pascal VOC: read back they have the same classes and boxes, and what is lost is counted."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -137,9 +135,7 @@ def test_what_is_lost_is_counted(known: tuple[Path, Path], tmp_path: Path, capsy
         assert sum(a["iscrowd"] for a in found) == (form == "voc")  # a difficult object is a crowd region, both ways
 
 
-def test_nothing_is_written_over_and_a_refusal_leaves_nothing(
-    known: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_nothing_is_written_over_and_a_refusal_leaves_nothing(known, tmp_path, capsys):
     path, images = known
     document = json.loads(path.read_text())
     (tmp_path / "full").mkdir()

@@ -1,7 +1,5 @@
 """The architecture holds: a room imports only rooms on lower floors, from few packages, and no file is too long to read."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys
@@ -74,29 +72,17 @@ def modules() -> Iterator[tuple[Path, str]]:
             yield path, room(module_name(path))
 
 
-def test_every_room_has_a_floor():
+def test_rooms_import_only_rooms_on_lower_floors_as_documented_and_files_go_in_no_circle():
     assert {own for _, own in modules()} == set(FLOOR_OF)
     assert sum(map(len, FLOORS)) == len(FLOOR_OF), "a room is on two floors"
-
-
-def test_a_room_imports_only_rooms_on_lower_floors():
     for path, own in modules():
         for other in {room(name) for name in ours(path)} - {own}:
             assert FLOOR_OF[other] < FLOOR_OF[own], f"{path}: {own} imports {other}, which is not on a lower floor"
-
-
-def test_the_legend_and_the_rooms_own_files_import_nothing():
     for path in FILES:
         if path.name == "__init__.py":
             assert not ours(path), path
-
-
-def test_no_imports_go_in_a_circle_among_files():
     graph = {module_name(path): ours(path) for path in FILES}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(FILES)  # raises CycleError
-
-
-def test_the_documents_show_these_floors_in_this_order():
     text = (ROOT / "docs/extending.md").read_text()
     rows = re.findall(r"^\| \d+ \| (.+?) \|", text, flags=re.M)
     assert [set(re.findall(r"`(\w+)[/.`]", row)) for row in rows] == FLOORS[1:]
@@ -108,8 +94,8 @@ def test_only_the_core_packages_are_needed():
         assert roots - PACKAGES <= sys.stdlib_module_names, path
 
 
-def test_no_file_is_longer_than_300_lines_and_no_function_than_40():
-    """Functions are counted without signature and docstring."""
+def test_no_file_or_function_is_too_long_and_every_public_one_has_a_docstring():
+    # Functions are counted without signature and docstring.
     for path in FILES:
         text = path.read_text()
         assert len(text.splitlines()) <= 300, path
@@ -118,9 +104,6 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_40():
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
                 assert length <= 40, f"{path}: {node.name} has {length} lines"
-
-
-def test_every_public_function_and_class_has_a_docstring():
     for path in FILES:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

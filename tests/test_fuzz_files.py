@@ -127,18 +127,12 @@ def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path, name: str):
     assert outcome(lambda: load_config(tmp_path / "a.yaml")) is None
 
 
-def test_bases_cannot_lead_in_circles_or_for_ever(tmp_path: Path):
+def test_bases_cannot_lead_in_circles_or_for_ever_and_messages_keep_to_one_line(tmp_path: Path):
     for i in range(60):
         (tmp_path / f"{i}.yaml").write_text(yaml.safe_dump({"_base_": [f"{i + 1}.yaml"] * 2}))
     (tmp_path / "60.yaml").write_text("model: {}")
     assert outcome(lambda: load_config(tmp_path / "0.yaml")) is None
-
-
-def test_messages_keep_to_one_line_that_can_be_printed():
     assert str(ConfigError("a.\n\ud800\x1b[2Jé: no\u2028")) == r"a.\n\ud800\x1b[2Jé: no\u2028"
-
-
-# --- files of weights, through every door
 
 
 class Call:
@@ -252,7 +246,6 @@ BOXES = Proposals(torch.tensor([[1.0, 2, 3, 4], [0, 0, 9, 9]]), torch.tensor([2.
 
 
 def make(path: Path, kind: str) -> None:
-    """A good file of this kind."""
     if kind == "checkpoint":
         save(path)
     elif kind == "proposals":

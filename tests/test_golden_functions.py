@@ -1,7 +1,5 @@
 """Anchors, boxes, assigner, RoIAlign, suppression and losses give the recorded results of three references."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest
@@ -22,8 +20,6 @@ from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.stage import Regions
 from detector.modeling.rpn import RPN, AnchorSample
 from detector.structures import Batch, Proposals, Target
-
-# --- anchors
 
 
 @pytest.mark.parametrize("name", ["d2_two_levels_offset_0", "d2_two_levels_offset_0.5", "d2_15_anchors"])
@@ -136,15 +132,11 @@ def of_mmdetection(record: dict) -> list[int]:
 
 
 @pytest.mark.parametrize("name", MATCHING)
-def test_roi_assigner(name):
+def test_roi_and_rpn_assigners(name):
     record, iou = assigner_record(name)
     found = verdict(iou, **ROI_RULE)
     assert found == of_detectron2(record["d2_roi"]) == record["tv_roi"]["match"] == of_mmdetection(record["mm_roi_0.5"])
-
-
-@pytest.mark.parametrize("name", MATCHING)
-def test_rpn_assigner(name):
-    """A forced candidate keeps its own best object in Detectron2 and torchvision, not in mmdetection."""
+    # A forced candidate keeps its own best object in Detectron2 and torchvision, not in mmdetection.
     record, iou = assigner_record(name)
     promoter = dict(RPN_RULE, low_quality="force_gt")
     assert verdict(iou, **promoter, min_pos_iou=0.3) == of_mmdetection(record["mm_rpn"])
@@ -233,9 +225,6 @@ def test_soft_nms(kind, iou, min_score, by_class, name):
     expected = record["soft"][name]
     assert [lowest[i] for i in index.tolist()] == [lowest[i] for i in expected["indices"]]
     assert_near(score, expected["scores"])
-
-
-# --- losses
 
 
 class GivenAnchors(RPN):

@@ -1,7 +1,5 @@
 """Our necks give the recorded maps and gradients of those of torchvision, Detectron2, MMDetection and effdet."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,8 +83,6 @@ def by_rows(rows: Sequence[Row], neck: nn.Module, theirs: str, ours: str = "") -
     return name
 
 
-# --- FPN and PANet
-
 FPN_NAMES = [  # theirs, ours
     (r"(?:inner_blocks|lateral_convs)\.(\d)\.(?:0|conv)", r"lateral.\1.conv"),
     (r"(?:layer_blocks|fpn_convs)\.(\d)\.(?:0|conv)", r"output.\1.conv"),
@@ -120,8 +116,6 @@ def test_fpn_and_panet(framework, entry):
     neck = kind(channels, STRIDES[first:], **FPNS[framework, entry])
     compare(neck, framework, entry, lambda theirs: fpn_name(theirs, entry), first)
 
-
-# --- BiFPN, NAS-FPN and BFP
 
 # effdet's nodes 0..3 go down, the coarsest first, and 4..7 up; `i` counts the levels from the finest
 NODES = [(3 - i, f"down.{i}", i) for i in range(4)] + [(3 + i, f"up.{i - 1}", i) for i in range(1, 5)]
@@ -163,9 +157,6 @@ def test_bfp(framework, entry):
     neck = BFP([256], [4], **BFPS[framework, entry])
     neck.fpn = nn.Identity()
     compare(neck, framework, entry, by_rows(BFP_ROWS, neck, "neck.1.", "pyramid.neck."))
-
-
-# --- recursive pyramid
 
 
 class Given(nn.Module):

@@ -25,12 +25,20 @@ def test_fill_rule(key, shape, first, values):
     assert tensor.flatten()[:3].tolist() == pytest.approx(values, rel=2e-6)
 
 
-def test_image_rule():
+def test_images_and_proposals_follow_their_rules_and_every_file_is_of_one_set():
     for check in golden("rules")["image_checks"]:
         image = formula_image(check["k"], check["height"], check["width"])
         assert [int(image[0, 0, 0]), int(image[1, 100, 200]), int(image[2, -1, -1])] == check["pixels"]
         assert int(image.long().sum()) == check["sum"]
         assert zlib.crc32(image.numpy().tobytes()) == check["crc32"]
+    check = golden("rules")["fixed_proposals_check"]
+    boxes, logits = fixed_proposals(check["height"], check["width"])
+    assert boxes.shape == (120, 4)
+    for i, row in ((0, "first"), (-1, "last")):
+        assert [*boxes[i].tolist(), logits[i].item()] == pytest.approx(check[row])
+    # The ground truth and the phase of the fixed proposals are those that the models were recorded with.
+    for path in shared("golden").glob("*.json"):
+        assert golden(path.stem)["seed_text"] == golden("rules")["seed_text"]
 
 
 def test_errors_are_relative_to_the_spread_and_matches_want_box_score_and_label():
@@ -45,17 +53,3 @@ def test_errors_are_relative_to_the_spread_and_matches_want_box_score_and_label(
     assert match_sets((boxes, scores, labels), (boxes, scores * 0 + 0.9, labels), px=0.1, score=1e-3).unmatched == 1
     nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long()
     assert match_sets(nothing, (boxes, scores, labels), px=0.1, score=1e-3).unmatched == 2
-
-
-def test_fixed_proposals():
-    check = golden("rules")["fixed_proposals_check"]
-    boxes, logits = fixed_proposals(check["height"], check["width"])
-    assert boxes.shape == (120, 4)
-    for i, row in ((0, "first"), (-1, "last")):
-        assert [*boxes[i].tolist(), logits[i].item()] == pytest.approx(check[row])
-
-
-def test_every_file_is_of_one_set():
-    """The ground truth and the phase of the fixed proposals are those that the models were recorded with."""
-    for path in shared("golden").glob("*.json"):
-        assert golden(path.stem)["seed_text"] == golden("rules")["seed_text"]

@@ -54,7 +54,7 @@ def scaled(
     return Scaled(corners, labels, np.tile(size, (count, 1)), np.tile(padded, (count, 1)))
 
 
-def test_recall_and_mean_by_hand(tmp_path: Path) -> None:
+def test_recall_mean_and_levels_by_hand(tmp_path: Path) -> None:
     # Twice as large on the network's side: [80, 80, 112, 112] lies on the P3 grid of stride 8, where an anchor of 32 is
     # centred on 96; [1, 1, 9, 9] in one of 16 centred on 4 (P2): 64 / 256; [60, 96, 140, 128] of 80 x 32: with the 64 of
     # P4 centred on (96 or 112, 112) it shares 64 x 32 = 2048 of 80 * 32 + 64 * 64 - 2048 = 4608.
@@ -67,9 +67,6 @@ def test_recall_and_mean_by_hand(tmp_path: Path) -> None:
     assert best == pytest.approx([1, 64 / 256, 2048 / 4608])
     now = anchor_fit(shape, objects, [[16], [32], [64], [128], [256]], [1.0])
     assert now.recall == pytest.approx(1 / 3) and now.mean_iou == pytest.approx((1 + 0.25 + 4 / 9) / 3)
-
-
-def test_levels_by_hand(tmp_path: Path) -> None:
     # Sides after doubling: 100 -> 4 + log2(100 / 224) = 2.8; 112 -> 3; 111.9 -> 2; 180 -> 3; 20 -> 0.5, held at P2.
     boxes = [[0, 0, 50, 50], [0, 0, 56, 56], [0, 0, 55.95, 55.95], [0, 0, 90, 90], [0, 0, 10, 10]]
     shape = shape_of()
@@ -121,7 +118,7 @@ def crowd_of(side: float, ratio: float, count: int = 100) -> Scaled:
     return scaled(np.stack([x, y, x + w, y + h], axis=1).tolist())
 
 
-def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> None:
+def test_a_proposal_raises_the_recall_leaves_no_class_behind_and_is_made_only_where_it_helps(tmp_path: Path) -> None:
     shape, objects = shape_of(), crowd_of(46, 2.0)
     now = anchor_fit(shape, objects, shape.anchors.sizes, shape.anchors.ratios)
     better = propose_anchors(shape, objects, now)
@@ -133,13 +130,6 @@ def test_the_proposal_raises_the_recall_and_can_be_pasted(tmp_path: Path) -> Non
     assert given.arguments == {"sizes": better.sizes, "ratios": better.ratios}
     assert load_config("configs/bccd_r18_fpn.yaml", [better.override().strip("'")]).model.calls["rpn.anchors"] == given
     assert propose_anchors(shape_of(rpn={"anchors": given.arguments}), objects, better) is None
-
-
-def together(*crowds: Scaled) -> Scaled:
-    return Scaled(*(np.concatenate(columns) for columns in zip(*(vars(crowd).values() for crowd in crowds))))
-
-
-def test_a_proposal_leaves_no_class_behind() -> None:
     shape = shape_of()
     many = {
         "alike": crowd_of(44, 1.0, count=1000),
@@ -153,12 +143,13 @@ def test_a_proposal_leaves_no_class_behind() -> None:
         assert (better is not None) == found
         if found:
             assert better.recall > now.recall + 0.3 and (better.classes >= now.classes - 0.02).all()
-
-
-def test_few_objects_and_fitting_anchors_get_no_proposal() -> None:
     shape = shape_of()
     for objects in (crowd_of(46, 2.0, count=49), crowd_of(16, 1.0)):
         assert propose_anchors(shape, objects, anchor_fit(shape, objects, shape.anchors.sizes, [1.0])) is None
+
+
+def together(*crowds: Scaled) -> Scaled:
+    return Scaled(*(np.concatenate(columns) for columns in zip(*(vars(crowd).values() for crowd in crowds))))
 
 
 def test_a_detector_without_anchors_of_ours_has_no_recall(tmp_path: Path) -> None:
@@ -168,9 +159,6 @@ def test_a_detector_without_anchors_of_ours_has_no_recall(tmp_path: Path) -> Non
     arguments += ["model.backbone.depth=18", "model.roi_head.box_head.width=8"]
     status, out, _ = run(tmp_path / "a.json", *arguments, f"data.train.annotations={tmp_path / 'a.json'}")
     assert status == 0 and "anchors: none of ours" in out and "recall" not in out
-
-
-# --- boxes that are all but equal, found without comparing every pair
 
 
 ROW = st.tuples(

@@ -53,17 +53,12 @@ def test_colours_are_red_green_blue_of_a_file_or_an_open_image(tmp_path: Path) -
     assert to_rgb(grey(UPRIGHT)).tolist() == [UPRIGHT] * 3  # never a file
 
 
-@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_every_orientation_is_made_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    options = {"lossless": True} if suffix == "webp" else {}
-    grey(STORED[orientation]).convert("RGB").save(path, exif=oriented(orientation), **options)
-    assert read_image(path).tolist() == [UPRIGHT] * 3
-
-
-@pytest.mark.parametrize("orientation", STORED)
-def test_orientation_of_a_jpeg_agrees_with_pillow(tmp_path: Path, orientation: int) -> None:
+def test_every_orientation_is_made_upright_as_pillow_does(tmp_path: Path, orientation: int) -> None:
+    for suffix, options in (("png", {}), ("tiff", {}), ("webp", {"lossless": True})):
+        path = tmp_path / f"a.{suffix}"
+        grey(STORED[orientation]).convert("RGB").save(path, exif=oriented(orientation), **options)
+        assert read_image(path).tolist() == [UPRIGHT] * 3
     noise = np.random.default_rng(0).integers(0, 255, (7, 12, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg", exif=oriented(orientation))
     expected = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
@@ -96,22 +91,19 @@ def test_alpha_is_dropped_and_the_colour_kept(tmp_path: Path) -> None:
     assert read_image(tmp_path / "p.png").flatten().tolist() == [200, 100, 50]
 
 
-def test_cmyk_is_converted_and_floating_point_refused(tmp_path: Path) -> None:
+def test_cmyk_is_converted_sixteen_bits_give_their_high_byte_and_floating_point_is_refused(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")  # no cyan, all magenta, all yellow: red
     red, green, blue = read_image(tmp_path / "a.jpg").float().mean(dim=(1, 2)).tolist()
     assert red > 250 and green < 5 and blue < 5
     Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(DataError, match=r"a\.tiff: .*floating-point.*8 or 16 bits"):
         read_image(tmp_path / "a.tiff")
+    for name in ("a.png", "a.tiff", "a.pgm"):
+        Image.fromarray(np.array([[0, 255, 256, 0x80FF, 65535]], dtype=np.uint16)).save(tmp_path / name)
+        assert read_image(tmp_path / name).tolist() == [[[0, 0, 1, 0x80, 255]]] * 3
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.pgm"])
-def test_sixteen_bits_give_their_high_byte(tmp_path: Path, name: str) -> None:
-    Image.fromarray(np.array([[0, 255, 256, 0x80FF, 65535]], dtype=np.uint16)).save(tmp_path / name)
-    assert read_image(tmp_path / name).tolist() == [[[0, 0, 1, 0x80, 255]]] * 3
-
-
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_what_is_no_image_is_named_and_postscript_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     (tmp_path / "folder").mkdir()
     for suffix in ("jpg", "png", "webp"):
@@ -124,11 +116,14 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             read_image(path)
         assert str(path) in str(caught.value) and "replace the file or remove its entry" in str(caught.value)
+    # Pillow would hand it to Ghostscript.
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
+    FRAMES[0].save(tmp_path / "a.jpg", "eps")
+    with pytest.raises(ImageError, match="not a readable image"):
+        read_image(tmp_path / "a.jpg")
 
 
-def test_the_pixel_limit_is_inclusive_names_its_key_and_raises_pillows_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pixel_limit_is_inclusive_names_its_key_and_raises_pillows_own(tmp_path, monkeypatch):
     grey(UPRIGHT).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", max_pixels=6).shape == (3, 2, 3)
     with pytest.raises(DataError, match=r"a\.png: too large \(3 x 2 pixels\); .* 5: raise data\.max_pixels"):
@@ -141,9 +136,6 @@ def test_the_pixel_limit_is_inclusive_names_its_key_and_raises_pillows_own(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # switched off by the user
     assert read_image(tmp_path / "a.png", max_pixels=100).shape == (3, 2, 3)
     assert Image.MAX_IMAGE_PIXELS is None
-
-
-# --- broken, hostile and exotic images: pixels or one line, in bounded time and memory
 
 
 NOISE = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -294,12 +286,4 @@ def test_a_giant_takes_no_memory(tmp_path: Path, action: str):
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], object]):
     make(tmp_path / "a.jpg")
     with pytest.raises(ImageError, match=r"a\.jpg: (not a readable|no such) image"):
-        read_image(tmp_path / "a.jpg")
-
-
-def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Pillow would hand it to Ghostscript."""
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was run"))
-    FRAMES[0].save(tmp_path / "a.jpg", "eps")
-    with pytest.raises(ImageError, match="not a readable image"):
         read_image(tmp_path / "a.jpg")

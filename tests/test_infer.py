@@ -61,8 +61,8 @@ def names(paths: list[str], output: str = "out") -> list[str]:
     return [job.name for job in find_images(paths, Path(output))]
 
 
-def test_folders_files_and_patterns_are_searched(photos: Path):
-    """Equal names are told apart, equal files are not repeated."""
+def test_folders_files_and_patterns_are_searched_and_what_is_no_image_is_counted_or_refused(photos, caplog):
+    # Equal names are told apart, equal files are not repeated.
     assert names(["photos"]) == names(["photos/"]) == names([str(photos)]) == ["a.png", "b.jpg", "day/a.png"]
     assert names(["photos/day/a.png"]) == ["a.png"]
     assert names(["photos/*"]) == ["a.png", "b.jpg"]
@@ -70,22 +70,21 @@ def test_folders_files_and_patterns_are_searched(photos: Path):
     assert names(["pho*/d?y/[ab].png"]) == ["photos/day/a.png"]
     assert names(["photos/day/a.png", "photos/a.png", "./photos/../photos/a.png"]) == ["day/a.png", "a.png"]
     assert names(["photos/day", "photos"]) == ["day/a.png", "a.png", "b.jpg"]
-
-
-def test_files_that_are_no_images_are_counted_and_named(photos: Path, caplog: pytest.LogCaptureFixture):
     (photos / "day/clip.mp4").write_bytes(b"")
     assert names(["photos"]) == ["a.png", "b.jpg", "day/a.png"]
     assert "photos: 2 files are no images, passed over: day/clip.mp4, notes.txt" in caplog.text
-
-
-@pytest.mark.parametrize("path", ["missing", "missing/*.jpg", "photos/*.gif", "empty"])
-def test_a_path_without_images_is_refused(photos: Path, path: str):
     Path("empty").mkdir()
-    with pytest.raises(DataError, match=path.replace("*", r"\*")):
-        find_images(["photos", path], Path("out"))
+    for path in ["missing", "missing/*.jpg", "photos/*.gif", "empty"]:
+        with pytest.raises(DataError, match=path.replace("*", r"\*")):
+            find_images(["photos", path], Path("out"))
 
 
-def test_inputs_are_never_written_over_and_two_pictures_never_share_a_place(photos: Path):
+def test_pictures_of_an_earlier_run_are_no_inputs_and_inputs_are_never_written_over(photos: Path):
+    write_image(photos / "found" / "a.png")
+    with pytest.raises(DataError, match=r"a.png: not of an earlier run, and would be written over"):
+        names(["photos"], "photos/found")
+    (photos / "found" / "detections.json").write_text("[]")  # which an earlier run writes
+    assert names(["photos"], "photos/found") == names(["photos/**"], "photos/found") == ["a.png", "b.jpg", "day/a.png"]
     for paths, output in ((["photos"], "photos"), (["photos/day/a.png"], "photos"), (["photos/*.jpg"], "photos")):
         with pytest.raises(DataError, match="choose another --output"):
             find_images([*paths, "photos/a.png"], Path(output))
@@ -93,21 +92,10 @@ def test_inputs_are_never_written_over_and_two_pictures_never_share_a_place(phot
     shutil.copy(photos / "a.png", photos / "scan.png")
     with pytest.raises(DataError, match="choose another --output"):
         find_images(["photos/scan", "photos/scan.png"], Path("out"))
-
-
-def test_links_in_the_output_folder_lead_nowhere_else(photos: Path):
     Path("out").mkdir()
     Path("out/day").symlink_to(photos.parent / "elsewhere")
     with pytest.raises(DataError, match="elsewhere"):
         find_images(["photos"], Path("out"))
-
-
-def test_pictures_of_an_earlier_run_are_no_inputs(photos: Path):
-    write_image(photos / "found" / "a.png")
-    with pytest.raises(DataError, match=r"a.png: not of an earlier run, and would be written over"):
-        names(["photos"], "photos/found")
-    (photos / "found" / "detections.json").write_text("[]")  # which an earlier run writes
-    assert names(["photos"], "photos/found") == names(["photos/**"], "photos/found") == ["a.png", "b.jpg", "day/a.png"]
 
 
 def test_pictures_and_results_are_written(photos: Path, capsys: pytest.CaptureFixture):
@@ -173,27 +161,20 @@ def test_it_names_a_corrupt_image_goes_on_and_ends_with_2(photos: Path, any_chec
     assert json.loads(Path("none/detections.json").read_text()) == []
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["missing", "--output", "out"], ["photos", "--output", "photos"], ["photos", "--output", "photos/notes.txt"]],
-)
-def test_wrong_paths_are_known_before_the_checkpoint_is_read(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str]
-):
-    monkeypatch.setattr(detector, "load", lambda path, trust, **how: pytest.fail("loaded"), raising=False)
-    assert main(["any.pth", *arguments]) == 2
-    assert arguments[-1 if len(arguments[0]) < 7 else 0] in capsys.readouterr().err
-    assert not Path("out").exists()
-
-
-@pytest.mark.parametrize("option", [["--score", "50"], ["--score", "nan"], ["--batch", "0"], []])
-def test_wrong_options_end_with_2(option: list[str]):
-    output = ["--output", "out"] if option else []
-    with pytest.raises(SystemExit, match="2"):
-        main(["any.pth", "photos", *output, *option])
-
-
-# --- pictures: lines and labels that can be read, inside the picture, out of each other's way
+def test_wrong_paths_and_options_are_known_before_the_checkpoint_is_read(photos, monkeypatch, capsys):
+    for arguments in [
+        ["missing", "--output", "out"],
+        ["photos", "--output", "photos"],
+        ["photos", "--output", "photos/notes.txt"],
+    ]:
+        monkeypatch.setattr(detector, "load", lambda path, trust, **how: pytest.fail("loaded"), raising=False)
+        assert main(["any.pth", *arguments]) == 2
+        assert arguments[-1 if len(arguments[0]) < 7 else 0] in capsys.readouterr().err
+        assert not Path("out").exists()
+    for option in [["--score", "50"], ["--score", "nan"], ["--batch", "0"], []]:
+        output = ["--output", "out"] if option else []
+        with pytest.raises(SystemExit, match="2"):
+            main(["any.pth", "photos", *output, *option])
 
 
 BLACK, WHITE = 0, 255
@@ -233,39 +214,13 @@ def test_a_box_stands_out_and_its_object_stays_visible(grey: int):
     assert differs[86:97, 98:120].any()
 
 
-def test_lines_and_letters_grow_with_the_image():
+def test_lines_and_letters_grow_with_the_image_and_labels_avoid_each_other():
     def marked(scale: int) -> float:
         box = [100.0 * scale, 100.0 * scale, 160.0 * scale, 180.0 * scale]
         picture = draw_detections(canvas(480 * scale, 640 * scale), detections(box, names=["cell"]))
         return (as_tensor(picture) != 128).any(dim=2).float().mean().item()
 
     assert marked(4) == pytest.approx(marked(1), rel=0.15)
-
-
-def test_the_image_itself_is_not_drawn_on_and_nothing_is_drawn_without_detections():
-    image = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
-    assert torch.equal(as_tensor(draw_detections(image, detections())), image.permute(1, 2, 0))
-    image = canvas(60, 80)
-    draw_detections(image, detections([5.0, 5.0, 30.0, 30.0]))
-    assert (image == 128).all()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (8, 200), (20, 12), (600, 30)])
-def test_any_size_and_any_box_can_be_drawn(size: tuple[int, int]):
-    h, w = size
-    boxes = [0.0, 0.0, float(w), float(h)], [w / 2, h / 2, w / 2, h / 2], [-9.0, -9.0, w + 9.0, h + 9.0]
-    picture = draw_detections(canvas(h, w), detections(*boxes, names=["a very long name of a class", "b", ""]))
-    assert picture.size == (w, h)
-
-
-def test_classes_without_names_are_numbered():
-    boxes = [10.0, 60.0, 50.0, 90.0], [100.0, 60.0, 150.0, 90.0]
-    numbered = draw_detections(canvas(120, 200), detections(*boxes))
-    named = draw_detections(canvas(120, 200), detections(*boxes, names=["0", "1"]))
-    assert ImageChops.difference(numbered, named).getbbox() is None
-
-
-def test_labels_lie_above_or_inside_their_box_and_avoid_each_other():
     sizes = [(40, 12)]
     assert place_labels([(10, 50, 80, 90)], sizes, (200, 100)) == [(10, 38, 50, 50)]
     assert place_labels([(10, 0, 80, 90)], sizes, (200, 100)) == [(10, 0, 50, 12)]
@@ -277,3 +232,20 @@ def test_labels_lie_above_or_inside_their_box_and_avoid_each_other():
         assert x1 >= 0 and y1 >= 0 and x2 <= 200 and y2 <= 120
     for a, b in itertools.combinations(placed, 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_any_size_and_box_and_class_without_a_name_can_be_drawn_and_the_image_itself_is_not():
+    image = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
+    assert torch.equal(as_tensor(draw_detections(image, detections())), image.permute(1, 2, 0))
+    image = canvas(60, 80)
+    draw_detections(image, detections([5.0, 5.0, 30.0, 30.0]))
+    assert (image == 128).all()
+    for size in [(1, 1), (8, 200), (20, 12), (600, 30)]:
+        h, w = size
+        boxes = [0.0, 0.0, float(w), float(h)], [w / 2, h / 2, w / 2, h / 2], [-9.0, -9.0, w + 9.0, h + 9.0]
+        picture = draw_detections(canvas(h, w), detections(*boxes, names=["a very long name of a class", "b", ""]))
+        assert picture.size == (w, h)
+    boxes = [10.0, 60.0, 50.0, 90.0], [100.0, 60.0, 150.0, 90.0]
+    numbered = draw_detections(canvas(120, 200), detections(*boxes))
+    named = draw_detections(canvas(120, 200), detections(*boxes, names=["0", "1"]))
+    assert ImageChops.difference(numbered, named).getbbox() is None

@@ -195,7 +195,6 @@ def wait_for(condition: Callable[[], bool], running: subprocess.Popen) -> None:
 
 
 def fill(path: Path) -> None:
-    """Until the disk is full."""
     try:
         with open(path, "wb", buffering=0) as file:
             while file.write(bytes(4096)):

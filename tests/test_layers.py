@@ -21,7 +21,6 @@ from detector.modeling.layers import (
     glorot_,
     log2_stride,
     make_norm,
-    smooth_l1,
 )
 
 
@@ -37,24 +36,32 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("eps", [1e-5, 0.0, 0.1])
-def test_a_frozen_norm_is_a_batch_norm_in_evaluation(eps):
-    batch = randomised(nn.BatchNorm2d(6, eps=eps)).eval()
-    frozen = FrozenBatchNorm(6, eps)
-    frozen.load_state_dict(batch.state_dict())  # which counts its batches; a frozen one does not
-    x = torch.randn(2, 6, 5, 5)
-    assert close(frozen(x), batch(x))
+def test_frozen_norms_and_folded_convolutions_have_the_function_of_the_norm_and_its_gradients():
+    for eps in [1e-5, 0.0, 0.1]:
+        batch = randomised(nn.BatchNorm2d(6, eps=eps)).eval()
+        frozen = FrozenBatchNorm(6, eps)
+        frozen.load_state_dict(batch.state_dict())  # which counts its batches; a frozen one does not
+        x = torch.randn(2, 6, 5, 5)
+        assert close(frozen(x), batch(x))
+    for kind in ["frozen", "batch", "group"]:
+        for bias in [False, True]:
+            conv, norm = nn.Conv2d(6, 32, 3, stride=2, padding=2, dilation=2, groups=2, bias=bias), make_norm(kind, 32)
+            x = torch.randn(2, 6, 9, 8)
+            assert close(conv_norm(conv, randomised(norm), x), norm(conv(x)))
+    conv, norm = nn.Conv2d(3, 4, 3, bias=False), randomised(FrozenBatchNorm(4))
+    x, weight = torch.randn(1, 3, 6, 6), conv.weight
+    (ours,) = torch.autograd.grad(conv_norm(conv, norm, x).square().sum(), weight)
+    (expected,) = torch.autograd.grad(norm(conv(x)).square().sum(), weight)
+    assert close(ours, expected)
+    for kind in ["frozen", "batch"]:
+        for bias in [False, True]:
+            conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=bias)
+            norm = randomised(make_norm(kind, 8)).eval()
+            x = torch.randn(2, 6, 7, 7)
+            assert close(folded(conv, norm)(x), norm(conv(x)))
 
 
-def test_a_frozen_norm_has_no_parameters_and_does_not_learn_in_training():
-    frozen = randomised(FrozenBatchNorm(4)).train()
-    before = {k: v.clone() for k, v in frozen.state_dict().items()}
-    frozen(torch.randn(2, 4, 3, 3))
-    assert not list(frozen.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
-
-
-def test_which_norm_is_made_and_when_a_convolution_has_a_bias():
+def test_which_norm_is_made_when_a_convolution_has_a_bias_and_that_frozen_ones_do_not_learn():
     kinds = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "sync": SyncBatchNorm, "group": nn.GroupNorm}
     for name, kind in kinds.items():
         norm = make_norm(name, 64, eps=1e-3)
@@ -64,6 +71,11 @@ def test_which_norm_is_made_and_when_a_convolution_has_a_bias():
     assert ConvNorm(3, 32, 3, norm="group").conv.bias is None
     assert ConvNorm(3, 32, 3, norm="group", bias=True).conv.bias is not None
     assert [log2_stride(stride) for stride in (4, 8, 64)] == [2, 3, 6]
+    frozen = randomised(FrozenBatchNorm(4)).train()
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    frozen(torch.randn(2, 4, 3, 3))
+    assert not list(frozen.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", ["batch", "sync"])
@@ -79,31 +91,6 @@ def test_of_one_value_per_channel_a_batch_norm_takes_the_running_statistics(kind
     expected = F.batch_norm(two, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
     assert close(norm(two), expected)  # all else as ever
     assert not torch.equal(norm.running_mean, before["running_mean"])
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kind", ["frozen", "batch", "group"])
-def test_conv_norm_is_the_convolution_then_the_norm(kind, bias):
-    conv, norm = nn.Conv2d(6, 32, 3, stride=2, padding=2, dilation=2, groups=2, bias=bias), make_norm(kind, 32)
-    x = torch.randn(2, 6, 9, 8)
-    assert close(conv_norm(conv, randomised(norm), x), norm(conv(x)))
-
-
-def test_a_frozen_norm_lets_the_gradient_through_to_the_filters():
-    conv, norm = nn.Conv2d(3, 4, 3, bias=False), randomised(FrozenBatchNorm(4))
-    x, weight = torch.randn(1, 3, 6, 6), conv.weight
-    (ours,) = torch.autograd.grad(conv_norm(conv, norm, x).square().sum(), weight)
-    (expected,) = torch.autograd.grad(norm(conv(x)).square().sum(), weight)
-    assert close(ours, expected)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kind", ["frozen", "batch"])
-def test_folded_is_one_convolution_with_the_same_function(kind, bias):
-    conv = nn.Conv2d(6, 8, 3, stride=2, padding=1, groups=2, bias=bias)
-    norm = randomised(make_norm(kind, 8)).eval()
-    x = torch.randn(2, 6, 7, 7)
-    assert close(folded(conv, norm)(x), norm(conv(x)))
 
 
 def test_fold_norms_folds_what_is_constant_and_keeps_the_function():
@@ -138,16 +125,6 @@ def test_initialisers_have_the_variance_that_they_promise_in_every_layer(fill_, 
         assert (layer.weight.abs().max().item() <= (3 * weight) ** 0.5 * 1.001) == uniform
         assert not layer.bias.any()
     assert layers[1].weight.unique().tolist() == [1]
-
-
-def test_smooth_l1_by_hand():
-    prediction, goal = torch.tensor([0.5, -2.0, 1.0]), torch.zeros(3)
-    assert smooth_l1(prediction, goal, beta=0).item() == 3.5  # L1
-    assert smooth_l1(prediction, goal, beta=1).item() == 0.125 + 1.5 + 0.5
-    ninth = pytest.approx(3.5 - 3 * 0.5 / 9)
-    assert smooth_l1(prediction, goal, beta=1 / 9).item() == ninth
-    assert smooth_l1(torch.tensor([0.05]), torch.zeros(1), beta=1 / 9).item() == pytest.approx(0.5 * 0.05**2 * 9)
-    assert smooth_l1(torch.zeros(0, 4), torch.zeros(0, 4), beta=1).item() == 0
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0])

@@ -1,7 +1,5 @@
 """Names in any script, in fonts of the system; and crowds whose labels and lines leave the picture visible."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import struct
@@ -124,15 +122,12 @@ def test_names_that_no_font_has_are_readable_and_named_once(use_fonts, caplog: p
     assert lettering.readable_names(("\uac01",)) == ("\uac01",)
 
 
-def test_a_label_that_would_hide_a_better_one_is_left_out():
+def test_labels_of_a_crowd_cover_little_and_none_hides_a_better_one(monkeypatch: pytest.MonkeyPatch):
     placed = place_labels([(50, 50, 120, 90)] * 40, [(30, 12)] * 40, (200, 120))
     labels = [box for box in placed if box is not None]
     assert placed[0] == (50, 38, 80, 50) and 4 <= len(labels) < 40
     for a, b in itertools.combinations(labels, 2):
         assert shared_area(a, b) <= MOST_HIDDEN * 30 * 12
-
-
-def test_labels_of_a_crowd_cover_little_and_are_compared_with_their_neighbours_alone(monkeypatch: pytest.MonkeyPatch):
     calls = []
     monkeypatch.setattr(label_places, "shared_area", lambda a, b: calls.append(0) or shared_area(a, b))
     for n in (1000, 8000):

@@ -1,7 +1,5 @@
 """ImageNet weights that are missing, in another form, or for other input: a training with them does not start."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 from pathlib import Path
@@ -32,16 +30,13 @@ def offline(monkeypatch):
     monkeypatch.setattr(WeightsEnum, "get_state_dict", refuse)
 
 
-def test_the_model_is_built_and_the_reason_said_aloud(offline, caplog):
+def test_a_model_is_built_and_the_reason_said_aloud_but_a_training_does_not_start(offline, caplog, tmp_path):
     config = {"model": {"backbone": {"depth": 18, "weights": "IMAGENET1K_V1"}, "num_classes": 3}}
     with caplog.at_level(logging.WARNING):
         model = detector.build_detector(parse_config(config, trust=True))
     file = "https://download.pytorch.org/models/resnet18-"  # to download elsewhere
     assert "no network" in caplog.text and file in caplog.text
     assert "could not be downloaded" in model.pyramid.backbone.missing_weights
-
-
-def test_a_training_does_not_start(offline, tmp_path):
     data = {split: {"images": "images", "annotations": f"{split}.json"} for split in ("train", "val")}
     data["root"] = str(draw_set(tmp_path / "set"))
     config = {"model": {"backbone": {"depth": 18, "weights": "IMAGENET1K_V1"}}, "data": data}
@@ -49,8 +44,6 @@ def test_a_training_does_not_start(offline, tmp_path):
         run_training(parse_config(config, trust=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
-
-# --- weights for other input than the configuration gives
 
 State = dict[str, Tensor]
 EPS = 1e-5
@@ -83,7 +76,6 @@ def caffe2(classifier: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(caffe2: Path) -> Path:
-    """What the command makes of it."""
     output = caffe2.with_suffix(".pth")
     assert script("convert_weights").main([str(caffe2), "--from", "auto", "--output", str(output)]) == 0
     return output
@@ -130,21 +122,15 @@ def test_a_backbone_of_bgr_sees_the_same_in_the_same_images(classifier, converte
         assert one.std() > 0 and (one - other).abs().max() < 1e-4 * other.std()
 
 
-@pytest.mark.parametrize("weights", [None, "file"])
-def test_weights_without_such_an_entry_go_with_all_input(classifier, tmp_path, weights):
-    if weights:
-        torch.save(classifier, weights := tmp_path / "r50.pth")
-    ResNet(50, weights=weights and str(weights), stride_in="1x1").check_input(ImagePreprocessor(order="bgr"))
-
-
-def test_what_a_file_says_in_a_form_of_its_own_is_refused(tmp_path):
+def test_weights_go_with_all_input_unless_they_say_otherwise_in_a_form_that_is_known(classifier, tmp_path):
+    for weights in [None, "file"]:
+        if weights:
+            torch.save(classifier, weights := tmp_path / "r50.pth")
+        ResNet(50, weights=weights and str(weights), stride_in="1x1").check_input(ImagePreprocessor(order="bgr"))
     for said in ("bgr", {"pixels": {}}, {"pixels": {"order": "bgr", "mean": 3, "std": "no"}, "stride_in": "1x1"}):
         torch.save({"state_dict": {}, "trained_with": said}, tmp_path / "r50.pth")
         with pytest.raises(CheckpointError, match="`trained_with` is malformed"):
             ResNet(50, weights=str(tmp_path / "r50.pth"))
-
-
-# --- weights in another form
 
 
 def refused(weights: Path) -> str:
@@ -154,7 +140,7 @@ def refused(weights: Path) -> str:
     return str(error.value)
 
 
-def test_another_frameworks_backbone_has_to_be_converted(caffe2, tmp_path):
+def test_another_frameworks_backbone_has_to_be_converted_and_a_whole_detector_is_none(caffe2, tmp_path):
     command = f"detector convert-weights {caffe2} --from auto --output {caffe2.parent}/R-50_converted.pth"
     assert refused(caffe2).endswith(f"convert it first: {command}")
     named = tmp_path / "my file.pth"
@@ -163,9 +149,6 @@ def test_another_frameworks_backbone_has_to_be_converted(caffe2, tmp_path):
     advice = f"Convert weights with other names first: detector convert-weights '{named}' --from auto --output {output}"
     assert refused(named).endswith(advice)
     assert "R-60.pkl: no such file" in refused(tmp_path / "R-60.pkl")
-
-
-def test_a_whole_detector_is_no_backbone(tmp_path):
     path = tmp_path / "ours.pth"
     torch.save({"format": "ours", "model": {"pyramid.backbone.conv1.weight": torch.ones(1)}}, path)
     assert refused(path).endswith(f"start from it by --init-from {path}")

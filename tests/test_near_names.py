@@ -1,7 +1,5 @@
 """Names that have a twin on disk or in a file: named with the difference, and corrected in a copy."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from pathlib import Path
@@ -20,9 +18,8 @@ from detector.errors import DataError
 FILES = ["day 1/Ä.jpg", "day 1/b.JPG", "night/c.png", "night/d.png", "day 1/d.png", "x/e.png", "f.tar.png"]
 
 
-@pytest.mark.parametrize(
-    ("name", "twin", "differences"),
-    [
+def test_a_twin_is_found_with_the_least_differences_and_told_for_results_of_other_names(tmp_path: Path):
+    for name, twin, differences in [
         ("day 1\\b.JPG", "day 1/b.JPG", ["backslashes"]),
         ("day%201/b.JPG", "day 1/b.JPG", ["escapes such as %20"]),
         ("./day 1//b.JPG", "day 1/b.JPG", ["a leading ./ or a doubled slash"]),
@@ -36,11 +33,18 @@ FILES = ["day 1/Ä.jpg", "day 1/b.JPG", "night/c.png", "night/d.png", "day 1/d.p
         ("d.png", None, []),  # two
         ("g.png", None, []),
         ("", None, []),
-    ],
-)
-def test_a_twin_is_found_with_the_least_differences(name: str, twin: str | None, differences: list[str]):
-    found = NearNames(FILES).twin(name)
-    assert (found and (found.name, list(found.differences))) == (twin and (twin, differences))
+    ]:
+        found = NearNames(FILES).twin(name)
+        assert (found and (found.name, list(found.differences))) == (twin and (twin, differences))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    image = {"id": 1, "file_name": "day 1/a.png", "width": 4, "height": 4}
+    (tmp_path / "a.json").write_text(
+        json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cat"}]})
+    )
+    with pytest.raises(
+        DataError, match=r"no image with the file name 'day%201/A.png'; it has 'day 1/a.png', which differs by"
+    ):
+        match_names(["day%201/A.png"], read_coco_file(tmp_path / "a.json"))
 
 
 def test_a_missing_image_is_named_with_its_twin_and_a_corrected_copy_is_written(tmp_path: Path):
@@ -71,18 +75,6 @@ def test_a_missing_image_is_named_with_its_twin_and_a_corrected_copy_is_written(
     )
     CocoDataset(images, tmp_path / "out.json").image(1)
     assert run(*arguments)[0] == 2  # never over a file that is there
-
-
-def test_results_of_other_names_are_told_the_twin_in_the_file(tmp_path: Path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    image = {"id": 1, "file_name": "day 1/a.png", "width": 4, "height": 4}
-    (tmp_path / "a.json").write_text(
-        json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cat"}]})
-    )
-    with pytest.raises(
-        DataError, match=r"no image with the file name 'day%201/A.png'; it has 'day 1/a.png', which differs by"
-    ):
-        match_names(["day%201/A.png"], read_coco_file(tmp_path / "a.json"))
 
 
 def test_an_entry_does_not_take_the_file_of_another(tmp_path: Path):

@@ -4,8 +4,6 @@ A neck that is added to `NECKS` is tested here with its default options. The tab
 and the connections of the published necks. Detectors with them are trained in test_systems.py.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable
@@ -39,7 +37,6 @@ SIZES = [EVEN, ODD, LARGE, ONE_PIXEL, [(7, 5), (4, 3), (2, 2), (1, 1)], [(9, 3),
 
 
 def grid(**choices: tuple) -> list[dict[str, Any]]:
-    """All combinations of some options."""
     return [dict(zip(choices, values)) for values in product(*choices.values())]
 
 
@@ -103,7 +100,6 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
     def make(self) -> nn.Module:
-        """A narrow one."""
         small = {"width": 8} if "width" in parameters_of(NECKS[self.name]) else {}
         return NECKS[self.name](NARROW, STRIDES, **small | self.options)
 
@@ -262,11 +258,3 @@ def test_numbers_out_of_range_are_refused_by_name(name):
             for number in (allowed.low - 1, allowed.high + 1):
                 with pytest.raises(ValueError, match=f"{option}: expected .*got {number}"):
                     NECKS[name](NARROW, STRIDES, **{option: int(number)})
-
-
-def test_widths_and_repeats_begin_at_1():
-    """The ranges of 0.1."""
-    found = {(name, option): ranges(parameter.annotation) for name, kind in NECKS.items()
-             for option, parameter in parameters_of(kind).items()}  # fmt: skip
-    assert all(found[name, "width"] == [Range(1, 10**5)] for name in CONNECTIONS if name != "single")
-    assert found["bifpn", "repeats"] == found["nas_fpn", "stacks"] == [Range(1, 100)]

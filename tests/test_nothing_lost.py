@@ -1,7 +1,5 @@
 """Whatever stops a training, it goes on as if it had not: files that are damaged, disks that are full, time that is up."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil
@@ -24,13 +22,9 @@ OFTEN = "train.save_seconds=0"  # after every step
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The folder of a training that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole")
     assert train(write_config(folder / "tiny.yaml", data), folder / "run", [OFTEN]) == 0
     return folder / "run"
-
-
-# --- exact resume, whatever a training remembers
 
 
 @pytest.mark.parametrize(
@@ -42,9 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     ],
     ids=lambda options: options[0],
 )
-def test_resume_is_exact_at_step_0_twice_in_an_epoch_and_at_its_end(
-    tmp_path: Path, config: Path, interrupt: Callable, options: list[str]
-):
+def test_resume_is_exact_at_step_0_twice_in_an_epoch_and_at_its_end(tmp_path, config, interrupt, options):
     assert train(config, tmp_path / "whole", options) == 0
     steps = len([row for row in table(tmp_path / "whole") if row[3]])  # of both epochs; repeats make more of them
     resume: list[str] = []
@@ -58,9 +50,7 @@ def test_resume_is_exact_at_step_0_twice_in_an_epoch_and_at_its_end(
     assert_same_training(tmp_path / "run", tmp_path / "whole")
 
 
-def test_random_numbers_of_all_kinds_go_on(
-    tmp_path: Path, config: Path, interrupt: Callable, monkeypatch: pytest.MonkeyPatch
-):
+def test_random_numbers_of_all_kinds_go_on(tmp_path, config, interrupt, monkeypatch):
     """A part of the user's own may draw from Python's and NumPy's."""
     import random
 
@@ -84,9 +74,6 @@ def test_random_numbers_of_all_kinds_go_on(
     assert drawn == expected and len(set(drawn)) == 2 * STEPS
 
 
-# --- damaged files
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -103,9 +90,7 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(
-    tmp_path: Path, config: Path, whole: Path, interrupt: Callable, damage: Callable, capsys: pytest.CaptureFixture
-):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(tmp_path, config, whole, interrupt, damage, capsys):
     run = tmp_path / "run"
     interrupt(2)
     assert train(config, run, [OFTEN]) == 130
@@ -119,9 +104,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(
     assert_same_training(run, whole)
 
 
-def test_where_both_are_damaged_nothing_is_touched(
-    tmp_path: Path, config: Path, whole: Path, capsys: pytest.CaptureFixture
-):
+def test_where_both_are_damaged_nothing_is_touched(tmp_path, config, whole, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     cut(run / "last.pth")
     cut(run / "previous.pth")
@@ -138,10 +121,7 @@ def test_a_lost_table_gets_its_evaluations_back(tmp_path: Path, config: Path, wh
     assert table(run) == [row for row in table(whole) if row[6]]
 
 
-def test_a_score_that_was_written_but_not_saved_is_not_in_the_table_twice(
-    tmp_path: Path, config: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Killed between the two."""
+def test_a_score_that_was_written_but_not_saved_is_not_in_the_table_twice(tmp_path, config, whole, monkeypatch):
     save = Trainer._save
 
     def fall(self: Trainer, name: str, **options: Any) -> bool:
@@ -154,9 +134,6 @@ def test_a_score_that_was_written_but_not_saved_is_not_in_the_table_twice(
     monkeypatch.undo()
     assert train(config, tmp_path / "run", [OFTEN, "--resume"]) == 0
     assert_same_training(tmp_path / "run", whole)
-
-
-# --- full disks
 
 
 @pytest.fixture
@@ -177,9 +154,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], bool]], None
     return arrange
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_training(
-    tmp_path: Path, config: Path, whole: Path, disk: Callable, capsys: pytest.CaptureFixture
-):
+def test_a_full_disk_costs_a_checkpoint_and_not_the_training(tmp_path, config, whole, disk, capsys):
     run, saves = tmp_path / "run", iter(range(100))
     disk(lambda: next(saves) in (1, 2))
     assert train(config, run, [OFTEN]) == 0
@@ -190,9 +165,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_training(
     assert_same_training(run, whole)
 
 
-def test_leaving_with_steps_that_no_disk_took_is_an_error(
-    tmp_path: Path, config: Path, disk: Callable, interrupt: Callable, capsys: pytest.CaptureFixture
-):
+def test_leaving_with_steps_that_no_disk_took_is_an_error(tmp_path, config, disk, interrupt, capsys):
     run, saves = tmp_path / "run", iter(range(100))
     disk(lambda: next(saves) > 0)
     interrupt(3)
@@ -204,9 +177,7 @@ def test_leaving_with_steps_that_no_disk_took_is_an_error(
     assert place(run) == (1, 0) and not list(run.glob(".*"))
 
 
-def test_the_last_checkpoint_must_be_written(
-    tmp_path: Path, config: Path, disk: Callable, capsys: pytest.CaptureFixture
-):
+def test_the_last_checkpoint_must_be_written(tmp_path, config, disk, capsys):
     disk(lambda: True)
     assert train(config, tmp_path / "run") == 2
     assert "step 6 could not be written, it holds nothing; make room" in capsys.readouterr().err
@@ -237,9 +208,6 @@ def test_rows_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert [row["step"] for row in metrics.CsvWriter._old_rows(table)] == ["1", "2", "3", "4"]
 
 
-# --- the end of a training
-
-
 def test_time_that_is_up_saves_and_leaves(tmp_path: Path, config: Path, whole: Path, capsys: pytest.CaptureFixture):
     run = tmp_path / "run"
     assert train(config, run, ["--time-limit", 1e-9]) == 124
@@ -250,7 +218,7 @@ def test_time_that_is_up_saves_and_leaves(tmp_path: Path, config: Path, whole: P
     assert_same_training(run, whole)
 
 
-def test_patience_ends_the_training(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
+def test_patience_ends_the_training_and_best_is_kept_from_the_first_best_epoch(tmp_path, config, monkeypatch):
     """After two scores that are not better, and again at once on resume."""
     scores = iter([0.2, 0.6, 0.6, 0.4, 0.9])
 
@@ -262,4 +230,4 @@ def test_patience_ends_the_training(tmp_path: Path, config: Path, monkeypatch: p
         assert train(config, tmp_path / "run", ["train.epochs=9", "train.patience=2", *resume]) == 0
         assert place(tmp_path / "run") == (4 * STEPS, 4)
     assert "no better score in the last 2 evaluations: the training ends" in (tmp_path / "run/train.log").read_text()
-    assert read_checkpoint(tmp_path / "run/best.pth")["training"]["best"] == 0.6
+    assert read_checkpoint(tmp_path / "run/best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}

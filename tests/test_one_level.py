@@ -1,10 +1,8 @@
 """A pyramid of one level: the coarsest map alone, and a detector on C4 whose box head is the ResNet's last stage."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from helpers.tiny import picture, target, tiny_model
+from helpers.tiny import picture, tiny_model
 
 from detector.errors import CheckpointError, ConfigError
 from detector.interop.detectron2 import DETECTRON2
@@ -20,39 +18,15 @@ ONE_LEVEL = {
     "rpn": {"anchors": {"sizes": [[16, 32, 64, 96, 128]]}},
     "roi_head": {"pool": {"levels": 1}},
 }
-MODELS = {"C5": {}, "dilated C5": {"backbone": {"dilated_c5": True}}, "narrow RPN": {"rpn": {"width": 16}}}
 
 
-def one_level(**sections):
-    merged = {key: ONE_LEVEL.get(key, {}) | sections.get(key, {}) for key in ONE_LEVEL | sections}
-    return tiny_model(**merged)
-
-
-def test_the_coarsest_map_is_handed_on_as_it_is():
+def test_the_coarsest_map_is_handed_on_as_it_is_and_more_levels_are_refused():
     single = Single([256, 512, 1024, 2048], [4, 8, 16, 32])
     c = [torch.randn(1, 2, side, side) for side in (8, 4, 2, 1)]
     (p,) = single(c)
     assert p is c[-1]
     assert single.channels == [2048] and single.strides == [32] and not list(single.parameters())
-
-
-@pytest.mark.parametrize("sections", MODELS.values(), ids=MODELS)
-def test_all_anchors_lie_on_the_one_level(sections):
-    model = one_level(**sections)
-    (p,) = model.pyramid(torch.zeros(1, 3, 64, 96))
-    stride = 16 if "backbone" in sections else 32
-    assert p.shape == (1, 512, 64 // stride, 96 // stride)
-    (logits,), (deltas,) = model.rpn.head([p])
-    cells = 15 * (64 // stride) * (96 // stride)
-    assert logits.shape == (1, cells) and deltas.shape == (1, cells, 4)
-    (anchors,) = model.rpn.anchors([p], (64, 96))
-    sides = ((anchors[:, 2:] - anchors[:, :2]).prod(dim=1)).sqrt().round()
-    assert sides.unique().tolist() == [16, 32, 64, 96, 128]
-    assert len(model.eval()([picture(64, 96)])[0]) > 0
-
-
-def test_anchors_or_a_pool_of_more_levels_and_a_dilated_c5_in_a_pyramid_are_refused():
-    """Of a dilated C5 the rule of levels would never read anything."""
+    # Of a dilated C5 the rule of levels would never read anything.
     for sections, message in (
         (ONE_LEVEL | {"roi_head": {}}, r"model\.roi_head\.pool.*levels: 4.*the neck makes 1"),
         (ONE_LEVEL | {"rpn": {}}, "5 lists of anchor sizes for 1 pyramid levels"),
@@ -62,10 +36,7 @@ def test_anchors_or_a_pool_of_more_levels_and_a_dilated_c5_in_a_pyramid_are_refu
             tiny_model(**sections)
 
 
-# --- the last stage as the box head
-
 IMAGES = [picture(64, 96, seed=1), picture(64, 96, seed=2)]
-TARGETS = [target((8, 8, 40, 50, 0)), target((50, 20, 90, 60, 2))]
 ROI_HEAD = {
     "pool": {"levels": 1, "size": 14}, "box_head": {"type": "res5"}, "sampling": {"batch_per_image": 16},
     "selection": {"score_threshold": 0.0},
@@ -97,17 +68,7 @@ def whole(request, tmp_path):
     return net, str(tmp_path / "net.pth")
 
 
-@pytest.mark.parametrize(("depth", "width"), [(18, 512), (50, 2048)])
-def test_fourteen_become_seven_become_their_mean(depth, width):
-    head, maps = head_of(depth, width=64), []
-    head.layer4.register_forward_hook(lambda *args: maps.append(args[2]))
-    x = torch.randn(3, width // 2, 14, 14)
-    out = head(x)
-    assert out.shape == (3, head.width) == (3, width) and maps[0].shape == (3, width, 7, 7)
-    torch.testing.assert_close(out, maps[0].flatten(2).mean(dim=2))
-
-
-def test_with_imagenet_weights_the_head_is_the_stage_that_the_backbone_leaves_out(whole):
+def test_the_head_is_the_stage_that_the_backbone_leaves_out_of_its_weights(whole, tmp_path):
     net, weights = whole
     backbone = ResNet(net.depth, width=16, norm="affine", stages=3, weights=weights).eval()
     head = Res5(backbone.channels[-1], 14, backbone).eval()
@@ -116,9 +77,6 @@ def test_with_imagenet_weights_the_head_is_the_stage_that_the_backbone_leaves_ou
         c, expected = backbone(x), net(x)
         assert all(torch.equal(a, b) for a, b in zip(c, expected[:3], strict=True))
         assert torch.equal(head(c[-1]), expected[3].mean((2, 3)))
-
-
-def test_weights_without_that_stage(whole, tmp_path):
     net, _ = whole
     state = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("layer4.1.")}
     torch.save(state, tmp_path / "short.pth")
@@ -127,7 +85,7 @@ def test_weights_without_that_stage(whole, tmp_path):
         Res5(backbone.channels[-1], 14, backbone)
 
 
-def test_the_stage_has_the_backbones_settings_and_trains_beside_a_frozen_one():
+def test_the_stage_has_the_backbones_settings_and_what_it_needs_is_told():
     for norm, kind in (("frozen", FrozenBatchNorm), ("group", GroupNorm)):
         block = head_of(50, norm=norm, norm_eps=1e-3, stride_in="1x1", groups=2, width_per_group=32).layer4[0]
         assert type(block.bn2) is kind and block.bn2.eps == 1e-3
@@ -135,17 +93,20 @@ def test_the_stage_has_the_backbones_settings_and_trains_beside_a_frozen_one():
     backbone = ResNet(18, stages=3, frozen_stages=4)
     assert not any(p.requires_grad for p in backbone.parameters())
     assert all(p.requires_grad for p in Res5(256, 14, backbone).parameters())
+    for stages, neck, levels in ((4, "single", 1), (3, "fpn", 4)):  # a backbone with its own layer4, a neck
+        rpn = {"anchors": {"sizes": [[16]] * levels}}
+        with pytest.raises(ConfigError, match=r"res5 is the stage after C4.*stages: 3.*type: single"):
+            tiny_model(backbone={"stages": stages}, neck={"type": neck}, rpn=rpn, roi_head=ROI_HEAD)
+    with pytest.raises(ValueError, match="dilated_c5"):  # three stages have no C5 to dilate
+        ResNet(18, stages=3, dilated_c5=True)
 
 
-def test_no_regions():
+def test_no_regions_and_folding():
     head = head_of(norm="batch")
     out = head(torch.zeros(0, 256, 14, 14))
     assert out.shape == (0, 512)
     out.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
-
-
-def test_folding_keeps_the_function():
     head, x = head_of(50, norm="batch"), torch.randn(2, 1024, 14, 14)
     head(x)  # moves the statistics away from 0 and 1
     head.eval()
@@ -154,25 +115,13 @@ def test_folding_keeps_the_function():
         torch.testing.assert_close(fold_norms(head)(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_detects():
+def test_it_detects_and_has_the_names_of_other_frameworks():
     model = c4_model().eval()
     together, apart = model(IMAGES), [model([image])[0] for image in IMAGES]
     for a, b in zip(together, apart, strict=True):
         assert len(a) == len(b) > 0
         torch.testing.assert_close(a.scores, b.scores, rtol=1e-3, atol=1e-4)
-
-
-def test_the_names_of_other_frameworks():
     state, ours = c4_model().state_dict(), "roi_head.stage.box_head.layer4.0.conv1.weight"
     for theirs, framework in (("roi_heads.res5.0", DETECTRON2), ("roi_head.shared_head.layer4.0", MMDETECTION)):
         names = rename(f"{theirs}.conv1.weight", framework.rows_of(state))
         assert [name for name in names if name in state] == [ours]
-
-
-def test_what_it_needs():
-    for stages, neck, levels in ((4, "single", 1), (3, "fpn", 4)):  # a backbone with its own layer4, a neck
-        rpn = {"anchors": {"sizes": [[16]] * levels}}
-        with pytest.raises(ConfigError, match=r"res5 is the stage after C4.*stages: 3.*type: single"):
-            tiny_model(backbone={"stages": stages}, neck={"type": neck}, rpn=rpn, roi_head=ROI_HEAD)
-    with pytest.raises(ValueError, match="dilated_c5"):  # three stages have no C5 to dilate
-        ResNet(18, stages=3, dilated_c5=True)

@@ -1,7 +1,5 @@
 """Learning rates and averages of weights by hand, what the optimisers hold, and which recipes are refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,11 @@ FLAT = dict(lr=1.0, lr_batch=1, batch_size=1, warmup_steps=0, milestones=[])
 
 
 def rates(steps_per_epoch: int, **recipe: Any) -> list[float]:
-    """The rate of every step of a training."""
     made = Recipe(**FLAT | recipe)
     return [learning_rate(made, step, steps_per_epoch) for step in range(made.epochs * steps_per_epoch)]
 
 
-# --- rates
-
-
-def test_rates_by_hand():
+def test_rates_by_hand_and_schedules_that_fit_any_length():
     warm_up = rates(12, epochs=1, lr=8.0, warmup_steps=4, warmup_factor=0.5)
     assert warm_up == pytest.approx([4, 5, 6, 7, *[8] * 8])
     assert rates(2, epochs=4, milestones=[1, 3]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
@@ -42,10 +36,7 @@ def test_rates_by_hand():
     assert cosine == pytest.approx([1, 0.8535534, 0.5, 0.1464466])
     assert learning_rate(Recipe(**FLAT, epochs=2, schedule="cosine"), 4, 2) == pytest.approx(0)
     assert rates(2, epochs=2, schedule="cosine", milestones=[1]) == cosine  # which knows none
-
-
-def test_a_schedule_fits_any_length():
-    """Fractions of the training; a warm-up of at most a tenth by itself, of at most a third where it is asked for."""
+    # Fractions of the training; a warm-up of at most a tenth by itself, of at most a third where it is asked for.
     short = Recipe(epochs=20, lr=1.0, lr_batch=16)
     steps = [learning_rate(short, step, 37) for step in range(740)]
     assert steps[73] < 1 and steps[74] == steps[493] == 1
@@ -72,16 +63,6 @@ def test_the_plan_and_its_faults_are_said():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("batch", "rate"), [(16, 0.02), (8, 0.01), (2, 0.0025), (32, 0.04)])
-def test_sgd_is_scaled_to_the_batch_and_adamw_is_not(batch: int, rate: float):
-    assert Recipe(lr=0.02, batch_size=batch).scaled_lr() == pytest.approx(rate)
-    assert Recipe(lr=0.02, batch_size=batch, lr_batch=batch).scaled_lr() == pytest.approx(0.02)
-    assert Recipe(lr=0.02, batch_size=batch, optimizer="adamw").scaled_lr() == 0.02
-
-
-# --- optimisers
-
-
 @pytest.fixture
 def model() -> nn.Module:
     """A frozen convolution, a trained one, two kinds of norms, a layer."""
@@ -93,7 +74,6 @@ def model() -> nn.Module:
 
 
 def held(optimizer: torch.optim.Optimizer) -> list[tuple[float, set[int]]]:
-    """Weight decay and the parameters of every group."""
     return [(group["weight_decay"], {id(p) for p in group["params"]}) for group in optimizer.param_groups]
 
 
@@ -101,12 +81,22 @@ def ids(*modules: nn.Module) -> set[int]:
     return {id(p) for module in modules for p in module.parameters()}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_norms_have_a_weight_decay_of_their_own(model: nn.Module, name: str):
-    optimizer = make_optimizer(model, Recipe(optimizer=name, weight_decay=0.1, norm_weight_decay=0.0))
-    assert held(optimizer) == [(0.1, ids(model[1], model[5])), (0.0, ids(model[2], model[3]))]
+def test_kinds_and_settings_and_every_kind_of_norm_has_a_weight_decay_of_its_own(model: nn.Module):
+    for name in ["sgd", "adamw"]:
+        optimizer = make_optimizer(model, Recipe(optimizer=name, weight_decay=0.1, norm_weight_decay=0.0))
+        assert held(optimizer) == [(0.1, ids(model[1], model[5])), (0.0, ids(model[2], model[3]))]
     assert [decay for decay, _ in held(make_optimizer(model, Recipe(weight_decay=0.1)))] == [0.1, 0.1]
     assert len(make_optimizer(nn.Linear(2, 2), Recipe()).param_groups) == 1
+    others = [nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True), nn.RMSNorm(4), nn.SyncBatchNorm(4), LayerNorm2d(4)]
+    for norm in [*others, ChannelRMSNorm(), *(make_norm(kind, 32) for kind in ("batch", "group", "affine", "sync"))]:
+        linear = nn.Linear(4, 2)
+        optimizer = make_optimizer(nn.Sequential(linear, norm), Recipe(weight_decay=0.1, norm_weight_decay=0.0))
+        assert held(optimizer) == [(0.1, ids(linear)), (0.0, ids(norm))] and ids(norm)
+    sgd = make_optimizer(model, Recipe(lr=0.02, batch_size=8, momentum=0.5))
+    assert type(sgd) is torch.optim.SGD and sgd.defaults["lr"] == pytest.approx(0.01)
+    assert sgd.defaults["momentum"] == 0.5
+    adamw = make_optimizer(model, Recipe(lr=1e-4, batch_size=8, optimizer="adamw"))
+    assert type(adamw) is torch.optim.AdamW and adamw.defaults["lr"] == 1e-4
 
 
 class ChannelRMSNorm(nn.Module):
@@ -117,68 +107,22 @@ class ChannelRMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(4))
 
 
-@pytest.mark.parametrize(
-    "norm",
-    [nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True), nn.RMSNorm(4), nn.SyncBatchNorm(4), LayerNorm2d(4)]
-    + [ChannelRMSNorm(), *(make_norm(kind, 32) for kind in ("batch", "group", "affine", "sync"))],
-    ids=lambda norm: type(norm).__name__,
-)
-def test_every_kind_of_norm_counts_as_one_and_biases_do_not(norm: nn.Module):
-    linear = nn.Linear(4, 2)
-    optimizer = make_optimizer(nn.Sequential(linear, norm), Recipe(weight_decay=0.1, norm_weight_decay=0.0))
-    assert held(optimizer) == [(0.1, ids(linear)), (0.0, ids(norm))] and ids(norm)
-
-
-def test_what_is_frozen_is_in_no_group(model: nn.Module):
-    trained = set.union(*(params for _, params in held(make_optimizer(model, Recipe()))))
-    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
-    assert not trained & ids(model[0])
-
-
-def test_kinds_and_settings(model: nn.Module):
-    sgd = make_optimizer(model, Recipe(lr=0.02, batch_size=8, momentum=0.5))
-    assert type(sgd) is torch.optim.SGD and sgd.defaults["lr"] == pytest.approx(0.01)
-    assert sgd.defaults["momentum"] == 0.5
-    adamw = make_optimizer(model, Recipe(lr=1e-4, batch_size=8, optimizer="adamw"))
-    assert type(adamw) is torch.optim.AdamW and adamw.defaults["lr"] == 1e-4
-
-
-def test_sgd_steps_as_by_hand():
-    """v = m v + (g + decay w); w = w - lr v."""
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(layer.weight, 2.0)
-    optimizer = make_optimizer(layer, Recipe(**FLAT | dict(lr=0.1, momentum=0.5, weight_decay=0.25)))
-    for expected in (2 - 0.1 * 1.5, 1.85 - 0.1 * (0.75 + 1.4625)):
-        layer.weight.grad = torch.ones(1, 1)
-        optimizer.step()
-        assert layer.weight.item() == pytest.approx(expected)
-
-
-# --- recipes that are refused
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
+def test_wrong_numbers_are_named_zero_is_one_like_others_and_only_sgd_is_scaled_to_the_batch():
+    for wrong in [
         {"epochs": 0}, {"batch_size": 0}, {"lr_batch": -1}, {"evaluate_every": 0}, {"lr": -0.1}, {"lr": float("nan")},
         {"lr": float("inf")}, {"momentum": -0.5}, {"weight_decay": -1e-4}, {"norm_weight_decay": -1e-4},
         {"warmup_steps": -1}, {"warmup_factor": -0.1}, {"clip_norm": 0.0}, {"clip_norm": float("nan")},
         {"save_seconds": -1.0}, {"seed": -1}, {"seed": 2**63},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_wrong_number_is_named(wrong: dict[str, float]):
-    ((key, value),) = wrong.items()
-    with pytest.raises(ValueError) as error:
-        Recipe(**wrong)
-    assert str(error.value).startswith(f"Recipe: {key}: ") and f"got {value}" in str(error.value)
-
-
-def test_zero_is_a_number_like_others():
+    ]:  # fmt: skip
+        ((key, value),) = wrong.items()
+        with pytest.raises(ValueError) as error:
+            Recipe(**wrong)
+        assert str(error.value).startswith(f"Recipe: {key}: ") and f"got {value}" in str(error.value)
     Recipe(lr=0, momentum=0, weight_decay=0, norm_weight_decay=0, warmup_steps=0, warmup_factor=0, save_seconds=0)
-
-
-# --- the moving average of weights, by hand; and that it is what a training scores and keeps
+    for batch, rate in [(16, 0.02), (8, 0.01), (2, 0.0025), (32, 0.04)]:
+        assert Recipe(lr=0.02, batch_size=batch).scaled_lr() == pytest.approx(rate)
+        assert Recipe(lr=0.02, batch_size=batch, lr_batch=batch).scaled_lr() == pytest.approx(0.02)
+        assert Recipe(lr=0.02, batch_size=batch, optimizer="adamw").scaled_lr() == 0.02
 
 
 def filled(value: float) -> nn.Module:
@@ -189,8 +133,8 @@ def filled(value: float) -> nn.Module:
     return norm
 
 
-def test_by_hand():
-    """Decays min(0.5, (1 + t) / (10 + t)): 2/11, 3/12; from 0 towards 11 and 8."""
+def test_the_average_by_hand_which_does_not_touch_the_model_nor_train():
+    # Decays min(0.5, (1 + t) / (10 + t)): 2/11, 3/12; from 0 towards 11 and 8.
     average = ModelEMA(filled(0.0), 0.5)
     average.update(filled(11.0))
     assert average.model.weight.tolist() == pytest.approx([9.0, 9.0])
@@ -203,9 +147,6 @@ def test_by_hand():
     before = average.model.weight[0].item()
     average.update(filled(0.0))
     assert average.model.weight[0].item() == pytest.approx(0.5 * before)
-
-
-def test_the_average_does_not_touch_the_model_nor_train():
     source = filled(1.0)
     average = ModelEMA(source, 0.9)
     source.weight.data.fill_(5.0)

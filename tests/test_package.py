@@ -1,7 +1,5 @@
 """The wheel: built, installed beside the present dependencies, and used as a tool in an empty folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """As many parameters as the published heads and systems (test_necks.py and test_resnet.py have necks and backbones)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers.golden_rules import PROJECT

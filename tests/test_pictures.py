@@ -1,7 +1,5 @@
 """Whatever pictures come as, the boxes are the same; many of them take the memory of a batch."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import io
@@ -79,15 +77,11 @@ def test_views_of_every_kind_of_picture_are_merged_alike():
     )
 
 
-def test_grey_arrays_are_as_grey_files(predictor: Predictor):
+def test_grey_arrays_are_as_grey_files_and_other_arrays_are_refused_with_what_to_do(predictor: Predictor):
     expected = predictor(content(Image.fromarray(ARRAY[:, :, 0])))
     for grey in (ARRAY[:, :, 0], ARRAY[:, :, :1], ARRAY[:, :, 0].astype(np.uint16) << 8):
         assert same(predictor(grey), expected)
-
-
-@pytest.mark.parametrize(
-    ("array", "remedy"),
-    [
+    for array, remedy in [
         (np.zeros((8, 8, 3)), r"got float64 \(8, 8, 3\); .*\(255 \* array\)"),
         (np.zeros((3, 8, 9), np.uint8), r"channels come last: array\.transpose\(1, 2, 0\)"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"list\(array\)"),
@@ -95,11 +89,9 @@ def test_grey_arrays_are_as_grey_files(predictor: Predictor):
         (np.zeros((8, 8, 2), np.uint8), r"got uint8 \(8, 8, 2\)"),
         (np.zeros((0, 8, 3), np.uint8), r"got uint8 \(0, 8, 3\)"),
         (np.zeros(8, np.uint8), r"got uint8 \(8,\)"),
-    ],
-)  # fmt: skip
-def test_other_arrays_are_refused_with_what_to_do(predictor: Predictor, array: np.ndarray, remedy: str):
-    with pytest.raises(ValueError, match=f"expected a uint8 or uint16 array .*{remedy}"):
-        predictor(array)
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=f"expected a uint8 or uint16 array .*{remedy}"):
+            predictor(array)
 
 
 def test_the_pixel_limit_holds_for_every_kind(predictor: Predictor, tmp_path: Path):
@@ -135,32 +127,6 @@ def test_folders_patterns_and_iterables_are_read_in_the_order_of_infer(predictor
     ):
         with pytest.raises(DataError, match=reason):
             predictor(source)
-
-
-def test_a_stream_is_lazy_and_holds_a_batch(predictor: Predictor, monkeypatch: pytest.MonkeyPatch):
-    """Of an endless source: arrays and decoded images that are alive at any moment."""
-    alive: dict[str, int] = {"array": 0, "image": 0}
-    most = dict(alive)
-
-    def track(kind: str, thing: Any) -> Any:
-        alive[kind] += 1
-        most[kind] = max(most[kind], alive[kind])
-        weakref.finalize(thing, lambda: alive.update({kind: alive[kind] - 1}))
-        return thing
-
-    def endless() -> Iterator[np.ndarray]:
-        for i in itertools.count():
-            yield track("array", picture(100, 150, seed=i % 3).permute(1, 2, 0).numpy())
-
-    read = predictor.read
-    monkeypatch.setattr(predictor, "read", lambda *args, **options: track("image", read(*args, **options)))
-    gc.collect()
-    stream = predictor.stream(endless(), batch=4)
-    assert most["image"] == 0
-    next(stream)
-    found = list(itertools.islice(stream, 19))
-    assert len(found) == 19 and most["array"] <= 2 and 1 <= most["image"] <= 2  # larger than what the network gets
-    assert same(found[2], found[5])
 
 
 def test_what_is_found_is_filtered_by_score_class_and_number(predictor: Predictor):
@@ -270,9 +236,7 @@ def test_the_frames_of_a_video_are_a_stream(predictor: Predictor, tmp_path: Path
             predictor(tmp_path / name)
 
 
-def test_without_its_package_a_video_names_the_extra_and_infer_says_what_reads_it(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_its_package_a_video_names_the_extra_and_infer_says_what_reads_it(predictor, tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"pip install 'detector\[video\]'"):
@@ -281,9 +245,32 @@ def test_without_its_package_a_video_names_the_extra_and_infer_says_what_reads_i
         find_images([str(tmp_path / "a.mp4")], tmp_path / "out")
 
 
-def test_pictures_before_an_unreadable_one_are_not_lost(predictor: Predictor):
+def test_a_stream_is_lazy_holds_a_batch_and_loses_no_picture_before_an_unreadable_one(predictor, monkeypatch):
     found = []
     with pytest.raises(DataError, match="nope"):
         for detections in predictor.stream([TENSOR, TENSOR, TENSOR, "nope.png"], batch=2):
             found.append(detections)
     assert len(found) == 3
+    # Of an endless source: arrays and decoded images that are alive at any moment.
+    alive: dict[str, int] = {"array": 0, "image": 0}
+    most = dict(alive)
+
+    def track(kind: str, thing: Any) -> Any:
+        alive[kind] += 1
+        most[kind] = max(most[kind], alive[kind])
+        weakref.finalize(thing, lambda: alive.update({kind: alive[kind] - 1}))
+        return thing
+
+    def endless() -> Iterator[np.ndarray]:
+        for i in itertools.count():
+            yield track("array", picture(100, 150, seed=i % 3).permute(1, 2, 0).numpy())
+
+    read = predictor.read
+    monkeypatch.setattr(predictor, "read", lambda *args, **options: track("image", read(*args, **options)))
+    gc.collect()
+    stream = predictor.stream(endless(), batch=4)
+    assert most["image"] == 0
+    next(stream)
+    found = list(itertools.islice(stream, 19))
+    assert len(found) == 19 and most["array"] <= 2 and 1 <= most["image"] <= 2  # larger than what the network gets
+    assert same(found[2], found[5])

@@ -1,7 +1,5 @@
 """Valid data that look like a mistake: boxes of another form or size, images that use a part of their bits, far anchors."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -28,9 +26,8 @@ def as_read(written: np.ndarray) -> np.ndarray:
     return np.concatenate([written[:, :2], written[:, :2] + written[:, 2:]], axis=1)
 
 
-@pytest.mark.parametrize(
-    ("boxes", "sizes", "kind", "words"),
-    [
+def test_boxes_of_another_form_or_size_and_a_class_of_equal_ones():
+    for boxes, sizes, kind, words in [
         (BOXES, SIZES, None, ""),
         (BOXES / [200, 100, 200, 100], SIZES, "boxes like fractions", "60 of 60 boxes have four numbers of at most 1"),
         (np.where(np.arange(60)[:, None] < 12, BOXES / [200, 100, 200, 100], BOXES), SIZES, "boxes like fractions", "12 of 60"),
@@ -43,22 +40,14 @@ def as_read(written: np.ndarray) -> np.ndarray:
         (BOXES[:10] / 2, SIZES[:10], None, ""),  # too few to tell
         (np.array([[0, 0, 201.0, 100]] * 3), SIZES[:3], None, ""),  # a pixel too wide
         (np.zeros((0, 4)), SIZES[:0], None, ""),
-    ],
-)  # fmt: skip
-def test_boxes_of_another_form_or_size(boxes: np.ndarray, sizes: np.ndarray, kind: str | None, words: str):
-    doubts = implausible_boxes(boxes, np.zeros(len(boxes), dtype=int), sizes, ["cat"])
-    assert [doubt.kind for doubt in doubts] == ([] if kind is None else [kind])
-    assert all(words in doubt.note for doubt in doubts)
-
-
-def test_a_class_of_equal_boxes():
+    ]:  # fmt: skip
+        doubts = implausible_boxes(boxes, np.zeros(len(boxes), dtype=int), sizes, ["cat"])
+        assert [doubt.kind for doubt in doubts] == ([] if kind is None else [kind])
+        assert all(words in doubt.note for doubt in doubts)
     labels = np.arange(60) % 3
     boxes = np.where(labels[:, None] == 1, [[10, 20, 40, 70.5]], BOXES)
     (doubt,) = implausible_boxes(boxes, labels, SIZES, ["cat", "dog", "cow"])
     assert doubt == ("equal boxes", "all 20 boxes of 'dog' are [10, 20, 30, 50.5]")
-
-
-# --- bit depth
 
 
 def save(path: Path, values: list[int], **tags: int) -> Path:
@@ -67,7 +56,7 @@ def save(path: Path, values: list[int], **tags: int) -> Path:
     return path
 
 
-def test_an_image_is_scaled_by_the_range_that_it_uses_or_the_configuration_gives(tmp_path: Path):
+def test_an_image_is_scaled_by_the_range_that_it_uses_or_is_given_or_refused(tmp_path: Path):
     assert read_image(save(tmp_path / "a.png", [0, 16, 1000, 4095]))[0, 0].tolist() == [0, 1, 62, 255]
     assert used_bits(tmp_path / "a.png") == 12
     assert read_image(tmp_path / "a.png", bit_depth=16)[0, 0].tolist() == [0, 0, 3, 15]
@@ -78,9 +67,6 @@ def test_an_image_is_scaled_by_the_range_that_it_uses_or_the_configuration_gives
     assert used_bits(tmp_path / "c.tiff") == 12  # stated
     Image.new("RGB", (4, 4)).save(tmp_path / "d.png")
     assert used_bits(tmp_path / "d.png") is None
-
-
-def test_values_beyond_16_bits_are_refused(tmp_path: Path):
     for values, reach in (([-1000, 500], "from -1000 to 500"), ([0, 70000], "from 0 to 70000")):
         Image.fromarray(np.array([values] * 4, dtype=np.int32)).save(tmp_path / "a.tiff")
         with pytest.raises(DataError, match=f"values {reach} do not fit 16 bits"):

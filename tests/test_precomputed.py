@@ -1,7 +1,5 @@
 """Fast R-CNN: a detector on proposals that somebody else made, from the data set to the detections."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable
@@ -48,9 +46,6 @@ def fast_rcnn(like: GeneralizedRCNN | None = None, **sections) -> GeneralizedRCN
 GIVEN = [proposals((5, 5, 45, 52, 0.5), (40, 10, 96, 64, 2.0), (0, 0, 20, 20, -1.0)), proposals((0, 20, 60, 90, 1.0))]
 
 
-# --- the model
-
-
 def test_the_best_are_kept_best_first_and_equals_in_their_order():
     rows = proposals((0, 0, 1, 1, -1), (0, 0, 2, 2, 3), (0, 0, 3, 3, 0), (0, 0, 4, 4, 3))
     batch = Batch(torch.zeros(1, 3, 8, 8), [(8, 8)], [rows])
@@ -72,34 +67,24 @@ def test_on_an_rpns_proposals_it_detects_what_the_whole_detector_does():
         assert_same_detections(found, expected, px=0.01, score=1e-5)
 
 
-def test_on_an_rpns_proposals_it_learns_what_the_second_stage_does():
-    """With samples that take everything, so that chance has no part."""
-    roi_head = {"sampling": {"batch_per_image": 10_000}}
-    whole = tiny_model(roi_head=roi_head)
-    model = fast_rcnn(whole, roi_head=roi_head)
-    batch = whole.preprocess.batch(IMAGES, torch.device("cpu"), torch.float32)
-    given, _ = whole.rpn.losses(whole.pyramid(batch.images), batch, [Target.of(t) for t in TARGETS])
-    expected, found = whole(IMAGES, TARGETS), model(IMAGES, TARGETS, proposals=given)
-    assert list(found) == ["roi_class", "roi_box"]
-    for name, loss in found.items():
-        assert float(loss.detach()) == pytest.approx(float(expected[name].detach()), rel=1e-5)
-
-
-def test_targets_may_hold_the_proposals():
-    torch.manual_seed(0)
-    beside = fast_rcnn()(IMAGES, TARGETS, proposals=GIVEN)
-    torch.manual_seed(0)
-    inside = fast_rcnn()(IMAGES, [t | {"proposals": p} for t, p in zip(TARGETS, GIVEN)])
-    assert {k: float(v.detach()) for k, v in beside.items()} == {k: float(v.detach()) for k, v in inside.items()}
-
-
-def test_every_parameter_gets_a_gradient_and_no_proposals_are_no_detections():
+def test_an_image_without_proposals_is_an_error_unless_they_are_none_and_every_parameter_learns():
     model = fast_rcnn()
     for targets, given in itertools.product((TARGETS, [EMPTY, EMPTY]), (GIVEN, [proposals(), proposals()])):
         gradients(model, IMAGES, [t | {"proposals": p} for t, p in zip(targets, given)])
     with torch.no_grad():
         first, second = model.eval()(IMAGES, proposals=[GIVEN[0], proposals()])
     assert first.boxes.shape[1] == 4 and second.boxes.shape == (0, 4)
+    model = fast_rcnn()
+    for call in (
+        lambda: model.eval()(IMAGES),
+        lambda: model.train()(IMAGES, TARGETS),
+        lambda: model.train()(IMAGES, [TARGETS[0] | {"proposals": GIVEN[0]}, TARGETS[1]]),
+        lambda: model.train()(IMAGES, TARGETS, proposals=GIVEN[:1]),
+    ):
+        with pytest.raises(ValueError, match="has no RPN: give it the proposals of every image"):
+            call()
+    with pytest.raises(ValueError, match="2 images with the proposals of 1"):
+        model.eval()(IMAGES, proposals=GIVEN[:1])
 
 
 @torch.no_grad()
@@ -114,23 +99,6 @@ def test_proposals_stay_with_their_images():
         assert torch.equal(regions.boxes, given[i].boxes)
         (alone,) = model([images[i]], proposals=[given[i]])
         torch.testing.assert_close(found.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
-
-
-def test_an_image_without_proposals_is_an_error():
-    model = fast_rcnn()
-    for call in (
-        lambda: model.eval()(IMAGES),
-        lambda: model.train()(IMAGES, TARGETS),
-        lambda: model.train()(IMAGES, [TARGETS[0] | {"proposals": GIVEN[0]}, TARGETS[1]]),
-        lambda: model.train()(IMAGES, TARGETS, proposals=GIVEN[:1]),
-    ):
-        with pytest.raises(ValueError, match="has no RPN: give it the proposals of every image"):
-            call()
-    with pytest.raises(ValueError, match="2 images with the proposals of 1"):
-        model.eval()(IMAGES, proposals=GIVEN[:1])
-
-
-# --- on their way through the data
 
 
 CHANGES: dict[str, list[Callable]] = {
@@ -161,9 +129,6 @@ def test_proposals_travel_as_the_boxes_do(transforms):
     assert dropped > 0 or "window" not in str(transforms)
 
 
-# --- the configuration
-
-
 DATA = {
     "root": "data",
     "train": {"images": "i", "annotations": "a.json", "proposals": "p.pth"},
@@ -187,9 +152,6 @@ def test_what_does_not_go_together_is_named():
         with pytest.raises(ConfigError, match=message):
             parse_config(changed(**sections), trust=True)
     parse_config(changed(data={"test": {"images": "i", "annotations": "c.json"}}), trust=True)  # may do without
-
-
-# --- from a file to a score
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +205,30 @@ def test_a_stopped_training_goes_on(tmp_path: Path, data: Path, finished: Path):
     assert [key for key in a if not torch.equal(a[key], b[key])] == []
 
 
-def test_evaluation_takes_the_file_of_its_split(finished: Path, data: Path, tmp_path: Path, capsys):
+def test_pictures_or_a_data_set_without_proposals_are_refused_before_anything_is_written(
+    finished: Path, data: Path, tmp_path: Path, capsys
+):
+    arguments = [str(finished / "best.pth"), str(data / "images"), "--output", str(tmp_path / "out"), "--trust"]
+    assert script("infer").main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: this detector has no RPN") and not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="has no RPN"):
+        detector.load(finished / "best.pth", trust=True)(picture(64, 96))
+    predictor = detector.load(finished / "best.pth", trust=True, device="cpu")
+    dataset = CocoDataset(data / "images", data / "val.json")
+    with pytest.raises(DataError, match=r"val\.json: this detector has no RPN; name its split's file of `proposals`"):
+        evaluate_predictor(predictor, dataset, workers=0, progress=False)
+
+
+def test_proposals_of_an_image_are_scaled_with_it_and_the_file_is_that_of_the_split(finished, data, tmp_path, capsys):
+    # Evaluation enlarges 96 x 64 to 96 x 64 at most, so another size is asked for.
+    predictor = detector.load(finished / "best.pth", trust=True, overrides=["data.resize={short: 32, long: 40}"])
+    given = ProposalFile(data / "val.pth")[10]
+    image = predictor.prepare(picture(96, 64))
+    assert image.shape == (3, 40, 27)
+    regions = predictor.detect([image], [(96, 64)], [given])[0].proposals
+    order = given.scores.argsort(descending=True, stable=True)
+    torch.testing.assert_close(regions.boxes, given.boxes[order], rtol=0, atol=1e-3)
     arguments = [str(finished / "best.pth"), "--trust", "--output", str(tmp_path), "--device", "cpu"]
     assert script("evaluate").main(arguments) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["proposals"]["AR1000"] > 0.7
@@ -252,30 +237,3 @@ def test_evaluation_takes_the_file_of_its_split(finished: Path, data: Path, tmp_
     for change, message in (("proposals=null", "must be given"), ("proposals=none.pth", "no such file of proposals")):
         assert script("evaluate").main([*arguments, f"data.val.{change}"]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_pictures_alone_are_refused_before_anything_is_written(finished: Path, data: Path, tmp_path: Path, capsys):
-    arguments = [str(finished / "best.pth"), str(data / "images"), "--output", str(tmp_path / "out"), "--trust"]
-    assert script("infer").main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: this detector has no RPN") and not (tmp_path / "out").exists()
-    with pytest.raises(DataError, match="has no RPN"):
-        detector.load(finished / "best.pth", trust=True)(picture(64, 96))
-
-
-def test_proposals_of_an_image_are_scaled_with_it(finished: Path, data: Path):
-    """Evaluation enlarges 96 x 64 to 96 x 64 at most, so another size is asked for."""
-    predictor = detector.load(finished / "best.pth", trust=True, overrides=["data.resize={short: 32, long: 40}"])
-    given = ProposalFile(data / "val.pth")[10]
-    image = predictor.prepare(picture(96, 64))
-    assert image.shape == (3, 40, 27)
-    regions = predictor.detect([image], [(96, 64)], [given])[0].proposals
-    order = given.scores.argsort(descending=True, stable=True)
-    torch.testing.assert_close(regions.boxes, given.boxes[order], rtol=0, atol=1e-3)
-
-
-def test_a_data_set_without_a_file_is_refused(finished: Path, data: Path):
-    predictor = detector.load(finished / "best.pth", trust=True, device="cpu")
-    dataset = CocoDataset(data / "images", data / "val.json")
-    with pytest.raises(DataError, match=r"val\.json: this detector has no RPN; name its split's file of `proposals`"):
-        evaluate_predictor(predictor, dataset, workers=0, progress=False)

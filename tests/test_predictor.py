@@ -1,11 +1,8 @@
 """The predictor: whatever a picture comes as, boxes in its own pixels; and a checkpoint that describes itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers.golden_rules import match_sets
@@ -23,13 +20,12 @@ from helpers.tiny import (
     tiny_model,
 )
 from helpers.training import MODEL
-from PIL import Image
 
 import detector
 from detector.checkpoint import save_checkpoint
 from detector.config.inherit import merge
 from detector.device import pick_device
-from detector.errors import CheckpointError, ConfigError, DataError
+from detector.errors import CheckpointError, ConfigError
 from detector.inference.predictor import Predictor, load, to_original
 from detector.modeling.layers import FrozenBatchNorm
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -53,34 +49,13 @@ def assert_same(a: Detections, b: Detections) -> None:
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-3)
 
 
-def test_a_picture_may_be_a_path_a_grey_image_or_another_or_a_tensor(predictor: Predictor, tmp_path: Path):
-    tensor = picture(64, 96)
-    image = Image.fromarray(tensor.permute(1, 2, 0).numpy())
-    image.save(tmp_path / "a.png")
-    expected = predictor(tensor)
-    assert isinstance(expected, Detections)
-    for same in (tmp_path / "a.png", str(tmp_path / "a.png"), image):
-        assert_same(predictor(same), expected)
-    grey = Image.fromarray(tensor[0].numpy())
-    assert_same(predictor(grey), predictor(grey.convert("RGB")))
-
-
-def test_a_list_gives_a_list_and_no_image_sees_another(predictor: Predictor):
-    pictures = [picture(64, 96, seed=1), picture(96, 64, seed=2), picture(64, 96, seed=3), picture(50, 50, seed=4)]
-    for found, alone in zip(predictor(pictures), map(predictor, pictures), strict=True):
-        assert_same(found, alone)
-    assert len(predictor(tuple(pictures[:1]))) == 1 and predictor([]) == []
-
-
-def test_names_scores_and_order(predictor: Predictor):
-    found = predictor(picture(64, 96))
+def test_boxes_names_and_scores_are_of_the_picture_which_no_box_leaves_by_rounding(predictor: Predictor):
+    assert predictor([]) == []
+    (found,) = predictor((picture(64, 96),))
     assert found.names == [NAMES[label] for label in found.labels.tolist()]
     assert set(found.labels.tolist()) <= set(range(CLASSES))
     assert (found.scores[:-1] >= found.scores[1:]).all() and 0 < found.scores.min() <= found.scores.max() <= 1
     assert [x.dtype for x in columns(found)] == [torch.float32, torch.float32, torch.int64]
-
-
-def test_boxes_are_in_the_pixels_of_the_picture(predictor: Predictor):
     tensor = picture(111, 149)
     small = predictor.prepare(tensor)
     assert small.shape == (3, 64, 86)  # 149 * 64 / 111 = 85.9
@@ -89,44 +64,26 @@ def test_boxes_are_in_the_pixels_of_the_picture(predictor: Predictor):
     expected = inner.boxes * torch.tensor([149 / 86, 111 / 64, 149 / 86, 111 / 64])  # a ratio for each axis
     torch.testing.assert_close(found.boxes, expected, rtol=1e-5, atol=1e-3)
     assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([149, 111, 149, 111])).all()
-
-
-def test_no_box_leaves_the_picture_by_rounding():
     boxes = torch.tensor([[-1e-3, 8.0, 86.001, 64.0], [0.0, 0.0, 43.0, 32.0]])
     rows = Detections(boxes, torch.ones(2), torch.zeros(2, dtype=torch.int64))
     found = to_original(rows, torch.empty(3, 64, 86), (128, 172))
     assert found.boxes.tolist() == [[0, 16, 172, 128], [0, 0, 86, 64]]
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((64, 96), (64, 96)), ((480, 640), (64, 85)), ((100, 300), (32, 96)), ((300, 100), (96, 32)), ((7, 7), (64, 64))],
-)
-def test_the_largest_short_side_is_taken_and_the_long_side_is_bounded(
-    predictor: Predictor, size: tuple[int, int], expected: tuple[int, int]
-):
-    assert predictor.prepare(picture(*size)).shape == (3, *expected)
-    assert predictor.resize.sides == [64]  # also where boxes come along, as for the loss on val
-
-
-def test_without_a_data_section_the_published_size_is_taken():
+def test_the_largest_short_side_is_taken_the_long_one_bounded_and_by_default_as_published(predictor):
+    for size, expected in [
+        ((64, 96), (64, 96)),
+        ((480, 640), (64, 85)),
+        ((100, 300), (32, 96)),
+        ((300, 100), (96, 32)),
+        ((7, 7), (64, 64)),
+    ]:
+        assert predictor.prepare(picture(*size)).shape == (3, *expected)
+        assert predictor.resize.sides == [64]  # also where boxes come along, as for the loss on val
     assert wrap(tiny_model(), CONFIG).prepare(picture(100, 150)).shape == (3, 800, 1200)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_upright(predictor: Predictor, tmp_path: Path, orientation: int):
-    stored = Image.fromarray(picture(64, 96).permute(1, 2, 0).numpy())
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "a.png", exif=exif)
-    found = predictor(tmp_path / "a.png")
-    turned = np.asarray(stored)  # undone by numpy: 2 mirrored, 3 upside down, 4 both, 5..8 the same lying on their side
-    turned = turned.swapaxes(0, 1) if orientation >= 5 else turned
-    turned = turned[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
-    assert_same(found, predictor(torch.from_numpy(turned.copy()).permute(2, 0, 1)))
-
-
-def test_folding_changes_no_box():
+def test_folding_changes_no_box_and_the_model_is_at_rest(predictor: Predictor):
     model = tiny_model(backbone={"norm": "batch", "frozen_stages": 0})
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -141,9 +98,6 @@ def test_folding_changes_no_box():
         (expected,) = model.eval()([small])
     assert len(expected) > 5
     assert_same_detections(folded(small), expected)
-
-
-def test_the_model_is_at_rest(predictor: Predictor):
     model = predictor.model
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert model.pyramid is not None and model.rpn is not None and model.roi_head.num_classes == CLASSES
@@ -162,16 +116,7 @@ def test_bfloat16_stays_close():
     assert match.unmatched <= 0.1 * int(sure.sum())  # of random weights: NMS may turn on the last bit of a score
 
 
-def test_bad_files_are_named(predictor: Predictor, tmp_path: Path):
-    (tmp_path / "b.jpg").write_bytes(b"no image")
-    Image.new("RGB", (400, 300)).save(tmp_path / "c.png")  # more than data.max_pixels
-    for name, reason in (("a.jpg", "no such image"), ("b.jpg", "not a readable image"), ("c.png", "data.max_pixels")):
-        for pictures in (tmp_path / name, [picture(64, 96), str(tmp_path / name)]):
-            with pytest.raises(DataError, match=f"{name}: .*{reason}"):
-                predictor(pictures)
-
-
-def test_what_is_no_picture_is_refused(predictor: Predictor):
+def test_what_is_no_picture_or_no_device_is_refused(predictor: Predictor):
     channels_last, batch = (torch.zeros(shape, dtype=torch.uint8) for shape in ((8, 8, 3), (1, 3, 8, 8)))
     expected = r"expected a uint8 RGB tensor of shape \(3, H, W\)"
     for wrong, kind, message in (
@@ -183,14 +128,11 @@ def test_what_is_no_picture_is_refused(predictor: Predictor):
                 predictor(pictures)
     with pytest.raises(TypeError, match="got int"):
         predictor([3])
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:999", "", "cpu0"])
-def test_a_device_that_is_not_there_is_named(name: str):
-    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here"):
-        pick_device(name)
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cpu", "cuda")
+    for name in ["gpu", "cuda:999", "", "cpu0"]:
+        with pytest.raises(ConfigError, match=f"device '{name}' cannot be used here"):
+            pick_device(name)
+        assert pick_device("cpu") == torch.device("cpu")
+        assert pick_device("auto").type in ("cpu", "cuda")
 
 
 def save(path: Path, model: GeneralizedRCNN, config: dict[str, Any] = SETTINGS) -> Path:
@@ -198,7 +140,7 @@ def save(path: Path, model: GeneralizedRCNN, config: dict[str, Any] = SETTINGS) 
     return path
 
 
-def test_a_checkpoint_is_all_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_is_all_it_takes_and_is_named_where_its_parts_disagree(tmp_path, monkeypatch):
     model = tiny_model()
     config = merge(SETTINGS, {"model": {"backbone": {"weights": "gone.pth"}}})  # already in the checkpoint's weights
     path = save(tmp_path / "a.pth", model, config)
@@ -208,27 +150,6 @@ def test_a_checkpoint_is_all_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert_same(loaded(picture(111, 149)), wrap(model)(picture(111, 149)))
     assert loaded.max_pixels == 100_000 and not loaded.model.training
     assert detector.Predictor is type(loaded) and path.exists()
-
-
-def test_the_configuration_can_be_overridden(tmp_path: Path):
-    path = save(tmp_path / "a.pth", tiny_model())
-    loaded = load(path, overrides=["data.resize.short=32", "model.roi_head.selection.max_detections=2"], device="cpu")
-    assert loaded.prepare(picture(64, 64)).shape == (3, 32, 32) and len(loaded(picture(64, 96))) == 2
-    with pytest.raises(ConfigError, match=r"data\.resize\.shrot: unknown key; did you mean 'short'"):
-        load(path, overrides=["data.resize.shrot=32"])
-    with pytest.raises(ConfigError, match="precision 'int8': choose one of float32, bfloat16"):
-        load(path, precision="int8")
-
-
-def test_code_of_the_users_own_runs_only_with_trust(tmp_path: Path):
-    config = {"model": {**MODEL, "num_classes": len(NAMES)}}
-    path = save(tmp_path / "a.pth", built(config), config)
-    with pytest.raises(CheckpointError, match=r"a\.pth: .*helpers.training\.TinyBackbone.*--trust"):
-        load(path)
-    assert load(path, trust=True, device="cpu").class_names == NAMES
-
-
-def test_a_checkpoint_whose_parts_disagree_is_named(tmp_path: Path):
     model = built({"model": {**MODEL, "num_classes": len(NAMES)}})
     for section, reason in (
         ({"neck": {"type": "fnp"}}, r"its configuration cannot be used: model\.neck\.type: 'fnp'"),
@@ -240,3 +161,18 @@ def test_a_checkpoint_whose_parts_disagree_is_named(tmp_path: Path):
         config = merge({"model": {**MODEL, "num_classes": len(NAMES)}}, {"model": section})
         with pytest.raises(CheckpointError, match=rf"a\.pth: .*{reason}"):
             load(save(tmp_path / "a.pth", model, config), trust=True)
+
+
+def test_the_configuration_can_be_overridden_and_code_of_the_users_own_runs_only_with_trust(tmp_path: Path):
+    path = save(tmp_path / "a.pth", tiny_model())
+    loaded = load(path, overrides=["data.resize.short=32", "model.roi_head.selection.max_detections=2"], device="cpu")
+    assert loaded.prepare(picture(64, 64)).shape == (3, 32, 32) and len(loaded(picture(64, 96))) == 2
+    with pytest.raises(ConfigError, match=r"data\.resize\.shrot: unknown key; did you mean 'short'"):
+        load(path, overrides=["data.resize.shrot=32"])
+    with pytest.raises(ConfigError, match="precision 'int8': choose one of float32, bfloat16"):
+        load(path, precision="int8")
+    config = {"model": {**MODEL, "num_classes": len(NAMES)}}
+    path = save(tmp_path / "a.pth", built(config), config)
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*helpers.training\.TinyBackbone.*--trust"):
+        load(path)
+    assert load(path, trust=True, device="cpu").class_names == NAMES

@@ -1,12 +1,10 @@
 """From uint8 images to a batch: colour order, normalisation, padding."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers.tiny import picture
 
-from detector.modeling.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessor
+from detector.modeling.preprocess import ImagePreprocessor
 
 CPU = torch.device("cpu")
 
@@ -15,31 +13,19 @@ def batch(pixels: ImagePreprocessor, *images: torch.Tensor, dtype: torch.dtype =
     return pixels.batch(images, CPU, dtype)
 
 
-def test_normalised_by_hand():
+def test_images_are_normalised_and_padded_to_the_divisor():
     image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
     rgb = batch(ImagePreprocessor(mean=(1, 2, 3), std=(1, 2, 4), divisor=1), image).images
     assert rgb[0, :, 0, 0].tolist() == [9, 9, 6.75]
     bgr = batch(ImagePreprocessor(order="bgr", mean=(1, 2, 3), std=(1, 2, 4), divisor=1), image).images
     assert bgr[0, :, 0, 0].tolist() == [29, 9, 1.75]  # the mean is in the order of the channels
-
-
-def test_torchvisions_numbers_are_the_default():
-    image = picture(8, 8)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = (image / 255 - mean[:, None, None]) / std[:, None, None]
-    torch.testing.assert_close(batch(ImagePreprocessor(divisor=1), image).images[0], expected)
-    assert [round(m * 255, 3) for m in (0.485, 0.456, 0.406)] == list(IMAGENET_MEAN)
-    assert [round(s * 255, 3) for s in (0.229, 0.224, 0.225)] == list(IMAGENET_STD)
-
-
-def test_sides_are_rounded_up_to_the_divisor():
     for divisor, padded in ((1, (33, 65)), (11, (33, 66)), (32, (64, 96)), (128, (128, 128))):
         pixels, image = ImagePreprocessor(divisor=divisor), picture(33, 65)
         assert pixels.padded_size(image) == padded
         assert batch(pixels, image).images.shape == (1, 3, *padded)
 
 
-def test_images_of_all_sizes_share_a_batch_and_padding_is_zero_right_and_below():
+def test_images_of_all_sizes_share_a_batch_of_the_dtype_that_is_asked_for_and_stay_as_they_are():
     small, wide, tall = picture(20, 30), picture(32, 64), picture(50, 10)
     made = batch(ImagePreprocessor(), small, wide, tall)
     assert made.images.shape == (3, 3, 64, 64) and made.sizes == [(20, 30), (32, 64), (50, 10)]
@@ -48,9 +34,6 @@ def test_images_of_all_sizes_share_a_batch_and_padding_is_zero_right_and_below()
         alone = batch(ImagePreprocessor(divisor=1), image).images[0]
         assert torch.equal(slot[:, :h, :w], alone)
         assert slot[:, h:].abs().sum() == slot[:, :, w:].abs().sum() == 0
-
-
-def test_a_batch_is_channels_last_and_of_the_dtype_that_is_asked_for_and_the_image_stays():
     image = picture(32, 32)
     images = batch(ImagePreprocessor(order="bgr"), image, dtype=torch.bfloat16).images
     assert images.dtype == torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)

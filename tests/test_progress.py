@@ -1,7 +1,5 @@
 """Progress: a bar on a terminal, whole lines in a log."""
 
-from __future__ import annotations
-
 import io
 import sys
 
@@ -18,7 +16,7 @@ class Screen(io.StringIO):
         return True
 
 
-def test_a_log_gets_whole_lines_now_and_then_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch):
+def test_a_log_gets_whole_lines_a_terminal_a_bar_and_a_hidden_bar_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     with Progress(total=4, unit="img", desc="evaluate") as bar:
         bar.update(2)
@@ -31,9 +29,6 @@ def test_a_log_gets_whole_lines_now_and_then_and_one_at_the_end(monkeypatch: pyt
     assert "\r" not in log.getvalue() and skipped == "skipped: a.png"
     assert halfway.startswith("evaluate: 2/4 img [") and halfway.endswith("loss 1.5]")
     assert end.startswith("evaluate: 4/4 img [")
-
-
-def test_a_terminal_gets_a_bar_and_a_hidden_bar_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", screen := Screen())
     with Progress(total=2, unit="img", shown=False) as bar:
         bar.update(2)

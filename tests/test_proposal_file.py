@@ -1,7 +1,7 @@
-"""The file of proposals: what `detector evaluate --proposals` writes, and which contents are refused."""
+"""Proposals: the file that `detector evaluate --proposals` writes, which contents are refused, and their recall."""
 
-from __future__ import annotations
-
+import contextlib
+import io
 import json
 import pickle
 from pathlib import Path
@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.training import draw_set, script, train, write_config
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 import detector
@@ -46,10 +48,7 @@ def check(file: ProposalFile, ids: list[int], names: list[str], sizes: list[tupl
     file.check(np.array(ids), names, np.array(sizes), Path("a.json"))
 
 
-# --- what is in it
-
-
-def test_it_is_a_few_flat_tensors():
+def test_it_is_a_few_flat_tensors_also_of_no_images(tmp_path: Path):
     found = content()
     assert found.pop("format") == FORMAT and all(isinstance(value, Tensor) for value in found.values())
     assert {key: (value.dtype, list(value.shape)) for key, value in found.items()} == {
@@ -57,40 +56,25 @@ def test_it_is_a_few_flat_tensors():
         "ends": (torch.int64, [3]), "boxes": (torch.float32, [3, 4]), "scores": (torch.float32, [3]),
     }  # fmt: skip
     assert found["ends"].tolist() == [2, 2, 3]
+    torch.save(pack([], [], [], []), tmp_path / "p.pth")
+    ProposalFile(tmp_path / "p.pth").check(np.zeros(0, np.int64), [], np.zeros((0, 2), np.int64), Path("a.json"))
 
 
-def test_every_image_gets_its_own_back(file: ProposalFile):
+def test_every_image_gets_its_own_back_and_what_lies_outside_is_dropped(file: ProposalFile, tmp_path: Path):
     for image_id, rows in zip(IDS[1:], ROWS[1:]):
         assert torch.equal(file[image_id].boxes, rows.boxes) and torch.equal(file[image_id].scores, rows.scores)
     assert file[7].boxes.tolist() == [[1, 2, 30, 40], [5, 5, 80, 60]]  # clipped to 80 x 60
     check(file, IDS, NAMES, SIZES)
     check(file, IDS[::-1], NAMES[::-1], SIZES[::-1])
     check(file, [5], ["i/c.png"], [(10, 20)])  # of a part of the images
-
-
-def test_what_lies_outside_of_the_image_is_dropped(tmp_path: Path):
     boxes = torch.tensor([[-5.0, -5, 10, 10], [80, 0, 99, 9], [3, 3, 3, 9], [9, 9, 3, 30], [0, 0, 80, 60]])
     rows = [Proposals(boxes, torch.arange(5.0)), *ROWS[1:]]
-    found = ProposalFile(save(tmp_path / "p.pth", **pack(IDS, NAMES, SIZES, rows)))[7]
+    found = ProposalFile(save(tmp_path / "q.pth", **pack(IDS, NAMES, SIZES, rows)))[7]
     assert found.boxes.tolist() == [[0, 0, 10, 10], [0, 0, 80, 60]] and found.scores.tolist() == [0, 4]
-
-
-def test_what_is_done_to_a_box_stays_out_of_the_file(file: ProposalFile):
     file[7].boxes.fill_(0)
     assert file[7].boxes.max() == 80
-
-
-def test_no_images_are_a_file_too(tmp_path: Path):
-    torch.save(pack([], [], [], []), tmp_path / "p.pth")
-    ProposalFile(tmp_path / "p.pth").check(np.zeros(0, np.int64), [], np.zeros((0, 2), np.int64), Path("a.json"))
-
-
-def test_a_worker_opens_it_again_and_copies_nothing(file: ProposalFile):
     sent = pickle.dumps(file)
     assert len(sent) < 300 and torch.equal(pickle.loads(sent)[7].boxes, file[7].boxes)
-
-
-# --- what is not believed
 
 
 def test_the_proposals_of_other_images_are_named(file: ProposalFile):
@@ -136,16 +120,7 @@ def test_a_number_that_is_none_is_named_with_its_image(tmp_path: Path, name: str
         file[7]
 
 
-def test_bytes_that_changed_after_writing_are_noticed(tmp_path: Path):
-    content = save(tmp_path / "p.pth").read_bytes()
-    box = ROWS[0].boxes[0].numpy().tobytes()
-    assert content.count(box) == 1
-    (tmp_path / "p.pth").write_bytes(content.replace(box, box[::-1]))
-    with pytest.raises(DataError, match=r"p\.pth: damaged"):
-        ProposalFile(tmp_path / "p.pth")
-
-
-def test_no_code_is_run(tmp_path: Path):
+def test_code_is_not_run_and_changed_bytes_are_noticed(tmp_path: Path):
     for name, data in (("text.pth", b"no file"), ("pickle.pth", pickle.dumps(Path("x"))), ("empty.pth", b"")):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match=f"{name}: damaged, or holds more than plain tensors"):
@@ -155,9 +130,12 @@ def test_no_code_is_run(tmp_path: Path):
         ProposalFile(tmp_path / "list.pth")
     with pytest.raises(DataError, match=r"none\.pth: no such file of proposals"):
         ProposalFile(tmp_path / "none.pth")
-
-
-# --- detector evaluate CKPT --proposals FILE
+    content = save(tmp_path / "p.pth").read_bytes()
+    box = ROWS[0].boxes[0].numpy().tobytes()
+    assert content.count(box) == 1
+    (tmp_path / "p.pth").write_bytes(content.replace(box, box[::-1]))
+    with pytest.raises(DataError, match=r"p\.pth: damaged"):
+        ProposalFile(tmp_path / "p.pth")
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +214,77 @@ def test_it_is_what_a_detector_without_an_rpn_takes(checkpoint: Path, data: Path
     assert scores[0] == pytest.approx(scores[1])
     keep_empty = detector.load_config(config, ["model.rpn=precomputed", *given, "data.keep_empty=true"])
     assert len(build_dataset(keep_empty.data, "train")) == 6
+
+
+METRICS = [f"AR{limit}{size}" for limit in (100, 1000) for size in ("", "s", "m", "l")]
+
+
+def write_truth(path: Path, boxes: dict[int, list[list[float]]], crowd: int = 0, category: int = 1) -> Path:
+    """An annotation file of xywh boxes by image id; the first `crowd` of all are crowds."""
+    flat = [(image, box) for image, there in boxes.items() for box in there]
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 1000, "height": 1000} for i in boxes],
+        "categories": [{"id": 1, "name": "cell"}, {"id": category, "name": "other"}][: 1 + (category != 1)],
+        "annotations": [
+            {"id": i, "image_id": image, "bbox": box, "area": box[2] * box[3], "iscrowd": int(i <= crowd)}
+            | {"category_id": category if i % 2 else 1}
+            for i, (image, box) in enumerate(flat, start=1)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def oracle(annotations: Path, proposals: dict[int, Tensor]) -> dict[str, float]:
+    """The same by pycocotools alone."""
+    results = [
+        {"image_id": image, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 1 - rank / 1e4}
+        for image, boxes in proposals.items()
+        for rank, (x1, y1, x2, y2) in enumerate(boxes.tolist())
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.useCats = 0
+        evaluation.params.maxDets = [100, 1000]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    recall = evaluation.eval["recall"]  # (T, 1, areas, limits)
+    means = recall.mean(axis=(0, 1)).T.ravel()
+    return dict(zip(METRICS, means.tolist()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_pycocotools(tmp_path: Path, seed: int) -> None:
+    """Crowds, two classes, objects on the borders between sizes, crowded images, more than 1000 proposals."""
+    rng = np.random.default_rng(seed)
+    objects, proposals = {}, {}
+    for image, (g, r) in enumerate([(12, 1100), (3, 40), (0, 20), (5, 0), (30, 300)], start=1):
+        corner = rng.integers(0, 150, (g, 2))
+        size = rng.choice([8, 16, 32, 48, 96, 130], (g, 2))
+        xywh = np.concatenate([corner, size], axis=1).astype(float)
+        objects[image] = xywh.tolist()
+        near = xywh[rng.integers(0, g, r)] if g else rng.integers(1, 100, (r, 4)).astype(float)
+        near = near + rng.integers(-8, 9, (r, 4)) * rng.integers(0, 2, (r, 1))  # many are exact or tied
+        xyxy = np.concatenate([near[:, :2], near[:, :2] + near[:, 2:].clip(1)], axis=1)
+        proposals[image] = torch.from_numpy(xyxy).float()
+    annotations = write_truth(tmp_path / "a.json", objects, crowd=5, category=9)
+    expected = oracle(annotations, proposals)
+    assert 0.2 < expected["AR100"] < expected["AR1000"] <= 1  # the case is not trivial
+    assert proposal_recall(annotations, proposals) == pytest.approx(expected, abs=1e-12)
+
+
+def test_only_the_chosen_classes_and_images_count_and_nothing_is_none(tmp_path: Path) -> None:
+    annotations = write_truth(
+        tmp_path / "a.json", {1: [[0, 0, 10, 10], [50, 50, 10, 10]], 2: [[0, 0, 10, 10]]}, category=9
+    )
+    found = {1: torch.tensor([[50.0, 50.0, 60.0, 60.0]])}
+    assert proposal_recall(annotations, found)["AR100"] == pytest.approx(0.5)
+    assert proposal_recall(annotations, found, [1])["AR100"] == pytest.approx(1)
+    assert proposal_recall(annotations, found, [9])["AR100"] == 0
+    annotations = write_truth(tmp_path / "a.json", {1: [[0, 0, 10, 10]], 2: []})
+    none = torch.zeros(0, 4)
+    missed = proposal_recall(annotations, {1: none, 2: none})
+    assert missed["AR100"] == missed["AR1000s"] == 0 and missed["AR100l"] == -1
+    assert set(proposal_recall(annotations, {2: torch.ones(3, 4)}).values()) == {-1}
+    assert set(proposal_recall(annotations, {}).values()) == {-1}

@@ -1,7 +1,5 @@
 """Published detectors by name, from files of random weights in a cache of their own: nothing is downloaded but by file://."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -55,7 +53,6 @@ class Cache:
         self.patch.setitem(PUBLISHED, NAME, Published(self.source.as_uri(), compat, sha256[:8], SMALL))
 
     def put(self) -> None:
-        """As a user does by hand."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.source, self.file)
 
@@ -132,9 +129,7 @@ def test_paths_are_paths_and_a_misspelt_name_is_told(cache: Cache, tmp_path: Pat
     assert not fetch.is_published(NAME) and fetch.checkpoint_file(NAME) == Path(NAME)
 
 
-def test_a_training_starts_from_one_and_an_evaluation_asks_where_to_write(
-    cache: Cache, capsys: pytest.CaptureFixture[str]
-):
+def test_a_training_starts_from_one_and_an_evaluation_asks_where_to_write(cache, capsys):
     fresh = build_detector(load_config(PUBLISHED[NAME].config, SMALL), pretrained=False)
     line = _start_from(Path(NAME), fresh, SimpleNamespace(class_names=["class 1", "class 2"]))
     assert line.startswith(f"{NAME}: all ") and "tensors loaded" in line

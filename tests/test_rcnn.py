@@ -1,7 +1,5 @@
 """The whole detector: its public surface, one image or many, nothing to learn or to find, and bad input."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -51,11 +49,8 @@ def assert_nothing(found: Detections) -> None:
     assert found.boxes.shape == (0, 4) and found.scores.shape == found.labels.shape == (0,)
 
 
-# --- detection
-
-
 @torch.no_grad()
-def test_detections_are_boxes_scores_and_labels_best_first(model):
+def test_detections_are_boxes_scores_and_labels_best_first_and_come_with_their_proposals(model):
     for image, found in zip(IMAGES, model(IMAGES), strict=True):
         assert 0 < len(found) <= 100
         assert found.boxes.shape == (len(found), 4) and found.scores.shape == found.labels.shape == (len(found),)
@@ -87,10 +82,6 @@ def test_detection_gives_the_same_twice_and_in_a_copy_and_does_not_change_the_mo
         assert_same_detections(c, a)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[k], v) for k, v in before.items())
-
-
-@torch.no_grad()
-def test_proposals_come_with_the_detections(model):
     first, _ = model.detect(IMAGES)
     proposals = first.proposals
     assert torch.equal(first.boxes, model(IMAGES)[0].boxes)
@@ -105,26 +96,10 @@ def test_no_images_no_proposals_and_no_scores_above_the_threshold_are_no_detecti
     for found in tiny_model(rpn={"selection": {"min_size": 1000.0}}).eval().detect(IMAGES):
         assert len(found.proposals) == 0
         assert_nothing(found)
-
-
-@torch.no_grad()
-def test_mixed_precision_detects_in_float32(model):
     with torch.autocast("cpu", torch.bfloat16):
         (found,) = model(IMAGES[:1])
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     assert len(found) > 0 and found.boxes.isfinite().all()
-
-
-# --- losses
-
-
-@each_model
-def test_losses_are_four_scalars_whose_sum_is_the_objective(sections):
-    losses = tiny_model(**sections)(IMAGES, TARGETS)
-    assert list(losses) == LOSSES
-    for loss in losses.values():
-        assert loss.shape == () and loss.dtype == torch.float32 and loss.requires_grad
-        assert loss.isfinite() and loss > 0
 
 
 def test_targets_may_be_dictionaries_or_records_and_boxes_of_any_number_type():
@@ -156,14 +131,11 @@ def test_without_proposals_the_objects_themselves_are_learnt():
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_losses_in_evaluation_mode_change_no_statistics():
+def test_a_first_use_in_evaluation_or_inference_mode_changes_no_statistics_and_spoils_no_training():
     model = tiny_model(backbone={"norm": "batch", "frozen_stages": 0}).eval()
     before = copy.deepcopy(model.state_dict())
     assert list(model(IMAGES, TARGETS)) == LOSSES
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_a_first_use_under_inference_mode_does_not_spoil_training():
     model = tiny_model()
     with torch.inference_mode():
         model(IMAGES)
@@ -172,21 +144,15 @@ def test_a_first_use_under_inference_mode_does_not_spoil_training():
     assert model.rpn.deltas.weight.grad.any()
 
 
-def test_an_object_may_reach_beyond_the_image_and_a_crowd_region_is_no_object():
-    outside = target((-20, -20, 50, 150, 0)) | {"crowd": torch.tensor([[50.0, 0, 90, 60]])}
-    assert all(loss.isfinite() for loss in tiny_model()(IMAGES[:1], [outside]).values())
-
-
 @torch.no_grad()
-def test_a_crowd_region_leaves_the_training_of_both_stages():
+def test_a_crowd_region_leaves_the_training_of_both_stages_and_an_object_may_reach_beyond_the_image():
     every = {"sampling": {"batch_per_image": 10_000}}  # so that chance has no part
     model, crowd = tiny_model(rpn=every, roi_head=every), torch.tensor([[50.0, 0, 96, 64]])
     plain, with_crowd = (model(IMAGES[:1], [target((5, 5, 40, 50, 0)) | given]) for given in ({}, {"crowd": crowd}))
     for name in ("rpn_objectness", "roi_class"):
         assert with_crowd[name] != plain[name]
-
-
-# --- what is not a number
+    outside = target((-20, -20, 50, 150, 0)) | {"crowd": torch.tensor([[50.0, 0, 90, 60]])}
+    assert all(loss.isfinite() for loss in tiny_model()(IMAGES[:1], [outside]).values())
 
 
 @torch.no_grad()
@@ -199,11 +165,7 @@ def test_weights_that_are_not_numbers_detect_nothing_and_do_not_crash(model):
         for found in broken.detect(IMAGES):
             assert_nothing(found)
             assert found.proposals.boxes.isfinite().all()
-
-
-@torch.no_grad()
-def test_one_weight_that_is_not_a_number_gives_no_box_that_is_not_a_number():
-    model = tiny_model().eval()
+    model = tiny_model().eval()  # one weight alone
     model.roi_head.stage.box_delta.weight[0] = math.nan  # dx of class 0
     found = model(IMAGES)[0]
     assert len(found) > 0 and found.boxes.isfinite().all() and 0 not in found.labels
@@ -216,10 +178,7 @@ def test_training_on_weights_that_are_not_numbers_says_so_in_the_losses():
     assert not sum(model(IMAGES, TARGETS).values()).isfinite()
 
 
-# --- bad input
-
-
-def test_a_target_that_cannot_be_learnt_is_refused(model):
+def test_a_target_that_cannot_be_learnt_is_refused_and_every_image_needs_one(model):
     good, area = target((8, 8, 40, 50, 0)), "a box is not finite or has no area"
     none = torch.zeros(0, dtype=torch.long)
     for bad, message in (
@@ -233,9 +192,6 @@ def test_a_target_that_cannot_be_learnt_is_refused(model):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"target 1: {message}"):
             model(IMAGES, [TARGETS[0], bad])
-
-
-def test_every_image_needs_one_target(model):
     with pytest.raises(ValueError, match="2 images with 1 targets"):
         model(IMAGES, TARGETS[:1])
     with pytest.raises(ValueError, match="0 images with 0 targets"):

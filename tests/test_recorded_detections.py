@@ -4,8 +4,6 @@ The weights follow by formula from the framework's names of them, so that a wron
 more recorded numbers (tests/test_golden.py), are those of golden_rules.py; these few are here for every clone.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

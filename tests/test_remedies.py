@@ -1,7 +1,5 @@
 """Remedies that messages name: every key and option exists, and the command that printed a remedy accepts it."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io
@@ -31,7 +29,7 @@ def texts() -> Iterator[tuple[Path, str]]:
                     yield path, node.value
 
 
-def test_every_key_that_a_text_names_exists():
+def test_every_key_and_every_option_that_a_text_names_exists():
     known: set[str] = set()
     section = ""
     for line in KEYS_PAGE.read_text().splitlines():
@@ -49,6 +47,10 @@ def test_every_key_that_a_text_names_exists():
         if not any(name == key or name.startswith(f"{key}.") for name in known) and key not in FILES_NAMED_LIKE_KEYS
     }
     assert not wrong
+    commands = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if "\ndef main(" in path.read_text())
+    known = set().union(*map(options_of, commands)) | OPTIONS_OF_OTHERS | {"--version"}
+    named = {(path.name, option) for path, text in texts() for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
+    assert len(named) > 50 and {(name, option) for name, option in named if option not in known} == set()
 
 
 def options_of(command: str) -> set[str]:
@@ -58,16 +60,6 @@ def options_of(command: str) -> set[str]:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             script(command).main([*arguments, "--help"])
     return set(re.findall(r"--[a-z][a-z-]+", out.getvalue()))
-
-
-def test_every_option_that_a_text_names_exists():
-    commands = sorted(path.stem for path in (PACKAGE / "cli").glob("*.py") if "\ndef main(" in path.read_text())
-    known = set().union(*map(options_of, commands)) | OPTIONS_OF_OTHERS | {"--version"}
-    named = {(path.name, option) for path, text in texts() for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
-    assert len(named) > 50 and {(name, option) for name, option in named if option not in known} == set()
-
-
-# --- messages whose remedy is tried on the command that printed it
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """ResNet and ResNeXt: sizes, strides, freezing, and torchvision's weights and function."""
 
-from __future__ import annotations
-
 import logging
 import zipfile
 
@@ -46,9 +44,6 @@ def assert_same_maps(found: list[torch.Tensor], expected: list[torch.Tensor]) ->
         assert (a - b).abs().max() <= 1e-4 * b.std()
 
 
-# --- size
-
-
 RESNEXTS = {"resnext50_32x4d": (50, 32, 4), "resnext101_32x8d": (101, 32, 8), "resnext101_64x4d": (101, 64, 4)}
 
 
@@ -79,48 +74,32 @@ def test_maps_have_the_channels_and_strides_that_are_promised(depth):
         assert shapes == [(2, c, 64 // stride, 96 // stride) for c, stride in zip(net.channels, strides, strict=True)]
 
 
-@pytest.mark.parametrize("settings", [dict(stride_in="1x1"), dict(groups=32, width_per_group=8), dict(norm="group")])
-def test_variants_have_the_same_shapes(settings):
-    shapes = [c.shape[1:] for c in on_meta(50, **settings)(torch.zeros(1, 3, 64, 64, device="meta"))]
-    assert shapes == [(256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
-
-
-def test_another_width_is_that_of_every_stage():
+def test_width_dilation_and_stride_are_those_of_the_convolutions_that_are_named():
     net = on_meta(18, width=16)
     assert net.channels == [16, 32, 64, 128] and net.conv1.out_channels == 16
     assert on_meta(50, width=16).channels == [64, 128, 256, 512]
-
-
-# --- where the stride sits, and dilation
-
-
-def test_the_stride_sits_in_the_convolution_that_is_named():
+    net = on_meta(50, dilated_c5=True)
+    assert all(block.conv2.dilation == block.conv2.padding == (2, 2) for block in net.layer4)
+    assert all(block.conv2.dilation == (1, 1) for block in net.layer3)
     for name, conv1, conv2 in (("3x3", 1, 2), ("1x1", 2, 1)):
         block = on_meta(50, stride_in=name).layer2[0]
         assert block.conv1.stride == (conv1, conv1) and block.conv2.stride == (conv2, conv2)
         assert block.downsample[0].stride == (2, 2)
     assert on_meta(18).layer2[0].conv1.stride == (2, 2)  # the first of the two
+    with pytest.raises(ValueError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
+        on_meta(51)
+    for settings in (dict(groups=32), dict(width_per_group=8), dict(stride_in="1x1")):
+        with pytest.raises(ValueError, match="depth >= 50, not 18"):
+            on_meta(18, **settings)
 
 
-def test_dilated_c5_dilates_every_3x3_of_layer4():
-    net = on_meta(50, dilated_c5=True)
-    assert all(block.conv2.dilation == block.conv2.padding == (2, 2) for block in net.layer4)
-    assert all(block.conv2.dilation == (1, 1) for block in net.layer3)
-
-
-# --- freezing
-
-
-def test_frozen_stages():
+def test_five_stages_can_be_frozen_or_four_of_three():
     layers = ["conv1", "layer1", "layer2", "layer3", "layer4"]
     for settings, frozen in (({}, 0), ({}, 1), ({}, 2), ({}, 5), ({"stages": 3}, 4)):
         net = on_meta(18, frozen_stages=frozen, **settings)
         trainable = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
         assert sorted(trainable) == layers[frozen : 1 + settings.get("stages", 4)]
-
-
-def test_there_are_five_stages_to_freeze_or_four_of_three():
-    """-1 means "none" in another framework; as an index it would freeze nearly everything."""
+    # -1 means "none" in another framework; as an index it would freeze nearly everything.
     for settings, stages, message in (
         ({}, -1, r"a whole number in 0\.\.5"), ({}, 6, r"a whole number in 0\.\.5"), ({"stages": 3}, 5, r"0 \(all train\) to 4")
     ):  # fmt: skip
@@ -135,7 +114,13 @@ def moved(net: ResNet) -> set[str]:
     return {k.split(".")[0] for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
 
 
-def test_an_affine_norm_keeps_its_statistics_and_batch_norms_do_in_frozen_stages():
+def test_every_norm_is_of_its_kind_and_affine_or_frozen_ones_keep_their_statistics():
+    kinds = {"frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": BatchNorm, "sync": SyncBatchNorm}
+    for norm, kind in (kinds | {"group": GroupNorm}).items():
+        modules = on_meta(50, norm=norm, norm_eps=1e-3).modules()
+        norms = [m for m in modules if isinstance(m, (FrozenBatchNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm))]
+        assert len(norms) == 1 + 3 * (3 + 4 + 6 + 3) + 4  # stem, blocks, shortcuts
+        assert all(type(m) is kind and m.eps == 1e-3 for m in norms)
     affine, batch = (ResNet(18, norm=norm, frozen_stages=2) for norm in ("affine", "batch"))
     assert affine.layer2[0].bn1.weight.requires_grad and not affine.layer1[0].bn1.weight.requires_grad
     assert moved(affine) == moved(affine.train()) == set()  # as built, too
@@ -144,23 +129,11 @@ def test_an_affine_norm_keeps_its_statistics_and_batch_norms_do_in_frozen_stages
         batch.eval().train()
 
 
-def test_every_norm_is_of_the_kind_that_is_asked_for():
-    kinds = {"frozen": FrozenBatchNorm, "affine": AffineBatchNorm, "batch": BatchNorm, "sync": SyncBatchNorm}
-    for norm, kind in (kinds | {"group": GroupNorm}).items():
-        modules = on_meta(50, norm=norm, norm_eps=1e-3).modules()
-        norms = [m for m in modules if isinstance(m, (FrozenBatchNorm, nn.modules.batchnorm._NormBase, nn.GroupNorm))]
-        assert len(norms) == 1 + 3 * (3 + 4 + 6 + 3) + 4  # stem, blocks, shortcuts
-        assert all(type(m) is kind and m.eps == 1e-3 for m in norms)
-
-
 @pytest.mark.parametrize("norm", ["frozen", "affine", "batch", "group"])
 def test_every_parameter_of_an_unfrozen_network_learns(norm):
     net = ResNet(18, norm=norm, frozen_stages=0)
     sum(c.square().mean() for c in net(torch.rand(2, 3, 64, 64))).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
-
-
-# --- torchvision's weights
 
 
 @pytest.fixture(scope="module")
@@ -194,18 +167,7 @@ def test_the_function_of_a_bottleneck_is_torchvisions(tmp_path):
         assert_same_maps(net(x), theirs(model, x))
 
 
-def test_one_line_says_what_was_loaded(weights, caplog):
-    """Of three stages all but the fourth."""
-    for stages, number in ((4, 100), (3, 75)):
-        caplog.clear()
-        with caplog.at_level(logging.INFO):
-            net = ResNet(18, weights=str(weights), stages=stages)
-        (line,) = caplog.messages
-        assert f"backbone: {number} tensors loaded" in line and str(weights) in line
-        assert torch.equal(net.conv1.weight, torch.load(weights)["conv1.weight"])
-
-
-def test_weights_may_lie_inside_a_checkpoint_or_have_the_form_of_an_older_torch(classifier, tmp_path):
+def test_weights_may_lie_in_several_forms_and_one_line_says_what_was_loaded(classifier, tmp_path, weights, caplog):
     state = classifier.state_dict()
     for content, is_new in (
         ({"state_dict": state, "epoch": 3}, True),
@@ -214,6 +176,14 @@ def test_weights_may_lie_inside_a_checkpoint_or_have_the_form_of_an_older_torch(
     ):
         torch.save(content, tmp_path / "other.pth", _use_new_zipfile_serialization=is_new)
         assert torch.equal(ResNet(18, weights=str(tmp_path / "other.pth")).conv1.weight, classifier.conv1.weight)
+    # Of three stages all but the fourth.
+    for stages, number in ((4, 100), (3, 75)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            net = ResNet(18, weights=str(weights), stages=stages)
+        (line,) = caplog.messages
+        assert f"backbone: {number} tensors loaded" in line and str(weights) in line
+        assert torch.equal(net.conv1.weight, torch.load(weights)["conv1.weight"])
 
 
 def test_folding_keeps_the_function_and_leaves_group_norms_alone(weights):
@@ -225,16 +195,13 @@ def test_folding_keeps_the_function_and_leaves_group_norms_alone(weights):
         assert not any(isinstance(m, FrozenBatchNorm) for m in net.modules())
 
 
-# --- files that cannot be loaded
-
-
 def refused(weights: object, **settings: object) -> str:
     with pytest.raises(CheckpointError) as error:
         ResNet(**{"depth": 18, "weights": str(weights)} | settings)
     return str(error.value)
 
 
-def test_what_is_no_file_of_weights(classifier, tmp_path):
+def test_what_is_no_file_of_weights_or_of_another_depth_width_or_name_is_refused(classifier, tmp_path, weights):
     for name in ("none.pth", "."):
         assert f"{tmp_path / name}: no such file" in refused(tmp_path / name)
     (tmp_path / "text.pth").write_text("hello")
@@ -246,22 +213,24 @@ def test_what_is_no_file_of_weights(classifier, tmp_path):
         assert "not the weights of this resnet18" in refused(tmp_path / "else.pth")
     torch.save({"backbone." + k: v for k, v in classifier.state_dict().items()}, tmp_path / "other.pth")
     assert "unknown: backbone.conv1.weight" in refused(tmp_path / "other.pth")
-
-
-def test_weights_of_another_depth_or_width(weights):
     message = refused(weights, depth=34)
     assert "not the weights of this resnet34 (missing: layer1.2." in message and "model.backbone.depth" in message
     assert "other shape: " in refused(weights, depth=50)
-
-
-def test_a_name_or_a_network_that_torchvision_does_not_have():
     message = refused("IMAGENET1K_V9")
     assert "'IMAGENET1K_V9' is neither a file nor one of torchvision's resnet18 weights (IMAGENET1K_V1" in message
     assert "torchvision has no resnext50_8x8d" in refused("DEFAULT", depth=50, groups=8, width_per_group=8)
 
 
-def test_damaged_weights_are_refused(weights):
-    """Torch itself would take the changed bytes for weights."""
+def test_damaged_and_packed_weights_are_refused_and_mapped_ones_are_those_that_are_read(weights):
+    mapped, read = load_tensors(weights, mmap=True), load_tensors(weights)
+    assert mapped.keys() == read.keys() and all(torch.equal(mapped[key], tensor) for key, tensor in read.items())
+    # A few bytes would fill the memory: entries of zeros, which are compressed.
+    packed = weights.with_name("packed.pth")
+    with zipfile.ZipFile(weights) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry) if entry.file_size < 10**5 else bytes(entry.file_size))
+    assert "damaged (its entries are larger than the file)" in refused(packed)
+    # Torch itself would take the changed bytes for weights.
     content = bytearray(weights.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 64] = bytes(255 - byte for byte in content[middle : middle + 64])
@@ -271,25 +240,3 @@ def test_damaged_weights_are_refused(weights):
     with pytest.raises(zipfile.BadZipFile):
         load_tensors(weights)
     assert load_tensors(weights, intact=True).keys() == torch.load(weights, weights_only=True).keys()
-
-
-def test_packed_weights_are_refused(weights):
-    """A few bytes would fill the memory: entries of zeros, which are compressed."""
-    packed = weights.with_name("packed.pth")
-    with zipfile.ZipFile(weights) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
-        for entry in source.infolist():
-            target.writestr(entry.filename, source.read(entry) if entry.file_size < 10**5 else bytes(entry.file_size))
-    assert "damaged (its entries are larger than the file)" in refused(packed)
-
-
-def test_mapped_tensors_are_those_that_are_read(weights):
-    mapped, read = load_tensors(weights, mmap=True), load_tensors(weights)
-    assert mapped.keys() == read.keys() and all(torch.equal(mapped[key], tensor) for key, tensor in read.items())
-
-
-def test_a_depth_that_does_not_exist_and_basic_blocks_with_settings_of_bottlenecks():
-    with pytest.raises(ValueError, match="no ResNet-51; choose one of 18, 34, 50, 101, 152"):
-        on_meta(51)
-    for settings in (dict(groups=32), dict(width_per_group=8), dict(stride_in="1x1")):
-        with pytest.raises(ValueError, match="depth >= 50, not 18"):
-            on_meta(18, **settings)

@@ -1,7 +1,5 @@
 """A training that stops, for whatever reason, goes on as if it had not; and the weights of one begin another."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil
@@ -34,13 +32,8 @@ from detector.training import loop, validate
 HEAD = ("roi_head.stage.class_score.", "roi_head.stage.box_delta.")
 
 
-# --- signals
-
-
 @pytest.mark.parametrize("at", [2, STEPS, 2 * STEPS], ids=["mid-epoch", "at an epoch's end", "at the very end"])
-def test_resume_equals_the_uninterrupted_run(
-    tmp_path: Path, config: Path, whole: Path, interrupt: Callable, at: int, capsys: pytest.CaptureFixture
-):
+def test_resume_equals_the_uninterrupted_run(tmp_path, config, whole, interrupt, at, capsys):
     run = tmp_path / "run"
     interrupt(at)
     assert train(config, run) == 128 + signal.SIGINT == 130
@@ -70,9 +63,7 @@ def test_a_scheduler_and_a_lost_terminal_too(tmp_path: Path, config: Path, inter
     assert place(tmp_path / "run") == (1, 0)
 
 
-def test_the_second_signal_does_not_wait(
-    tmp_path: Path, config: Path, interrupt: Callable, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_second_signal_does_not_wait(tmp_path, config, interrupt, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(os, "_exit", sys.exit)  # which this process survives
     interrupt(3, signal.SIGINT, signal.SIGINT)
@@ -82,9 +73,7 @@ def test_the_second_signal_does_not_wait(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_signal_does_not_wait_for_the_evaluation(
-    tmp_path: Path, config: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_signal_does_not_wait_for_the_evaluation(tmp_path, config, whole, monkeypatch):
     detect, seen = Predictor.detect, []
 
     def look(self: Predictor, *batch: Any) -> list:
@@ -123,12 +112,7 @@ def test_as_a_program(tmp_path: Path, data: Path, number: signal.Signals):
     assert not list((tmp_path / "run").glob(".*"))
 
 
-# --- accidents
-
-
-def test_a_worker_that_falls_while_saving_does_not_spoil_the_checkpoint(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_a_worker_that_falls_while_saving_does_not_spoil_the_checkpoint(tmp_path, config, monkeypatch, capsys):
     """Torch raises it between any two operations; a signal to all processes kills the workers first."""
     save, torch_save = loop.save_checkpoint, torch.save
 
@@ -154,9 +138,7 @@ def test_a_worker_that_falls_while_saving_does_not_spoil_the_checkpoint(
     assert "is saved, continue with --resume" in capsys.readouterr().err and place(tmp_path / "run") == (2, 0)
 
 
-def test_an_accident_while_scoring_costs_no_step(
-    tmp_path: Path, config: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_accident_while_scoring_costs_no_step(tmp_path, config, whole, monkeypatch):
     def fail(*args: Any, **options: Any) -> None:
         raise DataError("val0.png: gone")
 
@@ -168,9 +150,7 @@ def test_an_accident_while_scoring_costs_no_step(
     assert_same_training(tmp_path / "run", whole)
 
 
-def test_a_finished_training_has_nothing_left_to_do_and_no_link_is_written_through(
-    tmp_path: Path, config: Path, whole: Path
-):
+def test_a_finished_training_has_nothing_left_to_do_and_no_link_is_written_through(tmp_path, config, whole):
     run, text = shutil.copytree(whole, tmp_path / "run"), config.read_text()
     (run / "config.yaml").unlink()
     (run / "config.yaml").symlink_to(config)
@@ -200,9 +180,7 @@ def test_float16_may_begin_in_the_middle(tmp_path: Path, config: Path, whole: Pa
     [("step", math.nan), ("step", "6"), ("step", 10**9), ("epoch", -1), ("epoch", "2"), ("best", "high"),
      ("history", [1]), ("history", [{"AP": 0.5}]), ("optimizer", None), ("random", [{}])],
 )  # fmt: skip
-def test_a_place_that_is_none_is_refused(
-    tmp_path: Path, config: Path, whole: Path, key: str, value: object, capsys: pytest.CaptureFixture
-):
+def test_a_place_that_is_none_is_refused(tmp_path, config, whole, key, value, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     content = read_checkpoint(run / "last.pth")
     content["training"][key] = value
@@ -220,9 +198,6 @@ def test_momenta_of_another_shape_are_refused(tmp_path: Path, config: Path, whol
     assert "the optimiser state has another shape" in capsys.readouterr().err
 
 
-# --- what cannot be resumed
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -232,18 +207,13 @@ def test_momenta_of_another_shape_are_refused(tmp_path: Path, config: Path, whol
         ("data.classes=[disc]", r"was trained on the classes \['square', 'disc'\], the data now have \['disc'\]"),
     ],
 )
-def test_another_training_cannot_be_resumed(
-    tmp_path: Path, config: Path, whole: Path, change: str, reason: str, capsys: pytest.CaptureFixture
-):
+def test_another_training_cannot_be_resumed(tmp_path, config, whole, change, reason, capsys):
     shutil.copytree(whole, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     assert train(config, tmp_path / "run", ["--resume", change]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith(f"error: {tmp_path / 'run' / 'last.pth'}: ") and reason.replace("\\", "") in message
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
-
-
-# --- weights of another training
 
 
 def test_init_from_takes_weights_and_starts_at_step_0(tmp_path: Path, whole: Path):

@@ -1,19 +1,16 @@
 """DetectoRS' recursive feature pyramid: the feedback, where it joins, and the fusion of old and new levels."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
+from helpers.tiny import picture, tiny_model
 from torch import Tensor, nn
 
 from detector.modeling.backbones.resnet import ResNet
 from detector.modeling.layers import fold_norms
 from detector.modeling.necks.fpn import FPN
-from detector.modeling.necks.panet import PANet
 from detector.modeling.necks.single import Single
 from detector.modeling.pyramid import PlainPyramid
 from detector.modeling.recursive_pyramid import ASPP, RecursivePyramid
@@ -40,23 +37,25 @@ def scrambled(pyramid: RecursivePyramid) -> RecursivePyramid:
     return pyramid
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_only_later_backbones_take_feedback_and_only_in_the_first_block_of_a_stage(depth):
-    with torch.device("meta"):
-        pyramid = recursive(depth, steps=3)
-    names = [name for name, _ in pyramid.named_modules() if name.endswith("rfp_conv")]
-    assert names == [f"unrolled.{i}.layer{n}.0.rfp_conv" for i in (0, 1) for n in (2, 3, 4)]
+def test_all_steps_share_the_neck_but_not_the_backbone_of_which_later_ones_take_feedback():
+    for depth in [18, 50]:
+        with torch.device("meta"):
+            pyramid = recursive(depth, steps=3)
+        names = [name for name, _ in pyramid.named_modules() if name.endswith("rfp_conv")]
+        assert names == [f"unrolled.{i}.layer{n}.0.rfp_conv" for i in (0, 1) for n in (2, 3, 4)]
+    pyramid = recursive(steps=3)
+    backbones = [pyramid.backbone, *pyramid.unrolled]
+    assert len({id(b.layer1[0].conv1.weight) for b in backbones}) == 3
+    own = [name for name, _ in pyramid.named_parameters() if not name.startswith(("backbone.", "unrolled."))]
+    plain = FPN(pyramid.backbone.channels, pyramid.backbone.strides, width=WIDTH)
+    assert [name.removeprefix("neck.") for name in own if name.startswith("neck.")] == list(plain.state_dict())
+    model = tiny_model(backbone={"norm": "batch"}, pyramid={"type": "recursive"}).train()
+    for backbone in (model.pyramid.backbone, model.pyramid.unrolled[0]):
+        assert not backbone.bn1.training and not any(p.requires_grad for p in backbone.layer1.parameters())
+        assert backbone.layer2[0].bn1.training
 
 
-def test_levels_are_those_of_the_neck():
-    sizes = [(17, 9), (9, 5), (5, 3), (3, 2), (2, 1)]
-    for neck in (FPN, PANet):
-        pyramid = recursive(neck=neck)
-        assert pyramid.strides == [4, 8, 16, 32, 64] and pyramid.channels == [WIDTH] * 5
-        assert [p.shape for p in pyramid(torch.randn(2, 3, 65, 33))] == [(2, WIDTH, *size) for size in sizes]
-
-
-def test_feedback_joins_before_the_last_relu_of_a_block():
+def test_feedback_is_the_level_of_the_stage_that_it_joins_before_the_last_relu_of_a_block():
     block = small_resnet(50).layer2[0].eval()
     block.add_feedback(1)
     x, r = torch.randn(1, 32, 6, 6), torch.randn(1, 1, 3, 3)
@@ -70,10 +69,7 @@ def test_feedback_joins_before_the_last_relu_of_a_block():
         torch.testing.assert_close(block(x, r), F.relu(before + 2 * r - 0.5))
         block.rfp_conv.bias.fill_(-1e4)
         assert block(x, r).unique().tolist() == [0]  # and not below
-
-
-def test_feedback_is_the_level_of_the_stage_that_it_joins():
-    """P3 goes to layer2, which makes C3, and so on; nothing goes to layer1, and P6 nowhere."""
+    # P3 goes to layer2, which makes C3, and so on; nothing goes to layer1, and P6 nowhere.
     pyramid, seen = recursive(), []
     pyramid.unrolled[0].register_forward_pre_hook(lambda _, args: seen.append(args))
     images = torch.randn(1, 3, 64, 64)
@@ -104,7 +100,7 @@ def test_four_views_of_a_pixel_in_their_order():
     assert (y >= 0).all() and all((part == 0).any() and (part > 0).any() for part in y.chunk(4, dim=1)[:3])
 
 
-def test_the_gate_is_the_new_pyramids_and_goes_from_old_to_new():
+def test_the_gate_is_the_new_pyramids_and_every_step_goes_on_from_the_fused_levels():
     pyramid = recursive()
     old, new = torch.zeros(1, WIDTH, 1, 2), torch.ones(1, WIDTH, 1, 2)
     new[..., 1] = 2
@@ -114,6 +110,15 @@ def test_the_gate_is_the_new_pyramids_and_goes_from_old_to_new():
         assert pyramid.fuse(old, new)[0, 0, 0].tolist() == pytest.approx([0.7310586, 2 * 0.8807971])
         pyramid.gate.bias.fill_(-50)
         assert pyramid.fuse(old, new).abs().max() < 1e-12
+    # Means of 0 and 1, then of that and 4, then of that and 8.
+    values = iter((1.0, 4.0, 8.0))
+    neck = nn.Identity()
+    neck.channels, neck.strides = [4, 4], [4, 8]
+    pyramid = RecursivePyramid(Count(0.0), neck, lambda: Count(next(values)), steps=4)
+    pyramid.aspp = nn.Identity()
+    for level in pyramid(torch.zeros(1)):
+        assert level.unique().tolist() == [5.125]
+    assert [again.fed[0][1].unique().tolist() for again in pyramid.unrolled] == [[0], [0.5], [2.25]]
 
 
 class Count(nn.Module):
@@ -131,18 +136,6 @@ class Count(nn.Module):
         return [torch.full((1, 4, 2, 2), self.value), torch.full((1, 4, 1, 1), self.value)]
 
 
-def test_every_step_goes_on_from_the_fused_levels():
-    """Means of 0 and 1, then of that and 4, then of that and 8."""
-    values = iter((1.0, 4.0, 8.0))
-    neck = nn.Identity()
-    neck.channels, neck.strides = [4, 4], [4, 8]
-    pyramid = RecursivePyramid(Count(0.0), neck, lambda: Count(next(values)), steps=4)
-    pyramid.aspp = nn.Identity()
-    for level in pyramid(torch.zeros(1)):
-        assert level.unique().tolist() == [5.125]
-    assert [again.fed[0][1].unique().tolist() for again in pyramid.unrolled] == [[0], [0.5], [2.25]]
-
-
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("steps", [2, 3])
 @pytest.mark.parametrize("conv", ["plain", "sac"])
@@ -157,22 +150,16 @@ def test_with_equal_backbones_it_starts_as_the_plain_pyramid(depth, steps, conv)
             torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_all_steps_share_the_neck_but_not_the_backbone():
-    pyramid = recursive(steps=3)
-    backbones = [pyramid.backbone, *pyramid.unrolled]
-    assert len({id(b.layer1[0].conv1.weight) for b in backbones}) == 3
-    own = [name for name, _ in pyramid.named_parameters() if not name.startswith(("backbone.", "unrolled."))]
-    plain = FPN(pyramid.backbone.channels, pyramid.backbone.strides, width=WIDTH)
-    assert [name.removeprefix("neck.") for name in own if name.startswith("neck.")] == list(plain.state_dict())
-
-
-def test_folding_keeps_the_function():
+def test_folding_keeps_the_function_and_all_is_detected_in_bfloat16():
     pyramid = scrambled(recursive(conv="aws")).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = pyramid(images)
         for p, q in zip(fold_norms(copy.deepcopy(pyramid))(images), expected, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    model = tiny_model(pyramid={"type": "recursive"}).eval().bfloat16()
+    (found,) = model([picture(64, 96)])
+    assert found.scores.isfinite().all() and found.boxes.isfinite().all()
 
 
 def test_the_second_look_sees_every_level_of_the_first():
@@ -186,28 +173,6 @@ def test_the_second_look_sees_every_level_of_the_first():
     for p in pyramid(torch.randn(1, 3, 128, 128)):
         reached = torch.autograd.grad(p.square().sum(), first[1:4], retain_graph=True)
         assert all(g.abs().sum() > 0 for g in reached)
-
-
-@pytest.mark.parametrize("objects", [OBJECTS, target()], ids=["objects", "no objects"])
-def test_every_trainable_parameter_of_three_looks_has_a_gradient(objects):
-    backbone = {"width": 16, "norm": "affine", "conv": "sac"}
-    model = tiny_model(backbone=backbone, pyramid={"type": "recursive", "steps": 3})
-    scrambled(model.pyramid)
-    still = unmoved(gradients(model, [picture(64, 96)], [objects]))
-    assert [n for n in still if n.startswith("pyramid.") and "weight_diff" not in n] == []  # which waits for the switch
-
-
-def test_frozen_stages_are_frozen_in_both_backbones():
-    model = tiny_model(backbone={"norm": "batch"}, pyramid={"type": "recursive"}).train()
-    for backbone in (model.pyramid.backbone, model.pyramid.unrolled[0]):
-        assert not backbone.bn1.training and not any(p.requires_grad for p in backbone.layer1.parameters())
-        assert backbone.layer2[0].bn1.training
-
-
-def test_it_detects_in_bfloat16():
-    model = tiny_model(pyramid={"type": "recursive"}).eval().bfloat16()
-    (found,) = model([picture(64, 96)])
-    assert found.scores.isfinite().all() and found.boxes.isfinite().all()
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,7 +1,5 @@
 """The region proposal network: row order, selection against a slow oracle, losses against a loop, NaN, empties."""
 
-from __future__ import annotations
-
 import itertools
 import math
 
@@ -14,7 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.boxes import box_iou, decode, encode
 from detector.modeling.matching import NEGATIVE, POSITIVE, Matching
-from detector.modeling.rpn import RPN, flatten_level
+from detector.modeling.rpn import RPN
 from detector.structures import Proposals, Target
 
 STRIDES, SIZES = (8, 16), ((16,), (32,))
@@ -45,37 +43,6 @@ def constant_maps(rpn: RPN, logit: float) -> list[torch.Tensor]:
     for x in p:
         x[:, : rpn.anchors.per_cell] = logit
     return p
-
-
-# --- the order of rows
-
-
-def test_flattening_agrees_with_the_order_of_the_anchors():
-    """The number in channel a * K + k of cell (y, x) is found in row (y * W + x) * A + a, column k."""
-    n, a_count, k_count, h, w = 2, 3, 4, 2, 5
-    x = torch.arange(n * a_count * k_count * h * w, dtype=torch.float32).reshape(n, a_count * k_count, h, w)
-    rows = flatten_level(x, k_count)
-    assert rows.shape == (n, h * w * a_count, k_count)
-    for a, k, y, col in itertools.product(range(a_count), range(k_count), range(h), range(w)):
-        assert rows[1, (y * w + col) * a_count + a, k] == x[1, a * k_count + k, y, col]
-
-
-def test_the_highest_logit_brings_the_anchor_of_its_cell_and_channel_and_its_deltas_move_it():
-    rpn = bare_rpn((8,), ((4,),), (0.25, 1.0, 4.0))
-    for (row, column), channel, w, h in (((0, 0), 0, 8, 2), ((3, 7), 1, 4, 4), ((7, 11), 2, 2, 8)):
-        p, x, y = constant_maps(rpn, 0), 8 * column, 8 * row
-        p[0][0, channel, row, column] = 9
-        (proposals,) = rpn.propose(p, batch_of((64, 96)))
-        expected = [max(x - w / 2, 0), max(y - h / 2, 0), x + w / 2, y + h / 2]
-        assert proposals.scores[0] == 9 and proposals.boxes[0].tolist() == expected
-    p = constant_maps(rpn, 0)
-    p[0][0, 1, 3, 7] = 9
-    p[0][0, 3 + 4 * 1 : 3 + 4 * 2, 3, 7] = torch.tensor([1.0, -0.5, math.log(2), 0])
-    (proposals,) = rpn.propose(p, batch_of((64, 96)))
-    assert proposals.boxes[0].tolist() == pytest.approx([56, 20, 64, 24])  # centre (56 + 4, 24 - 2), 8 x 4
-
-
-# --- selection
 
 
 def slow_nms(boxes: torch.Tensor, limit: float) -> list[int]:
@@ -113,16 +80,13 @@ def test_proposals_equal_a_slow_oracle(nms_iou):
         torch.testing.assert_close(proposals.boxes, torch.tensor([box for _, box in expected]))
 
 
-def test_training_and_test_have_their_own_counts():
-    """Of every level before NMS, of the image after it; there are two levels."""
+def test_counts_are_of_training_and_of_test_and_boxes_have_the_least_side_within_the_image():
+    # Of every level before NMS, of the image after it; there are two levels.
     for pre_nms, post_nms, in_training, at_test in (((30, 20), (7, 5), 7, 5), ((9, 4), (99, 99), 18, 8)):
         rpn = bare_rpn(pre_nms=pre_nms, post_nms=post_nms, nms_iou=1.0)
         p, batch = constant_maps(rpn, 1.0), batch_of((64, 96))
         training, _ = rpn.losses(p, batch, [to_target()])
         assert (len(training[0]), len(rpn.propose(p, batch)[0])) == (in_training, at_test)
-
-
-def test_proposals_have_the_least_side_within_the_image():
     rpn = bare_rpn(min_size=10.0)
     boxes = rpn.propose(random_maps(rpn), batch_of(SIZE))[0].boxes
     assert (boxes[:, 2:] - boxes[:, :2] >= 10).all()
@@ -136,9 +100,6 @@ def test_an_image_does_not_see_its_neighbour():
     for i, size in enumerate((SIZE, (64, 96))):
         (alone,) = rpn.propose([x[i : i + 1] for x in p], batch_of(size))
         assert torch.equal(alone.boxes, together[i].boxes) and torch.equal(alone.scores, together[i].scores)
-
-
-# --- ties
 
 
 def propose_from(rpn: RPN, logits: list[torch.Tensor], boxes: list[torch.Tensor]) -> Proposals:
@@ -208,17 +169,11 @@ def test_ties_fall_as_in_mmdetection():
     assert len(propose_from(rpn, [torch.full((3,), -torch.inf)], [boxes[0][:3]])) == 0
 
 
-# --- what is not a number
-
-
-def test_maps_without_a_number_give_no_proposals():
+def test_bad_numbers_cost_their_own_anchors_alone():
     rpn = bare_rpn()
     for value in (math.nan, math.inf, -math.inf):
         (proposals,) = rpn.propose([torch.full_like(x, value) for x in random_maps(rpn)], batch_of(SIZE))
         assert proposals.boxes.shape == (0, 4) and proposals.scores.shape == (0,)
-
-
-def test_one_bad_number_costs_one_anchor_and_not_its_neighbours():
     rpn = bare_rpn(nms_iou=1.0)
     (whole,) = rpn.propose(constant_maps(rpn, 1.0), batch_of((64, 96)))
     for value, channel in itertools.product((math.nan, math.inf, 1e38), range(5)):
@@ -227,17 +182,11 @@ def test_one_bad_number_costs_one_anchor_and_not_its_neighbours():
         (proposals,) = rpn.propose(p, batch_of((64, 96)))
         assert proposals.boxes.isfinite().all() and proposals.scores.isfinite().all()
         assert len(whole) - 1 <= len(proposals) <= len(whole)
-
-
-def test_bad_numbers_do_not_take_the_place_of_good_ones():
-    """topk takes NaN for the largest number there is."""
+    # topk takes NaN for the largest number there is.
     rpn = bare_rpn((8,), ((16,),), pre_nms=(3, 3))
     p = constant_maps(rpn, 1.0)
     p[0][0, 0, :, :6] = math.nan
     assert len(rpn.propose(p, batch_of((64, 96)))[0].boxes) == 3
-
-
-# --- losses
 
 
 def slow_losses(rpn: RPN, p, target: Target, beta: float) -> tuple[float, float]:
@@ -306,30 +255,21 @@ def one_level(size: int = 16, **settings) -> RPN:
     return bare_rpn((8,), ((size,),), batch_per_image=10_000, **settings)
 
 
-def test_anchors_that_cross_the_border_can_be_left_out():
-    """Squares of 16 at stride 8 in an image of 60 x 90: rows 1..6 and columns 1..10 lie inside."""
+def test_which_anchors_train_by_borders_padding_crowds_and_force():
+    # Squares of 16 at stride 8 in an image of 60 x 90: rows 1..6 and columns 1..10 lie inside.
     assert reached(one_level(), to_target()).all()
     inside = reached(one_level(allowed_border=0), to_target())
     assert inside.nonzero().tolist() == [[y, x] for y in range(1, 7) for x in range(1, 11)]
     assert reached(one_level(allowed_border=8), to_target()).all()  # the first ones lie out by half their side
-
-
-def test_an_object_finds_its_best_anchor_among_those_that_may_train():
-    """Of squares of 24 the one at x = 8 fits it best, but crosses the border; then the one at 16 takes its place."""
+    # Of squares of 24 the one at x = 8 fits it best, but crosses the border; then the one at 16 takes its place.
     for border, cell in ((None, [2, 1]), (0, [2, 2])):
         rpn = one_level(24, allowed_border=border)
         assert reached(rpn, to_target((0, 4, 14, 28, 0)), "rpn_box").nonzero().tolist() == [cell]
-
-
-def test_anchors_beyond_the_images_own_padding_can_be_left_out():
-    """60 x 90 is 64 x 96 in multiples of 32; in those of 1 it stays as it is, and cells at 88 and 56 are the last."""
+    # 60 x 90 is 64 x 96 in multiples of 32; in those of 1 it stays as it is, and cells at 88 and 56 are the last.
     for padded_to, rows, columns in ((None, 12, 16), (32, 8, 12), (1, 8, 12), (50, 12, 13)):
         found = reached(one_level(padded_to=padded_to), to_target(), padded=(96, 128))
         assert found.nonzero().tolist() == [[y, x] for y in range(rows) for x in range(columns)]
-
-
-def test_a_forced_anchor_may_go_to_the_object_that_forced_it():
-    """The cell at (16, 16) is the best of both objects; by its own IoU it belongs to the first."""
+    # The cell at (16, 16) is the best of both objects; by its own IoU it belongs to the first.
     objects = to_target((8, 8, 24, 24, 0), (12, 8, 20, 26, 1))
     goals = {}
     for low_quality in ("keep_best_gt", "force_gt"):
@@ -337,6 +277,9 @@ def test_a_forced_anchor_may_go_to_the_object_that_forced_it():
         positive, _, goal = rpn.sample(torch.cat(rpn.anchors(random_maps(rpn), (64, 96))), SIZE, objects)
         goals[low_quality] = goal[positive == 2 * 12 + 2].tolist()
     assert goals == {"keep_best_gt": [[8, 8, 24, 24]], "force_gt": [[12, 8, 20, 26]]}
+    crowd = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), crowd=torch.tensor([[-20.0, -20, 48, 90]]))
+    background = reached(one_level(), crowd)
+    assert not background[:, :7].any() and background[:, 7:].all()  # the squares of column 6 lie in it by half
 
 
 def test_how_much_an_anchor_may_shrink_can_be_bounded():
@@ -349,14 +292,8 @@ def test_how_much_an_anchor_may_shrink_can_be_bounded():
         assert (found.boxes[0, 2] - found.boxes[0, 0]).item() == pytest.approx(side, rel=1e-3)
 
 
-def test_anchors_in_a_crowd_are_not_background():
-    crowd = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), crowd=torch.tensor([[-20.0, -20, 48, 90]]))
-    background = reached(one_level(), crowd)
-    assert not background[:, :7].any() and background[:, 7:].all()  # the squares of column 6 lie in it by half
-
-
-def test_without_objects_everything_still_has_a_gradient():
-    """Also where the border filter leaves no anchor at all."""
+def test_gradients_are_there_without_objects_and_not_in_proposals_and_all_is_float32():
+    # Also where the border filter leaves no anchor at all.
     for border in (None, 0, -1000):
         rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES), allowed_border=border)
         p = [torch.randn(1, 8, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
@@ -364,9 +301,6 @@ def test_without_objects_everything_still_has_a_gradient():
         sum(losses.values()).backward()
         assert losses["rpn_box"].item() == 0
         assert all(tensor.grad is not None for tensor in [*p, *rpn.parameters()])
-
-
-def test_proposals_carry_no_gradient_and_all_is_float32_under_mixed_precision():
     rpn = RPN([8, 8], AnchorGenerator(STRIDES, SIZES))
     p = [torch.randn(1, 8, 64 // s, 96 // s, requires_grad=True) for s in STRIDES]
     with torch.autocast("cpu", torch.bfloat16):
@@ -375,15 +309,12 @@ def test_proposals_carry_no_gradient_and_all_is_float32_under_mixed_precision():
     assert {loss.dtype for loss in losses.values()} == {proposals.boxes.dtype} == {torch.float32}
 
 
-def test_fresh_weights_are_small_and_the_convolutions_can_have_another_width_than_the_levels():
+def test_fresh_weights_are_small_and_one_head_of_any_width_needs_levels_of_one_width():
     rpn = RPN([64], AnchorGenerator([8], [[16]]), width=16, convs=2)
     convs = [m for m in rpn.modules() if isinstance(m, nn.Conv2d)]
     assert len(convs) == 4 and all(conv.bias.abs().sum() == 0 for conv in convs)
     assert rpn.conv[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
     assert [tuple(conv.weight.shape[:2]) for conv in rpn.conv] == [(16, 64), (16, 16)]
     assert rpn.objectness.in_channels == rpn.deltas.in_channels == 16
-
-
-def test_one_head_needs_levels_of_one_width():
     with pytest.raises(ValueError, match=r"\[8, 16\] channels"):
         RPN([8, 16], AnchorGenerator(STRIDES, SIZES))

@@ -1,7 +1,5 @@
 """An RPN without a second stage: what it learns, reports, and how it is scored."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io
@@ -35,9 +33,6 @@ def rpn_alone(**sections) -> GeneralizedRCNN:
     return model
 
 
-# --- the model
-
-
 @torch.no_grad()
 def test_its_detections_are_its_best_proposals():
     model = rpn_alone(rpn={"selection": {"post_nms": [300, 300]}}).eval()
@@ -59,21 +54,17 @@ def test_as_many_are_reported_as_there_are():
         ProposalsOnly(3, selection=BestProposals(max_detections=0))
 
 
-def test_a_section_that_nothing_would_read_is_refused():
+def test_a_section_that_nothing_would_read_and_weights_without_a_second_stage_are_refused(
+    finished: Path, data: Path, tmp_path: Path, capsys
+):
     for name, section in (("pool", {"size": 7}), ("box_head", {"width": 8})):
         with pytest.raises(ConfigError, match=rf"model\.roi_head\.{name}: this type of roi_head has none"):
             parse_config({"model": {"roi_head": {"type": "none", name: section}}}, trust=True)
     with pytest.raises(ConfigError, match=r"model\.roi_head\.selection\.nms_iou: unknown key"):
         parse_config({"model": {"roi_head": {"type": "none", "selection": {"nms_iou": 0.5}}}}, trust=True)
-
-
-def test_a_type_alone_replaces_a_section_that_names_none():
-    """One word on the command line is enough, whatever the base says of the second stage."""
-    for section in ("none", {"type": "none"}):
-        assert isinstance(built({"model": {"num_classes": 2, "roi_head": section}}).roi_head, ProposalsOnly)
-
-
-# --- as one class
+    config = write_config(tmp_path / "tiny.yaml", data)
+    assert train(config, tmp_path / "run", ["--init-from", finished / "best.pth"]) == 2
+    assert "made for another architecture; missing: roi_head." in capsys.readouterr().err
 
 
 def test_the_score_as_one_class_is_that_of_cocos_evaluation_without_categories(tmp_path: Path):
@@ -105,9 +96,6 @@ def test_the_score_as_one_class_is_that_of_cocos_evaluation_without_categories(t
     assert found["per_class"] == {"object": {"AP": found["bbox"]["AP"], "AP50": found["bbox"]["AP50"]}}
     some = evaluate_results(tmp_path / "a.json", results, category_ids=[4, 5], as_one_class=True)
     assert some["bbox"]["AR100"] < 1 and some["bbox"]["AP"] < found["bbox"]["AP"]  # what is of class 6 counts as wrong
-
-
-# --- a whole training
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +169,3 @@ def test_pictures_show_objects(finished: Path, data: Path, tmp_path: Path):
     predictor = detector.load(finished / "best.pth", trust=True, device="cpu")
     assert set(predictor(picture(64, 96)).names) == {"object"}
     assert predictor.class_names == list(CLASSES)  # those of the data stay known
-
-
-def test_a_whole_detector_cannot_take_its_weights_silently(finished: Path, data: Path, tmp_path: Path, capsys):
-    config = write_config(tmp_path / "tiny.yaml", data)
-    assert train(config, tmp_path / "run", ["--init-from", finished / "best.pth"]) == 2
-    assert "made for another architecture; missing: roi_head." in capsys.readouterr().err

@@ -1,13 +1,10 @@
 """DetectoRS' convolutions: the plain one at the start, by hand, against slow loops, and in whole networks."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.tiny import OBJECTS, gradients, picture, target, tiny_model, unmoved
 from torch import Tensor, nn
 
 from detector.modeling.backbones.resnet import ResNet
@@ -32,22 +29,6 @@ def scrambled(module: nn.Module, std: float = 0.3) -> nn.Module:
     return module
 
 
-# --- weight standardisation
-
-
-def test_a_filter_is_standardised_by_hand():
-    conv = AWSConv(4, 1, 1, bias=False)
-    with torch.no_grad():
-        conv.weight.copy_(torch.tensor([1.0, 2, 3, 6]).view(1, 4, 1, 1))
-        conv.weight_gamma.fill_(2)
-        conv.weight_beta.fill_(10)
-    spread = math.sqrt((4 + 1 + 0 + 9) / 3 + VARIANCE_EPS)  # around the mean 3, by n - 1
-    expected = [10 + 2 * d / spread for d in (-2, -1, 0, 3)]
-    assert conv.filters().flatten().tolist() == pytest.approx(expected)
-    x = torch.tensor([1.0, 1, 1, 1]).view(1, 4, 1, 1)
-    assert conv(x).item() == pytest.approx(40)
-
-
 def test_weights_that_come_alone_keep_their_function_and_those_with_gamma_and_beta_are_kept():
     for make in (AWSConv, SAC):
         conv, weight = make(4, 4, 3, padding=1, bias=False), torch.randn(4, 4, 3, 3) + 0.5
@@ -56,16 +37,6 @@ def test_weights_that_come_alone_keep_their_function_and_those_with_gamma_and_be
     conv, other = scrambled(AWSConv(4, 5, 3, bias=False)), AWSConv(4, 5, 3, bias=False)
     other.load_state_dict(conv.state_dict())
     assert torch.equal(other.weight_gamma, conv.weight_gamma) and torch.equal(other.filters(), conv.filters())
-
-
-def test_standardised_filters_are_those_of_a_plain_convolution_for_inference():
-    conv, x = scrambled(AWSConv(4, 8, 3, 2, padding=1, groups=2, bias=False)), torch.randn(2, 4, 9, 8)
-    plain = conv.plain()
-    assert type(plain) is nn.Conv2d
-    torch.testing.assert_close(plain(x), conv(x))
-
-
-# --- switchable atrous convolution
 
 
 @pytest.mark.parametrize("deformable", [False, True])
@@ -100,27 +71,6 @@ def test_the_switch_is_bounded_by_nothing():
     assert y[4, 4].item() == pytest.approx(3 * 4 - 2 * 4.5, abs=1e-4)
     assert y[3, 3].item() == pytest.approx(3 * 8, abs=1e-4)  # the last tap of the small one
     assert y[1, 1].item() == pytest.approx(-2 * 8.5, abs=1e-4)  # of the large one, three pixels away
-
-
-def test_contexts_add_the_mean_of_the_map_before_and_after():
-    conv = started(SAC(1, 1, 3, padding=1, bias=False))
-    with torch.no_grad():
-        conv.weight.copy_(torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]]).view(1, 1, 3, 3))
-        conv.start_plain()
-        conv.pre_context.weight.fill_(1)
-        conv.post_context.weight.fill_(10)
-    x = torch.tensor([[1.0, 3], [5, 7]]).view(1, 1, 2, 2)  # mean 4, then 8 with it
-    assert conv(x).flatten().tolist() == pytest.approx([85, 87, 89, 91], rel=1e-4)
-
-
-def test_offsets_are_rows_then_columns():
-    """A constant offset of (1, 0) reads one row below: the map moves up."""
-    conv = started(SAC(3, 4, 3, padding=1, bias=False, deformable=True))
-    x = torch.randn(1, 3, 9, 9)
-    still = conv(x)
-    with torch.no_grad():
-        conv.offset_s.bias.copy_(torch.tensor([1.0, 0]).repeat(9))
-    torch.testing.assert_close(conv(x)[:, :, 1:-2], still[:, :, 2:-1], rtol=1e-4, atol=1e-5)
 
 
 def bilinear(x: Tensor, row: float, col: float) -> Tensor:
@@ -207,9 +157,6 @@ def test_bfloat16_and_the_memory_format_change_little(deformable):
         assert (y.float() - expected).abs().max() < 0.05 * expected.std()
 
 
-# --- in a network
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("depth", [18, 50])
 def test_which_convolutions_are_switchable(depth, kind):
@@ -266,14 +213,3 @@ def test_folding_keeps_the_function(kind, norm):
     assert not any(type(m) is AWSConv for m in modules)
     kept = sum(isinstance(m, FrozenBatchNorm | nn.BatchNorm2d) for m in modules)
     assert kept == (0 if kind == "aws" or norm == "group" else 4 + 6 + 3)  # one after each switchable convolution
-
-
-@pytest.mark.parametrize("kind", ["sac", "deformable_sac"])
-@pytest.mark.parametrize("objects", [OBJECTS, target()])
-def test_every_trainable_parameter_of_a_detector_has_a_gradient(kind, objects):
-    model = tiny_model(backbone={"conv": kind, "norm": "affine", "width": 16})
-    found = gradients(model, [picture(64, 96)], [objects])
-    still = {"weight_diff", "offset_l"}  # the large convolution counts for nothing until the switch has moved
-    learns = found.keys() - set(unmoved(found))
-    switchable = {name.split(".conv2.")[1].split(".")[0] for name in learns if ".layer3.0.conv2." in name}
-    assert {"weight", "switch", "pre_context", "post_context"} <= switchable and not switchable & still

@@ -1,7 +1,5 @@
 """Options: their ranges, what a value becomes, and the files of configs/, which all load and together show every option."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math
@@ -73,9 +71,6 @@ def test_a_constructor_names_the_option_in_pythons_terms():
         assert not isinstance(error.value, ConfigError)
 
 
-# --- every option
-
-
 def unranged(hint: Any) -> list[Any]:
     """The numbers in an annotation that may be anything."""
     if get_origin(hint) is Annotated:
@@ -87,11 +82,14 @@ def unranged(hint: Any) -> list[Any]:
     ]
 
 
-def test_every_number_of_every_option_states_its_range():
+def test_every_option_has_a_sentence_and_every_number_states_its_range():
     parts: list[tuple[Callable, Sequence[str]]] = [(kind, ()) for kind in (DataSettings, Recipe, *TRANSFORMS.values())]
     parts += [(kind, slot.supplied) for slot in PARTS.values() for kind in slot.types.values()]
     arguments = [(kind, p) for kind, given in parts for name, p in parameters_of(kind).items() if name not in given]
     assert len(arguments) > 150 and [(kind, p) for kind, p in arguments if unranged(p.annotation)] == []
+    for section in key_table():
+        for key in section.keys:
+            assert key.sentence.endswith(".") and len(key.sentence) > 9, f"{section.title} {key.name}: {key.sentence!r}"
 
 
 def test_a_number_out_of_range_in_a_list_is_found_at_load():
@@ -150,9 +148,6 @@ def test_no_annotation_of_a_loaded_configuration_lies():
             )
 
 
-# --- the files of configs/
-
-
 FILES = sorted(shipped_configs().rglob("*.yaml"))
 VARIANTS = shipped_configs() / "variants"
 
@@ -176,7 +171,7 @@ def test_every_file_loads_and_builds(effective: list[EffectiveConfig]):
         assert sum(p.numel() for p in model.parameters()) > 0, config.source
 
 
-def test_every_option_is_shown_by_some_file(effective: list[EffectiveConfig]):
+def test_every_option_and_every_type_is_shown_by_some_file(effective: list[EffectiveConfig]):
     shown = set()
     for one in effective:
         shown |= {
@@ -194,11 +189,7 @@ def test_every_option_is_shown_by_some_file(effective: list[EffectiveConfig]):
             if not in_a_transform and (section.path == "data.transforms[]" or option(section, key) not in shown):
                 missing.append(f"{section.title} {key.name}")
     assert missing == []
-
-
-def test_every_type_is_shown_by_some_file(effective: list[EffectiveConfig]):
     shown = {(section.path, section.type) for one in effective for section in one.sections}
-    transforms = [t for one in effective for t in (one.config.raw.get("data") or {}).get("transforms", [])]
     shown |= {("data.transforms[]", t if isinstance(t, str) else t["type"]) for t in transforms}
     assert [section.title for section in key_table() if (section.path, section.type) not in shown] == []
 
@@ -248,9 +239,3 @@ def test_a_number_out_of_range_is_found_at_load_in_every_option():
                     print(section.title, key.name, value, parse_config(raw, trust=False).raw)
                 tried += 1
     assert tried > 600
-
-
-def test_every_option_has_a_sentence():
-    for section in key_table():
-        for key in section.keys:
-            assert key.sentence.endswith(".") and len(key.sentence) > 9, f"{section.title} {key.name}: {key.sentence!r}"

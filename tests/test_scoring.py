@@ -1,7 +1,5 @@
 """A score says what it is of: results find their images, and what no detector can reach is said before the numbers."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -35,12 +33,10 @@ def result(image_id: int, box: list[float], **more: Any) -> dict[str, Any]:
     return {"image_id": image_id, "category_id": 1, "bbox": box, "score": 0.9} | more
 
 
-# --- which image a result is of
-
 LEFT, RIGHT = [0.0, 0, 20, 20], [60.0, 0, 20, 20]
 
 
-def test_results_with_file_names_are_matched_by_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_results_with_file_names_are_matched_by_them_but_not_two_names_of_one_image(tmp_path, caplog):
     truth = write(tmp_path / "a.json", [(1, 1, LEFT), (2, 1, RIGHT)], ("set/a.png", "set/b.png"))
     swapped = [result(2, LEFT, file_name="set/a.png"), result(1, RIGHT, file_name="set/b.png")]
     assert evaluate_results(truth, swapped)["bbox"]["AP"] == pytest.approx(1)
@@ -51,24 +47,19 @@ def test_results_with_file_names_are_matched_by_them(tmp_path: Path, caplog: pyt
     assert (
         evaluate_results(truth, [{k: v for k, v in r.items() if k != "file_name"} for r in swapped])["bbox"]["AP"] == 0
     )
+    truth = write(tmp_path / "a.json", [(1, 1, LEFT)])
+    with pytest.raises(DataError, match=r"'x/a\.png' and 'y/a\.png' both fit the image 1"):
+        evaluate_results(truth, [result(1, LEFT, file_name="x/a.png"), result(7, LEFT, file_name="y/a.png")])
 
 
-def test_results_with_category_names_are_matched_by_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_results_with_category_names_are_matched_by_them_and_missing_ones_are_counted(tmp_path, caplog):
     truth = write(tmp_path / "a.json", [(1, 1, LEFT), (2, 2, RIGHT)])
     other = [result(1, LEFT, category_name="cat", category_id=2), result(2, RIGHT, category_name="dog", category_id=1)]
     assert evaluate_results(truth, other)["bbox"]["AP"] == pytest.approx(1)
     assert "2 categories have other ids" in caplog.text
     with pytest.raises(DataError, match=r"result 0: its `category_name` is 'dgo', which .*lacks \(nearest: dog\)"):
         evaluate_results(truth, [result(1, LEFT, category_name="dgo")])
-
-
-def test_two_names_of_one_image_are_refused(tmp_path: Path):
-    truth = write(tmp_path / "a.json", [(1, 1, LEFT)])
-    with pytest.raises(DataError, match=r"'x/a\.png' and 'y/a\.png' both fit the image 1"):
-        evaluate_results(truth, [result(1, LEFT, file_name="x/a.png"), result(7, LEFT, file_name="y/a.png")])
-
-
-def test_images_without_results_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.clear()
     truth = write(tmp_path / "a.json", [(1, 1, LEFT), (2, 1, RIGHT), (2, 1, LEFT)])
     evaluate_results(truth, [result(1, LEFT), result(2, LEFT)], say_missing=True)
     assert caplog.text == ""
@@ -78,20 +69,17 @@ def test_images_without_results_are_counted(tmp_path: Path, caplog: pytest.LogCa
     assert "2 results repeat another one's image, category and box" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("results", "message"),
-    [
+def test_names_that_do_not_tell_the_image_are_errors(tmp_path: Path):
+    for results, message in [
         ([result(1, LEFT, file_name="c.png")], r"a\.json: has no image with the file name 'c\.png'"),
         ([result(1, LEFT, file_name="b.png")], r"'b\.png' fits the images 'x/b\.png', 'y/b\.png' \(ids 2, 3\)"),
         ([result(1, LEFT, file_name="a.png"), result(1, LEFT, file_name="x/b.png")], r"result 1: image id 1 is 'x/b\.png' here"),
         ([result(1, LEFT, file_name="a.png"), result(2, LEFT)], "result 1 has no `file_name`, but result 0 has one"),
         ([result(1, LEFT, file_name=3)], "result 0: `file_name` must be a string, not 3"),
-    ],
-)  # fmt: skip
-def test_names_that_do_not_tell_the_image_are_errors(tmp_path: Path, results: list, message: str):
-    truth = write(tmp_path / "a.json", [(1, 1, LEFT)], ("a.png", "x/b.png", "y/b.png"))
-    with pytest.raises(DataError, match=message):
-        evaluate_results(truth, results)
+    ]:  # fmt: skip
+        truth = write(tmp_path / "a.json", [(1, 1, LEFT)], ("a.png", "x/b.png", "y/b.png"))
+        with pytest.raises(DataError, match=message):
+            evaluate_results(truth, results)
 
 
 def test_inference_numbers_images_as_conversion_does_or_as_a_file_says(tmp_path: Path):
@@ -110,11 +98,8 @@ def test_inference_numbers_images_as_conversion_does_or_as_a_file_says(tmp_path:
         find_images(folder, output, write(tmp_path / "b.json", [], ("b.png",)))
 
 
-# --- what no detector can reach
-
-
-def test_objects_beyond_the_limit_of_detections(tmp_path: Path):
-    """150 exact results: COCO counts 100 of them, which reach 67 of its 101 points of recall; 120 reach 81."""
+def test_objects_beyond_the_limit_of_detections_which_must_rise(tmp_path: Path):
+    # 150 exact results: COCO counts 100 of them, which reach 67 of its 101 points of recall; 120 reach 81.
     boxes = [[0.5 * i, 0.0, 0.4, 30] for i in range(150)]
     truth = write(tmp_path / "a.json", [(1, 1, box) for box in boxes])
     exact = [result(1, box) for box in boxes]
@@ -131,6 +116,8 @@ def test_objects_beyond_the_limit_of_detections(tmp_path: Path):
     assert "50 of 150 objects are more than the 100" in line and "evaluate.max_detections=[1,100,1000]" in line
     assert "30 of 150 objects are more than the 120" in scoring_limits(truth, [1], scoring)[0]
     assert scoring_limits(truth, [1], Scoring(max_detections=(1, 100, 1000))) == []
+    with pytest.raises(ValueError, match=r"max_detections: expected three rising numbers, got \[1, 1000, 100\]"):
+        Scoring(max_detections=(1, 1000, 100))
 
 
 def test_objects_out_of_their_image_and_without_area(tmp_path: Path):
@@ -148,14 +135,6 @@ def test_objects_out_of_their_image_and_without_area(tmp_path: Path):
     assert scoring_limits(truth, [1], Scoring(clip=True)) == []
     rounded = write(tmp_path / "b.json", [(1, 1, [-0.3, 0, 20, 20])])
     assert scoring_limits(rounded, [1], Scoring()) == []
-
-
-def test_limits_must_rise():
-    with pytest.raises(ValueError, match=r"max_detections: expected three rising numbers, got \[1, 1000, 100\]"):
-        Scoring(max_detections=(1, 1000, 100))
-
-
-# --- the commands
 
 
 def test_a_val_split_without_objects_is_named_before_the_first_step(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,7 +1,5 @@
 """`detector evaluate` and `detector infer` on several processes: the files of one, to the last bit, and one message."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -67,7 +65,6 @@ class Said:
 
 
 def run_command(line: str, data: Path, output: Path) -> Said:
-    """In this process."""
     name, *arguments = line.replace("$DATA", str(data)).replace("$OUT", str(output)).split()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:

@@ -1,7 +1,5 @@
 """What processes share, results in order and errors that all meet alike, and what one of them knows of itself."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -34,12 +32,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return chosen
 
 
-def test_a_process_has_a_gpu_to_itself(launched: list[int]):
+def test_a_process_has_a_gpu_to_itself_and_more_processes_than_gpus_are_an_error(launched, monkeypatch):
     assert own_device(GPU) == torch.device("cuda", 1) and launched == [1]
     assert own_device(torch.device("cpu")) == torch.device("cpu") and launched == [1]
-
-
-def test_more_processes_than_gpus_is_an_error(launched: list[int], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(DetectorError, match=r"process 3 of this machine has no GPU .* --nproc-per-node 2, or choose"):
         own_device(GPU)
@@ -54,9 +49,6 @@ def test_alone_nothing_is_a_case(monkeypatch: pytest.MonkeyPatch):
         assert distributed.all_reduce_mean(x) is x and distributed.all_reduce_max(2, 5) == [2, 5]
         assert [distributed.global_normalizer(count) for count in (0, 7)] == [1, 7]
         assert list(distributed.map_sharded([1, 2, 3], lambda items: [10 * i for i in items])) == [10, 20, 30]
-
-
-# --- several processes
 
 
 LONG = 5 * ROUND + 1  # more than one round of three processes
@@ -175,7 +167,6 @@ def slow(folder: Path) -> Callable[[list[int]], Iterator[int]]:
 
 
 def main(part: str, argument: str) -> None:
-    """One of several processes."""
     if part == "cases":
         said = {name: met(work) for name, (work, _) in CASES.items()}
         Path(argument, f"{rank()}.json").write_text(json.dumps(said))

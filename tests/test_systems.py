@@ -1,7 +1,5 @@
 """Every system that is compared (configs/shapes) trains, with objects and without, and takes images of any size."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest

@@ -5,8 +5,6 @@ channels-last, measured here. Nothing keeps random weights from near-ties: a dec
 turns costs a box or two.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools
@@ -87,7 +85,6 @@ def spread_scores(theirs: nn.Module, image: Tensor) -> None:
 
 
 def as_float(image: Tensor) -> Tensor:
-    """What torchvision takes."""
     return image.float() / 255
 
 

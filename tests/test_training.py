@@ -1,7 +1,5 @@
 """`detector train` from beginning to end: what it writes, and that it learns."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import logging
@@ -37,7 +35,6 @@ from detector.inference.predictor import load
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
 from detector.training.loop import Trainer
-from detector.training.metrics import SCORES
 from detector.training.signals import Stop
 from detector.training.step import TrainStep
 
@@ -52,16 +49,19 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert [key for key in a | b if not torch.equal(a[key], b[key])] == []
 
 
-# --- what is written
-
-
-def test_the_folder_holds_six_files_with_the_effective_configuration(whole: Path, config: Path):
+def test_the_folder_holds_six_files_whose_checkpoints_know_configuration_classes_and_place(whole: Path, config: Path):
     assert sorted(path.name for path in whole.iterdir()) == FILES
     saved = yaml.safe_load((whole / "config.yaml").read_text())
     assert saved["model"].pop("num_classes") == 2  # counted in the data
     assert saved == yaml.safe_load(config.read_text())
     for name in ("last.pth", "best.pth"):
         assert read_checkpoint(whole / name)["config"] == load_config(whole / "config.yaml").raw
+    last, best = (read_checkpoint(whole / name) for name in ("last.pth", "best.pth"))
+    for checkpoint in (last, best):
+        assert dict(zip(checkpoint["class_names"], checkpoint["category_ids"])) == CLASSES
+        assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
+    assert last["training"]["step"] == 2 * STEPS and "optimizer" in last["training"]
+    assert "optimizer" not in best["training"]
 
 
 def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole: Path):
@@ -80,7 +80,7 @@ def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole: Path):
         assert all(-1 <= float(row[name]) <= 1 for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"))
 
 
-def test_the_log_says_what_is_trained_on_what_and_how_fast(whole: Path):
+def test_the_log_says_what_is_trained_and_stays_out_of_the_next(whole: Path, tmp_path: Path, config: Path):
     text = (whole / "train.log").read_text()
     for part in (
         "train.json: 6 images, 10 objects of 2 classes",
@@ -94,15 +94,11 @@ def test_the_log_says_what_is_trained_on_what_and_how_fast(whole: Path):
     ):
         assert part in text
     assert "resumed" not in text
-
-
-def test_checkpoints_know_their_classes_and_their_place(whole: Path):
-    last, best = (read_checkpoint(whole / name) for name in ("last.pth", "best.pth"))
-    for checkpoint in (last, best):
-        assert dict(zip(checkpoint["class_names"], checkpoint["category_ids"])) == CLASSES
-        assert all(tensor.isfinite().all() for tensor in checkpoint["model"].values())
-    assert last["training"]["step"] == 2 * STEPS and "optimizer" in last["training"]
-    assert "optimizer" not in best["training"]
+    before = (whole / "train.log").read_text()
+    assert train(config, tmp_path / "next", ["train.epochs=1"]) == 0
+    assert (whole / "train.log").read_text() == before
+    assert (tmp_path / "next" / "train.log").read_text().count("epoch 1/1") == 1
+    assert logging.getLogger("detector").handlers == []
 
 
 def test_best_scores_what_the_table_says(whole: Path, data: Path):
@@ -111,17 +107,6 @@ def test_best_scores_what_the_table_says(whole: Path, data: Path):
     best = max(float(row["AP"]) for row in rows(whole) if row["AP"])
     assert found["bbox"]["AP"] == pytest.approx(best, abs=1e-5)
     assert read_checkpoint(whole / "last.pth")["training"]["best"] == pytest.approx(best, abs=1e-5)
-
-
-def test_the_log_of_one_training_stays_out_of_the_next(tmp_path: Path, config: Path, whole: Path):
-    before = (whole / "train.log").read_text()
-    assert train(config, tmp_path / "next", ["train.epochs=1"]) == 0
-    assert (whole / "train.log").read_text() == before
-    assert (tmp_path / "next" / "train.log").read_text().count("epoch 1/1") == 1
-    assert logging.getLogger("detector").handlers == []
-
-
-# --- when it is written
 
 
 def test_last_is_there_after_the_first_step(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
@@ -156,38 +141,11 @@ def test_best_is_there_even_if_nothing_can_be_scored(tmp_path: Path, data: Path,
     assert_equal(weights(tmp_path / "run", "best.pth"), weights(tmp_path / "run"))
 
 
-def test_best_is_kept_from_the_best_epoch(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch):
-    scores = iter([0.2, 0.6, 0.6, 0.4])
-
-    def score(*args: Any, **options: Any) -> tuple[dict, list]:
-        return {"bbox": dict.fromkeys(SCORES[:-1], next(scores)), "proposals": {"AR1000": 1.0}}, []
-
-    monkeypatch.setattr("detector.training.validate.evaluate_predictor", score)
-    assert train(config, tmp_path / "run", ["train.epochs=4"]) == 0
-    assert read_checkpoint(tmp_path / "run" / "best.pth")["training"] == {"step": 2 * STEPS, "best": 0.6}
-
-
-def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch):
-    """As on Windows, which has no such module."""
-    assert 1 < memory_mib(torch.device("cpu")) < 1e6
-    monkeypatch.setattr("detector.device.resource", None)
-    assert math.isnan(memory_mib(torch.device("cpu")))
-
-
-# --- what does not matter
-
-
-def test_workers_and_scoring_do_not_move_the_training(tmp_path: Path, config: Path, whole: Path):
+def test_workers_and_scoring_do_not_move_the_training_and_the_seed_does(tmp_path: Path, config: Path, whole: Path):
     assert train(config, tmp_path / "run", ["data.workers=1", "train.evaluate_every=2"]) == 0
     assert_equal(weights(tmp_path / "run"), weights(whole))
-
-
-def test_the_seed_does(tmp_path: Path, config: Path, whole: Path):
-    assert train(config, tmp_path / "run", ["train.seed=1", "train.epochs=1"]) == 0
-    assert rows(tmp_path / "run")[0]["loss"] != rows(whole)[0]["loss"]
-
-
-# --- kinds of training
+    assert train(config, tmp_path / "seed", ["train.seed=1", "train.epochs=1"]) == 0
+    assert rows(tmp_path / "seed")[0]["loss"] != rows(whole)[0]["loss"]
 
 
 def test_a_subset_of_the_classes_trains_without_clipping(tmp_path: Path, config: Path):
@@ -244,9 +202,7 @@ def test_a_forward_pass_is_seven_calls_below_the_command(tmp_path: Path, config:
     assert stacks[0] == ["main", "run_training", "run", "_train_epoch", "__call__", "_backward", "forward"]
 
 
-def test_a_time_limit_after_the_last_step_does_not_keep_a_training_from_its_score(
-    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_time_limit_after_the_last_step_does_not_keep_a_training_from_its_score(tmp_path, config, monkeypatch):
     """The clock runs out in the last step."""
     real = TrainStep.__call__
 
@@ -272,9 +228,7 @@ def test_last_is_not_written_more_often_than_it_costs(tmp_path: Path, config: Pa
     assert Trainer._save_interval(trainer) == 1
 
 
-def test_automatic_precision_is_bfloat16_only_where_there_are_instructions_for_it(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+def test_memory_and_automatic_precision_are_what_the_device_tells(monkeypatch, caplog):
     cpu = torch.device("cpu")
     for known in (True, False):
         monkeypatch.setattr("detector.device.has_bfloat16", lambda device, known=known: known)
@@ -282,3 +236,7 @@ def test_automatic_precision_is_bfloat16_only_where_there_are_instructions_for_i
         assert pick_precision("auto", cpu) == ("bfloat16" if known else "float32")
         assert pick_precision("bfloat16", cpu) == "bfloat16" and pick_precision("float32", cpu) == "float32"
         assert ("has no instructions for it; a product takes" in caplog.text) is not known
+    # As on Windows, which has no such module.
+    assert 1 < memory_mib(torch.device("cpu")) < 1e6
+    monkeypatch.setattr("detector.device.resource", None)
+    assert math.isnan(memory_mib(torch.device("cpu")))

@@ -1,7 +1,5 @@
 """Training under torchrun, by gloo: as one process would; and what happens when one of several stops."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket
@@ -99,20 +97,14 @@ with distributed.processes(torch.device("cpu")):
 
 
 @pytest.mark.slow
-def test_a_synchronised_norm_is_the_norm_of_the_whole_batch(tmp_path: Path):
+def test_a_synchronised_norm_trains_and_is_the_norm_of_the_whole_batch(tmp_path: Path, data: Path):
     (tmp_path / "norm.py").write_text(NORM)
     done = run_processes(tmp_path / "norm.py")
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_synchronised_norms_train(tmp_path: Path, data: Path):
     config = write_exhaustive(tmp_path / "tiny.yaml", data, "sync")
     done = run_processes(SCRIPT, config, "--output", tmp_path / "run", "train.epochs=1")
     assert done.returncode == 0, done.stderr
 
-
-# --- accidents, of the process of this rank before the step of this number
 
 ACCIDENT = """
 import os, signal, sys

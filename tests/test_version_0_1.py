@@ -1,7 +1,5 @@
 """Configurations, checkpoints and trainings of version 0.1 keep working: see fixtures/v0_1_0/README.md."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json
@@ -156,24 +154,18 @@ def test_keys_and_values_of_0_1_are_renamed_and_a_note_says_so(tmp_path: Path, c
         assert f"model.{old} is now model.{new}" in caplog.text
 
 
-def test_an_override_under_either_name_goes_over_a_file_under_either_name(tmp_path: Path):
+def test_either_name_of_a_key_goes_over_either_name_both_agree_and_a_custom_part_keeps_its_keys(tmp_path: Path):
     old, new = "model.rpn.nms_iou", "model.rpn.selection.nms_iou"
     for in_file in ("{rpn: {nms_iou: 0.5}}", "{rpn: {selection: {nms_iou: 0.5}}}"):
         (tmp_path / "a.yaml").write_text(f"model: {in_file}")
         for key in (old, new):
             config = load_config(tmp_path / "a.yaml", [f"{key}=0.6"])
             assert config.model.calls["rpn"].arguments["selection"].nms_iou == 0.6
-
-
-def test_both_names_of_a_key_with_different_values_are_an_error(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("model: {rpn: {nms_iou: 0.5, selection: {nms_iou: 0.6}}}")
     with pytest.raises(ConfigError, match=r"a\.yaml: model\.rpn\.nms_iou .* model\.rpn\.selection\.nms_iou"):
         load_config(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("model: {rpn: {nms_iou: 0.5, selection: {nms_iou: 0.5}}}")
     assert load_config(tmp_path / "a.yaml").model.calls["rpn"].arguments["selection"].nms_iou == 0.5
-
-
-def test_a_custom_part_keeps_its_keys():
     raw = {"model": {"num_classes": 2, "rpn": {"type": "my_package.RPN", "nms_iou": 0.5}}}
     assert rename_config(raw) == raw
     change = {"model": {"rpn": {"nms_iou": 0.6}}}

@@ -1,7 +1,5 @@
 """Files of other frameworks are read in every form they come in, and nothing in them is run."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os
@@ -35,9 +33,8 @@ def save(path: Path, content: object, protocol: int = 2) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
+def test_every_wrapping_is_taken_off_and_files_of_older_versions_are_read(tmp_path):
+    for name, content in [
         ("bare.pth", STATE),
         ("detectron2.pth", {"model": STATE, "iteration": 90_000, "optimizer": {"state": {}}}),
         ("mmdetection.pth", {"state_dict": STATE, "meta": {"epoch": 12, "best": np.float64(0.4)}}),
@@ -48,15 +45,10 @@ def save(path: Path, content: object, protocol: int = 2) -> Path:
         ("zoo.pkl", {"model": arrays(STATE), "__author__": "somebody"}),
         ("caffe2.pkl", {"blobs": arrays(STATE)}),
         ("scalars.pkl", {"a.weight": STATE["a.weight"].numpy(), "a.num_batches_tracked": np.int64(3)}),
-    ],
-)
-def test_every_wrapping_is_taken_off(tmp_path, name, content):
-    state = read_weights(save(tmp_path / name, content)).state
-    assert state.keys() == STATE.keys() and all(state[key].equal(STATE[key]) for key in STATE)
-
-
-def test_files_of_older_versions_are_read(tmp_path):
-    """Every protocol of pickle, arrays that NumPy 1 wrote, and torch's files of before 2020."""
+    ]:
+        state = read_weights(save(tmp_path / name, content)).state
+        assert state.keys() == STATE.keys() and all(state[key].equal(STATE[key]) for key in STATE)
+    # Every protocol of pickle, arrays that NumPy 1 wrote, and torch's files of before 2020.
     paths = [save(tmp_path / f"{protocol}.pkl", arrays(STATE), protocol) for protocol in (0, 2, 4, 5)]
     paths += [tmp_path / "numpy_1.pkl", tmp_path / "torch.pth"]
     numpy_1 = paths[0].read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
@@ -121,18 +113,8 @@ def test_a_hostile_file_runs_nothing(tmp_path, name, where):
     assert mark.exists()
 
 
-def test_a_pickle_holds_arrays_and_containers_alone(tmp_path):
-    for value in (
-        np.array([{"an": "object"}], dtype=object), np.dtype("O"), print, getattr, np.load, Path("/"), 1 + 2j,
-        np.zeros(2, np.longdouble), np.zeros(2, complex), np.array(["text"]),
-    ):  # fmt: skip
-        with pytest.raises(CheckpointError):
-            read_weights(save(tmp_path / "other.pkl", {"model": {"a": value}}))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_what_is_no_state_dict_is_said_in_one_line_also_in_safetensors(tmp_path, monkeypatch):
+    for name, content, message in [
         ("text.pth", b"no weights", "safe to read"),
         ("text.pkl", b"no weights", "safe to read"),
         ("empty.pkl", b"", "safe to read"),
@@ -140,14 +122,21 @@ def test_a_pickle_holds_arrays_and_containers_alone(tmp_path):
         ("words.pkl", pickle.dumps({"a": "b", "c": np.ones(2)}), r"holds no state dict \(a: no plain tensors\)"),
         ("names.pkl", pickle.dumps({"a\nb" + 999 * "c": 0, 3: np.ones(2)}), r"\(a\?bc{117}…, 3: no plain tensors\)"),
         ("nothing.pkl", pickle.dumps({"model": {}}), "it is empty"),
-    ],
-)
-def test_what_is_no_state_dict_is_said_in_one_line(tmp_path, name, content, message):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=message) as caught:
+    ]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            read_weights(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"\xff" * 100)
+    if importlib.util.find_spec("safetensors"):
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_weights(path)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(CheckpointError, match="pip install safetensors"):
         read_weights(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_cut_short_and_a_byte_that_changed_on_the_way_are_noticed(tmp_path):
@@ -165,37 +154,27 @@ def test_a_file_cut_short_and_a_byte_that_changed_on_the_way_are_noticed(tmp_pat
             read_weights(path)
 
 
-def test_what_is_no_dense_tensor_is_refused(tmp_path):
+def test_what_is_no_dense_tensor_in_the_file_is_refused(tmp_path):
     eight_gigabytes = torch.ones(1).expand(2_000_000_000)  # of which the file holds four bytes
     complex_numbers = torch.ones(2, dtype=torch.complex64)
     for value in (torch.eye(2).to_sparse(), torch.ones(2, device="meta"), complex_numbers, eight_gigabytes):
         with pytest.raises(CheckpointError, match=r"\(b: no plain tensors\)"):
             read_weights(save(tmp_path / "a.pth", STATE | {"b": value}))
-
-
-def test_an_array_that_is_not_in_the_file_is_refused(tmp_path):
-    """NumPy would give whatever the memory holds."""
+    # NumPy would give whatever the memory holds.
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x03tU\x01ftR"
     (tmp_path / "a.pkl").write_bytes(b"\x80\x02}U\x01a" + array + b"s.")
     with pytest.raises(CheckpointError, match=r"of shape \(3,\) is no empty array"):
         read_weights(tmp_path / "a.pkl")
+    for value in (
+        np.array([{"an": "object"}], dtype=object), np.dtype("O"), print, getattr, np.load, Path("/"), 1 + 2j,
+        np.zeros(2, np.longdouble), np.zeros(2, complex), np.array(["text"]),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError):
+            read_weights(save(tmp_path / "other.pkl", {"model": {"a": value}}))
 
 
-def test_safetensors_that_are_none_are_said_in_one_line_and_without_the_package_what_to_install(tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(b"\xff" * 100)
-    if importlib.util.find_spec("safetensors"):
-        with pytest.raises(CheckpointError, match="damaged"):
-            read_weights(path)
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(CheckpointError, match="pip install safetensors"):
-        read_weights(path)
-
-
-@pytest.mark.parametrize(
-    ("framework", "meta", "number", "names", "ids"),
-    [
+def test_classes_are_the_files_then_cocos_then_numbered():
+    for framework, meta, number, names, ids in [
         ("mmdetection", {"meta": {"CLASSES": ("cat", "dog")}}, 2, ["cat", "dog"], [1, 2]),
         ("mmdetection", {"meta": {"dataset_meta": {"classes": ["cat", "dog"]}}}, 2, ["cat", "dog"], [1, 2]),
         ("mmdetection", {"meta": {"CLASSES": ("cat", "dog")}}, 3, ["class 1", "class 2", "class 3"], [1, 2, 3]),
@@ -205,13 +184,8 @@ def test_safetensors_that_are_none_are_said_in_one_line_and_without_the_package_
         ("mmdetection", {"meta": None}, 80, COCO_NAMES, COCO_80),
         ("detectron2", {}, 80, COCO_NAMES, COCO_80),
         ("detectron2", {}, 1, ["class 1"], [1]),
-    ],
-)
-def test_classes_are_the_files_then_cocos_then_numbered(framework, meta, number, names, ids):
-    assert classes_of(framework, meta, number)[:2] == (names, ids)
-
-
-def test_torchvisions_columns_are_cocos_ids():
+    ]:
+        assert classes_of(framework, meta, number)[:2] == (names, ids)
     names, ids, _ = classes_of("torchvision", {}, 90)
     assert ids == list(range(1, 91)) and names[:2] == ["person", "bicycle"] and names[11] == "unused 12"
     assert [names[i - 1] for i in COCO_80] == COCO_NAMES

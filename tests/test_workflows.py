@@ -1,7 +1,5 @@
 """Training and evaluation as functions: the same files and numbers as the commands, and ends that a notebook can go on from."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from pathlib import Path

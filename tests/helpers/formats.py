@@ -1,7 +1,5 @@
 """Sets whose boxes are known, to be written in another format and converted back."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

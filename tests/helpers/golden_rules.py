@@ -3,8 +3,6 @@
 The recorded numbers of reference detectors lie beside the checkout in ../shared/golden; its README states the rules.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import zlib
@@ -34,9 +32,6 @@ def shared(path: str) -> Path:
 def golden(name: str) -> dict[str, Any]:
     """The recorded numbers of one reference model, neck collection, or of functions; or what all share, the "rules"."""
     return json.loads(shared(f"golden/{name}.json").read_text())
-
-
-# --- weights
 
 
 @dataclass(frozen=True)
@@ -98,9 +93,6 @@ def filled(record: Mapping[str, Any], seed_text: str) -> dict[str, Tensor]:
     return fill.state(dict(record["state"]), record["left_alone"])
 
 
-# --- images
-
-
 def formula_image(k: int, height: int, width: int) -> Tensor:
     """Section 2 of the README: image number k, uint8 RGB (3, H, W): waves, twelve discs, eight rectangles."""
     y, x = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
@@ -145,9 +137,6 @@ def fixed_proposals(height: int, width: int) -> tuple[Tensor, Tensor]:
         boxes.append([round(side, 3) for side in box])
         logits.append(round(6 * _frac(0.2762 * (j + 1) + phase) - 3 + 0.001 * j, 4))
     return torch.tensor(boxes), torch.tensor(logits)
-
-
-# --- comparisons
 
 
 def record_errors(found: Tensor, record: Mapping[str, Any]) -> tuple[float, float]:

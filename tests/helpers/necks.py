@@ -1,7 +1,5 @@
 """Maps for necks, convolutions that hand a pixel on, and what every neck must pass."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Programs on several processes, as torchrun starts them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

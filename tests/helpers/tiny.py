@@ -1,7 +1,5 @@
 """Models, images and targets small enough for a test to make as many as it likes."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Data, a model and a configuration with which a whole training takes a second."""
 
-from __future__ import annotations
-
 import csv
 import importlib.util
 import json
