@@ -62,7 +62,7 @@ class Points(Rows):
 
     @staticmethod
     def resized(x: Tensor, old: Size, new: Size) -> Tensor:
-        return x * torch.tensor([new[1] / old[1], new[0] / old[0]]).to(x.device)
+        return torch.stack([x[..., 0] * (new[1] / old[1]), x[..., 1] * (new[0] / old[0])], dim=-1)
 
     @staticmethod
     def mirrored(x: Tensor, width: int) -> Tensor:
