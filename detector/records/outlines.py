@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from detector.records.geometry import Bitmaps, Points, Size, Window
+from detector.records.geometry import Bitmaps, Points, Size, Window, tight_boxes
 from detector.records.raster import (
     part_within,
     polygon_area,
@@ -171,6 +171,11 @@ class Outlines(Record):
         """(G,) float64: of polygons the sum of their parts by the coordinates, also outside the image; of bitmaps pixels."""
         return torch.tensor([self._area(i) for i in range(len(self))], dtype=torch.float64)
 
+    def drawable(self) -> Tensor:
+        """(G,) bool: there are run lengths, or a part with at least three points."""
+        enough = torch.cat([_bounds(), (self.part_ends.diff() >= 3).cumsum(0)])
+        return (enough[self.object_ends].diff() > 0) | (self.run_ends.diff() > 0)
+
     def rle(self) -> list[dict[str, Any]]:
         """Compressed run-length dictionaries of COCO, `counts` as bytes, at the size of each image."""
         return [
@@ -205,10 +210,8 @@ class Outlines(Record):
     def _box(self, i: int) -> np.ndarray:
         if self._has_runs(i):
             bitmap = runs_bitmap(self._runs(i), self._size(i))
-            rows, columns = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (1, 0))
-            corners = [[columns[0], rows[0]], [columns[-1] + 1, rows[-1] + 1]] if len(rows) else []
-        else:
-            corners = [point for part in self.parts(i) for point in part_within(part, self._size(i)) if len(part) >= 3]
+            return tight_boxes(torch.from_numpy(np.ascontiguousarray(bitmap))[None])[0].numpy()
+        corners = [point for part in self.parts(i) if len(part) >= 3 for point in part_within(part, self._size(i))]
         found = np.reshape(corners, (-1, 2))
         return np.concatenate([found.min(axis=0), found.max(axis=0)]) if len(found) else np.zeros(4)
 
