@@ -237,6 +237,7 @@ class Shapes:
         if self.outlines is not None:
             values = annotations.columns["segmentation"]
             places = np.array([getattr(values[row], "place", -1) for row in rows], dtype=np.int64)
+            places[~annotations.valid["segmentation"][rows]] = -1
             bare = (places < 0) & (annotations.integers("iscrowd")[rows] != 0)
             places[bare] = self.outlines.add_boxes(xywh[bare])
             found["outlines"] = self.outlines.outlines(places, sizes)
