@@ -179,6 +179,34 @@ def test_training_evaluation_and_check_agree_on_every_value_at_every_key(tmp_pat
     assert 400 < refused < len(PLACES) * len(VALUES)
 
 
+OUTLINES: list[Any] = [
+    ABSENT, *VALUES, [[0, 0, 5, 0, 5, 5]], [[0, 0, 5, 0, 5]], [[0, 0, 5, 0]], [[]], [[0, 0, 5, 0, 5, float("nan")]], [["0"] * 6],
+    {"size": [10, 20], "counts": [200]}, {"size": [20, 10], "counts": [200]}, {"size": [10, 20], "counts": [100]},
+    {"size": [10, 20], "counts": "0"}, {"size": [10, 20], "counts": "\ud800"}, {"size": [10, 20]}, {"counts": [1]},
+]  # fmt: skip
+
+
+def test_training_and_check_agree_on_every_outline(tmp_path: Path) -> None:
+    path, refused = tmp_path / "any name", 0
+    for value, entry, crowd in itertools.product(OUTLINES, (0, 1), (0, 1)):
+        document = copy.deepcopy(FILE)
+        for a in document["annotations"]:
+            a |= {"segmentation": [[0, 0, 9, 0, 9, 9]], "iscrowd": crowd}
+        document["annotations"][entry]["segmentation"] = value
+        if value is ABSENT:
+            del document["annotations"][entry]["segmentation"]
+        path.write_text(json.dumps(document))
+        message = refusal(lambda: CocoDataset(path.parent, path, fields=["masks"]))
+        assert message == refusal(lambda: read_coco_file(path, fields=["outlines"]))
+        findings = Findings()
+        read_split("train", path, None, None, findings, ["masks"])
+        errors = [found for found in findings.all() if found.severity == "error"]
+        assert [message.endswith(e.effect.partition(": ")[2]) for e in errors] == [True] * (message is not None), value
+        assert refusal(lambda: CocoDataset(path.parent, path)) is None
+        refused += message is not None
+    assert refused > 120
+
+
 def test_faults_of_a_kind_are_counted(tmp_path: Path) -> None:
     document = copy.deepcopy(FILE)
     for annotation in document["annotations"]:

@@ -35,9 +35,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def read(folder: Path, annotations: Path) -> None:
+def read(folder: Path, annotations: Path, *fields: str) -> None:
     """All that a training asks of a data set before and while it runs."""
-    dataset = outcome(lambda: CocoDataset(folder, annotations))
+    dataset = outcome(lambda: CocoDataset(folder, annotations, fields=fields))
     if dataset is not None:
         f"{dataset.report}{dataset.class_table()}{dataset.full_names()}".encode()
         for i in range(len(dataset)):
@@ -61,6 +61,35 @@ def test_a_value_of_any_kind_at_any_key(data: Path, tries: int):
     numbers = st.lists(st.floats() | st.integers(-10, 200), min_size=4, max_size=4)
     changes = st.lists(st.tuples(places, st.integers(0, 9), json_values | numbers), min_size=1, max_size=3)
     fuzz(tries, mangle, changes=changes)
+
+
+@tries(2000)
+def test_outlines_and_keypoints_of_any_shape(data: Path, tries: int):
+    document, path = json.loads((data / "train.json").read_text()), data / "mangled.json"
+    document["categories"][0]["keypoints"] = ["left", "right"]
+    image = document["images"][0]
+    for a in document["annotations"]:
+        x, y, w, h = a["bbox"]
+        a |= {"segmentation": [[x, y, x + w, y, x + w, y + h]]}
+
+    def mangle(changes: list[tuple[str, int, Any]]) -> None:
+        mangled = copy.deepcopy(document)
+        for key, entry, value in changes:
+            mangled["annotations"][entry % len(mangled["annotations"])][key] = value
+        path.write_text(json.dumps(mangled))
+        read(data / "images", path, "masks", "outlines")
+        read(data / "images", path, "keypoints")
+
+    numbers = st.integers(-5, 200) | st.floats() | st.sampled_from([1e8, 10**400])
+    parts = st.lists(st.lists(numbers, max_size=9), max_size=3)
+    sides = st.sampled_from([image["height"], image["width"], 0, -1, 2**40, 1.5])
+    text = st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12)
+    runs = st.fixed_dictionaries(
+        {"size": st.lists(sides, min_size=1, max_size=3), "counts": text | st.lists(numbers, max_size=5)}
+    )
+    values = json_values | parts | runs | st.lists(numbers, min_size=6, max_size=6)
+    keys = st.sampled_from(["segmentation", "segmentation", "keypoints", "iscrowd"])
+    fuzz(tries, mangle, changes=st.lists(st.tuples(keys, st.integers(0, 9), values), min_size=1, max_size=3))
 
 
 @tries(3000)

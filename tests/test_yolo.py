@@ -141,13 +141,13 @@ def test_names_are_a_list_or_a_dictionary_or_given(yolo: Path, names: Any, capsy
     assert "give them by --classes" in refusal(capsys, "yolo", yolo)
 
 
-def test_outlines_become_boxes_and_what_stands_out_is_counted(yolo: Path):
+def test_outlines_have_boxes_and_what_stands_out_is_counted(yolo: Path):
     put(yolo, "0 0.1 0.2 0.5 0.2 0.5 1 0.1 0.9\n1 0.95 0.5 0.3 0.2\n1 1.2 0.5 0.1 0.1\n0 .5 .5 0 .1")
     document = converted("yolo", yolo, "--split", "train")
     assert document["annotations"][0]["bbox"] == [2, 2, 8, 8]
     assert document["annotations"][1]["bbox"] == [16, 4, 6, 2]  # not clipped: CocoDataset does that, and counts it
     findings = " ".join(document["info"]["findings"])
-    for part in ("1 outlines were made boxes", "1 lines have values outside of 0..1", "a.txt, line 3",
+    for part in ("1 lines have values outside of 0..1", "a.txt, line 3",
                  "2 boxes reach out of their image", "1 boxes have no area"):  # fmt: skip
         assert part in findings
 
@@ -237,7 +237,13 @@ def test_boxes_with_keypoints_are_no_outlines(yolo: Path, capsys: pytest.Capture
     configure(yolo, names=["cat", "dog"], kpt_shape=[2, 3])
     document = converted("yolo", yolo)
     assert document["annotations"][0]["bbox"] == pytest.approx([6, 3, 8, 4])
-    assert document["info"]["findings"][0].startswith("5 lines have keypoints, which are left out: the box is kept")
+    assert (
+        document["annotations"][0]["keypoints"] == [8, 6, 2, 12, 4, 2]
+        and document["annotations"][1]["num_keypoints"] == 1
+    )
+    assert document["categories"][0]["keypoints"] == ["point 0", "point 1"]
+    configure(yolo, names=["cat", "dog"], kpt_shape=[2, 3], flip_idx=[1, 0])
+    assert converted("yolo", yolo)["categories"][1]["keypoints"] == ["left point 0", "right point 0"]
     put(yolo, "\n".join([*POSES[:4], "1 0.1 0.1 0.9 0.1 0.9 0.8 0.5 0.9 0.1 0.9"]))  # an outline among them
     configure(yolo, names=["cat", "dog"])
     assert len(converted("yolo", yolo)["annotations"]) == 5

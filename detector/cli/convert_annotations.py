@@ -1,4 +1,4 @@
-"""`detector convert-annotations voc DIR --output FILE.json`, or `yolo`; `to-voc JSON ... --output DIR`, or `to-yolo`."""
+"""`detector convert-annotations voc DIR --output FILE.json`, `yolo` or `labelme`; `to-voc JSON ... --output DIR` or `to-yolo`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
 from detector.cli.printing import print_report
+from detector.data.convert.labelme import convert_labelme
 from detector.data.convert.to_voc import write_voc
 from detector.data.convert.to_yolo import write_yolo
 from detector.data.convert.voc import DIFFICULT, convert_voc
@@ -24,20 +25,32 @@ IMAGE_PLACES = {
     "to-voc": "the images belong into JPEGImages",
     "to-yolo": "the images of each split belong into images/SPLIT, where YOLO tools find labels/SPLIT beside them",
 }
-EXPORT_EPILOG = "Classes and boxes are kept. Masks, other keys and, in YOLO, crowd regions are counted and left out."
+EXPORT_EPILOG = (
+    "Classes and boxes are kept. Outlines without --outlines, other keys and, in YOLO, crowd regions are counted and left "
+    "out."
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments of one of the formats."""
     parser = CommandParser("convert-annotations")
-    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", help="voc, yolo, to-voc or to-yolo")
-    voc = formats.add_parser("voc", help="a folder with Annotations/*.xml and JPEGImages/")
+    formats = parser.add_subparsers(
+        dest="format", required=True, metavar="FORMAT", help="voc, yolo, labelme, to-voc or to-yolo"
+    )
+    voc = formats.add_parser("voc", help="a folder with Annotations/*.xml, JPEGImages/ and perhaps SegmentationObject/")
     yolo = formats.add_parser("yolo", help="a folder with images/, labels/ and data.yaml")
-    for each, names in ((voc, "sorted by default"), (yolo, "those of data.yaml or classes.txt by default")):
+    labelme = formats.add_parser("labelme", help="a folder with a JSON file of labelme for every image")
+    sources = (
+        (voc, "sorted by default"),
+        (yolo, "those of data.yaml or classes.txt by default"),
+        (labelme, "sorted by default"),
+    )
+    for each, names in sources:
         add = each.add_argument
         add("folder", metavar="DIR", type=Path, help="it is only read")
         add("--output", metavar="FILE", type=Path, required=True, help="the COCO file to write; never one that exists")
-        add("--split", metavar="NAME", help="these images alone, for instance train (default: all)")
+        if each is not labelme:
+            add("--split", metavar="NAME", help="these images alone, for instance train (default: all)")
         add("--classes", metavar="NAME", nargs="+", help=f"the names of the classes in order ({names})")
         add("--max-pixels", metavar="N", type=int, default=MAX_PIXELS, help="refuse larger images")
     voc.add_argument("--zero-based", action="store_true", help="the first pixel is 0, as labelImg writes (default: 1)")
@@ -68,13 +81,19 @@ def _add_exports(formats: Any) -> None:
         images.add_argument("--link-images", metavar="IMAGES", type=Path, help="hard-link them, which takes no space; "
             "tools that rewrite images in place would change the originals")  # fmt: skip
         if name == "to-voc":
+            add("--whole-pixels", action="store_true", help="round corners of boxes (default: as exact as the file)")
+        else:
             add(
-                "--whole-pixels", action="store_true", help="round the corners of boxes (default: as exact as the file)"
+                "--outlines",
+                action="store_true",
+                help="write the outlines instead of boxes; every object must have one",
             )
 
 
 def convert_folder(args: argparse.Namespace) -> dict[str, Any]:
     """The COCO document."""
+    if args.format == "labelme":
+        return convert_labelme(args.folder, classes=args.classes, max_pixels=args.max_pixels)
     common = {"split": args.split, "classes": args.classes, "max_pixels": args.max_pixels}
     if args.format == "yolo":
         return convert_yolo(args.folder, **common)
@@ -84,7 +103,8 @@ def convert_folder(args: argparse.Namespace) -> dict[str, Any]:
 def export_folder(args: argparse.Namespace) -> list[str]:
     """Write the folder of another format; lines about it."""
     images, placement = args.copy_images or args.link_images, "copy" if args.copy_images else "link"
-    options = {"whole_pixels": args.whole_pixels} if args.format == "to-voc" else {}
+    key = "whole_pixels" if args.format == "to-voc" else "outlines"
+    options = {key: getattr(args, key)}
     with new_folder(args.output) as folder:
         lines = EXPORTS[args.format](
             folder, args.annotations, args.split, images=images, placement=placement, **options

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from detector.data.coco import CocoDataset
+from detector.data.copy_paste import CopyPaste, PastingDataset
 from detector.data.image import MAX_PIXELS
 from detector.data.transforms import (
     ColorJitter,
@@ -78,6 +79,8 @@ class DataSettings:
     """Images that cannot be read and that training does without; evaluation stops at the first."""
     resize: Resize = field(default_factory=lambda: Resize(800, 1333))
     """Scaling of images; evaluation and inference use the largest short side."""
+    copy_paste: CopyPaste | None = None
+    """Objects of another training image pasted into each, by their outlines; null: none."""
     tta: ImagePyramid = field(default_factory=ImagePyramid)
     """Scales and flips of test-time augmentation (`--tta`)."""
     transforms: list[Callable] = field(default_factory=lambda: [HorizontalFlip()])
@@ -140,16 +143,22 @@ def _transform(section: Any, where: str, trust: bool) -> Callable:
         return constructor(**arguments)
 
 
-def _check_dataset(settings: DataSettings) -> None:
+def _check_dataset(settings: DataSettings, fields: Collection[str] = ()) -> None:
     """A data set of the user's own must take what `build_dataset` gives it."""
     try:
-        inspect.signature(settings.type).bind("images", "annotations", **_options(settings, "train", None, None))
+        inspect.signature(settings.type).bind(
+            "images", "annotations", **_options(settings, "train", None, None, fields)
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"data.type: {settings.type.__name__} cannot be called like CocoDataset ({error})") from error
 
 
 def _options(
-    settings: DataSettings, split: str, class_names: list[str] | None, transform: Compose | None
+    settings: DataSettings,
+    split: str,
+    class_names: list[str] | None,
+    transform: Compose | None,
+    fields: Collection[str],
 ) -> dict[str, Any]:
     """What a data set is given beside its two paths."""
     options = {
@@ -160,19 +169,27 @@ def _options(
         "transform": transform,
     }
     proposals = settings.split(split).proposals
-    optional = {
+    optional: dict[str, Any] = {
+        "fields": sorted(fields) or None,
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
     }
     return options | {key: value for key, value in optional.items() if value is not None}
 
 
-def build_dataset(settings: DataSettings, split: str, *, class_names: list[str] | None = None) -> DataSet:
+def build_dataset(
+    settings: DataSettings, split: str, *, class_names: list[str] | None = None, fields: Collection[str] = ()
+) -> DataSet:
     """A split of the `data` section; "train" comes with its transforms. `class_names` are those of the training split.
+
+    `fields` are what targets need beside boxes and labels, `config.model.target_fields`.
 
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     transform = settings.training_transform() if split == "train" else None
-    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform))
+    pasted = settings.copy_paste if split == "train" else None
+    read = {*fields, "masks"} if pasted else fields
+    _check_dataset(settings, read)
+    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform, read))
     check_part(dataset, DataSet, "data.type")
-    return dataset
+    return PastingDataset(dataset, pasted, fields) if pasted else dataset

@@ -14,6 +14,7 @@ from detector.dataset_check.boxes import check_annotations, images_without_objec
 from detector.dataset_check.checked_split import CheckedSplit, read_split
 from detector.dataset_check.findings import FaultPlace, Findings
 from detector.dataset_check.images import scan_images
+from detector.dataset_check.outlines import check_outlines
 from detector.dataset_check.scale import Geometry, geometry, level_counts
 from detector.errors import DataError
 
@@ -70,10 +71,13 @@ def check_data(
         folder = images if look else None
         if folder is not None and not folder.is_dir():
             raise DataError(f"{folder}: no such image folder; correct the path, or give the annotation file alone")
-        splits.append(read_split(name, annotations, folder, settings.classes, result.findings))
+        splits.append(
+            read_split(name, annotations, folder, settings.classes, result.findings, config.model.target_fields)
+        )
     for split in splits:
         keep_empty = settings.keep_empty or split.name != SPLITS[0]
         check_annotations(split, result.findings, keep_empty=keep_empty)
+        check_outlines(split, result.findings)
     check_categories(splits, result.findings)
     if look:
         scans = scan_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from detector.data.box_arrays import clip_to_images, corners, have_area
-from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file, shown
-from detector.dataset_check.findings import FaultPlace, Findings, identity, one_line
+from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file
+from detector.data.coco_rules import HARMLESS, shown
+from detector.dataset_check.findings import UNUSED_OUTLINE, FaultPlace, Findings, identity, one_line
+from detector.records.outlines import Outlines
 
 ID_KEYS = {
     "images": ("id", None),
@@ -45,6 +48,10 @@ class CheckedSplit:
     """(m, 4) float64 corners as in the file."""
     crowd: np.ndarray
     """(m,) bool."""
+    areas: np.ndarray
+    """(m,) `area` of the file, or that of the box."""
+    outlines: Outlines
+    """(m), empty for those without a valid one."""
 
     def image_place(self, image: int, **more: Any) -> FaultPlace:
         """The place of an image."""
@@ -69,14 +76,22 @@ class CheckedSplit:
 
 
 def read_split(
-    name: str, annotations: Path, folder: Path | None, classes: list[str] | None, findings: Findings
-) -> CheckedSplit:
-    """Read a split and add the faults of its entries to `findings`. Raises DataError where the file is no COCO file."""
+    name: str, annotations: Path, folder: Path | None, classes: list[str] | None, findings: Findings,
+    fields: Collection[str] = (),
+) -> CheckedSplit:  # fmt: skip
+    """Read a split and add the faults of its entries to `findings`. Raises DataError where the file is no COCO file.
+
+    `fields` are those of a target that the model reads. Outlines are read whether it does or not; then none must be there.
+    """
+    unused = set() if {"masks", "outlines"} & set(fields) else {"invalid outline", "no outline"}
 
     def collect(faults: EntryFaults) -> None:
-        findings.add(faults.kind, name, range(len(faults)), lambda i: _entry_place(faults, i))
+        kind = UNUSED_OUTLINE if faults.kind in unused else faults.kind
+        if not (faults.kind in unused and faults.kind == "no outline"):
+            findings.add(kind, name, range(len(faults)), lambda i: _entry_place(faults, i))
 
-    coco = read_coco_file(annotations, collect)
+    coco = read_coco_file(annotations, collect, {*fields, "outlines"}, harmless=HARMLESS | unused)
+    assert coco.outlines is not None  # they were asked for
     chosen = _chosen_categories(coco, name, classes, findings)
     labels = np.full(len(coco.category_ids), -1, dtype=np.int64)
     labels[chosen] = np.arange(len(chosen))
@@ -96,6 +111,8 @@ def read_split(
         labels=labels[rows],
         boxes=corners(coco.xywh[rows]),
         crowd=coco.crowd[rows],
+        areas=coco.areas[rows],
+        outlines=coco.outlines[rows],
     )
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.coco_reader import HARMLESS, REMEDIES, shown
+from detector.data.coco_rules import HARMLESS, REMEDIES, shown
 from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 
 PLACES = 20  # that are kept of a finding
 STOPS = "training stops: "
 STOPS_AT_FILE = "training stops (data.skip_bad passes it over in train, not in val): "
+UNUSED_OUTLINE = "invalid outline, unused"
 KINDS = {  # kind -> its effect on training, and what to do
-    **{kind: STOPS + remedy for kind, remedy in REMEDIES.items() if kind != HARMLESS},
+    **{kind: STOPS + remedy for kind, remedy in REMEDIES.items() if kind not in HARMLESS},
     "unknown class": STOPS + "data.classes may only name categories of the file",
     "other categories": STOPS + "give all splits the same category names, or choose common ones by data.classes",
     "other spelling": STOPS + "write the category in all splits alike; only case or blanks differ",
@@ -27,9 +28,15 @@ KINDS = {  # kind -> its effect on training, and what to do
     "box without area": "dropped: correct or remove the box",
     "box outside image": "clipped to the image: check whether the box is meant so",
     **{kind: f"trained on as they are: {remedy}" for kind, remedy in IMPLAUSIBLE.items()},
+    UNUSED_OUTLINE: "harmless without masks; a training of masks would stop: " + REMEDIES["invalid outline"],
+    "outline without area": "not learnt where masks are: give the outline three points or more, or remove the object",
+    "outline outside image": "cut at the border: check whether the outline is meant so",
+    "self-crossing outline": "what is inside changes at each crossing: draw it anew without crossings",
+    "outline unlike box": "boxes and masks teach different places: correct the box or the outline",
+    "outline unlike area": "APs, APm and APl go by `area`: write that of the outline",
     "duplicate box": "both are trained on: remove one of two boxes of a class that are all but equal",
     "box of two classes": "both are trained on: decide which class the object has",
-    HARMLESS: "harmless here: " + REMEDIES[HARMLESS],
+    **{kind: "harmless here: " + REMEDIES[kind] for kind in HARMLESS},
     "alike categories": "two classes: merge them if only case or blanks tell them apart by mistake",
     "unused category": "a class without objects: remove it, or leave it out by data.classes",
     "rotated file": "turned upright: boxes must be those of the upright image",

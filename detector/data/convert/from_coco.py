@@ -35,20 +35,20 @@ class SourceSplit:
 
 
 def read_splits(
-    paths: Sequence[Path], names: Sequence[str], notes: ConversionNotes, *, crowds: bool
+    paths: Sequence[Path], names: Sequence[str], notes: ConversionNotes, *, crowds: bool, outlines: bool = False
 ) -> tuple[list[SourceSplit], list[str]]:
     """The splits, and the class names by ascending category id of the first file.
 
     Boxes are clipped to their images, as in training; those without area are left out, and crowd
     regions where the format has no `crowds`. Raises DataError for a class that the
-    first file lacks, and for names of splits that no file could have.
+    first file lacks, for names of splits that no file could have, and with `outlines` for an object without one.
     """
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
             raise DataError(
                 f"{name!r}: a split needs a name of its own, of letters and digits; give the names by --split"
             )
-    files = [read_whole_file(path) for path in paths]
+    files = [read_whole_file(path, ["outlines"] if outlines else []) for path in paths]
     classes = [files[0].coco.category_names[row] for row in files[0].label_order()]
     for whole in files:
         for name in whole.coco.category_names:
@@ -70,7 +70,8 @@ def _pictures(whole: WholeFile, notes: ConversionNotes, crowds: bool) -> list[So
         clipped.tolist(), were_clipped(boxes, clipped).tolist(), have_area(clipped).tolist(), coco.crowd.tolist()
     )
     places = zip(coco.annotation_ids.tolist(), coco.image_rows.tolist(), coco.category_rows.tolist())
-    for (xyxy, moved, solid, crowd), (number, image, category) in zip(facts, places):
+    outlines = [None] * len(boxes) if coco.outlines is None else coco.outlines.segmentations()
+    for (xyxy, moved, solid, crowd), (number, image, category), outline in zip(facts, places, outlines):
         where = f"{coco.path}, id {number}"
         if not solid:
             notes.add("boxes have no area inside their image: left out", where)
@@ -80,8 +81,9 @@ def _pictures(whole: WholeFile, notes: ConversionNotes, crowds: bool) -> list[So
             continue
         if moved:
             notes.add("boxes were clipped to their image", where)
-        pictures[image].boxes.append(SourceObject(coco.category_names[category], tuple(xyxy), crowd))
-    for section, carried in CARRIED.items():
+        pictures[image].boxes.append(SourceObject(coco.category_names[category], tuple(xyxy), crowd, outline))
+    for section, keys in CARRIED.items():
+        carried = keys if coco.outlines is None else {*keys, "segmentation"}
         for entry in whole.document[section]:
             for key in [
                 key for key, value in entry.items() if key not in carried and value not in (None, 0, "", [], {})

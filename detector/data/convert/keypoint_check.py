@@ -14,11 +14,12 @@ class KeypointCheck:
     """Compares lines of more than four values with boxes that are followed by keypoints.
 
     Args:
-        numbers: values of keypoints after each box, as data.yaml states them; 0: it states none.
+        count: keypoints after each box, as data.yaml states them; 0: it states none.
+        dimensions: values of each.
     """
 
-    def __init__(self, numbers: int = 0):
-        self.numbers = numbers
+    def __init__(self, count: int = 0, dimensions: int = 0):
+        self.numbers, self.dimensions = count * dimensions, dimensions
         self._lengths: set[int] = set()
         self._lines = 0
         self._all_inside = True
@@ -37,7 +38,7 @@ class KeypointCheck:
             (length,) = self._lengths
             raise DataError(
                 f"{self._first}: these look like keypoints, not outlines: all {self._lines} lines have {length} values, and the "
-                "points lie in the box of the first four; write kpt_shape: [points, 2 or 3] into data.yaml to keep the boxes"
+                "points lie in the box of the first four; write kpt_shape: [points, 2 or 3] into data.yaml"
             )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.coco_format import join_within
+from detector.data.convert.voc_regions import add_outlines
 from detector.data.convert.writer import (
     MAX_BYTES,
     ConversionNotes,
@@ -60,6 +61,7 @@ def convert_voc(
         ORIGIN[origin],
         DIFFICULT[difficult],
         "class names are sorted" if classes is None else "class names are those of --classes, in that order",
+        "the outline of an object is the region of SegmentationObject/NAME.png whose box agrees best, if there is one",
         "the image of an XML file has its name, or else the <filename> that it says; its size is the file's own",
         f"images of ImageSets/Main/{split}.txt" if split else "an image for every XML file",
     ]
@@ -210,6 +212,7 @@ def _picture(
             continue
         label = _known(_text(element, "name", place), classes, place)
         boxes.append(SourceObject(label, _corners(element, place, origin, notes), hard and difficult == "crowd"))
+    add_outlines(boxes, places.folder, name, size, notes)
     return SourceImage(image.relative_to(places.folder).as_posix(), size, boxes)
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from detector.coco_format import is_name, join_within
 from detector.data.image import SUFFIXES
 from detector.errors import DataError
+from detector.records.outlines import Outlines
 
 MAX_BYTES = 2**22  # of one image's annotations: tens of thousands of objects
 ALWAYS = [
@@ -23,11 +24,15 @@ ALWAYS = [
 
 @dataclass
 class SourceObject:
-    """An object: the edges of its box in pixels."""
+    """An object: the edges of its box in pixels, and perhaps more."""
 
     name: str
     xyxy: tuple[float, float, float, float]
     crowd: bool = False
+    outline: list[list[float]] | dict[str, Any] | None = None
+    """A `segmentation` of COCO in pixels."""
+    keypoints: list[float] | None = None
+    """x, y in pixels and visibility of each."""
 
 
 @dataclass
@@ -62,8 +67,12 @@ def coco_document(
     source: str,
     conventions: Sequence[str],
     notes: ConversionNotes,
+    keypoints: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The COCO file of the pictures; `info` says where it is from, by which conventions, and what was found."""
+    """The COCO file of the pictures; `info` says where it is from, by which conventions, and what was found.
+
+    `keypoints` are the names of those of every class, if objects have any.
+    """
     images: list[dict] = []
     annotations: list[dict] = []
     seen: set[str] = set()
@@ -81,13 +90,29 @@ def coco_document(
             annotations.append({
                 "id": len(annotations) + 1, "image_id": image_id, "category_id": label_of[box.name],
                 "bbox": [rounded_value(x1), rounded_value(y1), w, h], "area": rounded_value(w * h), "iscrowd": int(box.crowd),
+                **_shapes(box, picture.size),
             })  # fmt: skip
     info = {"description": f"converted from {source}", "conventions": [*conventions, *ALWAYS]}
-    categories = [{"id": number, "name": name} for name, number in label_of.items()]
+    named = {"keypoints": list(keypoints), "skeleton": []} if keypoints else {}
+    categories = [{"id": number, "name": name, **named} for name, number in label_of.items()]
     if not images:
         raise DataError(f"{source}: no images found there ({' '.join(SUFFIXES)})")
     info["findings"] = notes.lines()
     return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+
+
+def _shapes(box: SourceObject, size: tuple[int, int]) -> dict[str, Any]:
+    """Outline, its area, and keypoints, where there are any."""
+    found: dict[str, Any] = {}
+    if box.outline is not None:
+        outline = box.outline
+        if isinstance(outline, list):
+            outline = [[rounded_value(x) for x in part] for part in outline]
+        found |= {"segmentation": outline, "area": rounded_value(float(Outlines.of([outline], size).areas()[0]))}
+    if box.keypoints is not None:
+        visible = sum(v > 0 for v in box.keypoints[2::3])
+        found |= {"keypoints": [rounded_value(x) for x in box.keypoints], "num_keypoints": visible}
+    return found
 
 
 def _note_suspicious_box(box: SourceObject, picture: SourceImage, notes: ConversionNotes) -> None:

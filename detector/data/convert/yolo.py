@@ -26,8 +26,8 @@ CONVENTIONS = [
     "the image's size is the file's own, turned upright by its EXIF orientation",
     "the labels of images/NAME.jpg are in labels/NAME.txt (the last folder named images counts), beside it without one",
     "an image without a text file, or with an empty one, has no objects",
-    "a line with keypoints (kpt_shape in data.yaml) gives its box",
-    "an outline (class index, then three points or more) becomes the box around it",
+    "an outline is: class index, then three points or more; its box is the one around it",
+    "keypoints (kpt_shape in data.yaml) follow a box; two that flip_idx exchanges are named left and right",
 ]
 FAR = 1  # a value further outside of 0..1 cannot be a fraction of the image; it may be in pixels
 
@@ -58,7 +58,8 @@ def convert_yolo(
     for name in images:
         if owner.setdefault(label_file(name), name) != name:
             notes.add("images share their label file with another image: both have its objects", name)
-    points = KeypointCheck(_keypoint_numbers(settings, source))
+    shape = _keypoint_shape(settings, source)
+    points = KeypointCheck(*shape)
 
     def pictures() -> Iterator[SourceImage]:
         for name in images:
@@ -67,7 +68,8 @@ def convert_yolo(
 
     chosen = f"images of the split {split}" if split else "all images of the folder"
     conventions = [*CONVENTIONS, f"class names are those of {where}", chosen]
-    return coco_document(pictures(), names, f"YOLO, {folder.name}", conventions, notes)
+    keypoints = _keypoint_names(settings, shape[0], source)
+    return coco_document(pictures(), names, f"YOLO, {folder.name}", conventions, notes, keypoints)
 
 
 def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
@@ -82,12 +84,25 @@ def _settings(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
     return settings, chosen[0] if chosen else None
 
 
-def _keypoint_numbers(settings: Mapping[str, Any], source: Path | None) -> int:
-    """How many numbers of keypoints follow each box."""
+def _keypoint_shape(settings: Mapping[str, Any], source: Path | None) -> tuple[int, int]:
+    """How many keypoints follow each box, and how many numbers each has."""
     shape = settings.get("kpt_shape", [0, 0])
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n >= 0 for n in shape)):
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 <= n < 1000 for n in shape)):
         raise DataError(f"{source}: kpt_shape: {shape!r:.80}, expected two numbers such as [17, 3]")
-    return shape[0] * shape[1]
+    if shape[0] and shape[1] not in (2, 3):
+        raise DataError(
+            f"{source}: kpt_shape: {shape!r:.80}; a keypoint has 2 numbers (x, y) or 3 (and its visibility)"
+        )
+    return shape[0], shape[1]
+
+
+def _keypoint_names(settings: Mapping[str, Any], count: int, source: Path | None) -> list[str]:
+    """Names by which a mirrored image exchanges what flip_idx exchanges."""
+    flip = settings.get("flip_idx") or list(range(count))
+    if not isinstance(flip, list) or (sorted(flip, key=str) != sorted(range(count), key=str) and count):
+        raise DataError(f"{source}: flip_idx: {flip!r:.80}, expected each of 0..{count - 1} once")
+    sides = {True: "left", False: "right"}
+    return [f"point {j}" if flip[j] == j else f"{sides[j < flip[j]]} point {min(j, flip[j])}" for j in range(count)]
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -181,15 +196,17 @@ def _box(
     index, *values = _numbers(words, where)
     if not (index.is_integer() and 0 <= index < len(names)):
         raise DataError(f"{where}: the class index {words[0]} is none of 0..{len(names) - 1}")
+    keypoints = None
     if points.numbers and len(values) == 4 + points.numbers:
-        values = values[:4]
-        notes.add("lines have keypoints, which are left out: the box is kept", where)
+        values, keypoints = values[:4], _keypoints(values[4:], points.dimensions, size)
     if not all(-FAR <= value <= 1 + FAR for value in values):
         raise DataError(
             f"{where}: {' '.join(words)[:80]}: these are not fractions of the image's size; are they pixels?"
         )
     if not all(0 <= value <= 1 for value in values):
         notes.add("lines have values outside of 0..1", where)
+    height, width = size
+    outline = None
     if len(values) == 4:
         x, y, w, h = values
         if w < 0 or h < 0:
@@ -199,11 +216,22 @@ def _box(
         points.see(where, values)
         xs, ys = values[::2], values[1::2]
         fractions = (min(xs), min(ys), max(xs), max(ys))
-        notes.add("outlines were made boxes", where)
+        outline = [[value * side for pair in zip(xs, ys) for value, side in zip(pair, (width, height))]]
     else:
         raise DataError(f"{where}: {len(words)} numbers; a box has 5, an outline 7, 9, 11 and so on")
+    x1, y1, x2, y2 = fractions
+    box = (x1 * width, y1 * height, x2 * width, y2 * height)
+    return SourceObject(names[int(index)], box, outline=outline, keypoints=keypoints)
+
+
+def _keypoints(values: Sequence[float], dimensions: int, size: tuple[int, int]) -> list[float]:
+    """x, y in pixels and COCO's visibility of each point; one without a visibility is visible unless it is at (0, 0)."""
     height, width = size
-    return SourceObject(names[int(index)], tuple(f * side for f, side in zip(fractions, (width, height) * 2)))
+    found: list[float] = []
+    for x, y, *more in zip(*(values[i::dimensions] for i in range(dimensions))):
+        seen = (more[0] if more[0] in (0, 1) else 2) if more else 2 * ((x, y) != (0, 0))
+        found += [x * width, y * height, seen] if seen else [0, 0, 0]
+    return found
 
 
 def _numbers(words: Sequence[str], where: str) -> list[float]:

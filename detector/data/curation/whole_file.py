@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ class WholeFile:
         return np.argsort(self.coco.category_ids)
 
 
-def read_whole_file(path: str | Path) -> WholeFile:
-    """Raises DataError for what training and evaluation refuse, in the same words."""
-    coco = read_coco_file(path)  # first: its memory is small, and it raises
+def read_whole_file(path: str | Path, fields: Collection[str] = ()) -> WholeFile:
+    """Raises DataError for what training and evaluation refuse that need these `fields`, in the same words."""
+    coco = read_coco_file(path, fields=fields)  # first: its memory is small, and it raises
     return WholeFile(read_whole_document(Path(path)), coco)
 
 

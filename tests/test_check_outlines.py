@@ -1,0 +1,68 @@
+"""`detector check-data` judges outlines: each fault at its annotation, whether or not the model learns masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.health import run
+
+from detector.data.synthetic.drawn_set import draw_set
+from detector.dataset_check.checked_split import read_split
+from detector.dataset_check.findings import UNUSED_OUTLINE, Findings
+from detector.dataset_check.outlines import check_outlines, count_crossings
+
+SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+CASES = [  # outline, box, area, kinds
+    ([SQUARE], [10, 10, 20, 20], 400, []),
+    ([[10, 10, 30, 30]], [10, 10, 20, 20], 400, ["outline without area"]),
+    ([SQUARE, [1, 2]], [10, 10, 20, 20], 400, ["outline without area"]),
+    ({"size": [40, 60], "counts": [2400]}, [10, 10, 20, 20], 400, ["outline without area"]),
+    ([[10, 10, 70, 10, 70, 30, 10, 30]], [10, 10, 50, 20], 1000, ["outline outside image"]),
+    ([[10, 10, 30, 30, 30, 10, 10, 30]], [10, 10, 20, 20], 200, ["self-crossing outline"]),
+    ([SQUARE], [30, 10, 20, 20], 400, ["outline unlike box"]),
+    ([SQUARE], [10, 10, 20, 20], 90, ["outline unlike area"]),
+    ({"size": [60, 40], "counts": [2400]}, [10, 10, 20, 20], 400, [UNUSED_OUTLINE]),
+    ([[1, 2, 3]], [10, 10, 20, 20], 400, [UNUSED_OUTLINE]),
+    (None, [10, 10, 20, 20], 400, [UNUSED_OUTLINE]),
+    ([], [10, 10, 20, 20], 400, []),
+]  # fmt: skip
+
+
+def file_of(folder: Path, *rows: tuple[Any, list[float], float, list[str]]) -> Path:
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": area, "segmentation": outline}
+        for i, (outline, box, area, _) in enumerate(rows, start=5)
+    ]
+    image = {"id": 1, "file_name": "a.png", "height": 40, "width": 60}
+    document = {"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}
+    (folder / "a.json").write_text(json.dumps(document))
+    return folder / "a.json"
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_an_outline_has_the_faults_that_it_has(tmp_path: Path, case: tuple):
+    findings = Findings()
+    check_outlines(read_split("train", file_of(tmp_path, case), None, None, findings), findings)
+    assert [f.kind for f in findings.all()] == case[3]
+    assert all(f.severity == "warning" and f.places[0].annotation_id == 5 for f in findings.all())
+    strict = Findings()
+    read_split("train", file_of(tmp_path, case), None, None, strict, ["masks"])
+    stops = case[3] == [UNUSED_OUTLINE] or case[0] == []
+    assert [f.severity for f in strict.all()] == ["error"] * stops
+
+
+def test_crossings_are_counted():
+    star = [[np.cos(4 * np.pi * k / 5), np.sin(4 * np.pi * k / 5)] for k in range(5)]
+    assert count_crossings(np.array(star)) == 5
+    assert count_crossings(np.reshape(SQUARE, (-1, 2))) == count_crossings(np.array(star)[:3]) == 0
+
+
+def test_the_command_names_the_annotation_and_a_drawn_set_is_sound(tmp_path: Path):
+    status, out, _ = run(str(file_of(tmp_path, *CASES)), "data.workers=0")
+    assert status == 0 and "self-crossing outline" in out and "annotation 10: 1 crossings" in out
+    draw_set(tmp_path / "set", train=30, val=1, size=(192, 160), seed=0)
+    assert "outline" not in run(str(tmp_path / "set/annotations/train.json"), "data.workers=0")[1]
