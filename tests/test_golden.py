@@ -20,6 +20,7 @@ from helpers.golden_models import (
     masks_of,
     match_detections,
     outputs,
+    pixel_errors,
     proposals_of,
     recorded,
     reference,
@@ -115,6 +116,17 @@ def test_masks(name, case):
     for found, expected in zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True):
         values, moments = mask_errors(name, found, expected)
         assert values < MODELS[name].mask and moments < MODELS[name].mask_moments
+
+
+@pytest.mark.parametrize("name", marked(MASK_MODELS), scope="module")
+@each_case
+def test_pasted_masks(name, case):
+    """By the reference's own way and threshold. Beside 1 % of a mask's union, two pixels may differ."""
+    pairs = zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True)
+    errors = [error for found, expected in pairs for error in pixel_errors(name, found, expected)]
+    of_one, of_all = MODELS[name].pixels
+    assert all(wrong <= max(2, of_one * union) for wrong, union in errors)
+    assert sum(wrong for wrong, _ in errors) <= of_all * sum(union for _, union in errors)
 
 
 @pytest.mark.parametrize("name", marked([name for name in MODELS if name not in GIVEN_PROPOSALS]), scope="module")

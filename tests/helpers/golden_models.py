@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pycocotools import mask
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
@@ -341,6 +343,16 @@ def mask_errors(name: str, found: Detections, expected: Mapping[str, Any]) -> tu
     mean = cells.mean(dim=1) - torch.tensor(expected["mask_mean"])
     std = cells.std(dim=1, correction=0) - torch.tensor(expected["mask_std"])
     return float(values.abs().max()), float(torch.maximum(mean.abs(), std.abs()).max())
+
+
+def pixel_errors(name: str, found: Detections, expected: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Of each recorded mask, the pixels that differ from ours and those of the union of both."""
+    pasted = found.masks[partners(name, found, expected)].paste("torchvision" if name.startswith("tv_") else "sampled")
+    recorded_masks = [mask.decode({"size": found.masks.size, "counts": counts}) for counts in expected["mask_rle"]]
+    theirs = torch.from_numpy(np.stack(recorded_masks)).bool()
+    assert theirs.sum(dim=(1, 2)).tolist() == expected["mask_area"]
+    counts = ((x.flatten(1).sum(dim=1)).tolist() for x in (pasted ^ theirs, pasted | theirs))
+    return list(zip(*counts))
 
 
 def loss_pairs(name: str, losses: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[tuple[float, float]]:
