@@ -16,7 +16,7 @@ ONE_CLASS = {1: "object"}  # category id and name where all classes count as one
 
 def coco_results(
     rows: Mapping[str, Tensor], class_names: Sequence[str] | None, image_id: int, category_ids: Sequence[int],
-    shapes: Mapping[str, list[Any]],
+    shapes: dict[str, list[Any]],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The detections of one image in COCO results form; `category_ids` maps labels to the annotation file's ids.
 
