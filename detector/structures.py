@@ -6,14 +6,14 @@ records/record.py has what they share: a record is indexed, moved and transforme
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from detector.coco_format import coco_results
-from detector.records.geometry import Size
+from detector.records.geometry import Size, Window, tight_boxes
 from detector.records.keypoints import Keypoints
 from detector.records.outlines import Outlines
 from detector.records.record import Record, bitmaps_field, boxes_field, record_field, rows_field
@@ -69,6 +69,24 @@ class Target(Record):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def cropped(self, window: Window) -> Target:
+        """In the pixels of a window. The boxes of objects that it cuts are those of what is left of their outlines."""
+        cut = super().cropped(window)
+        left = None if cut.outlines is None else cut.outlines.boxes()
+        if left is None and cut.masks is not None:
+            left = tight_boxes(cut.masks)
+        if left is None:
+            return cut
+        whole = (cut.boxes == self.boxes - self.boxes.new_tensor([window[1], window[0]] * 2)).all(dim=1)
+        return replace(cut, boxes=torch.where(whole[:, None], cut.boxes, left.to(cut.boxes)))
+
+    def drawn(self, size: Size) -> Target:
+        """With masks of its outlines in an image of size (h, w), without the objects of which nothing is left there."""
+        if self.outlines is None:
+            return self
+        masks = self.outlines.bitmaps(size)
+        return replace(self, masks=masks)[masks.flatten(1).any(dim=1)]
 
     @classmethod
     def of(cls, target: Target | Mapping[str, Any]) -> Target:

@@ -26,7 +26,7 @@ def train(folder: Path, *, images: int = 160, epochs: int = 4) -> dict[str, floa
     """Draws a data set, trains on it, and returns COCO's numbers; the picture is FOLDER/found.png."""
     print(draw_set(folder / "shapes", train=images, val=16, size=(192, 160), seed=0))
     config = detector.load_config("detector://shapes_r18_fpn.yaml", [*SETTINGS, f"data.root={folder / 'shapes'}"])
-    train_set = build_dataset(config.data, "train")
+    train_set = build_dataset(config.data, "train", fields=config.model.target_fields)
     val_set = build_dataset(config.data, "val", class_names=train_set.class_names)
     torch.manual_seed(0)
     model = detector.build_detector(config.with_num_classes(len(train_set.class_names)))

@@ -113,7 +113,7 @@ def check_systems(runs: Sequence[Run]) -> dict[str, int]:
     for run in runs:
         data, key = run.config.needed_data(), repr(run.config.raw["data"])
         if key not in train_sets:
-            train_sets[key] = build_dataset(data, "train")
+            train_sets[key] = build_dataset(data, "train", fields=run.config.model.target_fields)
             build_dataset(data, "val", class_names=train_sets[key].class_names)
         sizes[run.name] = count_parameters(with_num_classes(run.config, train_sets[key]))
     return sizes

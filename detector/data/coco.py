@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from torch.utils.data import Dataset
 from detector.coco_format import join_within
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
+from detector.data.coco_shapes import Pose
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.near_names import twin_on_disk
+from detector.data.outline_store import OutlineStore
 from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
 from detector.errors import DataError
-from detector.structures import Target
+from detector.records.keypoints import Keypoints
+from detector.structures import Target, image_size
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
@@ -56,6 +60,7 @@ class CocoDataset(Dataset):
         bit_depth: bits that grey images of 16 bits use; None: by the range of each.
         transform: applied to every image and its objects.
         proposals: file of proposals (see proposal_file.py), which then come with every image's objects.
+        fields: what else of its targets a model reads: masks, outlines, keypoints. An object must then have an outline.
     """
 
     def __init__(
@@ -70,12 +75,14 @@ class CocoDataset(Dataset):
         bit_depth: int | None = None,
         transform: Transform | None = None,
         proposals: str | Path | None = None,
+        fields: Collection[str] = (),
     ) -> None:
         self.folder, self.annotation_file = Path(images), Path(annotations)
         self.max_pixels, self.bit_depth, self.transform = max_pixels, bit_depth, transform
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
-        coco = read_coco_file(self.annotation_file)
+        self.fields = frozenset(fields)
+        coco = read_coco_file(self.annotation_file, fields=self.fields)
         self.class_names, self.category_ids = _classes(coco, classes, class_names)
         labels = _labels(coco, self.category_ids)
         chosen = labels >= 0
@@ -83,12 +90,18 @@ class CocoDataset(Dataset):
         boxes = corners(coco.xywh[chosen])
         clipped = clip_to_images(boxes, coco.sizes[owner])
         solid = have_area(clipped)
-        has_object = np.bincount(owner[solid & ~crowd], minlength=len(coco.sizes)) > 0
+        outlines = None if coco.outlines is None else coco.outlines[torch.from_numpy(chosen)]
+        drawn = solid if outlines is None else solid & (outlines.drawable().numpy() | crowd)
+        has_object = np.bincount(owner[drawn & ~crowd], minlength=len(coco.sizes)) > 0
         kept = self._keep_images(coco, has_object | keep_empty)
-        self._keep_objects(owner, clipped.astype(np.float32), labels, crowd, kept, solid)
+        rows = self._keep_objects(owner, clipped.astype(np.float32), labels, crowd, kept, drawn)
+        self._outlines = None if outlines is None else OutlineStore(outlines[torch.from_numpy(rows)])
+        self._keep_keypoints(coco, np.flatnonzero(chosen)[rows])
         self.doubts = implausible_boxes(boxes, labels, coco.sizes[owner], self.class_names)
         counts = int(were_clipped(boxes, clipped).sum()), int((~solid).sum()), int((~has_object).sum())
         self.report = self._report(*counts, keep_empty)
+        if drawn.sum() < solid.sum():
+            self.report += f"; {(solid & ~drawn).sum()} objects dropped whose outlines have fewer than three points"
         self.proposals = None if proposals is None else ProposalFile(proposals)
         if self.proposals is not None:
             self.proposals.check(self.image_ids, self.full_names(), self.sizes, self.annotation_file)
@@ -103,13 +116,21 @@ class CocoDataset(Dataset):
 
     def _keep_objects(
         self, owner: np.ndarray, boxes: np.ndarray, labels: np.ndarray, crowd: np.ndarray, kept: np.ndarray, solid: np.ndarray
-    ) -> None:  # fmt: skip
-        """Sort the solid objects of the kept images (n,) by image."""
+    ) -> np.ndarray:  # fmt: skip
+        """Sort the solid objects of the kept images (n,) by image; returns their rows."""
         rows = np.flatnonzero(solid & kept[owner])
         rows = rows[np.argsort(owner[rows], kind="stable")]
         self._boxes, self._labels, self._crowd = boxes[rows], labels[rows], crowd[rows]
         # the first row of each image, and the end of the last one's
         self._start = np.searchsorted(owner[rows], [*np.flatnonzero(kept), len(kept)])
+        return rows
+
+    def _keep_keypoints(self, coco: CocoFile, rows: np.ndarray) -> None:
+        """Those of rows of the file's annotations, and what they mean."""
+        self.pose, self._keypoints = None, None
+        if coco.keypoints is not None:
+            self.pose = _pose(coco, self.category_ids)
+            self._keypoints = coco.keypoints[rows, : len(self.pose.names)].astype(np.float32)
 
     def _report(self, clipped: int, dropped: int, without_objects: int, keep_empty: bool) -> str:
         return (
@@ -127,6 +148,10 @@ class CocoDataset(Dataset):
         image, target = self.image(i), self.target(i)
         if self.transform is not None:
             image, target = self.transform(image, target)
+        if "masks" in self.fields:
+            target = target.drawn(image_size(image))
+        if "outlines" not in self.fields:
+            target = replace(target, outlines=None)
         return image, target, int(self.image_ids[i])
 
     def path(self, i: int) -> Path:
@@ -161,8 +186,15 @@ class CocoDataset(Dataset):
         boxes, labels, crowd = self._boxes[rows], self._labels[rows], self._crowd[rows]
         proposals = None if self.proposals is None else self.proposals[self.image_ids[i]]
         return Target(
-            torch.from_numpy(boxes[~crowd]), torch.from_numpy(labels[~crowd]), torch.from_numpy(boxes[crowd]), proposals
-        )
+            torch.from_numpy(boxes[~crowd]), torch.from_numpy(labels[~crowd]), torch.from_numpy(boxes[crowd]), proposals,
+            outlines=None if self._outlines is None else self._outlines[rows][torch.from_numpy(~crowd)],
+            keypoints=self._keypoints_of(rows, ~crowd),
+        )  # fmt: skip
+
+    def _keypoints_of(self, rows: slice, objects: np.ndarray) -> Keypoints | None:
+        if self.pose is None or self._keypoints is None:
+            return None
+        return replace(Keypoints.of(torch.from_numpy(self._keypoints[rows][objects])), swap=self.pose.swap())
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """The index of the image (B,) and the label (B,) of every object."""
@@ -215,6 +247,24 @@ def _chosen(path: Path, names: list[str], classes: list[str] | None) -> list[str
     if not chosen:
         raise DataError(f"{path}: no classes to detect; `categories` or data.classes is empty")
     return chosen
+
+
+def _pose(coco: CocoFile, category_ids: list[int]) -> Pose:
+    """The keypoints of the chosen categories. Raises DataError unless those that have any have the same."""
+    poses = [
+        pose
+        for number, pose in zip(coco.category_ids.tolist(), coco.poses or [])
+        if number in category_ids and pose.names
+    ]
+    if not poses:
+        raise DataError(
+            f"{coco.path}: no category lists `keypoints`, which the model learns; list their names there, or train without"
+        )
+    if any(pose.names != poses[0].names for pose in poses):
+        raise DataError(
+            f"{coco.path}: the categories have different `keypoints`; choose those of one kind by data.classes"
+        )
+    return poses[0]
 
 
 def _labels(coco: CocoFile, category_ids: list[int]) -> np.ndarray:

@@ -15,9 +15,12 @@ from detector.errors import DataError
 OUTLINE = re.compile(rb'"segmentation"\s*:\s*\[[\[\]\s0-9.,eE+-]*\]')
 
 
-def read_document(path: Path) -> Any:
-    """A JSON file without its outlines, which take most of a COCO file. Raises DataError if it cannot be read."""
-    return _read(path, _without_outlines)
+def read_document(path: Path, collect: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """A JSON file without its outlines, which take most of a COCO file, or with each object given to `collect` at once.
+
+    What `collect` returns stands for the object. Raises DataError if the file cannot be read.
+    """
+    return _read(path, _without_outlines if collect is None else lambda content: _parsed(content, collect))
 
 
 def read_whole_document(path: Path) -> Any:

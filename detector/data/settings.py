@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -140,16 +140,22 @@ def _transform(section: Any, where: str, trust: bool) -> Callable:
         return constructor(**arguments)
 
 
-def _check_dataset(settings: DataSettings) -> None:
+def _check_dataset(settings: DataSettings, fields: Collection[str] = ()) -> None:
     """A data set of the user's own must take what `build_dataset` gives it."""
     try:
-        inspect.signature(settings.type).bind("images", "annotations", **_options(settings, "train", None, None))
+        inspect.signature(settings.type).bind(
+            "images", "annotations", **_options(settings, "train", None, None, fields)
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"data.type: {settings.type.__name__} cannot be called like CocoDataset ({error})") from error
 
 
 def _options(
-    settings: DataSettings, split: str, class_names: list[str] | None, transform: Compose | None
+    settings: DataSettings,
+    split: str,
+    class_names: list[str] | None,
+    transform: Compose | None,
+    fields: Collection[str],
 ) -> dict[str, Any]:
     """What a data set is given beside its two paths."""
     options = {
@@ -164,15 +170,21 @@ def _options(
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
     }
+    optional["fields"] = sorted(fields) or None
     return options | {key: value for key, value in optional.items() if value is not None}
 
 
-def build_dataset(settings: DataSettings, split: str, *, class_names: list[str] | None = None) -> DataSet:
+def build_dataset(
+    settings: DataSettings, split: str, *, class_names: list[str] | None = None, fields: Collection[str] = ()
+) -> DataSet:
     """A split of the `data` section; "train" comes with its transforms. `class_names` are those of the training split.
+
+    `fields` are what targets need beside boxes and labels, `config.model.target_fields`.
 
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     transform = settings.training_transform() if split == "train" else None
-    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform))
+    _check_dataset(settings, fields)
+    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform, fields))
     check_part(dataset, DataSet, "data.type")
     return dataset

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from detector.records.geometry import Size
 from detector.schema.ranges import Fraction, Range
 from detector.schema.signatures import checked
 from detector.structures import Target, image_size
@@ -50,11 +50,13 @@ class Resize:
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         short = self.sides[int(torch.randint(len(self.sides), ()))]
-        return _apply(_resize, image, target, resized_size(*image_size(image), short, self.long))
+        old = image_size(image)
+        new = resized_size(*old, short, self.long)
+        return _resized(image, new), target.resized(old, new)
 
     def resize_image(self, image: Tensor) -> Tensor:
         """Resize an image for evaluation, to the largest short side, without randomness."""
-        return _resize(image, resized_size(*image_size(image), max(self.sides), self.long))
+        return _resized(image, resized_size(*image_size(image), max(self.sides), self.long))
 
     def evaluation(self) -> Resize:
         """The resizing of evaluation: the largest short side."""
@@ -93,7 +95,9 @@ class HorizontalFlip:
     """Probability that an image is mirrored."""
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        return _apply(F.horizontal_flip, image, target) if torch.rand(()) < self.p else (image, target)
+        if torch.rand(()) >= self.p:
+            return image, target
+        return F.horizontal_flip(image), target.mirrored(image_size(image)[1])
 
 
 @checked
@@ -105,7 +109,9 @@ class VerticalFlip:
     """Probability that an image is mirrored."""
 
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
-        return _apply(F.vertical_flip, image, target) if torch.rand(()) < self.p else (image, target)
+        if torch.rand(()) >= self.p:
+            return image, target
+        return F.vertical_flip(image), target.flipped(image_size(image)[0])
 
 
 @checked
@@ -151,11 +157,11 @@ class LargeScaleJitter:
     def __call__(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         scale = float(torch.empty(()).uniform_(self.min_scale, self.max_scale))
         factor = self.size * scale / max(image.shape[1:])
-        size = [max(1, int(x * factor + 0.5)) for x in image.shape[1:]]
-        image, target = _apply(_resize, image, target, size)
-        window = [min(x, self.size) for x in size]  # (h, w)
-        corner = [int(torch.randint(x - cut + 1, ())) for x, cut in zip(size, window)]  # (top, left)
-        return _apply(F.crop, image, target, *corner, *window)
+        h, w = (max(1, int(x * factor + 0.5)) for x in image.shape[1:])
+        image, target = _resized(image, (h, w)), target.resized(image_size(image), (h, w))
+        window = [min(x, self.size) for x in (h, w)]  # (h, w)
+        top, left = (int(torch.randint(x - cut + 1, ())) for x, cut in zip((h, w), window))
+        return F.crop(image, top, left, *window), target.cropped((top, left, *window))
 
 
 class Compose:
@@ -177,20 +183,8 @@ class Compose:
         return image, inside
 
 
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """An image, or its boxes, at a new size (h, w)."""
-    if not isinstance(x, tv_tensors.BoundingBoxes):
-        # Channels last in memory, as decoded: torch is twice as fast there, and fails at 1 x 1 in the other layout.
-        x = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    return F.resize(x, list(size), antialias=True)
-
-
-def _apply(operation: Callable[..., Tensor], image: Tensor, target: Target, *args: Any) -> tuple[Tensor, Target]:
-    """Apply an operation of torchvision to the image and to every field of boxes of the target."""
-    canvas = image_size(image)
-
-    def transform_boxes(boxes: Tensor) -> Tensor:
-        wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=canvas)
-        return operation(wrapped, *args).as_subclass(Tensor)
-
-    return operation(image, *args).as_subclass(Tensor), target.with_boxes(transform_boxes)
+def _resized(image: Tensor, size: Size) -> Tensor:
+    """An image at a new size (h, w)."""
+    # Channels last in memory, as decoded: torch is twice as fast there, and fails at 1 x 1 in the other layout.
+    image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return F.resize(image, list(size), antialias=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from detector.data.box_arrays import clip_to_images, corners, have_area
-from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file, shown
+from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file
+from detector.data.coco_rules import shown
 from detector.dataset_check.findings import FaultPlace, Findings, identity, one_line
 
 ID_KEYS = {

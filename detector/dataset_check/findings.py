@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.coco_reader import HARMLESS, REMEDIES, shown
+from detector.data.coco_rules import HARMLESS, REMEDIES, shown
 from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 
 PLACES = 20  # that are kept of a finding
 STOPS = "training stops: "
 STOPS_AT_FILE = "training stops (data.skip_bad passes it over in train, not in val): "
 KINDS = {  # kind -> its effect on training, and what to do
-    **{kind: STOPS + remedy for kind, remedy in REMEDIES.items() if kind != HARMLESS},
+    **{kind: STOPS + remedy for kind, remedy in REMEDIES.items() if kind not in HARMLESS},
     "unknown class": STOPS + "data.classes may only name categories of the file",
     "other categories": STOPS + "give all splits the same category names, or choose common ones by data.classes",
     "other spelling": STOPS + "write the category in all splits alike; only case or blanks differ",
@@ -29,7 +29,7 @@ KINDS = {  # kind -> its effect on training, and what to do
     **{kind: f"trained on as they are: {remedy}" for kind, remedy in IMPLAUSIBLE.items()},
     "duplicate box": "both are trained on: remove one of two boxes of a class that are all but equal",
     "box of two classes": "both are trained on: decide which class the object has",
-    HARMLESS: "harmless here: " + REMEDIES[HARMLESS],
+    **{kind: "harmless here: " + REMEDIES[kind] for kind in HARMLESS},
     "alike categories": "two classes: merge them if only case or blanks tell them apart by mistake",
     "unused category": "a class without objects: remove it, or leave it out by data.classes",
     "rotated file": "turned upright: boxes must be those of the upright image",

@@ -62,7 +62,7 @@ class Points(Rows):
 
     @staticmethod
     def resized(x: Tensor, old: Size, new: Size) -> Tensor:
-        return x * torch.tensor([new[1] / old[1], new[0] / old[0]]).to(x.device)
+        return torch.stack([x[..., 0] * (new[1] / old[1]), x[..., 1] * (new[0] / old[0])], dim=-1)
 
     @staticmethod
     def mirrored(x: Tensor, width: int) -> Tensor:
@@ -100,3 +100,13 @@ class Bitmaps(Rows):
     def cropped(x: Tensor, window: Window) -> Tensor:
         top, left, h, w = window
         return x[..., top : top + h, left : left + w]
+
+
+def tight_boxes(bitmaps: Tensor) -> Tensor:
+    """The box of what is set in each bitmap: (n, h, w) -> (n, 4) float32 xyxy, zeros where nothing is."""
+    boxes = torch.zeros(len(bitmaps), 4, device=bitmaps.device)
+    for box, bitmap in zip(boxes, bitmaps):
+        rows, columns = bitmap.any(dim=1).nonzero()[:, 0], bitmap.any(dim=0).nonzero()[:, 0]
+        if len(rows):
+            box[:] = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    return boxes

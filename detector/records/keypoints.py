@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from detector.records.geometry import Window
 from detector.records.record import Record, points_field, rows_field
 
 
@@ -42,3 +43,10 @@ class Keypoints(Record):
         order = torch.tensor(self.swap, device=self.points.device)
         scores = None if moved.scores is None else moved.scores[:, order]
         return replace(moved, points=moved.points[:, order], visible=moved.visible[:, order], scores=scores)
+
+    def cropped(self, window: Window) -> Keypoints:
+        """In the pixels of a window; points outside of it are not labelled there."""
+        moved = super().cropped(window)
+        h, w = window[2:]
+        inside = ((moved.points >= 0) & (moved.points <= torch.tensor([w, h]).to(moved.points))).all(dim=-1)
+        return replace(moved, visible=moved.visible * inside)
