@@ -68,4 +68,9 @@ def is_name(value: Any) -> bool:
 
 def is_box(value: Any) -> bool:
     """Whether `value` is a list of four numbers below 1e9; NaN and infinity fail the comparison."""
-    return isinstance(value, list) and len(value) == 4 and all(type(x) in (int, float) and abs(x) < 1e9 for x in value)
+    return is_coordinates(value) and len(value) == 4
+
+
+def is_coordinates(value: Any) -> bool:
+    """Whether `value` is a list of numbers below 1e9."""
+    return isinstance(value, list) and all(type(x) in (int, float) and abs(x) < 1e9 for x in value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from detector.schema.ranges import Range
@@ -94,6 +94,13 @@ class Scoring:
     must also find that many: `model.roi_head.selection.max_detections`."""
     clip: bool = False
     """Clip the annotated boxes to their image and leave out those without area, as training does."""
+    keypoint_sigmas: list[Positive] | None = None
+    """How exactly each keypoint can be marked, relative to the size of its object; null: COCO's for 17 keypoints of a person,
+    their mean 0.067 for each of any other number."""
+
+    def other_boxes(self) -> bool:
+        """Whether boxes are scored otherwise than by COCO's rules."""
+        return replace(self, keypoint_sigmas=None) != Scoring()
 
     def __post_init__(self) -> None:
         if list(self.max_detections) != sorted(set(self.max_detections)):

@@ -14,8 +14,9 @@ from detector.data.loader import eval_loader
 from detector.data.proposal_file import pack
 from detector.distributed import is_rank0, map_sharded, on_rank0
 from detector.errors import DataError
-from detector.evaluation.coco import STANDARD, evaluate_results
+from detector.evaluation.coco import evaluate_results
 from detector.evaluation.proposals import proposal_recall
+from detector.evaluation.scope import STANDARD
 from detector.files import check_new_file, write_atomically
 from detector.inference.predictor import Predictor
 from detector.progress import Progress
