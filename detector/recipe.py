@@ -65,6 +65,9 @@ class Recipe:
     """Epochs between two evaluations on val; the last epoch is always evaluated."""
     save_seconds: AtLeast0 | None = None
     """Seconds between two writes of `last.pth`; null: 15, or more where writing would take over 2 % of the time."""
+    best: Literal["auto", "AP", "AP50", "AP75", "AR100", "segm/AP", "segm/AP50", "boundary/AP", "keypoints/AP"] = "auto"
+    """Score that selects `best.pth`, a column of metrics.csv. auto: that of the finest thing that the model finds: AP of
+    keypoints, else of masks, else of boxes; AR1000 of an RPN alone."""
     patience: Number | None = None
     """Stop after this many evaluations without a better score; null: never."""
     time_limit: Positive | None = None
