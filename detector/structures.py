@@ -86,7 +86,7 @@ class Target(Record):
         if self.outlines is None:
             return self
         masks = self.outlines.bitmaps(size)
-        return replace(self, masks=masks)[masks.flatten(1).any(dim=1)]
+        return replace(self, masks=masks)[masks.flatten(1).any(dim=1).bool()]
 
     @classmethod
     def of(cls, target: Target | Mapping[str, Any]) -> Target:
