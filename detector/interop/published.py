@@ -91,7 +91,7 @@ _DETECTRON2 = [
     _detectron2("cascade_mask_rcnn_R_50_FPN_3x/144998488/model_final_480dd8", "cascade_mask_rcnn_R_50_FPN"),
 ]
 _FASTER, _CASCADE, _LIBRA = "faster_rcnn_r50_fpn", "cascade_rcnn_r50_fpn", "libra_faster_rcnn_r50_fpn"
-_MASK, _CASCADE_MASK = "mask_rcnn_r50_fpn", "cascade_mask_rcnn_r50_fpn"
+_MASK, _MASKS = "mask_rcnn_r50_fpn", "cascade_mask_rcnn_r50_fpn"
 _MMDETECTION = [
     _mmdetection("faster_rcnn faster_rcnn_r50_fpn_1x_coco _20200130-047c8118", _FASTER),
     _mmdetection("faster_rcnn faster_rcnn_r50_fpn_2x_coco _bbox_mAP-0.384_20200504_210434-a5d8aa15", _FASTER),
@@ -123,11 +123,13 @@ _MMDETECTION = [
     _mmdetection("mask_rcnn mask_rcnn_r101_fpn_mstrain-poly_3x_coco _20210524_200244-5675c317", _MASK, R101),
     _mmdetection("mask_rcnn mask_rcnn_x101_32x4d_fpn_1x_coco _20200205-478d0b67", _MASK, X101_32X4D),
     _mmdetection("mask_rcnn mask_rcnn_x101_64x4d_fpn_1x_coco _20200201-9352eb0d", _MASK, X101_64X4D),
-    _mmdetection("cascade_rcnn cascade_mask_rcnn_r50_fpn_1x_coco _20200203-9d4dcb24", _CASCADE_MASK),
-    _mmdetection("cascade_rcnn cascade_mask_rcnn_r50_fpn_20e_coco _bbox_mAP-0.419__segm_mAP-0.365_20200504_174711-4af8e66e", _CASCADE_MASK),
-    _mmdetection("cascade_rcnn cascade_mask_rcnn_r101_fpn_1x_coco _20200203-befdf6ee", _CASCADE_MASK, R101),
-    _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_32x4d_fpn_1x_coco _20200201-0f411b1f", _CASCADE_MASK, X101_32X4D),
-    _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_64x4d_fpn_1x_coco _20200203-9a2db89d", _CASCADE_MASK, X101_64X4D),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_r50_fpn_1x_coco _20200203-9d4dcb24", _MASKS),
+    _mmdetection(
+        "cascade_rcnn cascade_mask_rcnn_r50_fpn_20e_coco _bbox_mAP-0.419__segm_mAP-0.365_20200504_174711-4af8e66e", _MASKS
+    ),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_r101_fpn_1x_coco _20200203-befdf6ee", _MASKS, R101),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_32x4d_fpn_1x_coco _20200201-0f411b1f", _MASKS, X101_32X4D),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_64x4d_fpn_1x_coco _20200203-9a2db89d", _MASKS, X101_64X4D),
 ]  # fmt: skip
 
 
