@@ -60,12 +60,12 @@ def shape_sections(
     runs: list[tuple[str, Entries, Entries, Sequence[int], Evaluation, Summary]] = []
     if "masks" in fields:
         masks = with_masks(objects, scope.coco), _with_area_of_masks(detections)
-        for title, evaluation in zip(TITLES["masks"], (MASKS, BOUNDARIES)):
-            runs.append((title, *masks, STANDARD.max_detections, evaluation, twelve))
+        for title, of_masks in zip(TITLES["masks"], (MASKS, BOUNDARIES)):
+            runs.append((title, *masks, STANDARD.max_detections, of_masks, twelve))
     if "keypoints" in fields:
         points = with_keypoints(objects, scope.coco)
-        evaluation = partial(_keypoint_evaluation, keypoint_sigmas(scope.coco, sigmas))
-        runs.append(("keypoints", points, _with_area_of_points(detections), KEYPOINT_LIMIT, evaluation, ten))
+        of_points = partial(_keypoint_evaluation, keypoint_sigmas(scope.coco, sigmas))
+        runs.append(("keypoints", points, _with_area_of_points(detections), KEYPOINT_LIMIT, of_points, ten))
     for title, truth, found, limits, evaluation, summary in runs:
         counts = scope.evaluated(found, truth, limits, evaluation)
         yield title, summary(counts, lowest), scope.per_class(counts, lowest)
