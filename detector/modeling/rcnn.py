@@ -87,11 +87,12 @@ class GeneralizedRCNN(nn.Module):
     @torch.no_grad()
     def complete(self, images: Sequence[Tensor], found: Sequence[Detections]) -> list[Detections]:
         """Detections in the pixels of the given images, with the masks and keypoints that the second stage finds in them."""
+        head: Any = self.roi_head  # its method `complete` is optional
         completed: dict[int, Detections] = {}
         for group in self._groups(images):
             batch = self._batch([images[i] for i in group], [None] * len(group))
             bare = [replace(found[i].to(self._device()), masks=None, keypoints=None) for i in group]
-            completed |= zip(group, self.roi_head.complete(self.pyramid(batch.images), bare, batch))
+            completed |= zip(group, head.complete(self.pyramid(batch.images), bare, batch))
         return [completed[i] for i in range(len(images))]
 
     def _groups(self, images: Sequence[Tensor]) -> list[list[int]]:
