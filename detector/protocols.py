@@ -107,6 +107,17 @@ class BoxHead(Protocol):
     def __call__(self, pooled: Any, /) -> Tensor: ...
 
 
+class MaskHead(Protocol):
+    """Pooled regions -> mask logits (R, K or 1, size, size)."""
+
+    size: int
+    """Cells of a mask along each side."""
+    targets: Any
+    """What the masks of positive regions are compared with, as MaskTargets."""
+
+    def __call__(self, pooled: Any, /) -> Tensor: ...
+
+
 class SecondStage(Protocol):
     """The RoI head. `reports_proposals` (default false): its detections are proposals of one class."""
 

@@ -12,7 +12,7 @@ from typing import Any, Optional, get_args
 from detector.config.config import Config
 from detector.data.settings import DATASETS, TRANSFORMS, DataSettings
 from detector.errors import ConfigError
-from detector.modeling.parts import PARTS
+from detector.modeling.parts import MASK_POOL, PARTS
 from detector.recipe import Recipe, Scoring
 from detector.schema.docs import option_docs
 from detector.schema.signatures import describe, parameters_of
@@ -61,12 +61,16 @@ def key_table(config: Config | None = None) -> list[KeySection]:
     for key, slot in PARTS.items():
         constructors: dict[str, Callable] = dict(slot.types)
         if config is not None:
+            if key not in config.model.calls:
+                continue
             constructor = config.model.calls[key].constructor
             constructors = {_name_of(constructor, slot.types): constructor}
         for name, constructor in constructors.items():
             choice = name if len(slot.types) > 1 or name not in slot.types else None
             first = constructor is next(iter(slot.types.values()))
             keys = tuple(_keys(constructor, slot.supplied))
+            if key == "roi_head.mask_pool" and config is None:
+                keys = tuple(_as_box_pool(key) for key in keys)
             sections.append(KeySection(f"model.{key}", choice, first, _summary(constructor), keys))
     if config is None or config.data is not None:
         sections.append(
@@ -81,6 +85,11 @@ def key_table(config: Config | None = None) -> list[KeySection]:
         for path, options in (("train", Recipe), ("evaluate", Scoring))
     ]
     return sections
+
+
+def _as_box_pool(key: Key) -> Key:
+    """An option of the mask head's pool, whose defaults are what the box head's pool is set to."""
+    return dataclasses.replace(key, default=MASK_POOL.get(key.name, "as model.roi_head.pool"))
 
 
 def _num_classes() -> Key:

@@ -57,11 +57,22 @@ CASCADE = [
     ("roi_heads.box_predictor.#.cls_score.{}", "roi_head.stages.#.class_score.{}"),
     ("roi_heads.box_predictor.#.bbox_pred.{}", "roi_head.stages.#.box_delta.{}"),
 ]
+MASK_LAYERS = [
+    *((f"mask_fcn{i}.norm.{{}}", f"convs.{i - 1}.norm.{{}}") for i in range(1, 9)),
+    *((f"mask_fcn{i}.{{}}", f"convs.{i - 1}.conv.{{}}") for i in range(1, 9)),
+    ("deconv.{}", "deconv.{}"),
+    ("predictor.{}", "predictor.{}"),
+]
+MASK_HEAD = [
+    (f"roi_heads.mask_head.{theirs}", f"{ours}.head.{layer}")
+    for ours in ("roi_head.mask", "roi_head.masks.0")  # the second one in a cascade
+    for theirs, layer in MASK_LAYERS
+]
 RES5 = stage("roi_heads.res5", "roi_head.stage.box_head.layer4")
 DETECTRON2 = Framework(
     name="Detectron2",
     marker=r"backbone\.bottom_up\.|proposal_generator\.|roi_heads\.(box_head\.(\d+\.)?(fc|conv)1|res5)\.",
-    rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE,
+    rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE + MASK_HEAD,
     variants=[
         # with an FPN the ResNet is its bottom_up; without one it is the backbone itself
         {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from detector.interop.names import Framework, Row
 
 BACKBONE: list[Row] = [("backbone.{...}", "pyramid.backbone.{...}")]
@@ -58,10 +62,37 @@ CASCADE = [
     ("roi_head.bbox_head.#.fc_cls.{}", "roi_head.stages.#.class_score.{}"),
     ("roi_head.bbox_head.#.fc_reg.{}", "roi_head.stages.#.box_delta.{}"),
 ]
+MASK_LAYERS = [
+    ("convs.#.conv.{}", "convs.#.conv.{}"),
+    ("convs.#.bn.{}", "convs.#.norm.{}"),
+    ("upsample.{}", "deconv.{}"),
+    ("conv_logits.{}", "predictor.{}"),
+]
+MASK_HEAD = [
+    (f"roi_head.mask_head.{theirs}{layer}", f"roi_head.{ours}.head.{own}")
+    for theirs, ours in (("", "mask"), ("#.", "masks.#"))  # the second one in a cascade
+    for layer, own in MASK_LAYERS
+]
+
+
+def _one_mask_head_for_each_stage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detectron2's cascade has one mask head. The mean of the masks of equal heads is the mask of one."""
+    stages = {name.split(".")[2] for name in state if name.startswith("roi_head.stages.")}
+    heads = {name.split(".")[2] for name in state if name.startswith("roi_head.masks.")}
+    if len(heads) != 1:
+        return dict(state)
+    first = {
+        name.removeprefix("roi_head.masks.0."): tensor for name, tensor in state.items() if "roi_head.masks." in name
+    }
+    return dict(state) | {
+        f"roi_head.masks.{number}.{name}": tensor for number in sorted(stages) for name, tensor in first.items()
+    }
+
+
 MMDETECTION = Framework(
     name="MMDetection",
     marker=r"neck\.|rpn_head\.|roi_head\.bbox_head\.",
-    rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE,
+    rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE + MASK_HEAD,
     variants=[
         {
             "pyramid.neck.down.": PAFPN,
@@ -70,4 +101,5 @@ MMDETECTION = Framework(
             "pyramid.neck.": FPN,
         }
     ],
+    export_parts=_one_mask_head_for_each_stage,
 )

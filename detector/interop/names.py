@@ -106,6 +106,8 @@ class Framework:
     """Converts a tensor's layout to ours; arguments: our name, their tensor, the tensor of our model."""
     export_layout: Callable[[str, Tensor, Mapping[str, Tensor]], Tensor] | None = None
     """Converts a tensor's layout to theirs; arguments: our name, our tensor, our state dict."""
+    export_parts: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    """Our state dict with the parts that their model has, where it has more of them."""
 
     def rows_of(self, names: Collection[str]) -> list[Row]:
         """The rows of a model with these names of ours."""
@@ -133,6 +135,7 @@ class Framework:
 
     def export_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our state dict under their names. Raises CheckpointError that lists the tensors without a name there."""
+        state = self.export_parts(state)
         rows, out, unnamed = self.rows_of(state), {}, []
         for name, tensor in state.items():
             theirs = rename(name, rows, back=True)

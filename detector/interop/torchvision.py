@@ -1,6 +1,7 @@
-"""Tensor names and class order of torchvision's fasterrcnn_resnet50_fpn (v1, v2).
+"""Tensor names and class order of torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn (v1, v2).
 
-In torchvision the background comes first and has four deltas, which are never used; here it comes last and has none.
+In torchvision the background comes first and has four deltas and a mask, which are never used; here it comes last and has
+none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from detector.errors import CheckpointError
 from detector.interop.classes import COCO_80
 from detector.interop.names import Framework, Row
 
+MASKS = "roi_head.mask.head.predictor."
 ROWS: list[Row] = [
     ("backbone.body.{...}", "pyramid.backbone.{...}"),
     ("backbone.fpn.inner_blocks.#.0.{}", "pyramid.neck.lateral.#.conv.{}"),
@@ -25,6 +27,10 @@ ROWS: list[Row] = [
     ("rpn.head.bbox_pred.{}", "rpn.deltas.{}"),
     ("roi_heads.box_predictor.cls_score.{}", "roi_head.stage.class_score.{}"),
     ("roi_heads.box_predictor.bbox_pred.{}", "roi_head.stage.box_delta.{}"),
+    ("roi_heads.mask_head.#.0.{}", "roi_head.mask.head.convs.#.conv.{}"),
+    ("roi_heads.mask_head.#.1.{}", "roi_head.mask.head.convs.#.norm.{}"),
+    ("roi_heads.mask_predictor.conv5_mask.{}", "roi_head.mask.head.deconv.{}"),
+    ("roi_heads.mask_predictor.mask_fcn_logits.{}", "roi_head.mask.head.predictor.{}"),
 ]
 # the published v1 file has the names of 2019, from before some layers were put into containers
 ROWS_2019: list[Row] = [
@@ -34,6 +40,10 @@ ROWS_2019: list[Row] = [
         (f"backbone.fpn.inner_blocks.#.{part}", f"pyramid.neck.lateral.#.conv.{part}"),
         (f"backbone.fpn.layer_blocks.#.{part}", f"pyramid.neck.output.#.conv.{part}"),
         (f"rpn.head.conv.{part}", f"rpn.conv.0.{part}"),
+        *(
+            (f"roi_heads.mask_head.mask_fcn{i}.{part}", f"roi_head.mask.head.convs.{i - 1}.conv.{part}")
+            for i in range(1, 5)
+        ),
     )
 ]
 TWO_FC: list[Row] = [
@@ -48,7 +58,7 @@ CONV_FC: list[Row] = [  # v2: four convolutions, a flatten, a linear layer
 
 
 def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """Move the background to the end and drop its deltas; for 80 classes select COCO's 80 real columns of the 91."""
+    """Move the background to the end and drop its deltas and its mask; for 80 classes select COCO's 80 real columns of the 91."""
     if not tensor.ndim or not len(tensor):
         return tensor  # fits no model: reported by the comparison of shapes
     if name.startswith("roi_head.stage.class_score"):
@@ -60,17 +70,23 @@ def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
         boxes = tensor.unflatten(0, (-1, 4))
         columns = COCO_80 if len(boxes) == 91 and len(like) == 320 else range(1, len(boxes))
         return boxes[list(columns)].flatten(0, 1)
+    if name.startswith(MASKS):
+        return tensor[list(COCO_80 if len(tensor) == 91 and len(like) == 80 else range(1, len(tensor)))]
     return tensor
 
 
 def _background_first(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """Move the background to the front; its deltas are 0."""
+    """Move the background to the front; its deltas and its mask are 0."""
     if name.startswith("roi_head.stage.class_score"):
         return tensor.roll(1, dims=0)
     if name.startswith("roi_head.stage.box_delta"):
         if len(tensor) != 4 * (len(state["roi_head.stage.class_score.bias"]) - 1):
             raise CheckpointError("torchvision does not have this model: its deltas are class-agnostic")
         return torch.cat([torch.zeros_like(tensor[:4]), tensor])
+    if name.startswith(MASKS):
+        if len(tensor) != len(state["roi_head.stage.class_score.bias"]) - 1:
+            raise CheckpointError("torchvision does not have this model: its masks are class-agnostic")
+        return torch.cat([torch.zeros_like(tensor[:1]), tensor])
     return tensor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from detector.errors import ConfigError
 from detector.modeling.parts import PARTS, ModelConfig
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.roi_heads.mask_branch import MaskBranch
 from detector.protocols import check_part
 from detector.schema.signatures import parameters_of
 
@@ -16,8 +18,8 @@ from detector.schema.signatures import parameters_of
 def build_model(config: ModelConfig) -> GeneralizedRCNN:
     """Each constructor is given what its signature names of the parts before it.
 
-    `new_backbone` and `new_box_head` make another one, for a pyramid or a head that has several. Raises ConfigError with the
-    dotted path where parts do not fit each other, or where the number of classes is not known.
+    `new_backbone`, `new_box_head` and `new_mask` make another one, for a pyramid or a head that has several. Raises
+    ConfigError with the dotted path where parts do not fit each other, or where the number of classes is not known.
     """
     if config.num_classes is None:
         raise ConfigError("model.num_classes: not given, and there are no training annotations to count them in")
@@ -34,11 +36,27 @@ def build_model(config: ModelConfig) -> GeneralizedRCNN:
     region = {} if pool is None else dict(channels=pool.channels, size=pool.size, branches=pool.branches)
     new_box_head = tree.again("roi_head.box_head", **region, backbone=backbone)
     box_head = new_box_head() if tree.wants("roi_head", "box_head") else None
+    new_mask = None
+    if "roi_head.mask_head" in config.calls:
+        new_mask = partial(_make_mask, tree, config.num_classes, box_head, **maps)
     roi_head = tree.make(
         "roi_head", pool=pool, box_head=box_head, new_box_head=new_box_head, num_classes=config.num_classes,
-        lateral_strides=getattr(pyramid, "lateral_strides", None),
+        lateral_strides=getattr(pyramid, "lateral_strides", None), new_mask=new_mask,
+        mask=new_mask() if new_mask and tree.wants("roi_head", "mask") else None,
     )  # fmt: skip
     return GeneralizedRCNN(tree.make("preprocess"), pyramid, rpn, roi_head)
+
+
+def _make_mask(tree: _Tree, num_classes: int, box_head: Any, **maps: Any) -> MaskBranch:
+    """The mask branch, with a pool of its own or for the maps that the box head makes (C4)."""
+    if "roi_head.mask_pool" not in tree.calls:
+        region = dict(channels=box_head.width, size=box_head.map_size, branches=1)
+        return MaskBranch(None, tree.make("roi_head.mask_head", **region, num_classes=num_classes))
+    pool = tree.make("roi_head.mask_pool", **maps)
+    if pool.branches > 1 and not tree.wants("roi_head.mask_head", "branches"):
+        raise ConfigError(f"model.roi_head.mask_pool: gives {pool.branches} maps a region, its mask_head takes one")
+    region = dict(channels=pool.channels, size=pool.size, branches=pool.branches)
+    return MaskBranch(pool, tree.make("roi_head.mask_head", **region, num_classes=num_classes))
 
 
 class _Tree:

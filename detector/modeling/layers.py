@@ -81,13 +81,15 @@ class SyncBatchNorm(BatchNorm):
             return super().forward(x)
         count = distributed.all_reduce_sum(x.new_full((), x.numel() / x.shape[1], dtype=torch.float32))
         centred = x.float()  # sums are in float32 under mixed precision, too
-        mean = distributed.all_reduce_sum(centred.sum(dim=(0, 2, 3))) / count  # (C,)
+        divisor = count.clamp(min=1)  # a mask head's batch may be empty on all processes
+        mean = distributed.all_reduce_sum(centred.sum(dim=(0, 2, 3))) / divisor  # (C,)
         centred = centred - mean[:, None, None]
-        var = distributed.all_reduce_sum(centred.square().sum(dim=(0, 2, 3))) / count
+        var = distributed.all_reduce_sum(centred.square().sum(dim=(0, 2, 3))) / divisor
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
+            unbiased = var * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(torch.where(count > 0, mean, self.running_mean), self.momentum)
+            self.running_var.lerp_(torch.where(count > 0, unbiased, self.running_var), self.momentum)
         scale = (var + self.eps).rsqrt() * self.weight
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
@@ -208,7 +210,7 @@ def normal_(module: nn.Module, std: float) -> None:
 def _fill(module: nn.Module, weight_: Callable[[Tensor], Tensor]) -> None:
     """Apply `weight_` to the weights of all convolutions and linear layers, in order of definition, and zero biases."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             weight_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

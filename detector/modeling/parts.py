@@ -26,6 +26,7 @@ from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTw
 from detector.modeling.roi_heads.auxiliary import AuxiliaryRoIHead
 from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
 from detector.modeling.roi_heads.cascade import Cascade
+from detector.modeling.roi_heads.mask_head import ConvUpsample
 from detector.modeling.roi_heads.pool import AllLevelPool, RoIPool
 from detector.modeling.roi_heads.proposals_only import ProposalsOnly
 from detector.modeling.roi_heads.res5 import Res5
@@ -60,6 +61,7 @@ BOX_HEADS = {
     "adaptive_conv_fc": AdaptiveConvFC,
     "res5": Res5,
 }
+MASK_HEADS = {"conv_upsample": ConvUpsample}
 
 
 class Slot(NamedTuple):
@@ -69,6 +71,9 @@ class Slot(NamedTuple):
     supplied: tuple[str, ...]
     protocol: type
     is_module: bool = True  # holds weights
+    argument: str | None = (
+        None  # of its owner, by which it is given; None: its own name. A part that has one is optional
+    )
 
 
 # key within `model` -> slot; a slot comes before those whose sections lie within its own
@@ -80,11 +85,18 @@ PARTS = {
     "rpn": Slot(RPNS, ("channels", "anchors"), protocols.ProposalGenerator),
     "rpn.anchors": Slot({"anchors": AnchorGenerator}, ("strides",), protocols.Anchors, is_module=False),
     "roi_head": Slot(
-        ROI_HEADS, ("pool", "box_head", "new_box_head", "num_classes", "lateral_strides"), protocols.SecondStage
+        ROI_HEADS,
+        ("pool", "box_head", "new_box_head", "num_classes", "lateral_strides", "mask", "new_mask"),
+        protocols.SecondStage,
     ),
     "roi_head.pool": Slot(POOLS, ("channels", "strides"), protocols.Pool),
     "roi_head.box_head": Slot(BOX_HEADS, ("channels", "size", "branches", "backbone"), protocols.BoxHead),
+    "roi_head.mask_head": Slot(
+        MASK_HEADS, ("channels", "size", "branches", "num_classes"), protocols.MaskHead, argument="mask"
+    ),
+    "roi_head.mask_pool": Slot(POOLS, ("channels", "strides"), protocols.Pool, argument="mask"),
 }
+MASK_POOL = {"size": 14}  # what it has in place of the box pool's option
 DEFAULT_TYPES = {f"model.{key}": next(iter(slot.types)) for key, slot in PARTS.items()}
 
 
@@ -97,14 +109,20 @@ def options_of(path: str, name: str) -> Mapping[str, Any] | None:
     if slot is None or name not in slot.types:
         return None
     parameters = parameters_of(slot.types[name])
-    within = [key.rpartition(".")[2] for key in PARTS if f"model.{key}".startswith(f"{path}.")]
-    sections = {key: Slot for key in within if {key, f"new_{key}"} & parameters.keys()}
+    within = [key for key in PARTS if f"model.{key}".startswith(f"{path}.")]
+    sections = {key.rpartition(".")[2]: Slot for key in within if _is_read(key, parameters)}
     return {key: p.annotation for key, p in parameters.items() if key not in slot.supplied} | sections
+
+
+def _is_read(key: str, parameters: Mapping[str, Any]) -> bool:
+    """Whether a constructor with these parameters takes the part."""
+    name = PARTS[key].argument or key.rpartition(".")[2]
+    return name in parameters or f"new_{name}" in parameters
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The `model` section: for every key of PARTS, a constructor with its checked arguments."""
+    """The `model` section: for every key of PARTS, a constructor with its checked arguments; without optional parts."""
 
     calls: Mapping[str, Call]
     num_classes: int | None
@@ -117,8 +135,15 @@ class ModelConfig:
 
     @property
     def target_fields(self) -> frozenset[str]:
-        """The fields of Target beyond boxes and labels that training reads, as the parts name them in `target_fields`."""
-        return frozenset().union(*(getattr(call.constructor, "target_fields", ()) for call in self.calls.values()))
+        """The fields of Target beyond boxes and labels that training reads.
+
+        Constructors and groups of options name them in `target_fields`.
+        """
+        named = [call.constructor for call in self.calls.values()]
+        for call in self.calls.values():
+            defaults = {name: p.default for name, p in parameters_of(call.constructor).items()}
+            named += (defaults | call.arguments).values()
+        return frozenset().union(*(getattr(part, "target_fields", ()) for part in named))
 
     def without_pretrained(self) -> ModelConfig:
         """The same without the backbone's ImageNet weights, for a model that other weights will fill."""
@@ -137,28 +162,51 @@ def parse_model(section: Any, *, trust: bool) -> ModelConfig:
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or not 1 <= classes <= 10**6):
         raise ConfigError(f"model.num_classes: expected a whole number in 1..1000000, got {classes!r}")
     sections = _sections(section)
-    calls = {
-        key: resolve(sections[key], slot.types, f"model.{key}", supplied=slot.supplied, trust=trust)
-        for key, slot in PARTS.items()
-    }
+    calls: dict[str, Call] = {}
+    for key, slot in PARTS.items():
+        if key == "roi_head.mask_pool":
+            _complete_mask_pool(sections, calls)
+        if key in sections:
+            calls[key] = resolve(sections[key], slot.types, f"model.{key}", supplied=slot.supplied, trust=trust)
     _check_read(calls, sections)
     return ModelConfig(calls, classes)
 
 
 def _sections(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The section of every part without those of others that lie in it; {} where left out."""
+    """The section of every part without those of others that lie in it; {} where left out, none for an optional part."""
     sections: dict[str, dict[str, Any]] = {"": dict(model)}
-    for key in PARTS:
+    for key, slot in PARTS.items():
         owner, _, name = key.rpartition(".")
-        sections[key] = as_section(sections[owner].pop(name, {}), f"model.{key}")
+        section = sections[owner].pop(name, None if slot.argument else {})
+        if section is not None or not slot.argument:
+            sections[key] = as_section(section, f"model.{key}")
     return sections
+
+
+def _complete_mask_pool(sections: dict[str, dict[str, Any]], calls: Mapping[str, Call]) -> None:
+    """A mask head's pool is the box head's with larger regions. Unless one is given, C4's takes the box head's maps."""
+    own, box = sections.get("roi_head.mask_pool"), sections["roi_head.pool"]
+    if "roi_head.mask_head" not in sections:
+        if own is not None:
+            raise ConfigError("model.roi_head.mask_pool: no mask head reads it; add model.roi_head.mask_head")
+    elif own is not None or not shares_maps(calls):
+        default = next(iter(POOLS))
+        same = own is None or own.get("type", box.get("type", default)) == box.get("type", default)
+        sections["roi_head.mask_pool"] = (box if same else {}) | MASK_POOL | (own or {})
+
+
+def shares_maps(calls: Mapping[str, Call]) -> bool:
+    """Whether a mask head can take the maps that the box head makes (C4)."""
+    takes_one = "mask" in parameters_of(calls["roi_head"].constructor)
+    return takes_one and getattr(calls["roi_head.box_head"].constructor, "shares_maps", False)
 
 
 def _check_read(calls: Mapping[str, Call], sections: Mapping[str, Any]) -> None:
     """A section that nothing would read, and a detector with nothing to train, are errors."""
     for key in PARTS:
-        owner, _, name = key.rpartition(".")
-        if owner and sections[key] and not {name, f"new_{name}"} & parameters_of(calls[owner].constructor).keys():
+        owner = key.rpartition(".")[0]
+        given = sections.get(key) or (PARTS[key].argument and key in sections)
+        if owner and given and not _is_read(key, parameters_of(calls[owner].constructor)):
             raise ConfigError(f"model.{key}: this type of {owner} has none; remove the section")
     given = getattr(calls["rpn"].constructor, "needs_proposals", False)
     if given and getattr(calls["roi_head"].constructor, "reports_proposals", False):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from detector.modeling.preprocess import ImagePreprocessor
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.protocols import ProposalGenerator, SecondStage
-from detector.structures import Batch, Detections, Proposals, Target
+from detector.records.geometry import Size
+from detector.structures import Batch, Detections, Proposals, Target, image_size
 
 
 class GeneralizedRCNN(nn.Module):
@@ -26,6 +28,8 @@ class GeneralizedRCNN(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.preprocess, self.pyramid, self.rpn, self.roi_head = preprocess, pyramid, rpn, roi_head
+        fields = [getattr(module, "target_fields", ()) for module in self.modules()]
+        self.target_fields = frozenset().union(*fields)  # of a Target, beyond boxes and labels, that training reads
 
     @property
     def needs_proposals(self) -> bool:
@@ -76,12 +80,26 @@ class GeneralizedRCNN(nn.Module):
         if len(given) != len(images):
             raise ValueError(f"{len(images)} images with the proposals of {len(given)}: give those of every image")
         found: dict[int, Detections] = {}
-        sizes = [self.preprocess.padded_size(image) for image in images]
-        for size in dict.fromkeys(sizes):
-            group = [i for i, s in enumerate(sizes) if s == size]
+        for group in self._groups(images):
             batch = self._batch([images[i] for i in group], [given[i] for i in group])
             found |= zip(group, self.detect_batch(batch))
         return [found[i] for i in range(len(images))]
+
+    @torch.no_grad()
+    def complete(self, images: Sequence[Tensor], found: Sequence[Detections]) -> list[Detections]:
+        """Detections in the pixels of the given images, with the masks and keypoints that the second stage finds in them."""
+        head: Any = self.roi_head  # its method `complete` is optional
+        completed: dict[int, Detections] = {}
+        for group in self._groups(images):
+            batch = self._batch([images[i] for i in group], [None] * len(group))
+            bare = [replace(found[i].to(self._device()), masks=None, keypoints=None) for i in group]
+            completed |= zip(group, head.complete(self.pyramid(batch.images), bare, batch))
+        return [completed[i] for i in range(len(images))]
+
+    def _groups(self, images: Sequence[Tensor]) -> list[list[int]]:
+        """The images that padding takes to one size, for each of these sizes."""
+        sizes = [self.preprocess.padded_size(image) for image in images]
+        return [[i for i, s in enumerate(sizes) if s == size] for size in dict.fromkeys(sizes)]
 
     def detect_batch(self, batch: Batch) -> list[Detections]:
         """Both stages on a batch of preprocessed images."""
@@ -121,3 +139,22 @@ class GeneralizedRCNN(nn.Module):
             k = self.roi_head.num_classes
             if labels.is_floating_point() or not ((labels >= 0) & (labels < k)).all():
                 raise ValueError(f"target {i}: labels must lie in 0..{k - 1} and be int64, not {labels.dtype}")
+            if self.target_fields:
+                check_fields(target, self.target_fields, image_size(images[i]), f"target {i}")
+
+
+def check_fields(target: Target, fields: Collection[str], size: Size, where: str) -> None:
+    """Raise ValueError where a target for an image of that size lacks one of the `fields` or its masks do not fit."""
+    for name in sorted(fields):
+        value = getattr(target, name)
+        if value is None:
+            raise ValueError(f"{where}: this model learns from `{name}`, and there is none; give it for every image")
+        if not isinstance(value, Tensor) and len(value) != len(target):
+            raise ValueError(f"{where}: {len(target)} boxes with {len(value)} {name}; give one for each")
+    masks = target.masks
+    if "masks" in fields and isinstance(masks, Tensor):
+        if masks.shape != (len(target), *size) or masks.dtype not in (torch.uint8, torch.bool):
+            raise ValueError(
+                f"{where}: masks must be {(len(target), *size)} uint8, 1 inside: one of the image's size for each box; "
+                f"not {tuple(masks.shape)} {str(masks.dtype).removeprefix('torch.')}"
+            )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask
 from torch import Tensor, nn
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,9 @@ def shared(path: str) -> Path:
 
 def golden(name: str) -> dict[str, Any]:
     """The recorded numbers of one reference model, neck collection, or of functions; or what all share, the "rules"."""
-    return json.loads(shared(f"golden/{name}.json").read_text())
+    folder = shared("golden")
+    file = folder / f"{name}.json"
+    return json.loads((file if file.is_file() else folder / f"masks/{name}.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,37 @@ def ground_truth(*, empty_second: bool = False) -> list[dict[str, Tensor]]:
     rows = [torch.tensor(r) for r in golden("rules")["ground_truth"]]  # (x1, y1, x2, y2, class)
     rows[1] = rows[1][: 0 if empty_second else None]
     return [{"boxes": r[:, :4], "labels": r[:, 4].long()} for r in rows]
+
+
+def outlines_of(rows: Tensor) -> list[list[list[float]]]:
+    """Section 10: the polygons of the boxes (x1, y1, x2, y2, ...) of one image, a list of parts for each."""
+    return [_outline(i, *map(float, row[:4].double().numpy().round(2))) for i, row in enumerate(rows)]
+
+
+def _outline(i: int, x1: float, y1: float, x2: float, y2: float) -> list[list[float]]:
+    w, h = x2 - x1, y2 - y1
+    if i in (0, 2):
+        parts = [_oval(x1, y1, x2, y2)]
+    elif i == 4:
+        parts = [[x1, y1, x1 + 0.6 * w, y1, x1, y1 + 0.5 * h], _oval(x1 + 0.45 * w, y1 + 0.45 * h, x2, y2)]
+    else:
+        parts = [[x1, y1, x1 + 0.4 * w, y1, x1 + 0.4 * w, y1 + 0.6 * h, x2, y1 + 0.6 * h, x2, y2, x1, y2]]
+    return [[round(number, 2) for number in part] for part in parts]
+
+
+def _oval(a: float, b: float, c: float, d: float) -> list[float]:
+    angles = [2 * math.pi * t / 24 for t in range(24)]
+    return [
+        number
+        for t in angles
+        for number in ((a + c) / 2 + (c - a) / 2 * math.cos(t), (b + d) / 2 + (d - b) / 2 * math.sin(t))
+    ]
+
+
+def bitmaps_of(outlines: Sequence[Sequence[Sequence[float]]], size: tuple[int, int]) -> Tensor:
+    """Polygons of several parts as bitmaps (G, h, w) uint8 of their union."""
+    shapes = [mask.decode(mask.merge(mask.frPyObjects(list(parts), *size))) for parts in outlines]
+    return torch.from_numpy(np.stack(shapes)) if shapes else torch.zeros(0, *size, dtype=torch.uint8)
 
 
 def fixed_proposals(height: int, width: int) -> tuple[Tensor, Tensor]:

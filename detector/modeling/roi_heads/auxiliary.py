@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder
 from detector.modeling.matching import Matching
+from detector.modeling.roi_heads.mask_branch import MaskBranch
 from detector.modeling.roi_heads.pool import AllLevelPool
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.selection import DetectionSelection
@@ -38,6 +39,7 @@ class AuxiliaryRoIHead(RoIHead):
         coder: how deltas describe a box relative to its region.
         loss: of classes and deltas, in both stages.
         selection: which classified regions become detections.
+        mask: the branch that gives every detection a mask; None: boxes alone.
     """
 
     def __init__(
@@ -55,11 +57,12 @@ class AuxiliaryRoIHead(RoIHead):
         coder: BoxCoder = BoxCoder(weights=(10, 10, 5, 5)),
         loss: RegionLoss = RegionLoss(),
         selection: DetectionSelection = DetectionSelection(),
+        mask: MaskBranch | None = None,
     ):
         parts: dict[str, Any] = dict(
             class_agnostic=class_agnostic, matching=matching, sampling=sampling, coder=coder, loss=loss
         )
-        super().__init__(pool, box_head, num_classes, **parts, selection=selection)
+        super().__init__(pool, box_head, num_classes, **parts, selection=selection, mask=mask)
         if lateral_strides is None:
             raise ValueError(
                 "the auxiliary head learns from the laterals of neck augfpn in a plain pyramid; set model.neck.type=augfpn and "
@@ -77,11 +80,9 @@ class AuxiliaryRoIHead(RoIHead):
     def losses(
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """{"roi_class", "roi_box"}, and in training {"aux_class", "aux_box"}, each summed over the levels."""
+        """The standard head's and, in training, {"aux_class", "aux_box"}, each summed over the levels."""
         regions = self.stage.sample([r.boxes for r in proposals], targets)
-        logits, deltas = self.stage(self.pool(p, to_rois([r.boxes for r in regions])))
-        class_loss, box_loss = self.stage.losses(logits, deltas, regions, targets)
-        losses = {"roi_class": class_loss, "roi_box": box_loss}
+        losses = self.losses_of(p, regions, batch, targets)
         return losses | self._auxiliary_losses(p, regions, targets) if self.training else losses
 
     def _auxiliary_losses(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder, DeltaWeight, clip_boxes, is_larger_than
 from detector.modeling.matching import Matching
+from detector.modeling.roi_heads.mask_branch import MaskBranch, positives, with_masks
 from detector.modeling.roi_heads.roi_head import select
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
@@ -41,6 +42,9 @@ class Cascade(nn.Module):
         coder: how deltas describe a box; its weights must be left out, since `box_weights` gives those of each stage.
         loss: of classes and deltas, before `stage_weights`.
         selection: which classified regions become detections.
+        new_mask: makes a branch that gives every detection a mask; None: boxes alone.
+        mask_heads: one, which learns from the first stage's regions (Detectron2), or one for each stage, which learns from
+            that stage's, weighted by `stage_weights`; the detections get the mean of their masks (MMDetection).
     """
 
     reports_proposals = False
@@ -64,6 +68,8 @@ class Cascade(nn.Module):
         coder: BoxCoder = BoxCoder(),
         loss: RegionLoss = RegionLoss(),
         selection: DetectionSelection = DetectionSelection(),
+        new_mask: Callable[[], MaskBranch] | None = None,
+        mask_heads: Literal["one", "each"] = "one",
     ):  # fmt: skip
         super().__init__()
         if coder.weights != BoxCoder().weights:
@@ -86,11 +92,18 @@ class Cascade(nn.Module):
         )  # fmt: skip
         self.stages = cast("Sequence[Stage]", nn.ModuleList(stages))
         self.resample, self.average, self.scale_gradient = resample, average, scale_gradient
+        count = 0 if new_mask is None else len(ious) if mask_heads == "each" else 1
+        self.masks = cast("Sequence[MaskBranch]", nn.ModuleList(new_mask() for _ in range(count) if new_mask))
+        self.mask_heads, self.stage_weights = mask_heads, stage_weights
 
     def losses(
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """{"roi_class_1", "roi_box_1", "roi_class_2", ...}, each divided by its stage's number of regions."""
+        """{"roi_class_1", "roi_box_1", "roi_class_2", ...}, each divided by its stage's number of regions.
+
+        With masks, also "roi_mask", or "roi_mask_1" and so on where each stage has its own.
+        """
+        whole = p
         p = [_scaled(x, 1 / len(self.stages)) for x in p] if self.scale_gradient else p
         boxes, losses = [r.boxes for r in proposals], {}
         for number, stage in enumerate(self.stages, start=1):
@@ -98,6 +111,8 @@ class Cascade(nn.Module):
             boxes = [r.boxes for r in regions]
             logits, deltas = stage(self.pool(p, to_rois(boxes)))
             losses[f"roi_class_{number}"], losses[f"roi_box_{number}"] = stage.losses(logits, deltas, regions, targets)
+            if number <= len(self.masks):
+                losses |= self._mask_losses(number, whole, regions, batch, targets)
             boxes = self._next(refine(stage, deltas, boxes, batch.sizes), regions)
         return losses
 
@@ -106,7 +121,26 @@ class Cascade(nn.Module):
         boxes, outputs, deltas = zip(*self.run(p, [r.boxes for r in proposals], batch.sizes))
         logits = torch.stack(outputs)  # (stages, R, K + 1)
         scores = logits.mean(dim=0).softmax(dim=-1) if self.average == "logits" else logits.softmax(dim=-1).mean(dim=0)
-        return select(scores[:, :-1], deltas[-1], boxes[-1], batch.sizes, self.stages[-1].coder, self.selection)
+        found = select(scores[:, :-1], deltas[-1], boxes[-1], batch.sizes, self.stages[-1].coder, self.selection)
+        return self.complete(p, found, batch)
+
+    def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
+        """The detections of every image, whose boxes are final, with the mean of all heads' masks, where there are any."""
+        if not self.masks:
+            return found
+        boxes, labels = [d.boxes for d in found], torch.cat([d.labels for d in found])
+        every = torch.stack([mask.probabilities(mask.read(p, boxes), labels) for mask in self.masks])
+        return with_masks(found, every.mean(dim=0), batch)
+
+    def _mask_losses(
+        self, number: int, p: list[Tensor], regions: list[Regions], batch: Batch, targets: list[Target]
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Of the stage with that number."""
+        mask, of_objects = self.masks[number - 1], positives(regions, self.num_classes)
+        losses = mask.losses(mask.read(p, [r.boxes for r in of_objects]), of_objects, batch, targets)
+        if self.mask_heads == "one":
+            return losses
+        return {f"{name}_{number}": loss * self.stage_weights[number - 1] for name, loss in losses.items()}
 
     def run(self, p: list[Tensor], boxes: list[Tensor], sizes: list[Size]) -> list[tuple[list[Tensor], Tensor, Tensor]]:
         """Of every stage, its input boxes (R_i, 4) of every image, its logits (R, K+1) and its deltas (R, 1, 4)."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder
 from detector.modeling.matching import Matching
+from detector.modeling.roi_heads.mask_branch import MaskBranch, positives
 from detector.modeling.roi_heads.selection import DetectionSelection
-from detector.modeling.roi_heads.stage import RegionLoss, Stage, to_rois
+from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
 from detector.modeling.sampling import Sampling
 from detector.records.geometry import Size
 from detector.structures import Batch, Detections, Proposals, Target
@@ -28,6 +30,7 @@ class RoIHead(nn.Module):
         coder: how deltas describe a box relative to its region.
         loss: of classes and deltas.
         selection: which classified regions become detections.
+        mask: the branch that gives every detection a mask; None: boxes alone.
     """
 
     reports_proposals = False
@@ -44,6 +47,7 @@ class RoIHead(nn.Module):
         coder: BoxCoder = BoxCoder(weights=(10, 10, 5, 5)),
         loss: RegionLoss = RegionLoss(),
         selection: DetectionSelection = DetectionSelection(),
+        mask: MaskBranch | None = None,
     ):
         super().__init__()
         self.stage = Stage(
@@ -55,22 +59,53 @@ class RoIHead(nn.Module):
             coder=coder,
             loss=loss,
         )
-        self.pool, self.num_classes, self.selection = pool, num_classes, selection
+        self.pool, self.num_classes, self.selection, self.mask = pool, num_classes, selection, mask
 
     def losses(
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """{"roi_class", "roi_box"}, both divided by the number of sampled regions."""
+        """{"roi_class", "roi_box"}, divided by the number of sampled regions, and "roi_mask" where there is a branch."""
         regions = self.stage.sample([r.boxes for r in proposals], targets)
-        logits, deltas = self.stage(self.pool(p, to_rois([r.boxes for r in regions])))
+        return self.losses_of(p, regions, batch, targets)
+
+    def losses_of(
+        self, p: list[Tensor], regions: list[Regions], batch: Batch, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """The losses of the sampled regions of every image."""
+        logits, deltas, maps = self._outputs(p, [r.boxes for r in regions])
         class_loss, box_loss = self.stage.losses(logits, deltas, regions, targets)
-        return {"roi_class": class_loss, "roi_box": box_loss}
+        losses = {"roi_class": class_loss, "roi_box": box_loss}
+        if self.mask is None:
+            return losses
+        of_objects = positives(regions, self.num_classes)
+        if maps is None:
+            x = self.mask.read(p, [r.boxes for r in of_objects])
+        else:
+            x = maps[torch.cat([r.labels for r in regions]) < self.num_classes]
+        return losses | self.mask.losses(x, of_objects, batch, targets)
 
     def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
-        """The final boxes of every image, best first."""
+        """The final boxes of every image, best first, with their masks where there is a branch."""
         boxes = [r.boxes for r in proposals]
         logits, deltas = self.stage(self.pool(p, to_rois(boxes)))
-        return self.postprocess(logits, deltas, boxes, batch.sizes)
+        return self.complete(p, self.postprocess(logits, deltas, boxes, batch.sizes), batch)
+
+    def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
+        """The detections of every image, whose boxes are final, with their masks where there is a branch."""
+        if self.mask is None:
+            return found
+        boxes = [d.boxes for d in found]
+        own = self.mask.pool is not None
+        x = self.mask.read(p, boxes) if own else self.stage.box_head.maps(self.pool(p, to_rois(boxes)))
+        return self.mask.detect(x, found, batch)
+
+    def _outputs(self, p: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Class logits and deltas of the regions of all images; and the box head's maps if a branch reads them, too (C4)."""
+        pooled = self.pool(p, to_rois(boxes))
+        if self.mask is None or self.mask.pool is not None:
+            return *self.stage(pooled), None
+        maps = self.stage.box_head.maps(pooled)
+        return *self.stage.predict(self.stage.box_head.mean(maps)), maps
 
     def postprocess(self, logits: Tensor, deltas: Tensor, boxes: list[Tensor], sizes: list[Size]) -> list[Detections]:
         """Logits (R, K+1) and deltas (R, K or 1, 4) of the regions `boxes` of all images -> detections of every image."""

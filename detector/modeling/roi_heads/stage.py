@@ -95,7 +95,10 @@ class Stage(nn.Module):
 
     def forward(self, pooled: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
         """What the pool gives of R regions -> class logits (R, K+1) and deltas (R, K or 1, 4), float32."""
-        x = self.box_head(pooled)
+        return self.predict(self.box_head(pooled))
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The box head's vectors (R, width) -> class logits (R, K+1) and deltas (R, K or 1, 4), float32."""
         return self.class_score(x).float(), self.box_delta(x).float().unflatten(1, (-1, 4))
 
     def sample(self, boxes: Sequence[Tensor], targets: Sequence[Target], *, use_all: bool = False) -> list[Regions]:

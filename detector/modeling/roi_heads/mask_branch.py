@@ -1,0 +1,76 @@
+"""The mask branch of a second stage (He et al. 2017, Mask R-CNN, sec. 3): pool, head, targets, loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector import distributed
+from detector.modeling.roi_heads.stage import Regions, to_rois
+from detector.records.region_masks import RegionMasks
+from detector.structures import Batch, Detections, Target
+
+
+class MaskBranch(nn.Module):
+    """A mask for every positive region in training and for every final box in inference.
+
+    Args:
+        pool: levels and regions -> pooled regions; None where the branch reads maps that the box head has made (C4).
+        head: pooled regions -> mask logits (R, K or 1, M, M).
+    """
+
+    def __init__(self, pool: Any, head: Any):
+        super().__init__()
+        self.pool, self.head = pool, head
+        self.target_fields = head.targets.target_fields
+
+    def read(self, p: list[Tensor], boxes: Sequence[Tensor]) -> Any:
+        """What the head takes of the boxes (R_i, 4) of every image, by the branch's own pool."""
+        return self.pool(p, to_rois(boxes))
+
+    def losses(self, x: Any, regions: Sequence[Regions], batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """{"roi_mask"} of the positive `regions` of every image, of which `x` is what the head takes."""
+        return {"roi_mask": self.loss(self.head(x), regions, batch, targets)}
+
+    def loss(self, logits: Tensor, regions: Sequence[Regions], batch: Batch, targets: Sequence[Target]) -> Tensor:
+        """Cross-entropy of each cell's logit (R, K or 1, M, M) for the region's class, the mean over all positive regions."""
+        found = of_class(logits, torch.cat([r.labels for r in regions]))  # (P, M, M)
+        count = distributed.global_normalizer(len(found)) if self.training else max(len(found), 1)
+        wanted = torch.cat([self.target_masks(r, t, batch) for r, t in zip(regions, targets)])
+        cells = F.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
+        return cells / (count * self.head.size**2)
+
+    def target_masks(self, regions: Regions, target: Target, batch: Batch) -> Tensor:
+        """(P, M, M) in 0..1 of the positive `regions` of an image."""
+        h, w = batch.images.shape[-2:]
+        return self.head.targets(regions, target, self.head.size, (h, w))
+
+    def probabilities(self, x: Any, labels: Tensor) -> Tensor:
+        """(R, M, M) in 0..1 for the `labels` (R,) of regions of which `x` is what the head takes."""
+        return of_class(self.head(x), labels).sigmoid()
+
+    def detect(self, x: Any, found: Sequence[Detections], batch: Batch) -> list[Detections]:
+        """The detections of every image with masks; `x` is what the head takes of their boxes."""
+        return with_masks(found, self.probabilities(x, torch.cat([d.labels for d in found])), batch)
+
+
+def of_class(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mask logits (R, M, M) of each region's own class, of (R, K or 1, M, M); float32."""
+    column = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
+    return logits[torch.arange(len(labels), device=labels.device), column].float()
+
+
+def with_masks(found: Sequence[Detections], probabilities: Tensor, batch: Batch) -> list[Detections]:
+    """The detections of every image with their masks, of which `probabilities` (D, M, M) has those of all images."""
+    parts = probabilities.split([len(d) for d in found])
+    return [replace(d, masks=RegionMasks(m, d.boxes, size)) for d, m, size in zip(found, parts, batch.sizes)]
+
+
+def positives(regions: Sequence[Regions], num_classes: int) -> list[Regions]:
+    """The regions of every image that are matched to an object."""
+    return [r[r.labels < num_classes] for r in regions]
