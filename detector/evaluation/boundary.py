@@ -48,7 +48,8 @@ def boundary(rle: dict[str, Any]) -> dict[str, Any]:
     width = max(round(RELATIVE_WIDTH * float(np.hypot(*size))), 1)
     left, top, w, h = (int(v) for v in coco_mask.toBbox(rle))
     mask = coco_mask.decode(rle)[top : top + h, left : left + w]
-    return run_lengths(Patch(top, left, torch.from_numpy(mask.astype(bool) & ~eroded(mask, width))), size)
+    edge = torch.from_numpy(mask.astype(bool) & ~eroded(mask, width))
+    return run_lengths([Patch(top, left, edge)], size)
 
 
 def eroded(mask: np.ndarray, width: int) -> np.ndarray:

@@ -45,7 +45,7 @@ def draw_masks(picture: Image.Image, masks: RegionMasks, colours: Sequence[Colou
 def _owners(masks: RegionMasks, height: int, width: int) -> np.ndarray:
     """(h, w) the first mask at each pixel, and their number where there is none."""
     owner = np.full((height, width), len(masks), dtype=np.int32)
-    for row, (top, left, values) in enumerate(masks.patches()):
+    for row, (top, left, values) in masks.patches():
         h, w = values.shape
         window = owner[top : top + h, left : left + w]
         window[values.numpy() & (window == len(masks))] = row

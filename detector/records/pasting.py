@@ -7,7 +7,7 @@ mask to a box of whole pixels and gives larger masks: compare masks of one way a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +30,11 @@ class Patch(NamedTuple):
     values: Tensor  # (h, w)
 
 
-def sampled(mask: Tensor, box: Sequence[float], size: Size) -> Patch:
+def sampled(mask: Tensor, box: Sequence[float], size: Size, pixels: int | None = None) -> Iterator[Patch]:
     """The probabilities of one region: bilinear samples of a mask (M, M) at the centres of pixels, zero beyond it.
 
     These are `grid_sample`'s numbers. Bilinear weights are separable, so two small matrices replace the grid of samples.
+    The region comes in strips of at most `pixels`, or of one column, from left to right; None: in one.
     """
     x1, y1, x2, y2 = box
     reach = 0.5 / mask.shape[-1]  # of a mask's edge cells beyond the box, in sides of it
@@ -42,11 +43,13 @@ def sampled(mask: Tensor, box: Sequence[float], size: Size) -> Patch:
     top, bottom = _span(y1 - dy, y2 + dy, size[0])
     rows = _hat_weights(top, bottom, y1, y2, mask)  # (h, M)
     columns = _hat_weights(left, right, x1, x2, mask)  # (w, M)
-    return Patch(top, left, rows @ mask @ columns.T)
+    step = max(right - left, 1) if pixels is None else max(pixels // max(bottom - top, 1), 1)
+    for start, strip in zip(range(left, right, step), columns.split(step)):
+        yield Patch(top, start, rows @ mask @ strip.T)
 
 
-def torchvision(mask: Tensor, box: Sequence[float], size: Size) -> Patch:
-    """The same as torchvision's `paste_masks_in_image`: padded by one cell, resized to whole pixels, truncated."""
+def torchvision(mask: Tensor, box: Sequence[float], size: Size, pixels: int | None = None) -> Iterator[Patch]:
+    """The same as torchvision's `paste_masks_in_image`: padded by one cell, resized to whole pixels, truncated; in one piece."""
     cells = mask.shape[-1]
     edges = torch.tensor([box])  # float32, as the truncation depends on it
     half = (edges[:, 2:] - edges[:, :2]) * 0.5 * ((cells + 2) / cells)
@@ -55,10 +58,14 @@ def torchvision(mask: Tensor, box: Sequence[float], size: Size) -> Patch:
     w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
     values = F.interpolate(F.pad(mask, (1,) * 4)[None, None], size=(h, w), mode="bilinear", align_corners=False)[0, 0]
     top, left = max(y1, 0), max(x1, 0)
-    return Patch(top, left, values[top - y1 : max(size[0] - y1, 0), left - x1 : max(size[1] - x1, 0)])
+    yield Patch(top, left, values[top - y1 : max(size[0] - y1, 0), left - x1 : max(size[1] - x1, 0)])
 
 
-WAYS: dict[str, Callable[[Tensor, Sequence[float], Size], Patch]] = {"sampled": sampled, "torchvision": torchvision}
+Way = Callable[[Tensor, Sequence[float], Size, int | None], Iterator[Patch]]
+WAYS: dict[str, Way] = {"sampled": sampled, "torchvision": torchvision}
+    "sampled": sampled,
+    "torchvision": torchvision,
+}
 
 
 def _span(low: float, high: float, limit: int) -> tuple[int, int]:
@@ -76,10 +83,15 @@ def _hat_weights(start: int, stop: int, low: float, high: float, mask: Tensor) -
     return (1 - distances.abs()).clamp(min=0)
 
 
-def run_lengths(patch: Patch, size: Size) -> dict[str, object]:
-    """COCO's compressed run lengths, as text, of an image that is set where a patch is (bool), made without that image."""
-    ends = [size[0] * size[1]]
-    counts = np.diff(np.union1d(_borders(patch, size[0]), ends), prepend=0)
+def run_lengths(patches: Iterable[Patch], size: Size) -> dict[str, object]:
+    """COCO's compressed run lengths, as text, of an image that is set where patches (bool) are, made without that image.
+
+    The patches are strips of one window from left to right.
+    """
+    places = np.concatenate([np.zeros(0, dtype=np.int64), *(_borders(patch, size[0]) for patch in patches)])
+    again = places[1:] == places[:-1]  # a run that ends at the bottom and goes on at the top of the next column
+    places = places[~(np.append(again, False) | np.insert(again, 0, False))] if len(places) else places
+    counts = np.diff(np.union1d(places, [size[0] * size[1]]), prepend=0)
     compressed = coco_mask.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
     return {"size": list(size), "counts": compressed["counts"].decode("ascii")}
 
@@ -89,6 +101,4 @@ def _borders(patch: Patch, height: int) -> np.ndarray:
     columns = patch.values.T.cpu().numpy().astype(np.int8)  # (w, h)
     steps = np.diff(np.pad(columns, ((0, 0), (1, 1))), axis=1)  # 1 at the first pixel of a run, -1 behind its last
     column, row = np.nonzero(steps)
-    places = (patch.left + column) * height + patch.top + row
-    joined = places[1:] == places[:-1]  # a run that ends at the bottom and goes on at the top of the next column
-    return places[~(np.append(joined, False) | np.insert(joined, 0, False))] if len(places) else places
+    return (patch.left + column) * height + patch.top + row

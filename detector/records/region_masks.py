@@ -13,6 +13,8 @@ from detector.records.geometry import Size, Window
 from detector.records.pasting import THRESHOLD, WAYS, Patch, run_lengths
 from detector.records.record import Record, boxes_field, rows_field
 
+STRIP = 2**20  # pixels of a mask that are run-length encoded at once
+
 
 @dataclass(eq=False)
 class RegionMasks(Record):
@@ -32,30 +34,32 @@ class RegionMasks(Record):
     def paste(self, mode: str = "sampled") -> Tensor:
         """(D, h, w) bool, true where the probability is at least a half. Takes D * h * w bytes."""
         pasted = torch.zeros(len(self), *self.size, dtype=torch.bool, device=self.probabilities.device)
-        for canvas, patch in zip(pasted, self.patches(mode)):
-            _fill(canvas, patch)
+        for canvas, patches in zip(pasted, self._soft_patches(mode)):
+            for patch in patches:
+                _fill(canvas, _binary(patch))
         return pasted
 
     def probability_maps(self, mode: str = "sampled") -> Tensor:
         """(D, h, w) float32, the probability of every pixel. Takes 4 * D * h * w bytes."""
         maps = torch.zeros(len(self), *self.size, device=self.probabilities.device)
-        for canvas, patch in zip(maps, self._soft_patches(mode)):
-            _fill(canvas, patch)
+        for canvas, patches in zip(maps, self._soft_patches(mode)):
+            for patch in patches:
+                _fill(canvas, patch)
         return maps
 
     def rle(self, mode: str = "sampled") -> list[dict[str, Any]]:
-        """COCO's compressed run lengths of each mask, with text counts; one window of the image at a time."""
-        return [run_lengths(patch, self.size) for patch in self.patches(mode)]
+        """COCO's compressed run lengths of each mask, with text counts; a strip of a mask at a time."""
+        return [run_lengths(map(_binary, patches), self.size) for patches in self._soft_patches(mode, STRIP)]
 
-    def patches(self, mode: str = "sampled") -> Iterator[Patch]:
-        """The pasted mask (bool) of one region after the other, in its window of the image."""
-        return (patch._replace(values=patch.values >= THRESHOLD) for patch in self._soft_patches(mode))
+    def patches(self) -> Iterator[tuple[int, Patch]]:
+        """The row of each mask, and what it sets (bool) in its window of the image, one after the other; none outside it."""
+        return ((row, _binary(patch)) for row, patches in enumerate(self._soft_patches("sampled")) for patch in patches)
 
-    def _soft_patches(self, mode: str) -> Iterator[Patch]:
+    def _soft_patches(self, mode: str, pixels: int | None = None) -> Iterator[Iterator[Patch]]:
         if mode not in WAYS:
             raise ValueError(f"mode={mode!r}: choose one of {', '.join(WAYS)}")
         masks = self.probabilities.float()
-        return (WAYS[mode](mask, box, self.size) for mask, box in zip(masks, self.boxes.tolist()))
+        return (WAYS[mode](mask, box, self.size, pixels) for mask, box in zip(masks, self.boxes.tolist()))
 
     def halved(self) -> RegionMasks:
         """With probabilities as float16, for results that are kept: half the memory; of 35,000 hard pixels 20 differ."""
@@ -76,6 +80,10 @@ class RegionMasks(Record):
     def cropped(self, window: Window) -> RegionMasks:
         """Not defined: a cropped box would need its mask resampled."""
         raise NotImplementedError("masks of detections cannot be cropped: crop the image and detect there")
+
+
+def _binary(patch: Patch) -> Patch:
+    return patch._replace(values=patch.values >= THRESHOLD)
 
 
 def _fill(canvas: Tensor, patch: Patch) -> None:
