@@ -20,6 +20,8 @@ class RegionMasks(Record):
     """(D, 4) xyxy."""
     size: Size = (0, 0)
     """(h, w) of the image."""
+    scores: Tensor | None = rows_field(default=None)
+    """(D,) of the masks, which rank them in place of the detections' scores where a model judges its masks."""
 
     def resized(self, old: Size, new: Size) -> RegionMasks:
         """The boxes in the pixels of the resized image."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.modeling.layers import ConvNorm, Norm, caffe2_msra_, normal_
+from detector.modeling.roi_heads.mask_targets import MaskTargets
 from detector.schema.ranges import Width
 from detector.schema.signatures import checked
 
@@ -27,12 +28,12 @@ class AdaptiveFusedMaskHead(nn.Module):
         num_classes: K.
         width: channels of the convolutions; the last one of the fully connected path has half of them.
         norm: after each convolution; null: none.
+        targets: what the masks of the positive regions are compared with.
     """
 
-    target_fields = ("masks",)
-
     def __init__(
-        self, channels: int, size: int, branches: int, num_classes: int, *, width: Width = 256, norm: Norm | None = "group"
+        self, channels: int, size: int, branches: int, num_classes: int, *, width: Width = 256, norm: Norm | None = "group",
+        targets: MaskTargets = MaskTargets(),
     ):  # fmt: skip
         super().__init__()
         if branches < 2:
@@ -43,20 +44,20 @@ class AdaptiveFusedMaskHead(nn.Module):
         self.conv1 = nn.ModuleList(ConvNorm(channels, width, 3, norm=norm) for _ in range(branches))
         self.convs = nn.ModuleList(ConvNorm(width, width, 3, norm=norm) for _ in range(2))
         self.conv4 = ConvNorm(width, width, 3, norm=norm)
-        self.upsample = nn.ConvTranspose2d(width, width, 2, stride=2)
-        self.logits = nn.Conv2d(width, num_classes, 1)
+        self.deconv = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.predictor = nn.Conv2d(width, num_classes, 1)
         self.fc_convs = nn.ModuleList(ConvNorm(width, c, 3, norm=norm) for c in (width, width // 2))
         self.fc = nn.Linear(width // 2 * size**2, (2 * size) ** 2)
         caffe2_msra_(self)
-        normal_(self.logits, std=0.001)
+        normal_(self.predictor, std=0.001)
         normal_(self.fc, std=0.01)
-        self.size = 2 * size
+        self.size, self.targets = 2 * size, targets
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         x = reduce(torch.maximum, [F.relu_(conv(x)) for conv, x in zip(self.conv1, xs, strict=True)])
         for conv in self.convs:
             x = F.relu_(conv(x))
-        by_class = self.logits(F.relu_(self.upsample(F.relu_(self.conv4(x)))))
+        by_class = self.predictor(F.relu_(self.deconv(F.relu_(self.conv4(x)))))
         return by_class.float() + self._whole_region(x).float()
 
     def _whole_region(self, x: Tensor) -> Tensor:

@@ -67,7 +67,9 @@ class HTC(Cascade):
             new_mask=new_mask, mask_heads="each",
         )  # fmt: skip
         if not self.masks or not all(hasattr(mask.head, "features") for mask in self.masks):
-            raise ValueError("a hybrid task cascade passes on the features of mask heads: add mask_head {type: conv_upsample}")
+            raise ValueError(
+                "a hybrid task cascade passes on the features of mask heads: add mask_head {type: conv_upsample}"
+            )
         channels, width = self.masks[0].pool.channels, self.masks[0].head.deconv.in_channels
         self.flow = nn.ModuleList(ConvNorm(width, channels, 1) for _ in ious[1:])  # into each mask head but the first
         caffe2_msra_(self.flow)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,24 +70,20 @@ class KeypointBranch(nn.Module):
         head: pooled regions -> heat maps.
     """
 
-    def __init__(self, pool: nn.Module, head: KeypointHead):
+    def __init__(self, pool: Any, head: KeypointHead):
         super().__init__()
         self.pool, self.head = pool, head
 
-    def losses(
-        self, p: list[Tensor], regions: Sequence[Regions], targets: Sequence[Target], num_classes: int
-    ) -> dict[str, Tensor]:
-        """{"roi_keypoint"}, of the positives that have a visible keypoint inside."""
+    def losses(self, p: list[Tensor], regions: Sequence[Regions], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """{"roi_keypoint"} of those positive `regions` that have a visible keypoint inside."""
         cells, valid, boxes = [], [], []
         for i, (r, target) in enumerate(zip(regions, targets, strict=True)):
-            positive = r[r.labels < num_classes]
-            cell, inside = heat_map_cells(
-                self._keypoints(target, i)[positive.gt_index], positive.boxes, 4 * self.pool.size
-            )
+            keypoints = self._keypoints(target, i)[r.gt_index]
+            cell, inside = heat_map_cells(keypoints, r.boxes, 4 * self.pool.size)
             seen = inside.any(dim=1)  # as Detectron2 selects; the loss of the others is 0
             cells.append(cell[seen])
             valid.append(inside[seen])
-            boxes.append(positive.boxes[seen])
+            boxes.append(r.boxes[seen])
         logits = self.head(self.pool(p, to_rois(boxes)))
         return {"roi_keypoint": self.head.loss(logits, torch.cat(cells), torch.cat(valid), len(boxes))}
 

@@ -53,7 +53,7 @@ class SemanticHead(nn.Module):
         same = (
             F.interpolate(x, size=size, mode="bilinear", align_corners=True) for x in p
         )  # of its own size: as it is
-        x = sum(F.relu_(conv(level)) for conv, level in zip(self.lateral, same, strict=True))
+        x = torch.stack([F.relu_(conv(level)) for conv, level in zip(self.lateral, same, strict=True)]).sum(dim=0)
         for conv in self.convs:
             x = F.relu_(conv(x))
         return x
