@@ -69,7 +69,10 @@ MASK_HEAD = [
     for theirs, layer in MASK_LAYERS
 ]
 KEYPOINTS = [
-    *((f"roi_heads.keypoint_head.conv_fcn{i + 1}.{{}}", f"roi_head.keypoint.head.convs.{i}.conv.{{}}") for i in range(8)),
+    *(
+        (f"roi_heads.keypoint_head.conv_fcn{i + 1}.{{}}", f"roi_head.keypoint.head.convs.{i}.conv.{{}}")
+        for i in range(8)
+    ),
     ("roi_heads.keypoint_head.score_lowres.{}", "roi_head.keypoint.head.upsample.{}"),
 ]
 RES5 = stage("roi_heads.res5", "roi_head.stage.box_head.layer4")
