@@ -19,7 +19,8 @@ from detector.renames import rename_config, rename_tensors
 
 FORMAT = "detector checkpoint 1"
 # the layers of any stage whose shapes depend on the number of classes
-PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta)\.")
+PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta|head\.predictor)\.")
+CLASS_ROWS = {"class_score": (1, 1), "box_delta": (4, 0), "head.predictor": (1, 0)}  # of a class, and of the background
 
 
 def save_checkpoint(
@@ -173,7 +174,7 @@ def _predictor_by_name(
         found = PREDICTOR.match(key)
         if not found or key not in state:
             continue
-        size, background = (1, 1) if found[2] == "class_score" else (4, 0)  # rows per class, and of the background
+        size, background = CLASS_ROWS[found[2]]
         shapes = ((size * len(names) + background, *tensor.shape[1:]) for names in (now, before))
         if (tuple(tensor.shape), tuple(state[key].shape)) != tuple(shapes):
             continue  # class-agnostic, or of another architecture

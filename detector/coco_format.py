@@ -15,15 +15,18 @@ ONE_CLASS = {1: "object"}  # category id and name where all classes count as one
 
 
 def coco_results(
-    rows: Mapping[str, Tensor], class_names: Sequence[str] | None, image_id: int, category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
+    rows: Mapping[str, Tensor], class_names: Sequence[str] | None, image_id: int, category_ids: Sequence[int],
+    shapes: dict[str, list[Any]],
+) -> list[dict[str, Any]]:  # fmt: skip
     """The detections of one image in COCO results form; `category_ids` maps labels to the annotation file's ids.
 
-    `rows` are their fields (n, ...). With class names each has a `category_name`. An added field is written under its name.
+    `rows` are their fields (n, ...), `shapes` lists of their `segmentation` and `keypoints`. With class names each has a
+    `category_name`. An added field is written under its name.
     """
-    added = dict(rows)
-    boxes, scores, labels = to_xywh(added.pop("boxes")), added.pop("scores"), added.pop("labels")
-    columns = zip(boxes.tolist(), scores.tolist(), labels.tolist(), *(value.tolist() for value in added.values()))
+    fields = dict(rows)
+    boxes, scores, labels = to_xywh(fields.pop("boxes")), fields.pop("scores"), fields.pop("labels")
+    added = {name: value.tolist() for name, value in fields.items()} | shapes
+    columns = zip(boxes.tolist(), scores.tolist(), labels.tolist(), *added.values())
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         | ({} if class_names is None else {"category_name": class_names[label]})
@@ -65,4 +68,9 @@ def is_name(value: Any) -> bool:
 
 def is_box(value: Any) -> bool:
     """Whether `value` is a list of four numbers below 1e9; NaN and infinity fail the comparison."""
-    return isinstance(value, list) and len(value) == 4 and all(type(x) in (int, float) and abs(x) < 1e9 for x in value)
+    return is_coordinates(value) and len(value) == 4
+
+
+def is_coordinates(value: Any) -> bool:
+    """Whether `value` is a list of numbers below 1e9."""
+    return isinstance(value, list) and all(type(x) in (int, float) and abs(x) < 1e9 for x in value)

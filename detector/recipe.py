@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from detector.schema.ranges import Range
@@ -65,6 +65,9 @@ class Recipe:
     """Epochs between two evaluations on val; the last epoch is always evaluated."""
     save_seconds: AtLeast0 | None = None
     """Seconds between two writes of `last.pth`; null: 15, or more where writing would take over 2 % of the time."""
+    best: Literal["auto", "AP", "AP50", "AP75", "AR100", "segm/AP", "segm/AP50", "boundary/AP", "keypoints/AP"] = "auto"
+    """Score that selects `best.pth`, a column of metrics.csv. auto: that of the finest thing that the model finds: AP of
+    keypoints, else of masks, else of boxes; AR1000 of an RPN alone."""
     patience: Number | None = None
     """Stop after this many evaluations without a better score; null: never."""
     time_limit: Positive | None = None
@@ -94,6 +97,13 @@ class Scoring:
     must also find that many: `model.roi_head.selection.max_detections`."""
     clip: bool = False
     """Clip the annotated boxes to their image and leave out those without area, as training does."""
+    keypoint_sigmas: list[Positive] | None = None
+    """How exactly each keypoint can be marked, relative to the size of its object; null: COCO's for 17 keypoints of a person,
+    their mean 0.067 for each of any other number."""
+
+    def other_boxes(self) -> bool:
+        """Whether boxes are scored otherwise than by COCO's rules."""
+        return replace(self, keypoint_sigmas=None) != Scoring()
 
     def __post_init__(self) -> None:
         if list(self.max_detections) != sorted(set(self.max_detections)):

@@ -65,8 +65,11 @@ class Table:
     more: int
 
     @classmethod
-    def of(cls, kind: str, rows: Mapping[str, Tensor], classes: Sequence[str]) -> Table:
-        """The table of fields (n, ...) and a class for each row. Added fields of a number per row are columns, too."""
+    def of(cls, kind: str, rows: Mapping[str, Tensor], classes: Sequence[str], parts: Sequence[str]) -> Table:
+        """The table of fields (n, ...) and a class for each row. Added fields of a number per row are columns, too.
+
+        `parts` are named in the headline: what else the record holds.
+        """
         counts = Counter(classes).most_common()
         listed = ", ".join(f"{count} {name}" for name, count in counts[:SHOWN])
         more = f" and {len(counts) - SHOWN} more classes" if len(counts) > SHOWN else ""
@@ -79,6 +82,7 @@ class Table:
             for i, (score, name, box) in enumerate(first)
         ]
         headline = f"{kind}: {len(classes)}" + (f" ({listed}{more})" if counts else "")
+        headline += f", with {' and '.join(parts)}" if parts else ""
         return cls(headline, ["score", "class", "x1", "y1", "x2", "y2", *added], cells, max(len(classes) - SHOWN, 0))
 
     def text(self) -> str:
@@ -107,8 +111,8 @@ def _html_row(tag: str, row: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>"
 
 
-def data_frame(rows: Mapping[str, Tensor], names: Sequence[str] | None) -> Any:
-    """A pandas.DataFrame of fields (n, ...) on the CPU: x1, y1, x2, y2, score, label, name, then added fields."""
+def data_frame(rows: Mapping[str, Tensor], names: Sequence[str] | None, shapes: Mapping[str, list[Any]]) -> Any:
+    """A pandas.DataFrame of fields (n, ...) on the CPU: x1, y1, x2, y2, score, label, name, then added fields and `shapes`."""
     try:
         import pandas
     except ImportError as error:
@@ -117,10 +121,11 @@ def data_frame(rows: Mapping[str, Tensor], names: Sequence[str] | None) -> Any:
     columns |= {singular: rows[name].numpy() for name, singular in SINGULAR.items()}
     columns |= {} if names is None else {"name": pandas.Series(names, dtype=object)}
     added = {name: value for name, value in rows.items() if name not in ("boxes", *SINGULAR)}
-    return pandas.DataFrame(columns | {n: v.numpy() if v.ndim == 1 else v.tolist() for n, v in added.items()})
+    columns |= {n: v.numpy() if v.ndim == 1 else v.tolist() for n, v in added.items()}
+    return pandas.DataFrame(columns | {n: pandas.Series(v, dtype=object) for n, v in shapes.items()})
 
 
-def supervision_detections(rows: Mapping[str, Tensor], names: Sequence[str] | None) -> Any:
+def supervision_detections(rows: Mapping[str, Tensor], names: Sequence[str] | None, masks: Tensor | None) -> Any:
     """A supervision.Detections of fields (n, ...) on the CPU; names are its `class_name`, added fields its `data`."""
     try:
         import supervision
@@ -129,4 +134,5 @@ def supervision_detections(rows: Mapping[str, Tensor], names: Sequence[str] | No
     data = {name: value.numpy() for name, value in rows.items() if name not in ("boxes", *SINGULAR)}
     data |= {} if names is None else {"class_name": np.array(names, dtype=str)}
     boxes, scores, labels = (rows[name].numpy() for name in ("boxes", "scores", "labels"))
-    return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
+    mask = None if masks is None else masks.numpy()
+    return supervision.Detections(xyxy=boxes, mask=mask, confidence=scores, class_id=labels, data=data)

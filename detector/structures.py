@@ -164,24 +164,46 @@ class Detections(Record):
         return self[keep]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Plain lists, for JSON: boxes (xyxy), scores, labels, names if there are any, and added fields."""
-        rows = {name: value.tolist() for name, value in self.row_fields().items()}
+        """Plain lists, for JSON: boxes (xyxy), scores, labels, names if there are any, and added fields.
+
+        Masks and keypoints are as in `to_coco`.
+        """
+        rows = {name: value.tolist() for name, value in self.row_fields().items()} | self._shapes()
         return rows if self.class_names is None else rows | {"names": self.names}
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """COCO results. `category_ids`, by label, are those of the training annotations unless others are given."""
+        """COCO results. `category_ids`, by label, are those of the training annotations unless others are given.
+
+        A mask is a `segmentation` in compressed run lengths, with text counts; `keypoints` are x, y, score of each in turn.
+        """
         ids = self.category_ids if category_ids is None else category_ids
         if ids is None:
             raise ValueError("these detections carry no category ids: call the predictor, or give `category_ids`")
-        return coco_results(self.row_fields(), self.class_names, int(image_id), ids)
+        return coco_results(self.row_fields(), self.class_names, int(image_id), ids, self._shapes())
+
+    def _shapes(self) -> dict[str, list[Any]]:
+        """COCO's `segmentation` and `keypoints` of each detection, those that there are."""
+        shapes: dict[str, list[Any]] = {} if self.masks is None else {"segmentation": self.masks.rle()}
+        if self.keypoints is not None:
+            shapes["keypoints"] = self.keypoints.scored().flatten(1).tolist()
+        return shapes
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame with columns x1, y1, x2, y2, score, label, name if there are any, and added fields."""
-        return data_frame(self.cpu().row_fields(), self.class_names and self.names)
+        """A pandas.DataFrame with columns x1, y1, x2, y2, score, label, name if there are any, and added fields.
+
+        Masks and keypoints are columns of objects, as in `to_coco`.
+        """
+        return data_frame(self.cpu().row_fields(), self.class_names and self.names, self._shapes())
 
     def to_supervision(self) -> Any:
-        """A supervision.Detections; names are its `class_name`, added fields are in its `data`."""
-        return supervision_detections(self.cpu().row_fields(), self.class_names and self.names)
+        """A supervision.Detections; names are its `class_name`, added fields are in its `data`.
+
+        Masks are its `mask` (D, h, w), a byte for each pixel of the image; keypoints (D, J, 3) are in its `data`.
+        """
+        found = self.cpu()
+        masks = None if found.masks is None else found.masks.paste()
+        points = {} if found.keypoints is None else {"keypoints": found.keypoints.scored()}
+        return supervision_detections(found.row_fields() | points, self.class_names and self.names, masks)
 
     def plot(self, image: Any) -> Any:
         """A PIL picture of them on their image: a path, a PIL image, a uint8 RGB tensor (3, H, W) or array (H, W, 3)."""
@@ -198,7 +220,8 @@ class Detections(Record):
     def _table(self) -> Table:
         known = self.class_names or []
         classes = [known[label] if label < len(known) else f"class {label}" for label in self.labels.tolist()]
-        return Table.of(type(self).__name__, self.row_fields(), classes)
+        parts = [name for name in ("masks", "keypoints") if getattr(self, name) is not None]
+        return Table.of(type(self).__name__, self.row_fields(), classes, parts)
 
 
 @dataclass

@@ -27,7 +27,7 @@ from detector.cli import evaluate as evaluate_command
 from detector.cli import train as train_command
 from detector.comparison import execution
 from detector.comparison.cost import count_flops, milliseconds
-from detector.comparison.table import BOXES, COLUMNS, RECALLS, make_row, read_run, to_csv, to_markdown
+from detector.comparison.table import BOXES, COLUMNS, RECALLS, SHAPES, make_row, read_run, to_csv, to_markdown
 from detector.config.config import build_detector, load_config
 from detector.data.settings import build_dataset
 from detector.errors import DataError
@@ -291,13 +291,18 @@ def test_numbers_of_a_table_by_hand(tmp_path: Path):
     assert row.numbers["AP"].mean == 0.5 and row.numbers["AP"].spread == pytest.approx(0.1)
     cells = to_markdown([row]).splitlines()[2].strip("| ").split(" | ")
     assert cells[:3] == ["fpn", "2", "50.0 ± 10.0"]
-    assert cells[2 + COLUMNS.index("APl")] == "–"
-    assert cells[2 + COLUMNS.index("APs")] == "33.0 ± 0.0" and cells[2 + COLUMNS.index("AR1000s")] == "55.0 ± 0.0"
+    shown = [column for column in COLUMNS if column not in SHAPES]  # of boxes alone
+    assert cells[2 + shown.index("APl")] == "–"
+    assert cells[2 + shown.index("APs")] == "33.0 ± 0.0" and cells[2 + shown.index("AR1000s")] == "55.0 ± 0.0"
     assert cells[-4:] == ["1.50", "2.35", "12.3", "30"]
     single = to_markdown([make_row("f|pn", runs[:1], COSTS)]).splitlines()[2]
     assert single.startswith(r"| f\|pn | 1 | 40.0 |") and "±" not in single
     alone = read_run(tmp_path / "a", rpn_alone=True)
     assert all(math.isnan(alone[name]) for name in BOXES) and alone["AR100"] == 0.5
+    masked = runs[0] | {"segm/AP": 0.25}
+    table = to_markdown([row, make_row("mask", [masked], COSTS)]).splitlines()
+    heads, *rows = [[cell.strip() for cell in table[i].strip("|").split("|")] for i in (0, 2, 3)]
+    assert [cells[heads.index("segm/AP")] for cells in rows] == ["–", "25.0"] and "boundary/AP" not in heads
     shutil.copy(tmp_path / "b/score/metrics.json", tmp_path / "a")  # the user's own evaluation does not count
     assert read_run(tmp_path / "a")["AP"] == 0.4
     values = next(csv.DictReader(to_csv([row]).splitlines()))

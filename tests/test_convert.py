@@ -27,12 +27,15 @@ from detector.modeling.backbones.resnet import ResNet
 CONFIGS = sorted(path.stem for path in COMPAT.glob("[a-z]*.yaml"))
 QUICK = (
     "detectron2_faster_rcnn_R_50_C4",
+    "detectron2_cascade_mask_rcnn_R_50_FPN",
+    "mmdetection_cascade_mask_rcnn_r50_fpn",
     "mmdetection_faster_rcnn_r50_nasfpn",
     "torchvision_fasterrcnn_resnet50_fpn_v2",
 )
 TWINS = {  # of the same tensors: what is recognised is the plain one
     "mmdetection_faster_rcnn_r50_fpn_softnms": "mmdetection_faster_rcnn_r50_fpn",
     "torchvision_fasterrcnn_resnet50_fpn_coco_v1": "torchvision_fasterrcnn_resnet50_fpn",
+    "torchvision_maskrcnn_resnet50_fpn_coco_v1": "torchvision_maskrcnn_resnet50_fpn",
 }
 each_config = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
@@ -64,6 +67,17 @@ def test_a_configuration_is_recognised_by_names_and_shapes(name):
     framework = name.partition("_")[0]
     assert which_framework(theirs) == framework
     assert fitting(framework, theirs)[0].path.stem == TWINS.get(name, name)
+
+
+def test_the_one_mask_head_of_a_cascade_becomes_three_and_three_do_not_become_one():
+    ours, theirs = ours_and_theirs("detectron2_cascade_mask_rcnn_R_50_FPN")
+    elsewhere = FRAMEWORKS["mmdetection"].export_state(ours)
+    assert fitting("mmdetection", elsewhere)[0].path.stem == "mmdetection_cascade_mask_rcnn_r50_fpn"
+    for number in range(3):
+        assert elsewhere[f"roi_head.mask_head.{number}.upsample.weight"] is theirs["roi_heads.mask_head.deconv.weight"]
+    each, _ = ours_and_theirs("mmdetection_cascade_mask_rcnn_r50_fpn")
+    with pytest.raises(CheckpointError, match=r"no name there: roi_head\.masks\.1\.head"):
+        FRAMEWORKS["detectron2"].export_state(each)
 
 
 def test_other_depths_and_numbers_of_classes_are_read_off():
@@ -166,12 +180,15 @@ CASCADE = {
 }
 
 
+MASKS = {"roi_head": {"mask_head": {"width": 16}}}
+
+
 @pytest.mark.parametrize(
     ("target", "suffix", "sections"),
     [
-        ("torchvision", ".pth", {}),
+        ("torchvision", ".pth", MASKS),
         ("detectron2", ".pth", {}),
-        ("detectron2", ".pkl", CASCADE),
+        ("detectron2", ".pkl", merge(CASCADE, MASKS)),
         ("mmdetection", ".pth", CASCADE),
         ("mmdetection", ".safetensors", {"neck": {"type": "panet", "width": 32}}),
     ],
@@ -228,6 +245,7 @@ PANET_HEAD = {"pool": {"type": "all_levels"}, "box_head": {"type": "adaptive_two
         ({"neck": {"type": "bifpn", "width": 32}}, FRAMEWORKS, "does not have this model; no name there: pyramid.neck"),
         ({"roi_head": PANET_HEAD}, FRAMEWORKS, "no name there: roi_head.stage.box_head.fc1.0.weight"),
         ({"roi_head": {"class_agnostic": True}}, ["torchvision"], "its deltas are class-agnostic"),
+        ({"roi_head": {"mask_head": {"class_agnostic": True}}}, ["torchvision"], "its masks are class-agnostic"),
     ],
 )
 def test_a_model_that_a_framework_lacks_stays_here(tmp_path, capsys, sections, targets, message):

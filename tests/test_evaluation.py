@@ -12,8 +12,9 @@ from PIL import Image
 
 from detector.data.coco import CocoDataset
 from detector.errors import DataError
-from detector.evaluation.coco import METRICS, evaluate_results
+from detector.evaluation.coco import evaluate_results
 from detector.evaluation.run import evaluate_predictor
+from detector.evaluation.scope import METRICS
 from detector.evaluation.tables import summary_table
 from detector.files import make_folder, write_text
 from detector.structures import Detections, Proposals

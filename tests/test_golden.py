@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.golden_models import (
     GIVEN_PROPOSALS,
+    MASK_MODELS,
     MODELS,
+    OTHER_MASKS,
     build,
     checkpoint_of,
     images_of,
     loss_pairs,
+    mask_errors,
+    masks_of,
     match_detections,
     outputs,
+    pixel_errors,
     proposals_of,
     recorded,
     reference,
+    targets_of,
     train_as_torchvision,
 )
-from helpers.golden_rules import golden, ground_truth, match_sets, record_errors, relative_error, shared
+from helpers.golden_rules import golden, match_sets, record_errors, relative_error, shared
 from torch import Tensor
 
 import detector
 from detector.interop.names import rename
 from detector.modeling.rcnn import GeneralizedRCNN
 
-QUICK = ("tv_fasterrcnn_resnet50_fpn", "d2_faster_rcnn_R_50_FPN")
+QUICK = ("tv_fasterrcnn_resnet50_fpn", "d2_faster_rcnn_R_50_FPN", "mm_mask_rcnn_r50_fpn")
 # norms of the batch in training, recorded without them as well
-BATCH_NORM = ("tv_fasterrcnn_resnet50_fpn_v2", "mm_faster_rcnn_r50_nasfpn")
+BATCH_NORM = ("tv_fasterrcnn_resnet50_fpn_v2", "tv_maskrcnn_resnet50_fpn_v2", "mm_faster_rcnn_r50_nasfpn")
 
 
 def marked(names):
@@ -42,8 +49,9 @@ each_case = pytest.mark.parametrize("case", ["batch", pytest.param("single", mar
 
 
 def test_every_recorded_model_is_compared():
-    files = {path.stem for path in shared("golden").glob("*.json")}
-    assert {name for name in files if name.startswith(("tv_", "d2_", "mm_"))} == set(MODELS)
+    for folder, models in (("golden", MODELS.keys() - MASK_MODELS), ("golden/masks", MASK_MODELS)):
+        files = {path.stem for path in shared(folder).glob("*.json")}
+        assert {name for name in files if name.startswith(("tv_", "d2_", "mm_"))} == set(models)
 
 
 def assert_records(found: list[Tensor], records: list[dict], name: str) -> None:
@@ -102,6 +110,25 @@ def test_detections(name, case):
         assert match.unmatched == 0 and len(found) == match.number
 
 
+@pytest.mark.parametrize("name", marked(MASK_MODELS), scope="module")
+@each_case
+def test_masks(name, case):
+    for found, expected in zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True):
+        values, moments = mask_errors(name, found, expected)
+        assert values < MODELS[name].mask and moments < MODELS[name].mask_moments
+
+
+@pytest.mark.parametrize("name", marked(MASK_MODELS), scope="module")
+@each_case
+def test_pasted_masks(name, case):
+    """By the reference's own way and threshold. Beside 1 % of a mask's union, two pixels may differ."""
+    pairs = zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True)
+    errors = [error for found, expected in pairs for error in pixel_errors(name, found, expected)]
+    of_one, of_all = MODELS[name].pixels
+    assert all(wrong <= max(2, of_one * union) for wrong, union in errors)
+    assert sum(wrong for wrong, _ in errors) <= of_all * sum(union for _, union in errors)
+
+
 @pytest.mark.parametrize("name", marked([name for name in MODELS if name not in GIVEN_PROPOSALS]), scope="module")
 def test_a_loaded_checkpoint_detects_the_same(name):
     """Through the door that users take, with the norms folded into the convolutions."""
@@ -128,10 +155,19 @@ def test_losses_and_gradients_on_running_statistics(name):
     check_losses(copy.deepcopy(build(name)), name, "batch_bn_eval")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "case"), OTHER_MASKS, scope="module")
+def test_losses_and_gradients_of_masks_in_another_form(name, case):
+    model = copy.deepcopy(build(name)).train()
+    for mask in masks_of(model):
+        mask.head.targets = replace(mask.head.targets, source=OTHER_MASKS[name, case])
+    check_losses(model, name, case)
+
+
 def check_losses(model: GeneralizedRCNN, name: str, case: str) -> None:
     expected, limit = golden(name)["losses"][case], MODELS[name]
     images = images_of(name, "batch")
-    losses = model(images, ground_truth(empty_second=case == "empty"), proposals=proposals_of(name, images))
+    losses = model(images, targets_of(name, empty_second=case == "empty"), proposals=proposals_of(name, images))
     for loss, want in loss_pairs(name, losses, expected):
         error = abs(loss - want)
         assert error < 1e-6 if want < 0.01 else error < limit.loss * want

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ from helpers.golden_rules import PROJECT, match_sets
 from helpers.tiny import picture
 from helpers.training import script
 from torch import Tensor
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
 
 import detector
 from detector.checkpoint import read_checkpoint
@@ -22,10 +28,16 @@ from detector.interop.recognise import blank_state, fitting
 from detector.interop.torchvision import TORCHVISION
 
 V1, V2 = "torchvision_fasterrcnn_resnet50_fpn", "torchvision_fasterrcnn_resnet50_fpn_v2"
-MAKERS = {V1: fasterrcnn_resnet50_fpn, V2: fasterrcnn_resnet50_fpn_v2}
+MASK_V1, MASK_V2 = "torchvision_maskrcnn_resnet50_fpn", "torchvision_maskrcnn_resnet50_fpn_v2"
+MAKERS = {
+    V1: fasterrcnn_resnet50_fpn,
+    V2: fasterrcnn_resnet50_fpn_v2,
+    MASK_V1: maskrcnn_resnet50_fpn,
+    MASK_V2: maskrcnn_resnet50_fpn_v2,
+}
 CONFIGS = PROJECT / "configs/compat"
 SMALL = ("data.resize.short=160", "data.resize.long=256")
-both = pytest.mark.parametrize("version", [V1, V2])
+both = pytest.mark.parametrize("version", [V1, V2, MASK_V1, MASK_V2])
 only_v1 = pytest.mark.parametrize("built", [V1], indirect=True)
 
 State = dict[str, Tensor]
@@ -44,14 +56,15 @@ def their_state(version: str) -> State:
         like = MAKERS[version](weights=None, weights_backbone=None).state_dict()
     state = {key: torch.ones(tensor.shape, dtype=tensor.dtype) for key, tensor in like.items()}
     for key in state:
-        if "box_predictor" in key:
+        if "box_predictor" in key or "mask_fcn_logits" in key:
             state[key] = torch.arange(state[key].numel()).view(state[key].shape).float()
     return state
 
 
 def read_part(key: str, tensor: Tensor) -> Tensor:
-    """Without the deltas of torchvision's background."""
-    return tensor[4:] if key.startswith("roi_heads.box_predictor.bbox_pred.") else tensor
+    """Without the deltas and the mask of torchvision's background."""
+    unread = {"roi_heads.box_predictor.bbox_pred": 4, "roi_heads.mask_predictor.mask_fcn_logits": 1}
+    return tensor[unread.get(key.rpartition(".")[0], 0) :]
 
 
 def convert(state: State, version: str, classes: int = 90) -> State:
@@ -67,10 +80,35 @@ def test_there_and_back_is_the_identity(version):
         if key in back:
             assert read_part(key, back[key]).equal(read_part(key, tensor))
         else:
-            assert version == V1 and key.endswith("num_batches_tracked")
+            assert version in (V1, MASK_V1) and key.endswith("num_batches_tracked")
     assert not back["roi_heads.box_predictor.bbox_pred.weight"][:4].any()
     ours, again = convert(state, version), convert(back, version)
     assert all(again[key].equal(tensor) for key, tensor in ours.items())
+
+
+def test_masks_drop_the_background_and_the_ten_unused_rows():
+    state = their_state(MASK_V1)
+    rows = convert(state, MASK_V1)["roi_head.mask.head.predictor.bias"]
+    assert rows.tolist() == [*range(1, 91)]
+    real = convert(state, MASK_V1, classes=80)["roi_head.mask.head.predictor.bias"]
+    assert real.tolist() == COCO_80
+    back = TORCHVISION.export_state(convert(state, MASK_V1))["roi_heads.mask_predictor.mask_fcn_logits.bias"]
+    assert back.tolist() == [0, *range(1, 91)]
+
+
+def test_the_names_of_2019_are_known():
+    """The published maskrcnn file is older than the containers around some of its layers."""
+    state = their_state(MASK_V1)
+    renamed = {}
+    for key, tensor in state.items():
+        for new, old in ((r"(inner|layer)_blocks\.(\d)\.0", r"\1_blocks.\2"), (r"head\.conv\.0\.0", "head.conv"),
+                         (r"mask_head\.(\d)\.0", lambda found: f"mask_head.mask_fcn{int(found[1]) + 1}")):  # fmt: skip
+            key = re.sub(new, old, key)
+        renamed[key] = tensor
+    assert "roi_heads.mask_head.mask_fcn4.bias" in renamed
+    ours, again = convert(state, MASK_V1), convert(renamed, MASK_V1)
+    assert all(again[key].equal(tensor) for key, tensor in ours.items())
+    assert fitting("torchvision", renamed)[0].path.stem == f"{MASK_V1}_coco_v1"
 
 
 def test_classes_move_the_background_to_the_end_and_coco80_drops_the_ten_unused_columns():
@@ -112,7 +150,7 @@ def test_what_does_not_fit_is_listed():
 # --- detector convert-weights
 
 
-@pytest.fixture(scope="module", params=[V1, pytest.param(V2, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[V1, *(pytest.param(v, marks=pytest.mark.slow) for v in (V2, MASK_V1, MASK_V2))])
 def built(request: pytest.FixtureRequest) -> str:
     """The version that `theirs` is of."""
     return request.param
@@ -125,7 +163,10 @@ def theirs(built: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.
     model = MAKERS[built](weights=None, weights_backbone=None, min_size=160, max_size=256).train()
     with torch.no_grad():
         p = list(model.backbone(torch.randn(4, 3, 96, 96)).values())  # running statistics
-        model.roi_heads.box_head(p[0].repeat(1, 1, 2, 2)[:, :, :7, :7])
+        large = p[0].repeat(1, 1, 2, 2)
+        model.roi_heads.box_head(large[:, :, :7, :7])
+        if model.roi_heads.mask_head is not None:
+            model.roi_heads.mask_head(large[:, :, :14, :14])
         model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.4)
         model.rpn.head.bbox_pred.weight.normal_(std=0.03)
     path = tmp_path_factory.mktemp("weights") / "theirs.pth"
@@ -157,6 +198,10 @@ def test_a_converted_file_finds_what_torchvision_finds(theirs, ours):
     assert len(found) == len(expected["boxes"]) > 0
     sets = [(found.boxes, found.scores, found.labels + 1), tuple(expected[k] for k in ("boxes", "scores", "labels"))]
     assert match_sets(*sets, px=0.1, score=1e-3).unmatched == 0
+    if "masks" in expected:
+        nearest = (expected["boxes"][:, None] - found.boxes).abs().amax(dim=-1).argmin(dim=1)
+        masks = found[nearest].masks.paste("torchvision")
+        assert float((masks != (expected["masks"][:, 0] >= 0.5)).float().mean()) < 1e-3 < float(masks.float().mean())
 
 
 @only_v1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.golden_rules import bitmaps_of, golden, ground_truth, outlines_of, relative_error
-from helpers.tiny import CONFIG, EMPTY, IMAGES, TARGETS, batch_of, gradients, tiny_model, unmoved
+from helpers.tiny import CONFIG, EMPTY, IMAGES, TARGETS, batch_of, drawn, gradients, tiny_model, unmoved, with_bitmaps
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
@@ -29,14 +29,6 @@ SIDE = 28
 def regions_of(boxes: Tensor, rows: Tensor, labels: Tensor | None = None) -> Regions:
     labels = torch.zeros_like(rows) if labels is None else labels
     return Regions(boxes, labels, rows, torch.zeros(len(rows), dtype=torch.bool))
-
-
-def with_bitmaps(target: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
-    """A target whose objects fill their boxes."""
-    h, w = image.shape[-2:]
-    y, x = torch.arange(h)[:, None] + 0.5, torch.arange(w) + 0.5
-    x1, y1, x2, y2 = (side[:, None, None] for side in target["boxes"].unbind(dim=1))
-    return target | {"masks": ((x > x1) & (x < x2) & (y > y1) & (y < y2)).to(torch.uint8)}
 
 
 # --- targets
@@ -201,11 +193,11 @@ SYSTEMS = {
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_weight_of_the_branch_learns_from_objects_and_none_from_nothing(name):
     model = tiny_model(**SYSTEMS[name]).train()
-    targets = [with_bitmaps(t, image) for t, image in zip(TARGETS, IMAGES)]
+    targets = drawn(TARGETS, IMAGES)
     moved = gradients(model, IMAGES, targets)
     mask = {key: grad for key, grad in moved.items() if ".mask" in key}
     assert len(mask) >= 4 and unmoved(mask) == []
-    empty = [with_bitmaps(EMPTY, image) for image in IMAGES]
+    empty = drawn([EMPTY, EMPTY], IMAGES)
     losses = model(IMAGES, empty)
     assert all(float(loss.detach()) == 0 for key, loss in losses.items() if key.startswith("roi_mask"))
     still = {key: grad for key, grad in gradients(model, IMAGES, empty).items() if ".mask" in key}
@@ -243,7 +235,7 @@ def test_c4_reads_res5_once_in_training_and_gives_what_reading_it_again_would():
     model = tiny_model(**SYSTEMS["c4"]).train()
     calls = []
     model.roi_head.stage.box_head.layer4.register_forward_hook(lambda *_: calls.append(1))
-    targets = [with_bitmaps(t, image) for t, image in zip(TARGETS, IMAGES)]
+    targets = drawn(TARGETS, IMAGES)
     model(IMAGES, targets)
     assert len(calls) == 1 and not [key for key in model.state_dict() if key.startswith("roi_head.mask.pool")]
 

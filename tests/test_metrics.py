@@ -127,7 +127,7 @@ def test_rows_wait_for_room_with_their_columns(tmp_path: Path, monkeypatch: pyte
 def test_resume_keeps_the_columns_of_old_rows_and_adds_new_ones(tmp_path: Path):
     write(tmp_path, range(1, 3))
     metrics = CsvWriter(tmp_path, step=2)
-    assert metrics.losses == ["roi_box"]
+    assert metrics.added == ["roi_box"]
     metrics.write(3, {"roi_box_2": 0.25})
     metrics.close()
     assert [(row["roi_box"], row["roi_box_2"]) for row in rows(tmp_path)] == [("0.5", ""), ("0.5", ""), ("", "0.25")]

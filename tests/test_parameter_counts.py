@@ -67,6 +67,7 @@ def test_part(part):
 
 
 FASTER_RCNN = 23_454_912 + 593_935 + 13_895_680 + 411_025  # but for the neck
+MASK_HEAD = 2_643_280
 FEEDBACK = 131_584 + 263_168 + 526_336  # the convolutions through which P3..P5 join the second backbone
 SYSTEMS = {
     "rpn_r50_fpn_1x_coco": 23_454_912 + 3_344_384 + 593_935,
@@ -89,6 +90,17 @@ SYSTEMS = {
     "c5_r50_1x_coco": 23_454_912 + 9_476_171 + 103_811_072 + 411_025,
     "dc5_r50_1x_coco": 23_454_912 + 37_904_459 + 103_811_072 + 411_025,
     "compat/detectron2_faster_rcnn_R_50_C4": 23_454_912 + 9_515_083 + 401 * 2049,
+    "mask_rcnn_r50_fpn_1x_coco": FASTER_RCNN + 3_344_384 + MASK_HEAD,
+    "mask_rcnn_c4_r50_1x_coco": 23_454_912 + 9_515_083 + 401 * 2049 + 2048 * 256 * 4 + 256 + 20_560,
+    "mask_rcnn_dc5_r50_1x_coco": 23_454_912 + 37_904_459 + 103_811_072 + 411_025 + MASK_HEAD + 1792 * 256 * 9,
+    "cascade_mask_r50_1x_coco": 23_454_912 + 593_935 + 3_344_384 + 3 * (13_895_680 + 87_125) + MASK_HEAD,
+    "compat/mmdetection_cascade_mask_rcnn_r50_fpn": 23_508_032
+    + 593_935
+    + 3_344_384
+    + 3 * (13_895_680 + 87_125 + MASK_HEAD),
+    # torchvision's background has a mask that nothing reads
+    "compat/torchvision_maskrcnn_resnet50_fpn": 44_401_393 - 4 * 1025 - 257,
+    "compat/torchvision_maskrcnn_resnet50_fpn_v2": 46_359_409 - 4 * 1025 - 257,
     "compat/detectron2_faster_rcnn_R_50_DC5": 23_454_912 + 37_904_459 + 103_811_072 + 411_025,
 }
 

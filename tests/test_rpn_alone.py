@@ -21,8 +21,9 @@ from detector.config.config import parse_config
 from detector.config.inherit import merge
 from detector.data.settings import build_dataset
 from detector.errors import ConfigError
-from detector.evaluation.coco import METRICS, evaluate_results
+from detector.evaluation.coco import evaluate_results
 from detector.evaluation.run import evaluate_predictor
+from detector.evaluation.scope import METRICS
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.proposals_only import BestProposals, ProposalsOnly
 from detector.structures import Proposals

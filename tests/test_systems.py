@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 from helpers.golden_rules import PROJECT
-from helpers.tiny import OBJECTS, picture, target, unmoved
+from helpers.tiny import OBJECTS, drawn, picture, target, unmoved
 
 from detector.config.config import build_detector, load_config
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -33,7 +33,8 @@ def test_every_trainable_parameter_has_a_gradient(name, objects):
     model = system(name).train()
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model([picture(64, 96), picture(90, 60, seed=1)], [OBJECTS if objects else target(), target()])
+        images = [picture(64, 96), picture(90, 60, seed=1)]
+        losses = model(images, drawn([OBJECTS if objects else target(), target()], images))
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     found = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
@@ -61,5 +62,5 @@ def test_an_image_too_small_for_the_coarsest_level_is_padded(name, size, divisor
 @each_system
 @torch.no_grad()
 def test_an_image_of_one_pixel_trains(name):
-    losses = system(name).eval()([picture(1, 1)], [target()])
+    losses = system(name).eval()([picture(1, 1)], drawn([target()], [picture(1, 1)]))
     assert all(loss.isfinite() for loss in losses.values())

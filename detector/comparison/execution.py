@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -79,7 +80,8 @@ def cpu_seconds() -> float:
 
 def scores(numbers: Mapping[str, float]) -> str:
     """The most important numbers of a run, in words."""
-    return ", ".join(f"{name} {100 * numbers[name]:.1f}" for name in ("AP", "APs", "AR100"))
+    masks = () if math.isnan(numbers["segm/AP"]) else ("segm/AP",)
+    return ", ".join(f"{name} {100 * numbers[name]:.1f}" for name in ("AP", "APs", *masks, "AR100"))
 
 
 def tabulate(finished: Sequence[FinishedRun], sizes: Mapping[str, int], *, trust: bool) -> list[SystemRow]:

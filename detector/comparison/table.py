@@ -15,14 +15,16 @@ from detector.errors import DataError
 
 SCORE = "score"  # subfolder of a training for the evaluation that is compared
 BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # of the detections
+SHAPES = ("segm/AP", "segm/AP50", "segm/AP75", "segm/APs", "segm/APm", "segm/APl", "boundary/AP", "keypoints/AP")
 RECALLS = tuple(f"AR{limit}{size}" for limit in (100, 1000) for size in ("", "s", "m", "l"))  # of the proposals
 COSTS = ("parameters", "flops", "ms", "memory_mib")
-COLUMNS = (*BOXES, *RECALLS, *COSTS)
+COLUMNS = (*BOXES, *SHAPES, *RECALLS, *COSTS)
 UNITS = {"parameters": ("M parameters", 1e-6, 2), "flops": ("GFLOPs", 1e-9, 2), "ms": ("ms", 1, 1)}
 UNITS |= {"memory_mib": ("MiB", 1, 0)}  # column: heading, factor, decimals; any other is a percentage
 CAPTION = """
-AP of the detections and AR of the proposals in %, mean ± half the range over the seeds. GFLOPs (two a multiplication with
-its addition) of one image; ms: median of one image from pixels to boxes; MiB: peak of the training.
+AP of the detections (segm/AP: of their masks, boundary/AP: of boundary IoU) and AR of the proposals in %, mean ± half the
+range over the seeds. GFLOPs (two a multiplication with its addition) of one image; ms: median of one image from pixels to
+detections; MiB: peak of the training.
 """
 
 
@@ -54,6 +56,8 @@ def read_run(folder: Path, *, rpn_alone: bool = False) -> dict[str, float]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         numbers = {name: float(metrics["bbox"][name]) for name in BOXES}
         numbers |= {name: float(metrics["proposals"][name]) for name in RECALLS}
+        for title, name in (column.split("/") for column in SHAPES):
+            numbers[f"{title}/{name}"] = float(metrics[title][name]) if title in metrics else math.nan
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: not the metrics of an evaluation ({error!r}); remove the file to evaluate again"
@@ -84,12 +88,18 @@ def _number(values: list[float]) -> SeedMean:
     return SeedMean(fmean(values), (max(values) - min(values)) / 2)
 
 
+def shown_columns(rows: Sequence[SystemRow]) -> list[str]:
+    """Those of a table: masks and keypoints only where a system finds them."""
+    return [c for c in COLUMNS if c not in SHAPES or not all(math.isnan(row.numbers[c].mean) for row in rows)]
+
+
 def to_markdown(rows: Sequence[SystemRow]) -> str:
     """The table and the meaning of its columns."""
-    heads = ["system", "seeds", *(UNITS.get(c, (c,))[0] for c in COLUMNS)]
+    columns = shown_columns(rows)
+    heads = ["system", "seeds", *(UNITS.get(c, (c,))[0] for c in columns)]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for row in rows:
-        shown = [_shown(c, row.numbers[c], row.seeds) for c in COLUMNS]
+        shown = [_shown(c, row.numbers[c], row.seeds) for c in columns]
         lines.append([row.name.replace("|", r"\|"), str(row.seeds), *shown])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) + CAPTION
 
@@ -107,8 +117,9 @@ def to_csv(rows: Sequence[SystemRow]) -> str:
     """The table, unrounded: fractions 0..1, and for every column its spread, empty where nothing was measured."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["system", "seeds", *(name for c in COLUMNS for name in (c, f"{c}_spread"))])
+    columns = shown_columns(rows)
+    writer.writerow(["system", "seeds", *(name for c in columns for name in (c, f"{c}_spread"))])
     for row in rows:
-        values = [value for c in COLUMNS for value in (row.numbers[c].mean, row.numbers[c].spread)]
+        values = [value for c in columns for value in (row.numbers[c].mean, row.numbers[c].spread)]
         writer.writerow([row.name, row.seeds, *("" if math.isnan(v) else f"{v:.6g}" for v in values)])
     return file.getvalue()

@@ -128,14 +128,16 @@ def _result(item: Any, number: int) -> dict[str, Any]:
     if not isinstance(image, (int, str)) or not isinstance(category, (int, str)):
         raise DataError(f"result {number} must be an object with image_id, category_id and bbox, not {item!r:.80}")
     where = f"result {number} (image {image!r:.80}): bbox"
+    identity = {"id": number + 1, "image_id": image, "category_id": category, "iscrowd": 0}
+    identity["score"] = _number(item.get("score"), f"score of result {number}")
+    if box is None and any(item.get(key) is not None for key in ("segmentation", "keypoints")):
+        return identity  # take_shapes adds a box
     if not isinstance(box, list) or len(box) != 4:
         raise DataError(f"{where} must be [x, y, width, height], not {box!r:.80}")
     box = [_number(value, where) for value in box]
     if min(box[2:]) < 0:
         raise DataError(f"{where} {box} has a negative width or height; it must be [x, y, width, height]")
-    score = _number(item.get("score"), f"score of result {number}")
-    identity = {"id": number + 1, "image_id": image, "category_id": category}
-    return identity | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
+    return identity | {"bbox": box, "area": box[2] * box[3]}
 
 
 def _number(value: Any, what: str) -> float:

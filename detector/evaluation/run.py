@@ -14,8 +14,10 @@ from detector.data.loader import eval_loader
 from detector.data.proposal_file import pack
 from detector.distributed import is_rank0, map_sharded, on_rank0
 from detector.errors import DataError
-from detector.evaluation.coco import STANDARD, evaluate_results
+from detector.evaluation.coco import evaluate_results
 from detector.evaluation.proposals import proposal_recall
+from detector.evaluation.result_shapes import KEY_OF
+from detector.evaluation.scope import STANDARD
 from detector.files import check_new_file, write_atomically
 from detector.inference.predictor import Predictor
 from detector.progress import Progress
@@ -51,19 +53,23 @@ def evaluate_predictor(
     """
     results: list[dict[str, Any]] = []
     proposals: dict[int, Tensor] = {}
+    fields: set[str] = set()
     as_one_class = predictor.model.reports_proposals
     id_of = dict(zip(dataset.class_names, dataset.category_ids))
     category_ids: list[Any] = list(ONE_CLASS) if as_one_class else [id_of.get(name) for name in predictor.class_names]
     for image_id, found in detect_all(predictor, dataset, batch_size, workers, progress, check):
         rows = found.to_coco(image_id, category_ids)
         results += [row for row in rows if row["category_id"] is not None]
+        fields |= {name for name in KEY_OF if getattr(found, name) is not None}
         proposals[image_id] = _proposals_of(found).boxes
 
     def score() -> dict[str, dict[str, Any]]:
         truth, classes = dataset.annotation_file, dataset.category_ids
         # by id: a data set of the user's own may name its classes otherwise than the file
         rows = [{key: value for key, value in row.items() if key != "category_name"} for row in results]
-        metrics = evaluate_results(truth, rows, list(proposals), classes, as_one_class=as_one_class, scoring=scoring)
+        metrics = evaluate_results(
+            truth, rows, list(proposals), classes, fields=fields, as_one_class=as_one_class, scoring=scoring
+        )
         return metrics | {"proposals": proposal_recall(truth, proposals, classes)}
 
     return on_rank0(score), results

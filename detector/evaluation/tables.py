@@ -9,11 +9,12 @@ from typing import Any
 def summary_table(metrics: dict[str, dict[str, Any]]) -> str:
     """The metrics of `evaluate_results`, and those of proposals if there are any, as aligned text."""
     tables = []
-    for title, section in (("bbox", "bbox"), ("configured", "configured")):
-        names = list(metrics.get(section, {}))
-        tables += [[["", *part], [title, *_row(metrics[section], part)]] for part in (names[:6], names[6:]) if part]
-    classes = [[name, *_row(scores, ["AP", "AP50"])] for name, scores in metrics["per_class"].items()]
-    tables.append([["class", "AP", "AP50"], *classes])
+    for title in ("bbox", "segm", "boundary", "keypoints", "configured"):
+        names = list(metrics.get(title, {}))
+        tables += [[["", *part], [title, *_row(metrics[title], part)]] for part in (names[:6], names[6:]) if part]
+    of_classes = metrics["per_class"]
+    columns = list(next(iter(of_classes.values()), ("AP", "AP50")))
+    tables.append([["class", *columns], *([name, *_row(scores, columns)] for name, scores in of_classes.items())])
     texts = [_lined_up(rows) for rows in tables]
     return "\n\n".join(texts + ([recall_table(metrics["proposals"])] if "proposals" in metrics else []))
 
@@ -25,8 +26,10 @@ def recall_table(recall: dict[str, float]) -> str:
 
 
 def _lined_up(rows: list[list[str]]) -> str:
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(row[0].ljust(width) + "".join(cell.rjust(10) for cell in row[1:]) for row in rows)
+    first, *others = zip(*rows)
+    columns = [[cell.ljust(max(map(len, first))) for cell in first]]
+    columns += [[cell.rjust(max(10, len(column[0]) + 2)) for cell in column] for column in others]
+    return "\n".join(map("".join, zip(*columns)))
 
 
 def _row(values: dict[str, float], names: Iterable[str]) -> list[str]:

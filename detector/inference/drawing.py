@@ -12,15 +12,15 @@ from torch import Tensor
 from detector.data.image import MAX_PIXELS
 from detector.inference.label_places import PixelBox, inside, place_labels, shared_area
 from detector.inference.lettering import Line, fonts_of, joined, readable_names, typeset
+from detector.inference.mask_drawing import BLACK, WHITE, Colour, draw_keypoints, draw_masks
 from detector.inference.pictures import Picture, read_picture
 from detector.structures import Detections
 
-Colour = tuple[int, int, int]
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 GOLDEN = 0.618034  # hue steps by the golden ratio keep the colours of neighbouring labels apart
 TONES = ((0.85, 1.0), (0.5, 1.0), (0.9, 0.8))  # saturation, value
 LEAST_LUMINANCE = 0.22  # a contrast of (0.22 + 0.05) / 0.05 = 5.4 to black; WCAG 2 asks for 4.5
 MOST_INK = 0.4  # of the picture, under lines and halos; more boxes have thinner lines
+LESS_INK = 0.1  # of boxes around masks, which must not hide them
 LEAST_OPACITY = 0.1  # of lines one pixel wide, in a crowd that would still hide the picture
 HALO = (0, 0, 0, 130)  # a dark outline around the bright lines, for light images
 
@@ -28,18 +28,26 @@ HALO = (0, 0, 0, 130)  # a dark outline around the bright lines, for light image
 def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
     """Draw boxes, class names and scores on a uint8 RGB image (3, H, W); line width and font scale with its size.
 
-    In a crowd lines are thin, labels that would hide better ones are left out, and a note says how many.
+    Masks are filled and outlined, keypoints joined where their skeleton is known; then each object has its own colour, else
+    each class. In a crowd lines are thin, labels that would hide better ones are left out, and a note says how many.
     """
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     short, long = sorted(picture.size)
-    line, seam, opacity = _line_style(detections.boxes, picture.size, max(1, round(short / 240)))
+    full = max(1, round(short / 240))
+    apart = detections.masks is not None or detections.keypoints is not None
+    colours = [class_colour(i) for i in (range(len(detections)) if apart else detections.labels.tolist())]
+    if detections.masks is not None:
+        picture = draw_masks(picture, detections.masks, colours, full)
+    most = MOST_INK if detections.masks is None else LESS_INK
+    line, seam, opacity = _line_style(detections.boxes, picture.size, full, most)
     pen = ImageDraw.Draw(picture, "RGBA")
     boxes = [_frame(box, line + seam, picture.size) for box in detections.boxes.tolist()]
-    colours = [class_colour(label) for label in detections.labels.tolist()]
     for box, colour in reversed(list(zip(boxes, colours))):  # the best on top
         if seam:
             _rectangle(pen, _grow(box, seam), HALO, line + 2 * seam)
         _rectangle(pen, box, (*colour, opacity), line)
+    if detections.keypoints is not None:
+        draw_keypoints(pen, detections, colours, full)
     margin = 2 * line
     labels = _labels(detections, max(10, round(long / 50)), picture.width - 2 * margin)
     sizes = [(label.width + 2 * margin, label.ascent + label.descent) for label in labels]
@@ -81,10 +89,10 @@ def luminance(colour: Sequence[float]) -> float:
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
-def _line_style(boxes: Tensor, picture: tuple[int, int], line: int) -> tuple[int, int, int]:
+def _line_style(boxes: Tensor, picture: tuple[int, int], line: int, share: float) -> tuple[int, int, int]:
     """Width of the line, of the halo beside it, and opacity (0..255): the most that leave much of the picture visible."""
     perimeters = 2 * (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).sum().item()
-    most = MOST_INK * picture[0] * picture[1]
+    most = share * picture[0] * picture[1]
     for width in range(line, 0, -1):
         seam = (width + 1) // 2
         if perimeters * (width + 2 * seam) <= most:

@@ -30,6 +30,11 @@ class Keypoints(Record):
         """Of (n, J, 3) x, y and visibility."""
         return cls(xyv[..., :2].float(), xyv[..., 2].long())
 
+    def scored(self) -> Tensor:
+        """(n, J, 3) x, y and score; visibility where there are no scores."""
+        third = self.visible if self.scores is None else self.scores
+        return torch.cat([self.points, third[..., None].to(self.points)], dim=-1)
+
     def mirrored(self, width: int) -> Keypoints:
         """As it is where left becomes right, left and right points swapped."""
         moved = super().mirrored(width)

@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from detector.records.geometry import Size, Window
+from detector.records.pasting import THRESHOLD, WAYS, Patch, run_lengths
 from detector.records.record import Record, boxes_field, rows_field
 
 
 @dataclass(eq=False)
 class RegionMasks(Record):
-    """The mask of each detection at a fixed resolution, and the box that it fills."""
+    """The mask of each detection at a fixed resolution, and the box that it fills.
+
+    A hundred masks take 160 kB, whatever the size of the image: `paste`, or `rle` for less memory, makes pixels of them.
+    The way of pasting is `sampled` (Detectron2, MMDetection) or `torchvision`; records/pasting.py says what they are.
+    """
 
     probabilities: Tensor = rows_field()
-    """(D, M, M) in 0..1; 28 x 28 is usual."""
+    """(D, M, M) in 0..1, float32 or float16; 28 x 28 is usual."""
     boxes: Tensor = boxes_field()
     """(D, 4) xyxy."""
     size: Size = (0, 0)
     """(h, w) of the image."""
     scores: Tensor | None = rows_field(default=None)
     """(D,) of the masks, which rank them in place of the detections' scores where a model judges its masks."""
+
+    def paste(self, mode: str = "sampled") -> Tensor:
+        """(D, h, w) bool, true where the probability is at least a half. Takes D * h * w bytes."""
+        pasted = torch.zeros(len(self), *self.size, dtype=torch.bool, device=self.probabilities.device)
+        for canvas, patch in zip(pasted, self.patches(mode)):
+            _fill(canvas, patch)
+        return pasted
+
+    def probability_maps(self, mode: str = "sampled") -> Tensor:
+        """(D, h, w) float32, the probability of every pixel. Takes 4 * D * h * w bytes."""
+        maps = torch.zeros(len(self), *self.size, device=self.probabilities.device)
+        for canvas, patch in zip(maps, self._soft_patches(mode)):
+            _fill(canvas, patch)
+        return maps
+
+    def rle(self, mode: str = "sampled") -> list[dict[str, Any]]:
+        """COCO's compressed run lengths of each mask, with text counts; one window of the image at a time."""
+        return [run_lengths(patch, self.size) for patch in self.patches(mode)]
+
+    def patches(self, mode: str = "sampled") -> Iterator[Patch]:
+        """The pasted mask (bool) of one region after the other, in its window of the image."""
+        return (patch._replace(values=patch.values >= THRESHOLD) for patch in self._soft_patches(mode))
+
+    def _soft_patches(self, mode: str) -> Iterator[Patch]:
+        if mode not in WAYS:
+            raise ValueError(f"mode={mode!r}: choose one of {', '.join(WAYS)}")
+        masks = self.probabilities.float()
+        return (WAYS[mode](mask, box, self.size) for mask, box in zip(masks, self.boxes.tolist()))
+
+    def halved(self) -> RegionMasks:
+        """With probabilities as float16, for results that are kept: half the memory; of 35,000 hard pixels 20 differ."""
+        return replace(self, probabilities=self.probabilities.half())
 
     def resized(self, old: Size, new: Size) -> RegionMasks:
         """The boxes in the pixels of the resized image."""
@@ -38,3 +78,9 @@ class RegionMasks(Record):
     def cropped(self, window: Window) -> RegionMasks:
         """Not defined: a cropped box would need its mask resampled."""
         raise NotImplementedError("masks of detections cannot be cropped: crop the image and detect there")
+
+
+def _fill(canvas: Tensor, patch: Patch) -> None:
+    """Write a patch into an image."""
+    h, w = patch.values.shape
+    canvas[patch.top : patch.top + h, patch.left : patch.left + w] = patch.values

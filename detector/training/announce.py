@@ -39,10 +39,12 @@ def announce(trainer: Trainer, started: str | None) -> None:
     log.info("learning rate: %s", "; ".join(plan_lines(recipe, trainer.steps_per_epoch)))
     for fault in plan_faults(recipe, trainer.steps_per_epoch):
         log.warning("%s", fault)
-    if trainer.criterion != "AP":
+    if model.reports_proposals:
         log.info(
             "an RPN alone: best.pth is chosen by the %s of proposals; AP is that of all classes as one",
             trainer.criterion,
         )
+    elif trainer.criterion != "AP":
+        log.info("best.pth is chosen by %s", trainer.criterion)
     if started:
         log.info("%s", started)

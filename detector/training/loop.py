@@ -26,8 +26,9 @@ from detector.progress import Progress
 from detector.protocols import DataSet, Writer
 from detector.rng import random_state, set_random_state
 from detector.structures import Target
+from detector.training.criterion import criterion_of
 from detector.training.diagnostics import explain_non_finite, lost_process_explained
-from detector.training.metrics import COLUMNS, SCORES, make_writers
+from detector.training.metrics import COLUMNS, make_writers
 from detector.training.optim import learning_rate
 from detector.training.signals import Stop, deferred_sigchld
 from detector.training.step import NonFiniteLoss, TrainStep
@@ -68,7 +69,9 @@ class Trainer:
         )  # fmt: skip
         self.batches = cast(GroupedBatchSampler, self.loader.batch_sampler)
         self.steps_per_epoch = len(self.batches)
-        self.criterion = "AR1000" if model.reports_proposals else "AP"  # selects best.pth
+        self.criterion = criterion_of(
+            recipe.best, config.model.target_fields, reports_proposals=model.reports_proposals
+        )
         self.step, self.epoch = 0, 0
         # scores are -1 if val has no objects; best.pth is written then, too
         self.best = -math.inf
@@ -253,7 +256,7 @@ class Trainer:
         row = {"step": self.step, "epoch": epoch, **scores}
         self.history = [old for old in self.history if old["step"] < self.step] + [row]
         self._write_row({"epoch": epoch, **scores})
-        shown = "  ".join(f"{name} {scores[name]:.3f}" for name in SCORES)
+        shown = "  ".join(f"{name} {score:.3f}" for name, score in scores.items() if name != "val_loss")
         log.info("epoch %d/%d: val loss %.3f  %s", epoch, self.recipe.epochs, scores["val_loss"], shown)
         if scores[self.criterion] > self.best:
             previous, self.best = self.best, scores[self.criterion]

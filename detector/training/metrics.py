@@ -19,6 +19,11 @@ log = logging.getLogger("detector")
 
 COLUMNS = ["step", "epoch", "lr", "loss", "grad_norm", "data_s", "step_s", "memory_mib", "val_loss"]
 SCORES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR1000"]  # AR1000 is that of proposals
+SHAPE_SCORES = {
+    "segm": ["AP", "AP50", "AP75"],
+    "boundary": ["AP"],
+    "keypoints": ["AP", "AP50", "AP75"],
+}  # "segm/AP", ...
 STEP = re.compile("[0-9]{1,18}")
 
 
@@ -64,7 +69,7 @@ class TensorBoardWriter:
 
 
 class CsvWriter:
-    """metrics.csv: one row per training step and one per evaluation; a new loss gets a column.
+    """metrics.csv: one row per training step and one per evaluation; a new loss or score gets a column.
 
     On resume, rows beyond `step` are dropped, because those steps run again, and evaluations of `history` that the file
     lacks are added. Rows that a full disk refuses are kept and written later. Raises DetectorError for a file that cannot
@@ -82,15 +87,18 @@ class CsvWriter:
         self._waiting: list[dict[str, str]] = []  # rows that a full disk refused
         try:
             rows = [row for row in self._old_rows() if int(row["step"]) <= step] if step else []
-            self._begin(_losses(key for row in rows for key in row), _with_history(rows, history))
+            rows = _with_history(rows, history)
+            self._begin(_added(key for row in rows for key in row), rows)
         except (OSError, csv.Error) as error:
             raise DetectorError(
                 f"{self.path}: cannot be continued ({error}); move it away, then a resumed training starts a new one"
             ) from error
 
-    def _begin(self, losses: list[str], rows: list[dict[str, str]]) -> None:
-        """Replace the file by one with these loss columns and rows."""
-        columns = [*COLUMNS[:4], *losses, *COLUMNS[4:], *SCORES]
+    def _begin(self, added: list[str], rows: list[dict[str, str]]) -> None:
+        """Replace the file by one with these columns beside the general ones, losses and scores, and these rows."""
+        scores = [f"{title}/{name}" for title, names in SHAPE_SCORES.items() for name in names]
+        losses = [key for key in added if key not in scores]
+        columns = [*COLUMNS[:4], *losses, *COLUMNS[4:], *SCORES, *(key for key in scores if key in added)]
         temporary = self.path.with_name(f".metrics.csv.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(_text(columns, [dict(zip(columns, columns)), *rows]))
@@ -100,7 +108,7 @@ class CsvWriter:
         if self._file:
             self._file.close()
         self._file = open(self.path, "ab", buffering=0)
-        self.losses, self.columns = losses, columns
+        self.added, self.columns = added, columns
 
     def _old_rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -113,9 +121,9 @@ class CsvWriter:
         waited = bool(self._waiting)
         self._waiting.append(_rounded({"step": step, **row}))
         try:
-            losses = _losses([*self.losses, *(key for waiting in self._waiting for key in waiting)])
-            if losses != self.losses:
-                self._begin(losses, self._old_rows())
+            added = _added([*self.added, *(key for waiting in self._waiting for key in waiting)])
+            if added != self.added:
+                self._begin(added, self._old_rows())
             self._append(_text(self.columns, self._waiting))
             self._waiting.clear()
         except (OSError, csv.Error) as error:
@@ -166,6 +174,6 @@ def _row_order(row: Mapping[str, str]) -> tuple[int, bool]:
     return int(row["step"]), bool(row.get(SCORES[0]))
 
 
-def _losses(keys: Iterable[str | None]) -> list[str]:
+def _added(keys: Iterable[str | None]) -> list[str]:
     """Keys that are no general columns, each once; csv.DictReader gives None for excess values of a damaged row."""
     return list(dict.fromkeys(key for key in keys if key is not None and key not in (*COLUMNS, *SCORES)))

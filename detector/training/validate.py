@@ -13,14 +13,14 @@ from detector.inference.predictor import Predictor
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.protocols import DataSet
 from detector.rng import mix
-from detector.training.metrics import SCORES
+from detector.training.metrics import SCORES, SHAPE_SCORES
 
 
 def validate(
     model: GeneralizedRCNN, config: Config, train: DataSet, val: DataSet, device: torch.device, *,
     workers: int, seed: int, check: Callable[[], None],
 ) -> dict[str, float]:  # fmt: skip
-    """SCORES and `val_loss`, the same on all processes, which share the images.
+    """SCORES, `val_loss`, and SHAPE_SCORES of what the model finds, the same on all processes, which share the images.
 
     The model is left in eval mode. The state of the random generators does not change.
 
@@ -37,6 +37,8 @@ def validate(
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
     metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
+    for title, names in SHAPE_SCORES.items():
+        scores |= {f"{title}/{name}": metrics[title][name] for name in names if title in metrics}
 
     @torch.no_grad()
     def loss_of_shard() -> float:

@@ -7,11 +7,13 @@ import pickle
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from pycocotools import mask
 from torch import Tensor
 
 from detector.checkpoint import read_checkpoint
@@ -19,9 +21,22 @@ from detector.interop.names import Row
 from detector.interop.recognise import FRAMEWORKS
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.cascade import Cascade
+from detector.modeling.roi_heads.mask_branch import MaskBranch
 from detector.modeling.roi_heads.stage import to_rois
-from detector.structures import Batch, Detections, Proposals
-from helpers.golden_rules import PROJECT, Match, filled, fixed_proposals, formula_image, golden, match_sets
+from detector.records.outlines import Outlines
+from detector.structures import Batch, Detections, Proposals, Target
+from helpers.golden_rules import (
+    PROJECT,
+    Match,
+    bitmaps_of,
+    filled,
+    fixed_proposals,
+    formula_image,
+    golden,
+    ground_truth,
+    match_sets,
+    outlines_of,
+)
 from helpers.tiny import built
 from helpers.training import script
 
@@ -52,20 +67,21 @@ REFERENCES = {
     "tv": Reference(
         "torchvision",
         {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg",
-         "roi_class": "loss_classifier", "roi_box": "loss_box_reg"}, {},
+         "roi_class": "loss_classifier", "roi_box": "loss_box_reg", "roi_mask": "loss_mask"}, {},
         lambda path, state: torch.save(state, path),
     ),
     "d2": Reference(
         "detectron2",
         {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_loc",
-         "roi_class": "loss_cls", "roi_box": "loss_box_reg"},
+         "roi_class": "loss_cls", "roi_box": "loss_box_reg", "roi_mask": "loss_mask"},
         {"roi_class_": "loss_cls_stage#", "roi_box_": "loss_box_reg_stage#"},
         save_pkl, ".pkl",
     ),
     "mm": Reference(
         "mmdetection",
-        {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_bbox", "roi_class": "loss_cls", "roi_box": "loss_bbox"},
-        {"roi_class_": "s#.loss_cls", "roi_box_": "s#.loss_bbox"},
+        {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_bbox",
+         "roi_class": "loss_cls", "roi_box": "loss_bbox", "roi_mask": "loss_mask"},
+        {"roi_class_": "s#.loss_cls", "roi_box_": "s#.loss_bbox", "roi_mask_": "s#.loss_mask"},
         lambda path, state: torch.save({"state_dict": state, "meta": {"epoch": 12}}, path),
     ),
 }  # fmt: skip
@@ -86,8 +102,13 @@ class Tolerance:
     score: float = 3e-3
     loss: float = 5e-5
     gradient: float = 4e-3
+    mask: float = 4e-2  # logits or probabilities at the recorded cells
+    mask_moments: float = 1e-2
+    pixels: tuple[float, float] = (0.01, 0.0015)  # pasted ones that differ: of a mask, of all masks
 
 
+MASK_CASCADE = Tolerance(px=0.4, loss=4e-4, pixels=(0.026, 0.004))
+NOISY_MASKS = Tolerance(pixels=(0.022, 0.0015))
 PLAIN, CASCADE = Tolerance(), Tolerance(px=0.4, loss=2e-4)
 LIBRA = Tolerance(maps=3e-4, moments=3e-5)
 NAS_FPN = Tolerance(maps=2e-4, moments=3e-5, proposal_px=0.1, proposal_sigmoid=4e-5, first4=(1.5e-2, 6e-3), px=0.5)
@@ -110,9 +131,31 @@ MODELS = {  # file: tolerance; its configuration has the file's name in configs/
     "mm_detectors_cascade_rcnn_r50_rfp": CASCADE,
     "mm_detectors_cascade_rcnn_r50_sac": CASCADE,
 }
+MASK_MODELS = {  # in the folder masks
+    "tv_maskrcnn_resnet50_fpn": PLAIN,
+    "tv_maskrcnn_resnet50_fpn_v2": PLAIN,
+    "d2_mask_rcnn_R_50_FPN": PLAIN,
+    "d2_mask_rcnn_R_50_C4": NOISY_MASKS,
+    "d2_cascade_mask_rcnn_R_50_FPN": MASK_CASCADE,
+    "mm_mask_rcnn_r50_fpn": PLAIN,
+    "mm_cascade_mask_rcnn_r50_fpn": MASK_CASCADE,
+}
+MODELS |= MASK_MODELS
+# losses that were also recorded with masks in another form: the source that they are read from
+OTHER_MASKS = {
+    ("d2_mask_rcnn_R_50_FPN", "batch_bitmap"): "masks",
+    ("d2_mask_rcnn_R_50_C4", "batch_bitmap"): "masks",
+    ("d2_cascade_mask_rcnn_R_50_FPN", "batch_bitmap"): "masks",
+    ("mm_mask_rcnn_r50_fpn", "batch_polygon"): "outlines",
+}
 GIVEN_PROPOSALS = ("d2_fast_rcnn_R_50_FPN",)  # no RPN
 # norms that take means and variances of the maps
-LIVE_NORMS = ("tv_fasterrcnn_resnet50_fpn_v2", "d2_faster_rcnn_R_50_FPN_gn", "mm_faster_rcnn_r50_nasfpn")
+LIVE_NORMS = (
+    "tv_fasterrcnn_resnet50_fpn_v2",
+    "tv_maskrcnn_resnet50_fpn_v2",
+    "d2_faster_rcnn_R_50_FPN_gn",
+    "mm_faster_rcnn_r50_nasfpn",
+)
 
 
 def reference(name: str) -> Reference:
@@ -161,6 +204,8 @@ def overrides_of(profile: Mapping) -> list[str]:
         for when in ("pre", "post"):
             counts = [profile[f"rpn_{when}_nms_topk_{mode}"] for mode in ("train", "test")]
             settings[f"model.rpn.selection.{when}_nms"] = counts
+    settings["model.roi_head.selection.max_detections"] = profile["max_detections"]
+    settings["model.roi_head.selection.score_threshold"] = profile["score_threshold"]
     if "nms.min_score" in profile:
         settings["model.roi_head.selection.soft_min_score"] = profile["nms.min_score"]
     return [f"{key}={value}" for key, value in settings.items()]
@@ -247,7 +292,8 @@ def as_contiguous(model: GeneralizedRCNN) -> GeneralizedRCNN:
     of a batch norm by 1e-3. In float64 the channels-last models give the recorded numbers.
     """
     model.to(memory_format=torch.contiguous_format)
-    for part in (model.pyramid, model.roi_head.stage.box_head):
+    mask = getattr(model.roi_head, "mask", None)
+    for part in (model.pyramid, model.roi_head.stage.box_head, *([mask.head] if mask else [])):
         part.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
     return model
 
@@ -259,6 +305,54 @@ def match_detections(name: str, found: Detections, expected: Mapping[str, list])
     ours = found.boxes, found.scores, found.labels + int(name.startswith("tv_"))  # which counts the background as 0
     limit = MODELS[name]
     return match_sets(ours, (boxes[real], scores[real], labels[real]), px=limit.px, score=limit.score)
+
+
+def targets_of(name: str, *, empty_second: bool = False) -> list[Target]:
+    """The objects of the case "batch", with bitmaps and outlines where the model learns masks."""
+    plain = [Target.of(target) for target in ground_truth(empty_second=empty_second)]
+    if name not in MASK_MODELS:
+        return plain
+    drawn = []
+    for target, image in zip(plain, images_of(name, "batch")):
+        size = (image.shape[1], image.shape[2])
+        polygons = outlines_of(target.boxes)
+        outlines = Outlines.of(polygons, size)
+        drawn.append(replace(target, masks=bitmaps_of(polygons, size), outlines=outlines))
+    return drawn
+
+
+def masks_of(model: GeneralizedRCNN) -> list[MaskBranch]:
+    """The mask branches, one or several."""
+    return [module for module in model.modules() if isinstance(module, MaskBranch)]
+
+
+def partners(name: str, found: Detections, expected: Mapping[str, list]) -> list[int]:
+    """For each recorded detection ours: the nearest of its label."""
+    labels = torch.tensor(expected["labels"]) - int(name.startswith("tv_"))
+    apart = (torch.tensor(expected["boxes"])[:, None] - found.boxes).abs().amax(dim=-1)
+    apart[labels[:, None] != found.labels] = torch.inf
+    return apart.argmin(dim=1).tolist()
+
+
+def mask_errors(name: str, found: Detections, expected: Mapping[str, Any]) -> tuple[float, float]:
+    """Largest difference at the recorded cells, and of mean and std."""
+    ours = found.masks.probabilities[partners(name, found, expected)].double()
+    ours = ours.logit() if expected["mask_kind"] == "logits" else ours
+    cells = ours.flatten(1)
+    values = cells[:, torch.tensor(expected["mask_idx"])] - torch.tensor(expected["mask_values"], dtype=torch.float64)
+    mean = cells.mean(dim=1) - torch.tensor(expected["mask_mean"])
+    std = cells.std(dim=1, correction=0) - torch.tensor(expected["mask_std"])
+    return float(values.abs().max()), float(torch.maximum(mean.abs(), std.abs()).max())
+
+
+def pixel_errors(name: str, found: Detections, expected: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Of each recorded mask, the pixels that differ from ours and those of the union of both."""
+    pasted = found.masks[partners(name, found, expected)].paste("torchvision" if name.startswith("tv_") else "sampled")
+    recorded_masks = [mask.decode({"size": found.masks.size, "counts": counts}) for counts in expected["mask_rle"]]
+    theirs = torch.from_numpy(np.stack(recorded_masks)).bool()
+    assert theirs.sum(dim=(1, 2)).tolist() == expected["mask_area"]
+    counts = ((x.flatten(1).sum(dim=1)).tolist() for x in (pasted ^ theirs, pasted | theirs))
+    return list(zip(*counts))
 
 
 def loss_pairs(name: str, losses: Mapping[str, Tensor], expected: Mapping[str, Any]) -> list[tuple[float, float]]:

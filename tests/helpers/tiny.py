@@ -93,6 +93,19 @@ def target(*rows: tuple[float, float, float, float, int]) -> dict[str, Tensor]:
     return {"boxes": table[:, :4], "labels": table[:, 4].long()}
 
 
+def with_bitmaps(target: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+    """A target whose objects fill their boxes in this image."""
+    h, w = image.shape[-2:]
+    y, x = torch.arange(h)[:, None] + 0.5, torch.arange(w) + 0.5
+    x1, y1, x2, y2 = (side[:, None, None] for side in target["boxes"].unbind(dim=1))
+    return target | {"masks": ((x > x1) & (x < x2) & (y > y1) & (y < y2)).to(torch.uint8)}
+
+
+def drawn(targets: list[dict[str, Tensor]], images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Targets for a model that learns masks; others read nothing of them."""
+    return [with_bitmaps(target, image) for target, image in zip(targets, images, strict=True)]
+
+
 def to_target(*rows: tuple[float, float, float, float, int]) -> Target:
     """The same as a record."""
     return Target.of(target(*rows))
