@@ -11,8 +11,11 @@ from helpers.necks import count
 from torchvision.models.detection import roi_heads as theirs
 
 from detector.modeling.roi_heads.heat_maps import heat_map_cells, read_heat_maps
-from detector.modeling.roi_heads.keypoint_head import KeypointHead
+from detector.modeling.roi_heads.keypoint_head import KeypointBranch, KeypointHead
+from detector.modeling.roi_heads.pool import RoIPool
+from detector.modeling.roi_heads.stage import Regions
 from detector.records.keypoints import Keypoints
+from detector.structures import Detections, Target
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,7 @@ def test_the_loss_is_torchvisions_and_the_recorded_one(recorded):
     loss = head.loss(recorded_maps(), cells, valid, images=1)
     matched = [torch.arange(len(boxes))]
     torch.testing.assert_close(loss, theirs.keypointrcnn_loss(recorded_maps(), [boxes], [xyv], matched))
+    assert loss.item() == pytest.approx(recorded["tv_loss"]["loss"], rel=1e-6)
     fixed = KeypointHead(4, keypoints=3, convs=1, width=4, positives_per_image=2, weight=0.5)
     torch.testing.assert_close(
         fixed.loss(recorded_maps(), cells, valid, images=2), loss * valid.sum() * 0.5 / (2 * 3 * 2)
@@ -72,3 +76,58 @@ def test_as_many_parameters_as_published():
     with torch.device("meta"):
         head = KeypointHead(256)
     assert (count(head.convs), count(head.upsample)) == (17_698_816, 139_281)
+
+
+# --- the branch
+
+BOX = [10.0, 10, 30, 40]
+
+
+def branch() -> KeypointBranch:
+    torch.manual_seed(0)
+    return KeypointBranch(RoIPool([4], [8], levels=1, size=14), KeypointHead(4, keypoints=2, convs=1, width=4))
+
+
+def one_object(points: list[list[float]]) -> Target:
+    return Target(
+        torch.tensor([BOX]), torch.zeros(1, dtype=torch.int64), keypoints=Keypoints.of(torch.tensor([points]))
+    )
+
+
+def regions(*boxes: list[float]) -> Regions:
+    zeros = torch.zeros(len(boxes), dtype=torch.int64)
+    return Regions(torch.tensor(boxes).view(-1, 4), zeros, zeros, zeros.bool())
+
+
+def test_a_region_without_a_visible_keypoint_inside_teaches_nothing():
+    """A border counts as inside. What is not visible, or outside, does not."""
+    level = [torch.randn(1, 4, 8, 12)]
+    on_border = one_object([[30.0, 40, 1], [20, 20, 0]])
+    alone = branch().losses(level, [regions(BOX)], [on_border])["roi_keypoint"]
+    others = branch().losses(level, [regions(BOX, [0.0, 0, 29, 39], [15.0, 15, 25, 25])], [on_border])["roi_keypoint"]
+    assert alone.item() == others.item() > 0
+    nothing = branch().losses(level, [regions([0.0, 0, 29, 39])], [on_border])["roi_keypoint"]
+    assert nothing.item() == 0 and nothing.requires_grad
+
+
+def test_the_other_divisor_does_not_depend_on_what_is_visible():
+    level, fixed = [torch.randn(1, 4, 8, 12)], branch()
+    fixed.head.positives_per_image = 3
+    one, two = one_object([[20.0, 20, 2], [0, 0, 0]]), one_object([[20.0, 20, 2], [20, 20, 2]])
+    mean, total = (b.losses(level, [regions(BOX)], [one])["roi_keypoint"].item() for b in (branch(), fixed))
+    assert total == pytest.approx(mean / (3 * 2))
+    assert fixed.losses(level, [regions(BOX)], [two])["roi_keypoint"].item() > 1.5 * total
+
+
+def test_detections_get_keypoints_inside_their_boxes_and_none_gets_none():
+    boxes = torch.tensor([BOX, [2.0, 3, 8.5, 9.25]])
+    found = [Detections(boxes, torch.ones(2), torch.zeros(2, dtype=torch.int64))]
+    (some,), (none,) = (branch().detect([torch.randn(1, 4, 8, 12)], f) for f in (found, [found[0][:0]]))
+    points = some.keypoints.points
+    assert points.shape == (2, 2, 2) and ((points > boxes[:, None, :2]) & (points < boxes[:, None, 2:])).all()
+    assert none.keypoints.points.shape == (0, 2, 2) and none.keypoints.scores.shape == (0, 2)
+
+
+def test_a_target_with_another_number_of_keypoints_is_named():
+    with pytest.raises(ValueError, match="target 0: the model learns 2 keypoints, and there are 3 of each object"):
+        branch().losses([torch.randn(1, 4, 8, 12)], [regions(BOX)], [one_object([[20.0, 20, 2]] * 3)])

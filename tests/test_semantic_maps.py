@@ -73,7 +73,7 @@ def test_what_is_wrong_with_a_map_is_named(folder):
         with pytest.raises(ImageError, match=message):
             dataset[0]
     (folder / "maps/a.png").unlink()
-    with pytest.raises(ImageError, match="no readable semantic map of a.jpg"):
+    with pytest.raises(ImageError, match=r"no readable semantic map of a\.jpg"):
         dataset[0]
     (folder / "maps").rmdir()
     with pytest.raises(DataError, match="no such folder of semantic maps"):
@@ -81,7 +81,7 @@ def test_what_is_wrong_with_a_map_is_named(folder):
 
 
 def test_maps_and_the_branch_that_reads_them_come_together(folder):
-    with pytest.raises(ConfigError, match="data.train.semantic: must be given"):
+    with pytest.raises(ConfigError, match=r"data\.train.semantic: must be given"):
         detector.load_config(HTC, [*settings(folder), *SEMANTIC])
-    with pytest.raises(ConfigError, match="data.train.semantic: nothing reads it"):
+    with pytest.raises(ConfigError, match=r"data\.train.semantic: nothing reads it"):
         detector.load_config(HTC, settings(folder, semantic="maps"))
