@@ -9,7 +9,7 @@ from helpers.necks import count
 from helpers.tiny import EMPTY, IMAGES, TARGETS, drawn, gradients, tiny_model, unmoved
 
 from detector.errors import ConfigError
-from detector.modeling.roi_heads.semantic_head import SemanticHead
+from detector.modeling.roi_heads.semantic_head import SemanticConvs
 from detector.modeling.roi_heads.stage import Stage, to_rois
 from detector.structures import Target
 
@@ -26,21 +26,21 @@ def test_the_semantic_loss_is_the_recorded_one():
     maps = [
         torch.where((x + 2 * y) % 50 < 12, 255, (3 * (x // 6) + 2 * (y // 5) + i) % 7).to(torch.uint8) for i in (0, 1)
     ]
-    head = SemanticHead([4] * 2, [4, 8], classes=7, width=8)
+    head = SemanticConvs([4] * 2, [4, 8], classes=7, width=8)
     head.logits = torch.nn.Identity()
     loss = head.loss(logits, [semantic_target(m) for m in maps], (32, 40))
     assert loss.item() == pytest.approx(golden("masks/functions_masks")["semantic_loss"]["mm_loss"], rel=1e-6)
 
 
 def test_a_map_is_needed():
-    head = SemanticHead([4] * 2, [4, 8], width=8)
+    head = SemanticConvs([4] * 2, [4, 8], width=8)
     with pytest.raises(ValueError, match="target 0: no semantic map"):
         head.loss(torch.zeros(1, 8, 4, 4), [semantic_target(None)], (32, 32))
 
 
 def test_the_semantic_branch_has_as_many_parameters_as_published():
     with torch.device("meta"):
-        assert count(SemanticHead([256] * 5, [4, 8, 16, 32, 64])) == 2_802_103
+        assert count(SemanticConvs([256] * 5, [4, 8, 16, 32, 64])) == 2_802_103
 
 
 # --- the cascade

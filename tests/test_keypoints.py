@@ -11,7 +11,7 @@ from helpers.necks import count
 from torchvision.models.detection import roi_heads as theirs
 
 from detector.modeling.roi_heads.heat_maps import heat_map_cells, read_heat_maps
-from detector.modeling.roi_heads.keypoint_head import KeypointBranch, KeypointHead
+from detector.modeling.roi_heads.keypoint_head import KeypointBranch, KeypointConvUpsample
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.stage import Regions
 from detector.records.keypoints import Keypoints
@@ -59,12 +59,12 @@ def test_places_are_torchvisions_for_many_boxes_and_equal_ones():
 def test_the_loss_is_torchvisions_and_the_recorded_one(recorded):
     boxes, xyv = torch.tensor(recorded["rois"]), torch.tensor(recorded["keypoints"])
     cells, valid = heat_map_cells(Keypoints.of(xyv), boxes, 56)
-    head = KeypointHead(4, keypoints=3, convs=1, width=4)
+    head = KeypointConvUpsample(4, keypoints=3, convs=1, width=4)
     loss = head.loss(recorded_maps(), cells, valid, images=1)
     matched = [torch.arange(len(boxes))]
     torch.testing.assert_close(loss, theirs.keypointrcnn_loss(recorded_maps(), [boxes], [xyv], matched))
     assert loss.item() == pytest.approx(recorded["tv_loss"]["loss"], rel=1e-6)
-    fixed = KeypointHead(4, keypoints=3, convs=1, width=4, positives_per_image=2, weight=0.5)
+    fixed = KeypointConvUpsample(4, keypoints=3, convs=1, width=4, positives_per_image=2, weight=0.5)
     torch.testing.assert_close(
         fixed.loss(recorded_maps(), cells, valid, images=2), loss * valid.sum() * 0.5 / (2 * 3 * 2)
     )
@@ -74,7 +74,7 @@ def test_the_loss_is_torchvisions_and_the_recorded_one(recorded):
 
 def test_as_many_parameters_as_published():
     with torch.device("meta"):
-        head = KeypointHead(256)
+        head = KeypointConvUpsample(256)
     assert (count(head.convs), count(head.upsample)) == (17_698_816, 139_281)
 
 
@@ -85,7 +85,7 @@ BOX = [10.0, 10, 30, 40]
 
 def branch() -> KeypointBranch:
     torch.manual_seed(0)
-    return KeypointBranch(RoIPool([4], [8], levels=1, size=14), KeypointHead(4, keypoints=2, convs=1, width=4))
+    return KeypointBranch(RoIPool([4], [8], levels=1, size=14), KeypointConvUpsample(4, keypoints=2, convs=1, width=4))
 
 
 def one_object(points: list[list[float]]) -> Target:

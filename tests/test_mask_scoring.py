@@ -8,7 +8,7 @@ from helpers.golden_rules import golden
 from helpers.necks import count
 from pycocotools import mask as rle
 
-from detector.modeling.roi_heads.mask_iou_head import MaskIoUHead, mask_iou_target, share_inside
+from detector.modeling.roi_heads.mask_iou_head import MaskIoUConvFC, mask_iou_target, share_inside
 
 
 def bitmap(counts: str, size: tuple[int, int]) -> torch.Tensor:
@@ -46,7 +46,7 @@ def test_a_perfect_mask_whose_region_covers_its_object_has_the_target_1():
 
 
 def test_a_region_without_object_teaches_nothing():
-    head = MaskIoUHead(4, 14, 3, conv_width=4, width=4)
+    head = MaskIoUConvFC(4, 14, 3, conv_width=4, width=4)
     iou = torch.tensor([0.5, 0.9], requires_grad=True)
     assert head.loss(iou, torch.tensor([0.0, 0.4])).item() == pytest.approx(0.5 * 0.25)
     assert head.loss(iou, torch.zeros(2)).item() == 0
@@ -54,4 +54,4 @@ def test_a_region_without_object_teaches_nothing():
 
 def test_as_many_parameters_as_published():
     with torch.device("meta"):
-        assert count(MaskIoUHead(256, 14, 80)) == 16_340_304
+        assert count(MaskIoUConvFC(256, 14, 80)) == 16_340_304

@@ -179,14 +179,13 @@ def _options(
         "max_pixels": settings.max_pixels,
         "transform": transform,
     }
-    proposals = settings.split(split).proposals
-    optional = {
+    proposals, semantic = settings.split(split).proposals, settings.split(split).semantic
+    optional: dict[str, Any] = {
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
     }
     optional["fields"] = sorted(fields) or None
-    semantic = settings.split(split).semantic
-    optional["semantic"] = Path(settings.root) / semantic if semantic is not None and "semantic" in fields else None
+    optional["semantic"] = None if semantic is None or "semantic" not in fields else Path(settings.root) / semantic
     return options | {key: value for key, value in optional.items() if value is not None}
 
 

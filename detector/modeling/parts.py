@@ -28,14 +28,14 @@ from detector.modeling.roi_heads.auxiliary import AuxiliaryRoIHead
 from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
 from detector.modeling.roi_heads.cascade import Cascade
 from detector.modeling.roi_heads.htc import HTC
-from detector.modeling.roi_heads.keypoint_head import KeypointHead
+from detector.modeling.roi_heads.keypoint_head import KeypointConvUpsample
 from detector.modeling.roi_heads.mask_head import ConvUpsample
-from detector.modeling.roi_heads.mask_iou_head import MaskIoUHead
+from detector.modeling.roi_heads.mask_iou_head import MaskIoUConvFC
 from detector.modeling.roi_heads.pool import AllLevelPool, RoIPool
 from detector.modeling.roi_heads.proposals_only import ProposalsOnly
 from detector.modeling.roi_heads.res5 import Res5
 from detector.modeling.roi_heads.roi_head import RoIHead
-from detector.modeling.roi_heads.semantic_head import SemanticHead
+from detector.modeling.roi_heads.semantic_head import SemanticConvs
 from detector.modeling.roi_heads.soft_pool import SoftRoIPool
 from detector.modeling.rpn import RPN
 from detector.schema.resolve import as_section, resolve
@@ -111,13 +111,13 @@ PARTS = {
     ),
     "roi_head.mask_pool": Slot(POOLS, ("channels", "strides"), protocols.Pool, argument="mask"),
     "roi_head.mask_iou_head": Slot(
-        {"mask_iou": MaskIoUHead}, ("channels", "size", "num_classes"), protocols.MaskIoUHead, argument="mask"
+        {"mask_iou": MaskIoUConvFC}, ("channels", "size", "num_classes"), protocols.MaskIoUHead, argument="mask"
     ),
     "roi_head.semantic_head": Slot(
-        {"semantic": SemanticHead}, ("channels", "strides"), protocols.SemanticHead, argument="semantic_head"
+        {"semantic": SemanticConvs}, ("channels", "strides"), protocols.SemanticHead, argument="semantic_head"
     ),
     "roi_head.keypoint_head": Slot(
-        {"keypoints": KeypointHead}, ("channels",), protocols.KeypointHead, argument="keypoint"
+        {"keypoints": KeypointConvUpsample}, ("channels",), protocols.KeypointHead, argument="keypoint"
     ),
     "roi_head.keypoint_pool": Slot(POOLS, ("channels", "strides"), protocols.Pool, argument="keypoint"),
 }

@@ -13,7 +13,7 @@ from detector.modeling.layers import ConvNorm, caffe2_msra_
 from detector.modeling.roi_heads.cascade import Cascade, refine
 from detector.modeling.roi_heads.mask_branch import MaskBranch, of_class, positives, with_masks
 from detector.modeling.roi_heads.selection import DetectionSelection
-from detector.modeling.roi_heads.semantic_head import FusedLevels, FusedPool, SemanticHead
+from detector.modeling.roi_heads.semantic_head import FusedLevels, FusedPool, SemanticConvs
 from detector.modeling.roi_heads.stage import RegionLoss, Regions, to_rois
 from detector.modeling.sampling import Sampling
 from detector.schema.ranges import IoU, Weight
@@ -31,8 +31,8 @@ class HTC(Cascade):
     Args:
         pool: levels and regions -> pooled regions, shared by the stages.
         new_box_head: makes the box head of a stage.
-        new_mask: makes the mask branch of a stage.
         num_classes: K, without background.
+        new_mask: makes the mask branch of a stage, which there must be.
         semantic_head: levels -> features of every pixel, which are added to those of all regions; None: no semantic branch.
         ious: of every stage, the IoU from which a region is positive.
         box_weights: of every stage, the weights of the coder.
@@ -47,10 +47,10 @@ class HTC(Cascade):
         self,
         pool: nn.Module,
         new_box_head: Callable[[], nn.Module],
-        new_mask: Callable[[], MaskBranch] | None,
         num_classes: int,
         *,
-        semantic_head: SemanticHead | None = None,
+        new_mask: Callable[[], MaskBranch] | None = None,
+        semantic_head: SemanticConvs | None = None,
         ious: Sequence[IoU] = (0.5, 0.6, 0.7),
         box_weights: Sequence[tuple[DeltaWeight, DeltaWeight, DeltaWeight, DeltaWeight]] = (
             (10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)
@@ -77,7 +77,7 @@ class HTC(Cascade):
         if semantic_head is not None:
             self._add_semantics(semantic_head)
 
-    def _add_semantics(self, head: SemanticHead) -> None:
+    def _add_semantics(self, head: SemanticConvs) -> None:
         """Every pool also reads the embedding, at the size of the mask heads'."""
         shape = (head.width, head.stride, self.masks[0].pool.size)
         self.pool = FusedPool(self.pool, *shape)

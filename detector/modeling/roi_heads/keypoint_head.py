@@ -21,7 +21,7 @@ from detector.structures import Detections, Target
 
 
 @checked
-class KeypointHead(nn.Module):
+class KeypointConvUpsample(nn.Module):
     """(R, C, size, size) -> heat-map logits (R, J, 4 size, 4 size): 3x3 convolutions, a transposed one, a bilinear x2.
 
     Args:
@@ -70,7 +70,7 @@ class KeypointBranch(nn.Module):
         head: pooled regions -> heat maps.
     """
 
-    def __init__(self, pool: Any, head: KeypointHead):
+    def __init__(self, pool: Any, head: KeypointConvUpsample):
         super().__init__()
         self.pool, self.head = pool, head
 

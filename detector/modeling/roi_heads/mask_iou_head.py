@@ -14,7 +14,7 @@ BINARY = 0.5  # a logit above it counts as mask in the target, as in MMDetection
 
 
 @checked
-class MaskIoUHead(nn.Module):
+class MaskIoUConvFC(nn.Module):
     """Pooled regions (R, C, size, size) and the logits of their masks (R, 2 size, 2 size) -> IoU for each class (R, K).
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detector.modeling.roi_heads.mask_branch import MaskBranch, of_class, with_masks
-from detector.modeling.roi_heads.mask_iou_head import MaskIoUHead, mask_iou_target, share_inside
+from detector.modeling.roi_heads.mask_iou_head import MaskIoUConvFC, mask_iou_target, share_inside
 from detector.modeling.roi_heads.stage import Regions
 from detector.structures import Batch, Detections, Target
 
@@ -24,7 +24,7 @@ class MaskScoringBranch(MaskBranch):
         iou_head: pooled regions and the logits of their class's masks -> IoU (R, K).
     """
 
-    def __init__(self, pool: Any, head: Any, iou_head: MaskIoUHead):
+    def __init__(self, pool: Any, head: Any, iou_head: MaskIoUConvFC):
         super().__init__(pool, head)
         self.iou_head = iou_head
 

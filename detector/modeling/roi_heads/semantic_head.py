@@ -19,7 +19,7 @@ UNLABELLED = 255
 
 
 @checked
-class SemanticHead(nn.Module):
+class SemanticConvs(nn.Module):
     """[P2..P6] -> features of every cell of one level, (N, width, H, W), for class logits and for an embedding.
 
     Args:
