@@ -118,6 +118,32 @@ class MaskHead(Protocol):
     def __call__(self, pooled: Any, /) -> Tensor: ...
 
 
+class MaskIoUHead(Protocol):
+    """Pooled regions and mask logits -> the IoU of each mask with its object, for each class (R, K)."""
+
+    def __call__(self, pooled: Tensor, mask_logits: Tensor, /) -> Tensor: ...
+
+
+class SemanticHead(Protocol):
+    """[P2..P6] -> features of every pixel."""
+
+    width: int
+    """Channels of its embedding."""
+    stride: int
+    """Of its embedding, in pixels."""
+
+    def __call__(self, p: Sequence[Tensor], /) -> Tensor: ...
+
+
+class KeypointHead(Protocol):
+    """Pooled regions -> heat maps (R, J, M, M)."""
+
+    keypoints: int
+    """J."""
+
+    def __call__(self, pooled: Tensor, /) -> Tensor: ...
+
+
 class SecondStage(Protocol):
     """The RoI head. `reports_proposals` (default false): its detections are proposals of one class."""
 

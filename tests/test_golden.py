@@ -9,17 +9,21 @@ import pytest
 import torch
 from helpers.golden_models import (
     GIVEN_PROPOSALS,
+    KEYPOINT_MODELS,
     MASK_MODELS,
     MODELS,
+    NOISE_ALONE,
     OTHER_MASKS,
     build,
     checkpoint_of,
     images_of,
+    keypoint_errors,
     loss_pairs,
     mask_errors,
     masks_of,
     match_detections,
     outputs,
+    partners,
     pixel_errors,
     proposals_of,
     recorded,
@@ -35,6 +39,7 @@ from detector.interop.names import rename
 from detector.modeling.rcnn import GeneralizedRCNN
 
 QUICK = ("tv_fasterrcnn_resnet50_fpn", "d2_faster_rcnn_R_50_FPN", "mm_mask_rcnn_r50_fpn")
+WITH_BRANCHES = MASK_MODELS.keys() | KEYPOINT_MODELS
 # norms of the batch in training, recorded without them as well
 BATCH_NORM = ("tv_fasterrcnn_resnet50_fpn_v2", "tv_maskrcnn_resnet50_fpn_v2", "mm_faster_rcnn_r50_nasfpn")
 
@@ -49,7 +54,7 @@ each_case = pytest.mark.parametrize("case", ["batch", pytest.param("single", mar
 
 
 def test_every_recorded_model_is_compared():
-    for folder, models in (("golden", MODELS.keys() - MASK_MODELS), ("golden/masks", MASK_MODELS)):
+    for folder, models in (("golden", MODELS.keys() - WITH_BRANCHES), ("golden/masks", WITH_BRANCHES)):
         files = {path.stem for path in shared(folder).glob("*.json")}
         assert {name for name in files if name.startswith(("tv_", "d2_", "mm_"))} == set(models)
 
@@ -156,6 +161,36 @@ def test_losses_and_gradients_on_running_statistics(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", KEYPOINT_MODELS, scope="module")
+@each_case
+def test_keypoints(name, case):
+    """Three of a file may lie elsewhere: the maximum of a map jumps where two cells are nearly equal."""
+    pairs = zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True)
+    moved, errors = zip(*(keypoint_errors(name, found, expected) for found, expected in pairs))
+    assert sum(moved) <= 3 and max(errors) < KEYPOINT_MODELS[name]
+
+
+@pytest.mark.slow
+@each_case
+def test_scores_of_masks(case):
+    """MMDetection multiplies the detections' scores; here these stay, and the masks have scores of their own."""
+    name = "mm_ms_rcnn_r50_fpn"
+    for found, expected in zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True):
+        masks = found.masks[partners(name, found, expected)]
+        torch.testing.assert_close(masks.scores, torch.tensor(expected["scores"]), rtol=0, atol=1e-2)
+
+
+@pytest.mark.slow
+@each_case
+@torch.no_grad()
+def test_the_semantic_branch(case):
+    name, expected = "mm_htc_r50_fpn", recorded("mm_htc_r50_fpn", case)["semantic"]
+    head = build(name).roi_head.semantic_head
+    x = head(outputs(name, case).maps)
+    assert_records([head.logits(x), head.embed(x)], [expected["logits"], expected["embedding"]], name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), OTHER_MASKS, scope="module")
 def test_losses_and_gradients_of_masks_in_another_form(name, case):
     model = copy.deepcopy(build(name)).train()
@@ -169,8 +204,8 @@ def check_losses(model: GeneralizedRCNN, name: str, case: str) -> None:
     images = images_of(name, "batch")
     losses = model(images, targets_of(name, empty_second=case == "empty"), proposals=proposals_of(name, images))
     for loss, want in loss_pairs(name, losses, expected):
-        error = abs(loss - want)
-        assert error < 1e-6 if want < 0.01 else error < limit.loss * want
+        error, bound = abs(loss - want), 1e-3 if want == expected["terms"].get("loss_mask_iou") else limit.loss
+        assert error < 1e-6 if want < 0.01 else error < bound * want
     sum(losses.values()).backward()
     check_gradients(model, name, expected)
 
@@ -182,4 +217,7 @@ def check_gradients(model: GeneralizedRCNN, name: str, expected: dict) -> None:
     assert relative_error(every, expected["grad_norm_all"]) < MODELS[name].gradient
     for theirs, norm in expected["grad_norms"].items():
         ours = next(key for key in rename(theirs, reference(name).rows) if key in norms)
+        if theirs.endswith(NOISE_ALONE):
+            assert norms[ours] < 1e-5 * norms[ours.replace("bias", "weight")]
+            continue
         assert relative_error(float(norms[ours]), norm, below=0) < MODELS[name].gradient

@@ -65,7 +65,10 @@ def test_part(part):
 
 
 FASTER_RCNN = 23_454_912 + 593_935 + 13_895_680 + 411_025  # but for the neck
-MASK_HEAD = 2_643_280
+MASK_HEAD, KEYPOINTS = 2_643_280, 17_698_816 + 139_281
+PANET = FASTER_RCNN - 13_895_680 + 15_207_424 + 1_771_008 + 3_346_432 + 3_543_552
+# three heads, and into the last two of masks a convolution
+HTC = 23_454_912 + 593_935 + 3_344_384 + 3 * (13_895_680 + 87_125 + MASK_HEAD) + 2 * 65_792
 FEEDBACK = 131_584 + 263_168 + 526_336  # the convolutions through which P3..P5 join the second backbone
 SYSTEMS = {
     "rpn_r50_fpn_1x_coco": 23_454_912 + 3_344_384 + 593_935,
@@ -74,7 +77,7 @@ SYSTEMS = {
     "compat/torchvision_fasterrcnn_resnet50_fpn_v2": 43_712_278 - 4 * 1025,
     "faster_rcnn_r50_fpn_1x_coco": FASTER_RCNN + 3_344_384,
     "panet_r50_1x_coco": FASTER_RCNN + 3_344_384 + 3_540_480,
-    "panet_full_r50_1x_coco": FASTER_RCNN - 13_895_680 + 15_207_424 + 1_771_008 + 3_346_432 + 3_543_552,
+    "panet_full_r50_1x_coco": PANET,
     "augfpn_r50_1x_coco": FASTER_RCNN + 3_344_384 + 1_573_632 + 203_779 + 271_620 + 13_895_680 + 411_025,  # two heads
     "libra_r50_1x_coco": FASTER_RCNN + 3_344_384 + 4 * 256 * 257,
     "cascade_r50_1x_coco": 23_454_912 + 593_935 + 3_344_384 + 3 * (13_895_680 + 87_125),
@@ -96,6 +99,12 @@ SYSTEMS = {
     + 593_935
     + 3_344_384
     + 3 * (13_895_680 + 87_125 + MASK_HEAD),
+    "keypoint_rcnn_r50_fpn_1x_coco": FASTER_RCNN + 3_344_384 + KEYPOINTS,
+    "compat/torchvision_keypointrcnn_resnet50_fpn": 59_137_258 - 4 * 1025,
+    "htc_without_semantic_r50_1x_coco": HTC,
+    "htc_r50_1x_coco": HTC + 2_802_103,
+    "mask_scoring_r50_1x_coco": FASTER_RCNN + 3_344_384 + MASK_HEAD + 16_340_304,
+    "panet_mask_r50_1x_coco": PANET + 7 * (256 * 256 * 9 + 2 * 256) + 262_400 + 20_560 + 20_555_280,
     # torchvision's background has a mask that nothing reads
     "compat/torchvision_maskrcnn_resnet50_fpn": 44_401_393 - 4 * 1025 - 257,
     "compat/torchvision_maskrcnn_resnet50_fpn_v2": 46_359_409 - 4 * 1025 - 257,

@@ -94,6 +94,7 @@ def parse_config(
         data = parse_data(raw["data"], trust=trust) if "data" in raw else None
         if data is not None:
             data.check_proposals(needed=model.needs_proposals)
+            data.check_semantic(needed="semantic" in model.target_fields)
         train = construct(Recipe, raw.get("train", {}), "train")
         evaluate = construct(Scoring, raw.get("evaluate", {}), "evaluate")
     return Config(model, data, train, evaluate, raw, None if source is None else str(source))

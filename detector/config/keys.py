@@ -69,7 +69,7 @@ def key_table(config: Config | None = None) -> list[KeySection]:
             choice = name if len(slot.types) > 1 or name not in slot.types else None
             first = constructor is next(iter(slot.types.values()))
             keys = tuple(_keys(constructor, slot.supplied))
-            if key == "roi_head.mask_pool" and config is None:
+            if key in ("roi_head.mask_pool", "roi_head.keypoint_pool") and config is None:
                 keys = tuple(_as_box_pool(key) for key in keys)
             sections.append(KeySection(f"model.{key}", choice, first, _summary(constructor), keys))
     if config is None or config.data is not None:
@@ -88,7 +88,7 @@ def key_table(config: Config | None = None) -> list[KeySection]:
 
 
 def _as_box_pool(key: Key) -> Key:
-    """An option of the mask head's pool, whose defaults are what the box head's pool is set to."""
+    """An option of the pool of masks or keypoints, whose defaults are what the box head's pool is set to."""
     return dataclasses.replace(key, default=MASK_POOL.get(key.name, "as model.roi_head.pool"))
 
 

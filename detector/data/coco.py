@@ -21,6 +21,7 @@ from detector.data.near_names import twin_on_disk
 from detector.data.outline_store import OutlineStore
 from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
+from detector.data.semantic_maps import SemanticMaps
 from detector.errors import DataError
 from detector.records.keypoints import Keypoints
 from detector.structures import Target, image_size
@@ -61,6 +62,7 @@ class CocoDataset(Dataset):
         transform: applied to every image and its objects.
         proposals: file of proposals (see proposal_file.py), which then come with every image's objects.
         fields: what else of its targets a model reads: masks, outlines, keypoints. An object must then have an outline.
+        semantic: folder of semantic maps (see semantic_maps.py), which then come with every image's objects.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class CocoDataset(Dataset):
         transform: Transform | None = None,
         proposals: str | Path | None = None,
         fields: Collection[str] = (),
+        semantic: str | Path | None = None,
     ) -> None:
         self.folder, self.annotation_file = Path(images), Path(annotations)
         self.max_pixels, self.bit_depth, self.transform = max_pixels, bit_depth, transform
@@ -102,6 +105,7 @@ class CocoDataset(Dataset):
         self.report = self._report(*counts, keep_empty)
         if drawn.sum() < solid.sum():
             self.report += f"; {(solid & ~drawn).sum()} objects dropped whose outlines have fewer than three points"
+        self.semantic = None if semantic is None else SemanticMaps(Path(semantic))
         self.proposals = None if proposals is None else ProposalFile(proposals)
         if self.proposals is not None:
             self.proposals.check(self.image_ids, self.full_names(), self.sizes, self.annotation_file)
@@ -189,7 +193,12 @@ class CocoDataset(Dataset):
             torch.from_numpy(boxes[~crowd]), torch.from_numpy(labels[~crowd]), torch.from_numpy(boxes[crowd]), proposals,
             outlines=None if self._outlines is None else self._outlines[rows.start + np.flatnonzero(~crowd)],
             keypoints=self._keypoints_of(rows.start + np.flatnonzero(~crowd)),
+            semantic=self._semantic_of(i),
         )  # fmt: skip
+
+    def _semantic_of(self, i: int) -> Tensor | None:
+        h, w = self.sizes[i].tolist()
+        return None if self.semantic is None else self.semantic.read(self.file_names[i], (h, w))
 
     def _keypoints_of(self, rows: np.ndarray) -> Keypoints | None:
         if self.pose is None or self._keypoints is None:

@@ -46,6 +46,9 @@ class Split:
     """COCO annotation file, relative to `data.root`."""
     proposals: str | None = None
     """For a detector without an RPN: a file that `detector evaluate CKPT --proposals FILE` wrote, relative to `data.root`."""
+    semantic: str | None = None
+    """For a semantic branch, of the training split: folder of a PNG for each image, named like it, with the class of every pixel
+    and 255 for none; relative to `data.root`."""
 
 
 @checked
@@ -112,6 +115,17 @@ class DataSettings:
                     f"{name} --proposals FILE writes such a file"
                 )
 
+    def check_semantic(self, *, needed: bool) -> None:
+        """Raise ConfigError unless the training split names semantic maps where they are `needed`, and not elsewhere."""
+        if needed and self.train.semantic is None:
+            raise ConfigError(
+                "data.train.semantic: must be given for model.roi_head.semantic_head: a folder of a PNG for each image"
+            )
+        if not needed and self.train.semantic is not None:
+            raise ConfigError(
+                "data.train.semantic: nothing reads it; remove the key, or add model.roi_head.semantic_head"
+            )
+
     def training_transform(self) -> Compose:
         """`resize`, unless large-scale jitter replaces it, then `transforms` in order."""
         scaled = any(
@@ -168,11 +182,12 @@ def _options(
         "max_pixels": settings.max_pixels,
         "transform": transform,
     }
-    proposals = settings.split(split).proposals
+    proposals, semantic = settings.split(split).proposals, settings.split(split).semantic
     optional: dict[str, Any] = {
         "fields": sorted(fields) or None,
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
+        "semantic": None if semantic is None or "semantic" not in fields else Path(settings.root) / semantic,
     }
     return options | {key: value for key, value in optional.items() if value is not None}
 

@@ -68,11 +68,18 @@ MASK_HEAD = [
     for ours in ("roi_head.mask", "roi_head.masks.0")  # the second one in a cascade
     for theirs, layer in MASK_LAYERS
 ]
+KEYPOINTS = [
+    *(
+        (f"roi_heads.keypoint_head.conv_fcn{i + 1}.{{}}", f"roi_head.keypoint.head.convs.{i}.conv.{{}}")
+        for i in range(8)
+    ),
+    ("roi_heads.keypoint_head.score_lowres.{}", "roi_head.keypoint.head.upsample.{}"),
+]
 RES5 = stage("roi_heads.res5", "roi_head.stage.box_head.layer4")
 DETECTRON2 = Framework(
     name="Detectron2",
     marker=r"backbone\.bottom_up\.|proposal_generator\.|roi_heads\.(box_head\.(\d+\.)?(fc|conv)1|res5)\.",
-    rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE + MASK_HEAD,
+    rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE + MASK_HEAD + KEYPOINTS,
     variants=[
         # with an FPN the ResNet is its bottom_up; without one it is the backbone itself
         {

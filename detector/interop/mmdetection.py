@@ -89,10 +89,24 @@ def _one_mask_head_for_each_stage(state: Mapping[str, Tensor]) -> dict[str, Tens
     }
 
 
+HTC = [
+    ("roi_head.semantic_head.lateral_convs.#.conv.{}", "roi_head.semantic_head.lateral.#.conv.{}"),
+    ("roi_head.semantic_head.convs.#.conv.{}", "roi_head.semantic_head.convs.#.conv.{}"),
+    ("roi_head.semantic_head.conv_embedding.conv.{}", "roi_head.semantic_head.embedding.conv.{}"),
+    ("roi_head.semantic_head.conv_logits.{}", "roi_head.semantic_head.logits.{}"),
+    # counted there by the mask head that they lead into
+    *((f"roi_head.mask_head.{i + 1}.conv_res.conv.{{}}", f"roi_head.flow.{i}.conv.{{}}") for i in range(9)),
+]
+MASK_IOU = [
+    ("roi_head.mask_iou_head.convs.#.{}", "roi_head.mask.iou_head.convs.#.{}"),
+    ("roi_head.mask_iou_head.fcs.0.{}", "roi_head.mask.iou_head.fc1.{}"),
+    ("roi_head.mask_iou_head.fcs.1.{}", "roi_head.mask.iou_head.fc2.{}"),
+    ("roi_head.mask_iou_head.fc_mask_iou.{}", "roi_head.mask.iou_head.iou.{}"),
+]
 MMDETECTION = Framework(
     name="MMDetection",
     marker=r"neck\.|rpn_head\.|roi_head\.bbox_head\.",
-    rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE + MASK_HEAD,
+    rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE + MASK_HEAD + MASK_IOU + HTC,
     variants=[
         {
             "pyramid.neck.down.": PAFPN,

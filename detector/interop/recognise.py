@@ -27,7 +27,8 @@ COMPAT = shipped_configs() / "compat"
 BLOCKS = {(4, 6): 50, (4, 23): 101, (8, 36): 152}  # blocks of layer2 and layer3 in bottleneck ResNets -> depth
 # options that do not change inference; all kinds of norm with statistics compute the same then
 TRAINING_ONLY = {"weights", "norm", "frozen_stages", "matching", "sampling", "loss", "allowed_border", "padded_to", "ious",
-                 "stage_weights", "resample", "scale_gradient", "targets", "init"}  # fmt: skip
+                 "stage_weights", "resample", "scale_gradient"}  # fmt: skip
+OF_BRANCHES = {"targets", "init", "weight", "positives_per_image"}  # the same, of masks, keypoints and semantics
 TRAIN_AND_TEST = ("pre_nms", "post_nms")  # pairs: the value in training, the value in inference
 
 
@@ -120,7 +121,7 @@ def inference_options(config: Config) -> dict[str, Any]:
     options = {}
     for path, value in effective_options(config, key_table(config)).items():
         room, *names = path.split(".")
-        if room == "model" and TRAINING_ONLY.isdisjoint(names[1:3]):
+        if room == "model" and TRAINING_ONLY.isdisjoint(names[1:2]) and OF_BRANCHES.isdisjoint(names[2:3]):
             options[path] = _comparable(value[1] if names[-1] in TRAIN_AND_TEST else value)
     return options
 

@@ -1,4 +1,4 @@
-"""Tensor names and class order of torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn (v1, v2).
+"""Tensor names and class order of torchvision's fasterrcnn_, maskrcnn_ (v1, v2) and keypointrcnn_resnet50_fpn.
 
 In torchvision the background comes first and has four deltas and a mask, which are never used; here it comes last and has
 none.
@@ -55,6 +55,10 @@ CONV_FC: list[Row] = [  # v2: four convolutions, a flatten, a linear layer
     ("roi_heads.box_head.#.1.{}", "roi_head.stage.box_head.convs.#.norm.{}"),
     ("roi_heads.box_head.5.{}", "roi_head.stage.box_head.fc1.{}"),
 ]
+KEYPOINTS: list[Row] = [  # of every convolution a ReLU follows
+    *((f"roi_heads.keypoint_head.{2 * i}.{{}}", f"roi_head.keypoint.head.convs.{i}.conv.{{}}") for i in range(8)),
+    ("roi_heads.keypoint_predictor.kps_score_lowres.{}", "roi_head.keypoint.head.upsample.{}"),
+]
 
 
 def _background_last(name: str, tensor: Tensor, like: Tensor) -> Tensor:
@@ -93,7 +97,7 @@ def _background_first(name: str, tensor: Tensor, state: Mapping[str, Tensor]) ->
 TORCHVISION = Framework(
     name="torchvision",
     marker=r"backbone\.body\.",
-    rows=ROWS + ROWS_2019,
+    rows=ROWS + ROWS_2019 + KEYPOINTS,
     variants=[{"roi_head.stage.box_head.convs.": CONV_FC, "roi_head.stage.box_head.": TWO_FC}],
     import_layout=_background_last,
     export_layout=_background_first,

@@ -10,7 +10,9 @@ from torch import nn
 from detector.errors import ConfigError
 from detector.modeling.parts import PARTS, ModelConfig
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.roi_heads.keypoint_head import KeypointBranch
 from detector.modeling.roi_heads.mask_branch import MaskBranch
+from detector.modeling.roi_heads.mask_scoring import MaskScoringBranch
 from detector.protocols import check_part
 from detector.schema.signatures import parameters_of
 
@@ -36,15 +38,28 @@ def build_model(config: ModelConfig) -> GeneralizedRCNN:
     region = {} if pool is None else dict(channels=pool.channels, size=pool.size, branches=pool.branches)
     new_box_head = tree.again("roi_head.box_head", **region, backbone=backbone)
     box_head = new_box_head() if tree.wants("roi_head", "box_head") else None
-    new_mask = None
-    if "roi_head.mask_head" in config.calls:
-        new_mask = partial(_make_mask, tree, config.num_classes, box_head, **maps)
     roi_head = tree.make(
         "roi_head", pool=pool, box_head=box_head, new_box_head=new_box_head, num_classes=config.num_classes,
-        lateral_strides=getattr(pyramid, "lateral_strides", None), new_mask=new_mask,
-        mask=new_mask() if new_mask and tree.wants("roi_head", "mask") else None,
+        lateral_strides=getattr(pyramid, "lateral_strides", None), **_branches(tree, config.num_classes, box_head, maps),
     )  # fmt: skip
     return GeneralizedRCNN(tree.make("preprocess"), pyramid, rpn, roi_head)
+
+
+def _branches(tree: _Tree, num_classes: int, box_head: Any, maps: dict[str, Any]) -> dict[str, Any]:
+    """What a second stage has beside its box head, where the configuration has it; by the names of its arguments."""
+    made: dict[str, Any] = {}
+    if "roi_head.mask_head" in tree.calls:
+        made["new_mask"] = partial(_make_mask, tree, num_classes, box_head, **maps)
+        if tree.wants("roi_head", "mask"):
+            made["mask"] = made["new_mask"]()
+    if "roi_head.semantic_head" in tree.calls:
+        made["semantic_head"] = tree.make("roi_head.semantic_head", **maps)
+    if "roi_head.keypoint_head" in tree.calls:
+        pool = tree.make("roi_head.keypoint_pool", **maps)
+        if pool.branches > 1:
+            raise ConfigError(f"model.roi_head.keypoint_pool: gives {pool.branches} maps a region, its head takes one")
+        made["keypoint"] = KeypointBranch(pool, tree.make("roi_head.keypoint_head", channels=pool.channels))
+    return made
 
 
 def _make_mask(tree: _Tree, num_classes: int, box_head: Any, **maps: Any) -> MaskBranch:
@@ -56,7 +71,10 @@ def _make_mask(tree: _Tree, num_classes: int, box_head: Any, **maps: Any) -> Mas
     if pool.branches > 1 and not tree.wants("roi_head.mask_head", "branches"):
         raise ConfigError(f"model.roi_head.mask_pool: gives {pool.branches} maps a region, its mask_head takes one")
     region = dict(channels=pool.channels, size=pool.size, branches=pool.branches)
-    return MaskBranch(pool, tree.make("roi_head.mask_head", **region, num_classes=num_classes))
+    head = tree.make("roi_head.mask_head", **region, num_classes=num_classes)
+    if "roi_head.mask_iou_head" not in tree.calls:
+        return MaskBranch(pool, head)
+    return MaskScoringBranch(pool, head, tree.make("roi_head.mask_iou_head", **region, num_classes=num_classes))
 
 
 class _Tree:

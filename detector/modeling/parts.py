@@ -23,14 +23,19 @@ from detector.modeling.preprocess import ImagePreprocessor
 from detector.modeling.pyramid import PlainPyramid
 from detector.modeling.recursive_pyramid import RecursivePyramid
 from detector.modeling.roi_heads.adaptive_head import AdaptiveConvFC, AdaptiveTwoFC
+from detector.modeling.roi_heads.adaptive_mask_head import AdaptiveFusedMaskHead
 from detector.modeling.roi_heads.auxiliary import AuxiliaryRoIHead
 from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
 from detector.modeling.roi_heads.cascade import Cascade
+from detector.modeling.roi_heads.htc import HTC
+from detector.modeling.roi_heads.keypoint_head import KeypointConvUpsample
 from detector.modeling.roi_heads.mask_head import ConvUpsample
+from detector.modeling.roi_heads.mask_iou_head import MaskIoUConvFC
 from detector.modeling.roi_heads.pool import AllLevelPool, RoIPool
 from detector.modeling.roi_heads.proposals_only import ProposalsOnly
 from detector.modeling.roi_heads.res5 import Res5
 from detector.modeling.roi_heads.roi_head import RoIHead
+from detector.modeling.roi_heads.semantic_head import SemanticConvs
 from detector.modeling.roi_heads.soft_pool import SoftRoIPool
 from detector.modeling.rpn import RPN
 from detector.schema.resolve import as_section, resolve
@@ -53,7 +58,7 @@ NECKS = {
 PYRAMIDS = {"plain": PlainPyramid, "recursive": RecursivePyramid}
 RPNS = {"rpn": RPN, "precomputed": Precomputed}
 POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool, "soft": SoftRoIPool}
-ROI_HEADS = {"standard": RoIHead, "cascade": Cascade, "auxiliary": AuxiliaryRoIHead, "none": ProposalsOnly}
+ROI_HEADS = {"standard": RoIHead, "cascade": Cascade, "htc": HTC, "auxiliary": AuxiliaryRoIHead, "none": ProposalsOnly}
 BOX_HEADS = {
     "two_fc": TwoFC,
     "conv_fc": ConvFC,
@@ -61,7 +66,7 @@ BOX_HEADS = {
     "adaptive_conv_fc": AdaptiveConvFC,
     "res5": Res5,
 }
-MASK_HEADS = {"conv_upsample": ConvUpsample}
+MASK_HEADS = {"conv_upsample": ConvUpsample, "adaptive_fused": AdaptiveFusedMaskHead}
 
 
 class Slot(NamedTuple):
@@ -86,7 +91,17 @@ PARTS = {
     "rpn.anchors": Slot({"anchors": AnchorGenerator}, ("strides",), protocols.Anchors, is_module=False),
     "roi_head": Slot(
         ROI_HEADS,
-        ("pool", "box_head", "new_box_head", "num_classes", "lateral_strides", "mask", "new_mask"),
+        (
+            "pool",
+            "box_head",
+            "new_box_head",
+            "num_classes",
+            "lateral_strides",
+            "mask",
+            "new_mask",
+            "keypoint",
+            "semantic_head",
+        ),
         protocols.SecondStage,
     ),
     "roi_head.pool": Slot(POOLS, ("channels", "strides"), protocols.Pool),
@@ -95,8 +110,18 @@ PARTS = {
         MASK_HEADS, ("channels", "size", "branches", "num_classes"), protocols.MaskHead, argument="mask"
     ),
     "roi_head.mask_pool": Slot(POOLS, ("channels", "strides"), protocols.Pool, argument="mask"),
+    "roi_head.mask_iou_head": Slot(
+        {"mask_iou": MaskIoUConvFC}, ("channels", "size", "num_classes"), protocols.MaskIoUHead, argument="mask"
+    ),
+    "roi_head.semantic_head": Slot(
+        {"semantic": SemanticConvs}, ("channels", "strides"), protocols.SemanticHead, argument="semantic_head"
+    ),
+    "roi_head.keypoint_head": Slot(
+        {"keypoints": KeypointConvUpsample}, ("channels",), protocols.KeypointHead, argument="keypoint"
+    ),
+    "roi_head.keypoint_pool": Slot(POOLS, ("channels", "strides"), protocols.Pool, argument="keypoint"),
 }
-MASK_POOL = {"size": 14}  # what it has in place of the box pool's option
+MASK_POOL = {"size": 14}  # what a pool of masks or keypoints has in place of the box pool's option
 DEFAULT_TYPES = {f"model.{key}": next(iter(slot.types)) for key, slot in PARTS.items()}
 
 
@@ -164,8 +189,8 @@ def parse_model(section: Any, *, trust: bool) -> ModelConfig:
     sections = _sections(section)
     calls: dict[str, Call] = {}
     for key, slot in PARTS.items():
-        if key == "roi_head.mask_pool":
-            _complete_mask_pool(sections, calls)
+        if key in ("roi_head.mask_pool", "roi_head.keypoint_pool"):
+            _complete_pool(key, sections, calls)
         if key in sections:
             calls[key] = resolve(sections[key], slot.types, f"model.{key}", supplied=slot.supplied, trust=trust)
     _check_read(calls, sections)
@@ -183,16 +208,17 @@ def _sections(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def _complete_mask_pool(sections: dict[str, dict[str, Any]], calls: Mapping[str, Call]) -> None:
-    """A mask head's pool is the box head's with larger regions. Unless one is given, C4's takes the box head's maps."""
-    own, box = sections.get("roi_head.mask_pool"), sections["roi_head.pool"]
-    if "roi_head.mask_head" not in sections:
+def _complete_pool(key: str, sections: dict[str, dict[str, Any]], calls: Mapping[str, Call]) -> None:
+    """A pool of masks or keypoints is the box head's with larger regions. Unless one is given, C4's masks take its maps."""
+    own, box = sections.get(key), sections["roi_head.pool"]
+    head = key.replace("_pool", "_head")
+    if head not in sections:
         if own is not None:
-            raise ConfigError("model.roi_head.mask_pool: no mask head reads it; add model.roi_head.mask_head")
-    elif own is not None or not shares_maps(calls):
+            raise ConfigError(f"model.{key}: nothing reads it; add model.{head}")
+    elif own is not None or key != "roi_head.mask_pool" or not shares_maps(calls):
         default = next(iter(POOLS))
         same = own is None or own.get("type", box.get("type", default)) == box.get("type", default)
-        sections["roi_head.mask_pool"] = (box if same else {}) | MASK_POOL | (own or {})
+        sections[key] = (box if same else {}) | MASK_POOL | (own or {})
 
 
 def shares_maps(calls: Mapping[str, Call]) -> bool:
@@ -208,8 +234,19 @@ def _check_read(calls: Mapping[str, Call], sections: Mapping[str, Any]) -> None:
         given = sections.get(key) or (PARTS[key].argument and key in sections)
         if owner and given and not _is_read(key, parameters_of(calls[owner].constructor)):
             raise ConfigError(f"model.{key}: this type of {owner} has none; remove the section")
+    if "roi_head.mask_iou_head" in calls:
+        _check_mask_iou(calls)
     given = getattr(calls["rpn"].constructor, "needs_proposals", False)
     if given and getattr(calls["roi_head"].constructor, "reports_proposals", False):
         raise ConfigError(
             "model: given proposals (rpn precomputed) and no second stage (roi_head none) leave nothing to train"
+        )
+
+
+def _check_mask_iou(calls: Mapping[str, Call]) -> None:
+    """It scores the masks of one head, by the pooled regions that this head reads."""
+    if "roi_head.mask_pool" not in calls or "mask" not in parameters_of(calls["roi_head"].constructor):
+        raise ConfigError(
+            "model.roi_head.mask_iou_head: scores the masks of a mask_head with its own pool in roi_head {type: standard}; "
+            "add them, or remove the section"
         )

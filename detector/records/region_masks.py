@@ -30,6 +30,8 @@ class RegionMasks(Record):
     """(D, 4) xyxy."""
     size: Size = (0, 0)
     """(h, w) of the image."""
+    scores: Tensor | None = rows_field(default=None)
+    """(D,) of the masks, which rank them in place of the detections' scores where a model judges its masks."""
 
     def paste(self, mode: str = "sampled") -> Tensor:
         """(D, h, w) bool, true where the probability is at least a half. Takes D * h * w bytes."""

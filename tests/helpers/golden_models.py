@@ -21,6 +21,7 @@ from detector.interop.names import Row
 from detector.interop.recognise import FRAMEWORKS
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.cascade import Cascade
+from detector.modeling.roi_heads.htc import HTC
 from detector.modeling.roi_heads.mask_branch import MaskBranch
 from detector.modeling.roi_heads.stage import to_rois
 from detector.records.outlines import Outlines
@@ -34,8 +35,10 @@ from helpers.golden_rules import (
     formula_image,
     golden,
     ground_truth,
+    keypoints_of,
     match_sets,
     outlines_of,
+    semantic_map,
 )
 from helpers.tiny import built
 from helpers.training import script
@@ -67,20 +70,22 @@ REFERENCES = {
     "tv": Reference(
         "torchvision",
         {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg",
-         "roi_class": "loss_classifier", "roi_box": "loss_box_reg", "roi_mask": "loss_mask"}, {},
+         "roi_class": "loss_classifier", "roi_box": "loss_box_reg", "roi_mask": "loss_mask",
+         "roi_keypoint": "loss_keypoint"}, {},
         lambda path, state: torch.save(state, path),
     ),
     "d2": Reference(
         "detectron2",
         {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_loc",
-         "roi_class": "loss_cls", "roi_box": "loss_box_reg", "roi_mask": "loss_mask"},
+         "roi_class": "loss_cls", "roi_box": "loss_box_reg", "roi_mask": "loss_mask", "roi_keypoint": "loss_keypoint"},
         {"roi_class_": "loss_cls_stage#", "roi_box_": "loss_box_reg_stage#"},
         save_pkl, ".pkl",
     ),
     "mm": Reference(
         "mmdetection",
         {"rpn_objectness": "loss_rpn_cls", "rpn_box": "loss_rpn_bbox",
-         "roi_class": "loss_cls", "roi_box": "loss_bbox", "roi_mask": "loss_mask"},
+         "roi_class": "loss_cls", "roi_box": "loss_bbox", "roi_mask": "loss_mask", "roi_mask_iou": "loss_mask_iou",
+         "roi_semantic": "loss_semantic_seg"},
         {"roi_class_": "s#.loss_cls", "roi_box_": "s#.loss_bbox", "roi_mask_": "s#.loss_mask"},
         lambda path, state: torch.save({"state_dict": state, "meta": {"epoch": 12}}, path),
     ),
@@ -139,8 +144,16 @@ MASK_MODELS = {  # in the folder masks
     "d2_cascade_mask_rcnn_R_50_FPN": MASK_CASCADE,
     "mm_mask_rcnn_r50_fpn": PLAIN,
     "mm_cascade_mask_rcnn_r50_fpn": MASK_CASCADE,
+    "mm_ms_rcnn_r50_fpn": PLAIN,
+    "mm_htc_without_semantic_r50_fpn": MASK_CASCADE,
+    "mm_htc_r50_fpn": MASK_CASCADE,
 }
-MODELS |= MASK_MODELS
+KEYPOINT_MODELS = {  # there, too: relative error of keypoint scores
+    "tv_keypointrcnn_resnet50_fpn": 5e-3,
+    "d2_keypoint_rcnn_R_50_FPN": 0.15,
+}
+MODELS |= MASK_MODELS | dict.fromkeys(KEYPOINT_MODELS, PLAIN)
+NOISE_ALONE = ("kps_score_lowres.bias", "score_lowres.bias")  # a softmax over the map does not see a constant
 # losses that were also recorded with masks in another form: the source that they are read from
 OTHER_MASKS = {
     ("d2_mask_rcnn_R_50_FPN", "batch_bitmap"): "masks",
@@ -269,6 +282,7 @@ def outputs(name: str, case: str) -> Outputs:
 def first4(model: GeneralizedRCNN, p: list[Tensor], boxes: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
     """What the head of every stage says about the first regions of the first image."""
     if isinstance(model.roi_head, Cascade):
+        p = model.roi_head.fused(p) if isinstance(model.roi_head, HTC) else p
         return [stage[1:] for stage in model.roi_head.run(p, [boxes], batch.sizes[:1])]
     return [model.roi_head.stage(model.roi_head.pool(p, to_rois([boxes])))]
 
@@ -300,7 +314,8 @@ def as_contiguous(model: GeneralizedRCNN) -> GeneralizedRCNN:
 
 def match_detections(name: str, found: Detections, expected: Mapping[str, list]) -> Match:
     """Ours beside the recorded ones. mmdetection reports boxes without an area, which ours does not."""
-    boxes, scores, labels = (torch.tensor(expected[key]) for key in ("boxes", "scores", "labels"))
+    keys = "boxes", "class_scores" if "class_scores" in expected else "scores", "labels"
+    boxes, scores, labels = (torch.tensor(expected[key]) for key in keys)
     real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     ours = found.boxes, found.scores, found.labels + int(name.startswith("tv_"))  # which counts the background as 0
     limit = MODELS[name]
@@ -308,8 +323,10 @@ def match_detections(name: str, found: Detections, expected: Mapping[str, list])
 
 
 def targets_of(name: str, *, empty_second: bool = False) -> list[Target]:
-    """The objects of the case "batch", with bitmaps and outlines where the model learns masks."""
+    """The objects of the case "batch", with what the model learns: bitmaps and outlines, keypoints, semantic maps."""
     plain = [Target.of(target) for target in ground_truth(empty_second=empty_second)]
+    if name in KEYPOINT_MODELS:
+        return [replace(t, labels=0 * t.labels, keypoints=keypoints_of(t.boxes)) for t in plain]
     if name not in MASK_MODELS:
         return plain
     drawn = []
@@ -317,7 +334,8 @@ def targets_of(name: str, *, empty_second: bool = False) -> list[Target]:
         size = (image.shape[1], image.shape[2])
         polygons = outlines_of(target.boxes)
         outlines = Outlines.of(polygons, size)
-        drawn.append(replace(target, masks=bitmaps_of(polygons, size), outlines=outlines))
+        semantic = semantic_map(len(drawn), size)
+        drawn.append(replace(target, masks=bitmaps_of(polygons, size), outlines=outlines, semantic=semantic))
     return drawn
 
 
@@ -368,3 +386,13 @@ def _their_loss(name: str, ours: str) -> str:
     if ours in names.losses:
         return names.losses[ours]
     return names.stage_losses[ours.rstrip("0123456789")].replace("#", str(int(ours.rpartition("_")[2]) - 1))
+
+
+def keypoint_errors(name: str, found: Detections, expected: Mapping[str, Any]) -> tuple[int, float]:
+    """How many keypoints lie elsewhere, near-ties left out; and the largest relative error of the scores of the others."""
+    ours = found[partners(name, found, expected)].keypoints
+    points, scores = torch.tensor(expected["keypoints"]), torch.tensor(expected["keypoint_scores"])
+    moved = (ours.points - points).abs().amax(dim=-1) > MODELS[name].px + 0.1
+    elsewhere = moved & (torch.tensor(expected["keypoint_gap"]) >= 1e-3)[:, None]
+    error = (ours.scores - scores).abs() / scores.abs()
+    return int(elsewhere.sum()), float(error[~moved].max())

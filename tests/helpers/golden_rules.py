@@ -17,6 +17,8 @@ import torch
 from pycocotools import mask
 from torch import Tensor, nn
 
+from detector.records.keypoints import Keypoints
+
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED = PROJECT.parent / "shared"
 
@@ -157,6 +159,29 @@ def bitmaps_of(outlines: Sequence[Sequence[Sequence[float]]], size: tuple[int, i
     """Polygons of several parts as bitmaps (G, h, w) uint8 of their union."""
     shapes = [mask.decode(mask.merge(mask.frPyObjects(list(parts), *size))) for parts in outlines]
     return torch.from_numpy(np.stack(shapes)) if shapes else torch.zeros(0, *size, dtype=torch.uint8)
+
+
+def keypoints_of(boxes: Tensor) -> Keypoints:
+    """Section 10: the 17 keypoints of each box of one image."""
+    rows = [_keypoints(i, *map(float, box.double().numpy().round(2))) for i, box in enumerate(boxes)]
+    return Keypoints.of(torch.tensor(rows).view(-1, 17, 3))
+
+
+def _keypoints(i: int, x1: float, y1: float, x2: float, y2: float) -> list[list[float]]:
+    rows = []
+    for j in range(17):
+        visible = 0 if i == 5 else (i + j) % 3
+        x = x2 if j == 16 else x1 + (x2 - x1) * _frac(0.618034 * (j + 1) + 0.13 * i)
+        y = y1 + (y2 - y1) * _frac(0.414214 * (j + 1) + 0.29 * i)
+        rows.append([round(x, 2), round(y, 2), visible] if visible else [0, 0, 0])
+    return rows
+
+
+def semantic_map(number: int, size: tuple[int, int]) -> Tensor:
+    """Section 10: the class of every pixel (h, w) uint8 of an image of the batch; 255 is ignored."""
+    y, x = torch.arange(size[0])[:, None], torch.arange(size[1])
+    labels = (7 * (x // 24) + 11 * (y // 20) + 3 * number) % 183
+    return torch.where((x + 2 * y) % 160 < 24, 255, labels).to(torch.uint8)
 
 
 def fixed_proposals(height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -40,8 +40,11 @@ class MaskBranch(nn.Module):
     def loss(self, logits: Tensor, regions: Sequence[Regions], batch: Batch, targets: Sequence[Target]) -> Tensor:
         """Cross-entropy of each cell's logit (R, K or 1, M, M) for the region's class, the mean over all positive regions."""
         found = of_class(logits, torch.cat([r.labels for r in regions]))  # (P, M, M)
+        return self.compare(found, torch.cat([self.target_masks(r, t, batch) for r, t in zip(regions, targets)]))
+
+    def compare(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """Cross-entropy of logits (P, M, M) against 0..1 (P, M, M), the mean over all positive regions."""
         count = distributed.global_normalizer(len(found)) if self.training else max(len(found), 1)
-        wanted = torch.cat([self.target_masks(r, t, batch) for r, t in zip(regions, targets)])
         cells = F.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
         return cells / (count * self.head.size**2)
 

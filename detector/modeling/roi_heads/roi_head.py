@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder
 from detector.modeling.matching import Matching
+from detector.modeling.roi_heads.keypoint_head import KeypointBranch
 from detector.modeling.roi_heads.mask_branch import MaskBranch, positives
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
@@ -30,7 +31,8 @@ class RoIHead(nn.Module):
         coder: how deltas describe a box relative to its region.
         loss: of classes and deltas.
         selection: which classified regions become detections.
-        mask: the branch that gives every detection a mask; None: boxes alone.
+        mask: the branch that gives every detection a mask; None: no masks.
+        keypoint: the branch that gives every detection keypoints; None: none.
     """
 
     reports_proposals = False
@@ -48,6 +50,7 @@ class RoIHead(nn.Module):
         loss: RegionLoss = RegionLoss(),
         selection: DetectionSelection = DetectionSelection(),
         mask: MaskBranch | None = None,
+        keypoint: KeypointBranch | None = None,
     ):
         super().__init__()
         self.stage = Stage(
@@ -59,12 +62,13 @@ class RoIHead(nn.Module):
             coder=coder,
             loss=loss,
         )
-        self.pool, self.num_classes, self.selection, self.mask = pool, num_classes, selection, mask
+        self.pool, self.num_classes, self.selection = pool, num_classes, selection
+        self.mask, self.keypoint = mask, keypoint
 
     def losses(
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """{"roi_class", "roi_box"}, divided by the number of sampled regions, and "roi_mask" where there is a branch."""
+        """{"roi_class", "roi_box"}, divided by the number of sampled regions, and "roi_mask", "roi_keypoint" of the branches."""
         regions = self.stage.sample([r.boxes for r in proposals], targets)
         return self.losses_of(p, regions, batch, targets)
 
@@ -74,30 +78,29 @@ class RoIHead(nn.Module):
         """The losses of the sampled regions of every image."""
         logits, deltas, maps = self._outputs(p, [r.boxes for r in regions])
         class_loss, box_loss = self.stage.losses(logits, deltas, regions, targets)
-        losses = {"roi_class": class_loss, "roi_box": box_loss}
-        if self.mask is None:
-            return losses
-        of_objects = positives(regions, self.num_classes)
-        if maps is None:
-            x = self.mask.read(p, [r.boxes for r in of_objects])
-        else:
-            x = maps[torch.cat([r.labels for r in regions]) < self.num_classes]
-        return losses | self.mask.losses(x, of_objects, batch, targets)
+        losses, of_objects = {"roi_class": class_loss, "roi_box": box_loss}, positives(regions, self.num_classes)
+        if self.mask is not None:
+            if maps is None:
+                x = self.mask.read(p, [r.boxes for r in of_objects])
+            else:
+                x = maps[torch.cat([r.labels for r in regions]) < self.num_classes]
+            losses |= self.mask.losses(x, of_objects, batch, targets)
+        return losses if self.keypoint is None else losses | self.keypoint.losses(p, of_objects, targets)
 
     def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
-        """The final boxes of every image, best first, with their masks where there is a branch."""
+        """The final boxes of every image, best first, with what the branches find in them."""
         boxes = [r.boxes for r in proposals]
         logits, deltas = self.stage(self.pool(p, to_rois(boxes)))
         return self.complete(p, self.postprocess(logits, deltas, boxes, batch.sizes), batch)
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
-        """The detections of every image, whose boxes are final, with their masks where there is a branch."""
-        if self.mask is None:
-            return found
-        boxes = [d.boxes for d in found]
-        own = self.mask.pool is not None
-        x = self.mask.read(p, boxes) if own else self.stage.box_head.maps(self.pool(p, to_rois(boxes)))
-        return self.mask.detect(x, found, batch)
+        """The detections of every image, whose boxes are final, with their masks and keypoints where there are branches."""
+        if self.mask is not None:
+            boxes = [d.boxes for d in found]
+            own = self.mask.pool is not None
+            x = self.mask.read(p, boxes) if own else self.stage.box_head.maps(self.pool(p, to_rois(boxes)))
+            found = self.mask.detect(x, found, batch)
+        return found if self.keypoint is None else self.keypoint.detect(p, found)
 
     def _outputs(self, p: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Class logits and deltas of the regions of all images; and the box head's maps if a branch reads them, too (C4)."""
