@@ -18,9 +18,10 @@ from detector.data.coco_reader import CocoFile, read_coco_file
 from detector.data.coco_shapes import Pose
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.near_names import twin_on_disk
-from detector.data.outline_store import OutlineStore
+from detector.data.outline_store import OutlineStore, return_free_memory
 from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
+from detector.data.semantic_maps import read_semantic_map
 from detector.errors import DataError
 from detector.records.keypoints import Keypoints
 from detector.structures import Target, image_size
@@ -61,6 +62,7 @@ class CocoDataset(Dataset):
         transform: applied to every image and its objects.
         proposals: file of proposals (see proposal_file.py), which then come with every image's objects.
         fields: what else of its targets a model reads: masks, outlines, keypoints. An object must then have an outline.
+        semantic: folder of maps with the class of each pixel (semantic_maps.py), which then come with every image's objects.
     """
 
     def __init__(
@@ -76,12 +78,13 @@ class CocoDataset(Dataset):
         transform: Transform | None = None,
         proposals: str | Path | None = None,
         fields: Collection[str] = (),
+        semantic: str | Path | None = None,
     ) -> None:
         self.folder, self.annotation_file = Path(images), Path(annotations)
         self.max_pixels, self.bit_depth, self.transform = max_pixels, bit_depth, transform
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
-        self.fields = frozenset(fields)
+        self.fields, self.semantic = frozenset(fields), None if semantic is None else Path(semantic)
         coco = read_coco_file(self.annotation_file, fields=self.fields)
         self.class_names, self.category_ids = _classes(coco, classes, class_names)
         labels = _labels(coco, self.category_ids)
@@ -97,6 +100,9 @@ class CocoDataset(Dataset):
         rows = self._keep_objects(owner, clipped.astype(np.float32), labels, crowd, kept, drawn)
         self._outlines = None if outlines is None else OutlineStore(outlines[torch.from_numpy(rows)])
         self._keep_keypoints(coco, np.flatnonzero(chosen)[rows])
+        if outlines is not None:
+            del outlines
+            return_free_memory()
         self.doubts = implausible_boxes(boxes, labels, coco.sizes[owner], self.class_names)
         counts = int(were_clipped(boxes, clipped).sum()), int((~solid).sum()), int((~has_object).sum())
         self.report = self._report(*counts, keep_empty)
@@ -146,6 +152,8 @@ class CocoDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, Target, int]:
         """Image uint8 (3, H, W), its objects and its id, after the transform if there is one."""
         image, target = self.image(i), self.target(i)
+        if self.semantic is not None:
+            target = replace(target, semantic=read_semantic_map(self.semantic, self.file_names[i], image_size(image)))
         if self.transform is not None:
             image, target = self.transform(image, target)
         if "masks" in self.fields:

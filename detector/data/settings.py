@@ -46,6 +46,9 @@ class Split:
     """COCO annotation file, relative to `data.root`."""
     proposals: str | None = None
     """For a detector without an RPN: a file that `detector evaluate CKPT --proposals FILE` wrote, relative to `data.root`."""
+    semantic: str | None = None
+    """For training a semantic branch: folder of a PNG for each image with the class of each pixel, 255 for none, relative to
+    `data.root`; COCO's are stuffthingmaps."""
 
 
 @checked
@@ -169,7 +172,9 @@ def _options(
         "transform": transform,
     }
     proposals = settings.split(split).proposals
+    maps = settings.split(split).semantic if split == "train" else None  # evaluation reads none
     optional: dict[str, Any] = {
+        "semantic": None if maps is None else Path(settings.root) / maps,
         "fields": sorted(fields) or None,
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
@@ -187,6 +192,8 @@ def build_dataset(
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     transform = settings.training_transform() if split == "train" else None
+    if split == "train" and "semantic" in fields and settings.train.semantic is None:
+        raise ConfigError("data.train.semantic: must name the folder of the maps that the semantic branch learns from")
     pasted = settings.copy_paste if split == "train" else None
     read = {*fields, "masks"} if pasted else fields
     _check_dataset(settings, read)
