@@ -85,7 +85,8 @@ def _masks(target: Target) -> Tensor:
 def _semantic(target: Target, objects: Target, cover: Tensor) -> Tensor | None:
     if target.semantic is None or objects.semantic is None:
         return None
-    below, above = (_on_canvas(t.semantic, *cover.shape, UNLABELLED) for t in (target, objects))
+    h, w = image_size(cover)
+    below, above = (_on_canvas(x, h, w, UNLABELLED) for x in (target.semantic, objects.semantic))
     return torch.where(cover, above, below)
 
 
