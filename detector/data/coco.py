@@ -85,6 +85,15 @@ class CocoDataset(Dataset):
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
         self.fields, self.semantic = frozenset(fields), None if semantic is None else Path(semantic)
+        self._read(classes, class_names, keep_empty)
+        if self._outlines is not None:
+            return_free_memory()
+        self.proposals = None if proposals is None else ProposalFile(proposals)
+        if self.proposals is not None:
+            self.proposals.check(self.image_ids, self.full_names(), self.sizes, self.annotation_file)
+
+    def _read(self, classes: list[str] | None, class_names: list[str] | None, keep_empty: bool) -> None:
+        """Read the annotations and keep what is chosen of them."""
         coco = read_coco_file(self.annotation_file, fields=self.fields)
         self.class_names, self.category_ids = _classes(coco, classes, class_names)
         labels = _labels(coco, self.category_ids)
@@ -100,17 +109,11 @@ class CocoDataset(Dataset):
         rows = self._keep_objects(owner, clipped.astype(np.float32), labels, crowd, kept, drawn)
         self._outlines = None if outlines is None else OutlineStore(outlines[torch.from_numpy(rows)])
         self._keep_keypoints(coco, np.flatnonzero(chosen)[rows])
-        if outlines is not None:
-            del outlines
-            return_free_memory()
         self.doubts = implausible_boxes(boxes, labels, coco.sizes[owner], self.class_names)
         counts = int(were_clipped(boxes, clipped).sum()), int((~solid).sum()), int((~has_object).sum())
         self.report = self._report(*counts, keep_empty)
         if drawn.sum() < solid.sum():
             self.report += f"; {(solid & ~drawn).sum()} objects dropped whose outlines have fewer than three points"
-        self.proposals = None if proposals is None else ProposalFile(proposals)
-        if self.proposals is not None:
-            self.proposals.check(self.image_ids, self.full_names(), self.sizes, self.annotation_file)
 
     def _keep_images(self, coco: CocoFile, kept: np.ndarray) -> np.ndarray:
         """Select the images (n,) bool; returns the selection."""
