@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from detector.data.coco import CocoDataset
 from detector.data.coco_shapes import Pose
+from detector.data.copy_paste import CopyPaste, PastingDataset
 from detector.data.loader import train_loader
 from detector.data.outline_store import OutlineStore
 from detector.data.transforms import Compose, HorizontalFlip, LargeScaleJitter, Resize, VerticalFlip
@@ -215,3 +216,24 @@ def test_the_store_gives_coordinates_back_exactly(numbers: list[float]):
     store = OutlineStore(outlines)
     assert store[[1, 0]].segmentations() == outlines[[1, 0]].segmentations()
     assert (store._stored.points.dtype == torch.int32) == (numbers[0] == 0.1)
+
+
+def test_semantic_maps_follow_their_images(tmp_path: Path):
+    write(tmp_path, images=6)
+    (tmp_path / "maps").mkdir()
+    with pytest.raises(DataError, match=r"semantic map of 0\.png cannot be read"):
+        dataset(tmp_path, semantic=tmp_path / "maps")[0]
+    ell, ring, two = objects()
+    for i in range(6):
+        Image.fromarray(ell * 7 + ring * 9 + two * 11 + (ell + ring + two == 0) * np.uint8(255)).save(
+            tmp_path / "maps" / f"{i}.png"
+        )
+    data = dataset(tmp_path, "masks", semantic=tmp_path / "maps", transform=Compose(CHAIN))
+    for images, targets, _ in train_loader(PastingDataset(data, CopyPaste(), ["masks", "semantic"]), 2, 0, seed=0):
+        for image, target in zip(images, targets):
+            assert target.semantic is not None and target.semantic.shape == image.shape[1:]
+            for label, mask in zip(target.labels.tolist(), target.masks.bool()):
+                assert mask.sum() < 60 or (target.semantic[mask] == 7 + 2 * label).float().mean() > 0.7
+    Image.new("L", (W + 1, H)).save(tmp_path / "maps" / "0.png")
+    with pytest.raises(DataError, match=f"map is {W + 1} x {H}, its image {W} x {H}"):
+        data[0]

@@ -18,10 +18,10 @@ from detector.data.coco_reader import CocoFile, read_coco_file
 from detector.data.coco_shapes import Pose
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.near_names import twin_on_disk
-from detector.data.outline_store import OutlineStore
+from detector.data.outline_store import OutlineStore, return_free_memory
 from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
-from detector.data.semantic_maps import SemanticMaps
+from detector.data.semantic_maps import read_semantic_map
 from detector.errors import DataError
 from detector.records.keypoints import Keypoints
 from detector.structures import Target, image_size
@@ -62,7 +62,7 @@ class CocoDataset(Dataset):
         transform: applied to every image and its objects.
         proposals: file of proposals (see proposal_file.py), which then come with every image's objects.
         fields: what else of its targets a model reads: masks, outlines, keypoints. An object must then have an outline.
-        semantic: folder of semantic maps (see semantic_maps.py), which then come with every image's objects.
+        semantic: folder of maps with the class of each pixel (semantic_maps.py), which then come with every image's objects.
     """
 
     def __init__(
@@ -84,7 +84,16 @@ class CocoDataset(Dataset):
         self.max_pixels, self.bit_depth, self.transform = max_pixels, bit_depth, transform
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
-        self.fields = frozenset(fields)
+        self.fields, self.semantic = frozenset(fields), None if semantic is None else Path(semantic)
+        self._read(classes, class_names, keep_empty)
+        if self._outlines is not None:
+            return_free_memory()
+        self.proposals = None if proposals is None else ProposalFile(proposals)
+        if self.proposals is not None:
+            self.proposals.check(self.image_ids, self.full_names(), self.sizes, self.annotation_file)
+
+    def _read(self, classes: list[str] | None, class_names: list[str] | None, keep_empty: bool) -> None:
+        """Read the annotations and keep what is chosen of them."""
         coco = read_coco_file(self.annotation_file, fields=self.fields)
         self.class_names, self.category_ids = _classes(coco, classes, class_names)
         labels = _labels(coco, self.category_ids)
@@ -105,10 +114,6 @@ class CocoDataset(Dataset):
         self.report = self._report(*counts, keep_empty)
         if drawn.sum() < solid.sum():
             self.report += f"; {(solid & ~drawn).sum()} objects dropped whose outlines have fewer than three points"
-        self.semantic = None if semantic is None else SemanticMaps(Path(semantic))
-        self.proposals = None if proposals is None else ProposalFile(proposals)
-        if self.proposals is not None:
-            self.proposals.check(self.image_ids, self.full_names(), self.sizes, self.annotation_file)
 
     def _keep_images(self, coco: CocoFile, kept: np.ndarray) -> np.ndarray:
         """Select the images (n,) bool; returns the selection."""
@@ -150,6 +155,8 @@ class CocoDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, Target, int]:
         """Image uint8 (3, H, W), its objects and its id, after the transform if there is one."""
         image, target = self.image(i), self.target(i)
+        if self.semantic is not None:
+            target = replace(target, semantic=read_semantic_map(self.semantic, self.file_names[i], image_size(image)))
         if self.transform is not None:
             image, target = self.transform(image, target)
         if "masks" in self.fields:
@@ -193,12 +200,7 @@ class CocoDataset(Dataset):
             torch.from_numpy(boxes[~crowd]), torch.from_numpy(labels[~crowd]), torch.from_numpy(boxes[crowd]), proposals,
             outlines=None if self._outlines is None else self._outlines[rows.start + np.flatnonzero(~crowd)],
             keypoints=self._keypoints_of(rows.start + np.flatnonzero(~crowd)),
-            semantic=self._semantic_of(i),
         )  # fmt: skip
-
-    def _semantic_of(self, i: int) -> Tensor | None:
-        h, w = self.sizes[i].tolist()
-        return None if self.semantic is None else self.semantic.read(self.file_names[i], (h, w))
 
     def _keypoints_of(self, rows: np.ndarray) -> Keypoints | None:
         if self.pose is None or self._keypoints is None:

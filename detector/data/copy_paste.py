@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detector.data.semantic_maps import UNLABELLED
 from detector.protocols import DataSet
 from detector.records.geometry import tight_boxes
 from detector.records.keypoints import Keypoints
@@ -45,7 +46,7 @@ class CopyPaste:
         below, above = (replace(t, masks=_on_canvas(_masks(t), h, w, 0)) for t in (target, objects))
         cover = _masks(above).any(dim=0).bool()  # (h, w)
         joined = Target.joined([_hidden(below, cover), above])
-        return torch.where(cover, other, image), replace(joined, crowd=target.crowd, proposals=target.proposals)
+        return torch.where(cover, other, image), replace(joined, semantic=_semantic(target, objects, cover))
 
 
 class PastingDataset(Dataset):
@@ -79,6 +80,14 @@ def _masks(target: Target) -> Tensor:
             "copy_paste: the targets of the data set have no masks; a data set must give those of its `fields`"
         )
     return target.masks
+
+
+def _semantic(target: Target, objects: Target, cover: Tensor) -> Tensor | None:
+    if target.semantic is None or objects.semantic is None:
+        return None
+    h, w = image_size(cover)
+    below, above = (_on_canvas(x, h, w, UNLABELLED) for x in (target.semantic, objects.semantic))
+    return torch.where(cover, above, below)
 
 
 def _on_canvas(x: Tensor, h: int, w: int, fill: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Semantic maps of images: a PNG for each, whose value is the class of every pixel (COCO's stuffthingmaps)."""
+"""The class of every pixel of an image, for a semantic branch: COCO's stuffthingmaps, a grey PNG for each image."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -11,32 +11,27 @@ from torch import Tensor
 
 from detector.coco_format import join_within
 from detector.data.image import ImageError
-from detector.errors import DataError
 from detector.records.geometry import Size
 
-MODES = ("L", "P")  # one byte for each pixel: a grey value, or a number in a palette
+UNLABELLED = 255
 
 
-class SemanticMaps:
-    """A folder of PNG files that have the images' names, whatever those end with."""
+def read_semantic_map(folder: Path, file_name: str, size: Size) -> Tensor:
+    """(h, w) uint8 of the PNG with the name of the image: 255 where no class is known.
 
-    def __init__(self, folder: Path):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of semantic maps; correct `semantic` of the split")
-        self.folder = folder
-
-    def read(self, image_name: str, size: Size) -> Tensor:
-        """(h, w) uint8 for an image of that name and size; 255 stands for no class.
-
-        Raises ImageError for a map that is missing, of another size or no image with a byte for each pixel.
-        """
-        path = join_within(self.folder, str(Path(image_name).with_suffix(".png")))
-        try:
-            with Image.open(path, formats=("PNG",)) as image:
-                if image.mode not in MODES or (image.height, image.width) != size:
-                    found = f"{image.width} x {image.height} with mode {image.mode}"
-                    expected = f"{size[1]} x {size[0]} with one byte for each pixel (mode {' or '.join(MODES)})"
-                    raise ImageError(f"{path}: the semantic map is {found}; its image needs {expected}")
-                return torch.from_numpy(np.array(image))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(f"{path}: no readable semantic map of {image_name} ({error})") from error
+    Raises ImageError if there is none of that size.
+    """
+    path = join_within(folder, str(PurePosixPath(file_name).with_suffix(".png")))
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("L", "P"):
+                raise ImageError(
+                    f"{path}: holds colours ({picture.mode}), not a class for each pixel; write it as grey PNG"
+                )
+            if (picture.height, picture.width) != tuple(size):
+                raise ImageError(
+                    f"{path}: the semantic map is {picture.width} x {picture.height}, its image {size[1]} x {size[0]}"
+                )
+            return torch.from_numpy(np.array(picture))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: the semantic map of {file_name} cannot be read ({error}); restore it") from error

@@ -47,8 +47,8 @@ class Split:
     proposals: str | None = None
     """For a detector without an RPN: a file that `detector evaluate CKPT --proposals FILE` wrote, relative to `data.root`."""
     semantic: str | None = None
-    """For a semantic branch, of the training split: folder of a PNG for each image, named like it, with the class of every pixel
-    and 255 for none; relative to `data.root`."""
+    """For training a semantic branch: folder of a PNG for each image with the class of each pixel, 255 for none, relative to
+    `data.root`; COCO's are stuffthingmaps."""
 
 
 @checked
@@ -182,12 +182,13 @@ def _options(
         "max_pixels": settings.max_pixels,
         "transform": transform,
     }
-    proposals, semantic = settings.split(split).proposals, settings.split(split).semantic
+    proposals = settings.split(split).proposals
+    maps = settings.split(split).semantic if split == "train" else None  # evaluation reads none
     optional: dict[str, Any] = {
+        "semantic": None if maps is None else Path(settings.root) / maps,
         "fields": sorted(fields) or None,
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
-        "semantic": None if semantic is None or "semantic" not in fields else Path(settings.root) / semantic,
     }
     return options | {key: value for key, value in optional.items() if value is not None}
 
@@ -202,6 +203,8 @@ def build_dataset(
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     transform = settings.training_transform() if split == "train" else None
+    if split == "train" and "semantic" in fields and settings.train.semantic is None:
+        raise ConfigError("data.train.semantic: must name the folder of the maps that the semantic branch learns from")
     pasted = settings.copy_paste if split == "train" else None
     read = {*fields, "masks"} if pasted else fields
     _check_dataset(settings, read)

@@ -6,6 +6,7 @@ import numpy as np
 
 from detector.records.raster import polygon_area
 
+Corner = tuple[int, int]  # x, y; also a step from one to the next
 RIGHT, DOWN, LEFT, UP = (1, 0), (0, 1), (-1, 0), (0, -1)
 
 
@@ -15,7 +16,8 @@ def borders(bitmap: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     Pixels that touch at a corner alone belong to different outer borders.
     """
     ways = _edges(bitmap != 0)
-    outer, holes = [], []
+    outer: list[np.ndarray] = []
+    holes: list[np.ndarray] = []
     while ways:
         corner = next(iter(ways))
         loop = _loop(ways, corner)
@@ -34,12 +36,12 @@ def one_polygon(outer: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def _edges(inside: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
+def _edges(inside: np.ndarray) -> dict[Corner, list[Corner]]:
     """From each corner the directions of the pixel edges that leave it, with the inside on their right hand."""
     padded = np.pad(inside, 1)
     below, above = padded[1:, 1:-1], padded[:-1, 1:-1]  # (h + 1, w) of each horizontal edge
     right, left = padded[1:-1, 1:], padded[1:-1, :-1]  # (h, w + 1) of each vertical edge
-    ways: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    ways: dict[Corner, list[Corner]] = {}
     for chosen, direction, (dx, dy) in (
         (below & ~above, RIGHT, (0, 0)), (above & ~below, LEFT, (1, 0)),
         (left & ~right, DOWN, (0, 0)), (right & ~left, UP, (0, 1)),
@@ -49,12 +51,13 @@ def _edges(inside: np.ndarray) -> dict[tuple[int, int], list[tuple[int, int]]]:
     return ways
 
 
-def _loop(ways: dict[tuple[int, int], list[tuple[int, int]]], start: tuple[int, int]) -> np.ndarray:
+def _loop(ways: dict[Corner, list[Corner]], start: Corner) -> np.ndarray:
     """Follow the edges from a corner back to it, and remove them; the corners where they turn, (n, 2) x, y."""
-    corners, (x, y), before = [], start, None
+    corners: list[Corner] = []
+    (x, y), before = start, (0, 0)
     while True:
         leaving = ways[x, y]
-        turn = None if before is None else (-before[1], before[0])  # to the right, around the own pixel
+        turn = (-before[1], before[0])  # to the right, around the own pixel
         direction = turn if turn in leaving else leaving[0]
         leaving.remove(direction)
         if not leaving:

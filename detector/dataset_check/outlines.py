@@ -23,7 +23,7 @@ def check_outlines(split: CheckedSplit, findings: Findings) -> None:
         for kind, note in _faults(split, row):
             found.setdefault(kind, {})[row] = note
     for kind, notes in found.items():
-        findings.add(kind, split.name, [*notes], lambda row, notes=notes: split.box_place(row, note=notes[row]))
+        findings.add(kind, split.name, [*notes.items()], lambda fault: split.box_place(fault[0], note=fault[1]))
 
 
 def _faults(split: CheckedSplit, row: int) -> list[tuple[str, str]]:

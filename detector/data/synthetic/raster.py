@@ -33,8 +33,8 @@ class Drawn:
     label: int  # index of the set's CLASSES
     box: tuple[int, int, int, int]  # x, y, width, height: the tight box of the whole shape, hidden parts included
     area: int  # pixels of the whole shape
+    visible: np.ndarray  # (H, W) bool: its pixels that nothing hides, once the picture is finished
     points: tuple[tuple[float, float], ...] = ()  # x, y of its corners, for a shape with keypoints
-    visible: np.ndarray | None = None  # (H, W) bool: its pixels that nothing hides, once the picture is finished
 
 
 class Canvas:
@@ -86,7 +86,7 @@ class Canvas:
         h, w = mask.shape
         self.owner[y : y + h, x : x + w][mask] = len(self.drawn)
         moved = () if points is None else tuple((px + x, py + y) for px, py in points.tolist())
-        self.drawn.append(Drawn(label, (x, y, w, h), int(mask.sum()), moved))
+        self.drawn.append(Drawn(label, (x, y, w, h), int(mask.sum()), mask, moved))
 
     def finished(self) -> list[Drawn]:
         """All objects, with what can be seen of each."""
