@@ -64,7 +64,8 @@ def their_state(version: str) -> State:
 def read_part(key: str, tensor: Tensor) -> Tensor:
     """Without the deltas and the mask of torchvision's background."""
     unread = {"roi_heads.box_predictor.bbox_pred": 4, "roi_heads.mask_predictor.mask_fcn_logits": 1}
-    return tensor[unread.get(key.rpartition(".")[0], 0) :]
+    first = unread.get(key.rpartition(".")[0])
+    return tensor[first:] if first else tensor
 
 
 def convert(state: State, version: str, classes: int = 90) -> State:

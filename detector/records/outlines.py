@@ -151,7 +151,8 @@ class Outlines(Record):
         """
         drawn = np.zeros((len(boxes), side, side), dtype=np.uint8)
         corner, extent = boxes.cpu().float()[:, :2], (boxes[:, 2:] - boxes[:, :2]).cpu().float()
-        scales = (side / extent.clamp(min=min_side)).numpy()  # in float32 as in both frameworks, the points in float64
+        # in float32 as in both frameworks, the points in float64; torch would multiply by a rounded reciprocal
+        scales = np.float32(side) / extent.clamp(min=min_side).numpy()
         bitmap_of: dict[int, Tensor] = {}
         for place, (i, low, scale) in enumerate(zip(rows.tolist(), corner.numpy(), scales)):
             if not self._has_runs(i):
