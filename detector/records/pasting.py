@@ -63,9 +63,6 @@ def torchvision(mask: Tensor, box: Sequence[float], size: Size, pixels: int | No
 
 Way = Callable[[Tensor, Sequence[float], Size, int | None], Iterator[Patch]]
 WAYS: dict[str, Way] = {"sampled": sampled, "torchvision": torchvision}
-    "sampled": sampled,
-    "torchvision": torchvision,
-}
 
 
 def _span(low: float, high: float, limit: int) -> tuple[int, int]:
