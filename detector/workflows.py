@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +85,8 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The metrics of a detector on a split of its data: {"bbox": COCO's twelve, "per_class": ..., "proposals": ...}.
 
+    With masks also "segm" and "boundary", with keypoints "keypoints".
+
     Raises DetectorError for what is wrong with the checkpoint, the data or the folder.
 
     Args:
@@ -128,7 +130,7 @@ def score(
     if output is not None:
         on_rank0(make_folder, output)
         on_rank0(check_own, output, "metrics.json", "detections.json")
-    on_rank0(say_limits, dataset.annotation_file, dataset.category_ids, settings)
+    on_rank0(say_limits, dataset.annotation_file, dataset.category_ids, settings, predictor.config.model.target_fields)
     metrics, results = scoring.evaluate_predictor(predictor, dataset, workers=workers, scoring=settings)
     as_one_class = predictor.model.reports_proposals  # its boxes have no category
     if is_rank0():
@@ -142,9 +144,11 @@ def score(
     return metrics
 
 
-def say_limits(annotations: Path, category_ids: list[int] | None, settings: Any) -> None:
-    """Log what no detector can reach."""
-    for line in scoring_limits(annotations, category_ids, settings):
+def say_limits(
+    annotations: Path, category_ids: list[int] | None, settings: Any, fields: Collection[str] = ()
+) -> None:  # fmt: skip
+    """Log what no detector can reach. Raises DataError for a file that cannot be scored."""
+    for line in scoring_limits(annotations, category_ids, settings, fields):
         log.warning("note: %s", line)
 
 

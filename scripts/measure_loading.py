@@ -31,6 +31,9 @@ MIB = 2**20
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = CommandParser(prog="measure_loading.py", description=__doc__)
+    parser.add_argument(
+        "--fields", nargs="+", default=[], help="also hold these for a model: outlines, masks, keypoints"
+    )
     parser.add_argument("annotations", nargs="?", type=Path, help="a COCO file (default: one of COCO's size is made)")
     return parser.parse_args(argv)
 
@@ -98,10 +101,10 @@ def walk(dataset: CocoDataset, workers: int) -> list[tuple[float, float]]:
     return [(own[0], own[-1]) for own in seen.values()]
 
 
-def measure(path: Path) -> None:
+def measure(path: Path, fields: list[str]) -> None:
     """Print seconds and memory; this process must have loaded nothing before."""
     before, began, worked = memory(), time.perf_counter(), time.process_time()
-    dataset = CocoDataset(path.parent, path)
+    dataset = CocoDataset(path.parent, path, fields=fields)
     seconds, of_processor, after = time.perf_counter() - began, time.process_time() - worked, memory()
     took = f"{seconds:.1f} s, {of_processor:.1f} s of them at work"
     print(f"{dataset.report}\n{path.stat().st_size / MIB:.0f} MiB of JSON loaded in {took}\n")
@@ -120,12 +123,13 @@ def measure_in_child(args: argparse.Namespace) -> int:
     if not os.path.exists("/proc/self/smaps_rollup"):
         raise DetectorError("this system does not say what processes share: no /proc/self/smaps_rollup")
     if args.annotations is not None:
-        measure(args.annotations)
+        measure(args.annotations, args.fields)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "annotations.json"
         write_annotations(path)
-        return subprocess.run([sys.executable, __file__, path]).returncode
+        fields = ["--fields", *args.fields] if args.fields else []
+        return subprocess.run([sys.executable, __file__, path, *fields]).returncode
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -126,6 +126,25 @@ def test_the_loss_of_zeros_is_ln_2_and_moves_the_objects_class_alone():
     assert logits.grad[:, 1].ne(0).all() and not logits.grad[:, [0, 2]].any()
 
 
+def test_a_branch_learns_two_masks_by_heart():
+    """A disc of one class and its complement of another, of the same features."""
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    disc = ((x - 13.5) ** 2 + (y - 13.5) ** 2 < 80).to(torch.uint8)
+    box = torch.tensor([[0.0, 0, SIDE, SIDE]]).repeat(2, 1)
+    target = Target(box, torch.tensor([0, 2]), masks=torch.stack([disc, 1 - disc]))
+    one, features = branch(), torch.randn(1, 4, 14, 14).repeat(2, 1, 1, 1)
+    optimizer = torch.optim.Adam(one.parameters(), lr=0.02)
+    regions = [regions_of(box, torch.arange(2), target.labels)]
+    for _ in range(300):
+        loss = one.losses(features, regions, batch_of((SIDE, SIDE)), [target])["roi_mask"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = one.probabilities(features, target.labels) >= 0.5
+    assert float((found == target.masks.bool()).float().mean()) > 0.97
+
+
 # --- the head
 
 

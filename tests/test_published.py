@@ -14,7 +14,12 @@ import pytest
 import torch
 from helpers.golden_rules import PROJECT
 from helpers.tiny import assert_same_detections, picture
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_V2_Weights,
+    FasterRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+)
 
 import detector
 from detector.cli.evaluate import parse
@@ -148,6 +153,8 @@ def test_a_training_starts_from_one_and_an_evaluation_asks_where_to_write(
 def test_the_table_agrees_with_torchvision_and_the_page_lists_it():
     urls = {name: model.url for name, model in PUBLISHED.items()}
     assert urls["torchvision/fasterrcnn_resnet50_fpn"] == FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url
+    assert urls["torchvision/maskrcnn_resnet50_fpn"] == MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url
+    assert urls["torchvision/maskrcnn_resnet50_fpn_v2"] == MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
     assert urls[NAME] == FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
     assert len(set(urls.values())) == len(urls) - 1  # `_v1` is another name
     for name, model in PUBLISHED.items():
@@ -156,7 +163,7 @@ def test_the_table_agrees_with_torchvision_and_the_page_lists_it():
         assert load_config(model.config, model.overrides).model.calls["backbone"].arguments.get("depth", 50) == (
             101 if "101" in name else 50
         )
-    listed = re.findall(r"`((?:torchvision|detectron2|mmdetection)/\w+)`", (PROJECT / "docs/weights.md").read_text())
+    listed = re.findall(r"`((?:torchvision|detectron2|mmdetection)/[\w-]+)`", (PROJECT / "docs/weights.md").read_text())
     assert sorted(listed) == sorted(PUBLISHED)
 
 

@@ -10,17 +10,20 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from helpers.training import script
 from numpy.random import RandomState
 from PIL import Image
 from pycocotools.coco import COCO
 
+from detector.data.coco import CocoDataset
 from detector.data.synthetic import context, shapes
 from detector.data.synthetic.context import CLEAR, CONTEXTS, SCENE, surroundings
 from detector.data.synthetic.drawn_set import UNFINISHED, draw_set
 from detector.data.synthetic.raster import SAMPLES, rasterise
 from detector.data.synthetic.shapes import CLASSES
 from detector.errors import DataError
+from detector.records.geometry import tight_boxes
 
 SIZE = (192, 160)  # of the harder set
 
@@ -88,6 +91,43 @@ def test_the_set_is_in_coco_form(tmp_path: Path):
         assert Image.open(tmp_path / "images" / "train" / image["file_name"]).size == (image["width"], image["height"])
     for annotation in coco.anns.values():
         assert 0 < annotation["area"] <= annotation["bbox"][2] * annotation["bbox"][3]
+
+
+@pytest.mark.parametrize("preset", ["plain", "context"])
+def test_outlines_are_the_visible_pixels_and_corners_are_keypoints(tmp_path: Path, preset: str):
+    draw_set(tmp_path, train=12, val=1, size=SIZE, seed=1, preset=preset)
+    path = tmp_path / "annotations" / "train.json"
+    dataset = CocoDataset(tmp_path / "images" / "train", path, fields=["masks", *(["keypoints"] * (preset == "plain"))])
+    module, hidden, corners = (shapes if preset == "plain" else context), 0, 0
+    for i in range(11):
+        drawn = module.draw_image(RandomState([1, False, i]), *SIZE)[1]
+        target = dataset[i][1]
+        assert target.labels.tolist() == [d.label for d in drawn]
+        for d, mask, box in zip(drawn, target.masks.numpy(), target.boxes):
+            assert (mask == d.visible).all() and 4 * mask.sum() >= 3 * d.area
+            hidden += int(mask.sum() < d.area)
+            if mask.sum() == d.area:
+                assert torch.equal(tight_boxes(torch.from_numpy(mask)[None])[0], box)
+        if target.keypoints is not None:
+            for d, points, kinds, box in zip(drawn, target.keypoints.points, target.keypoints.visible, target.boxes):
+                assert bool(kinds.any()) == (d.label == CLASSES.index("triangle"))
+                if kinds.any():
+                    top, right, left = points
+                    assert top[1] < min(left[1], right[1]) and left[0] < right[0]
+                    assert ((points - box[:2]).min() > -2) and ((box[2:] - points).min() > -2)
+                    corners += 3
+    content = path.read_text()
+    holes = content.count('"counts"')
+    assert hidden > 3 and ((corners > 10 and holes > 1) if preset == "plain" else "keypoints" not in content)
+
+
+def test_a_set_of_an_earlier_version_is_left_as_it_is_and_named(tmp_path: Path):
+    draw(tmp_path)
+    for path in (tmp_path / "annotations").iterdir():
+        path.write_text(path.read_text().replace('"segmentation"', '"other"'))
+    assert draw(tmp_path).endswith(
+        "already holds this set, drawn without outlines: remove the folder to draw it with them"
+    )
 
 
 def test_an_image_depends_on_seed_split_and_index_alone(tmp_path: Path):

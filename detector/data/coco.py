@@ -186,23 +186,23 @@ class CocoDataset(Dataset):
     def target(self, i: int) -> Target:
         """The objects of one image, in its own pixels, without the transform."""
         i = range(len(self))[i]  # -1 is the last, and the end is an IndexError
-        rows = slice(self._start[i], self._start[i + 1])
+        rows = slice(int(self._start[i]), int(self._start[i + 1]))
         boxes, labels, crowd = self._boxes[rows], self._labels[rows], self._crowd[rows]
         proposals = None if self.proposals is None else self.proposals[self.image_ids[i]]
         return Target(
             torch.from_numpy(boxes[~crowd]), torch.from_numpy(labels[~crowd]), torch.from_numpy(boxes[crowd]), proposals,
-            outlines=None if self._outlines is None else self._outlines[rows][torch.from_numpy(~crowd)],
-            keypoints=self._keypoints_of(rows, ~crowd), semantic=self._semantic_of(i),
+            outlines=None if self._outlines is None else self._outlines[rows.start + np.flatnonzero(~crowd)],
+            keypoints=self._keypoints_of(rows.start + np.flatnonzero(~crowd)), semantic=self._semantic_of(i),
         )  # fmt: skip
 
     def _semantic_of(self, i: int) -> Tensor | None:
         h, w = self.sizes[i].tolist()
         return None if self.semantic is None else self.semantic.read(self.file_names[i], (h, w))
 
-    def _keypoints_of(self, rows: slice, objects: np.ndarray) -> Keypoints | None:
+    def _keypoints_of(self, rows: np.ndarray) -> Keypoints | None:
         if self.pose is None or self._keypoints is None:
             return None
-        return replace(Keypoints.of(torch.from_numpy(self._keypoints[rows][objects])), swap=self.pose.swap())
+        return replace(Keypoints.of(torch.from_numpy(self._keypoints[rows])), swap=self.pose.swap())
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """The index of the image (B,) and the label (B,) of every object."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from detector.data.coco import CocoDataset
+from detector.data.copy_paste import CopyPaste, PastingDataset
 from detector.data.image import MAX_PIXELS
 from detector.data.transforms import (
     ColorJitter,
@@ -81,6 +82,8 @@ class DataSettings:
     """Images that cannot be read and that training does without; evaluation stops at the first."""
     resize: Resize = field(default_factory=lambda: Resize(800, 1333))
     """Scaling of images; evaluation and inference use the largest short side."""
+    copy_paste: CopyPaste | None = None
+    """Objects of another training image pasted into each, by their outlines; null: none."""
     tta: ImagePyramid = field(default_factory=ImagePyramid)
     """Scales and flips of test-time augmentation (`--tta`)."""
     transforms: list[Callable] = field(default_factory=lambda: [HorizontalFlip()])
@@ -181,11 +184,11 @@ def _options(
     }
     proposals, semantic = settings.split(split).proposals, settings.split(split).semantic
     optional: dict[str, Any] = {
+        "fields": sorted(fields) or None,
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
+        "semantic": None if semantic is None or "semantic" not in fields else Path(settings.root) / semantic,
     }
-    optional["fields"] = sorted(fields) or None
-    optional["semantic"] = None if semantic is None or "semantic" not in fields else Path(settings.root) / semantic
     return options | {key: value for key, value in optional.items() if value is not None}
 
 
@@ -199,7 +202,9 @@ def build_dataset(
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     transform = settings.training_transform() if split == "train" else None
-    _check_dataset(settings, fields)
-    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform, fields))
+    pasted = settings.copy_paste if split == "train" else None
+    read = {*fields, "masks"} if pasted else fields
+    _check_dataset(settings, read)
+    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform, read))
     check_part(dataset, DataSet, "data.type")
-    return dataset
+    return PastingDataset(dataset, pasted, fields) if pasted else dataset

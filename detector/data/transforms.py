@@ -159,9 +159,9 @@ class LargeScaleJitter:
         factor = self.size * scale / max(image.shape[1:])
         h, w = (max(1, int(x * factor + 0.5)) for x in image.shape[1:])
         image, target = _resized(image, (h, w)), target.resized(image_size(image), (h, w))
-        window = [min(x, self.size) for x in (h, w)]  # (h, w)
-        top, left = (int(torch.randint(x - cut + 1, ())) for x, cut in zip((h, w), window))
-        return F.crop(image, top, left, *window), target.cropped((top, left, *window))
+        cut_h, cut_w = min(h, self.size), min(w, self.size)
+        top, left = int(torch.randint(h - cut_h + 1, ())), int(torch.randint(w - cut_w + 1, ()))
+        return F.crop(image, top, left, cut_h, cut_w), target.cropped((top, left, cut_h, cut_w))
 
 
 class Compose:

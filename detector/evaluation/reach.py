@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,18 @@ from detector.recipe import Scoring
 IOUS = (0.5, 0.95)  # the lowest and highest threshold of COCO's AP
 
 
-def scoring_limits(annotations: str | Path, category_ids: Sequence[int] | None, scoring: Scoring) -> list[str]:
+def scoring_limits(
+    annotations: str | Path, category_ids: Sequence[int] | None, scoring: Scoring, fields: Collection[str] = ()
+) -> list[str]:
     """A line for each reason why a perfect detector scores less than 1, or why nothing can be scored.
 
     Args:
         annotations: COCO file.
         category_ids: the categories that are scored; None: all.
         scoring: the limit of detections, and whether boxes are clipped.
+        fields: what is scored beside boxes (masks, keypoints): the file is read with these, so that its faults are said now.
     """
-    coco = read_coco_file(annotations)
+    coco = read_coco_file(annotations, fields=fields)
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
     names = dict(zip(coco.category_ids.tolist(), coco.category_names))
     category = coco.category_ids[coco.category_rows]

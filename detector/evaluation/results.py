@@ -128,7 +128,7 @@ def _result(item: Any, number: int) -> dict[str, Any]:
     if not isinstance(image, (int, str)) or not isinstance(category, (int, str)):
         raise DataError(f"result {number} must be an object with image_id, category_id and bbox, not {item!r:.80}")
     where = f"result {number} (image {image!r:.80}): bbox"
-    identity = {"id": number + 1, "image_id": image, "category_id": category, "iscrowd": 0}
+    identity: dict[str, Any] = {"id": number + 1, "image_id": image, "category_id": category, "iscrowd": 0}
     identity["score"] = _number(item.get("score"), f"score of result {number}")
     if box is None and any(item.get(key) is not None for key in ("segmentation", "keypoints")):
         return identity  # take_shapes adds a box

@@ -59,19 +59,19 @@ def shape_sections(
     """
     runs: list[tuple[str, Entries, Entries, Sequence[int], Evaluation, Summary]] = []
     if "masks" in fields:
-        masks = with_masks(objects, scope.coco), _with_area_of_masks(detections)
-        for title, evaluation in zip(TITLES["masks"], (MASKS, BOUNDARIES)):
-            runs.append((title, *masks, STANDARD.max_detections, evaluation, twelve))
+        masks = masked_objects(objects, scope.coco), _with_area_of_masks(detections)
+        for title, of_masks in zip(TITLES["masks"], (MASKS, BOUNDARIES)):
+            runs.append((title, *masks, STANDARD.max_detections, of_masks, twelve))
     if "keypoints" in fields:
-        points = with_keypoints(objects, scope.coco)
-        evaluation = partial(_keypoint_evaluation, keypoint_sigmas(scope.coco, sigmas))
-        runs.append(("keypoints", points, _with_area_of_points(detections), KEYPOINT_LIMIT, evaluation, ten))
+        points = objects_with_points(objects, scope.coco)
+        of_points = partial(_keypoint_evaluation, keypoint_sigmas(scope.coco, sigmas))
+        runs.append(("keypoints", points, _with_area_of_points(detections), KEYPOINT_LIMIT, of_points, ten))
     for title, truth, found, limits, evaluation, summary in runs:
         counts = scope.evaluated(found, truth, limits, evaluation)
         yield title, summary(counts, lowest), scope.per_class(counts, lowest)
 
 
-def with_masks(objects: Entries, coco: CocoFile) -> Entries:
+def masked_objects(objects: Entries, coco: CocoFile) -> Entries:
     """The annotations with their masks, without their boxes, as COCO's `segm` counts them; `area` stays the annotation's."""
     assert coco.outlines is not None
     masks = coco.outlines.rle()
@@ -87,7 +87,7 @@ def _without_box(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "bbox"}
 
 
-def with_keypoints(objects: Entries, coco: CocoFile) -> Entries:
+def objects_with_points(objects: Entries, coco: CocoFile) -> Entries:
     """The annotations with their keypoints and how many are labelled."""
     assert coco.keypoints is not None
     points = coco.keypoints.reshape(len(coco.keypoints), -1)

@@ -41,7 +41,8 @@ def _torchvision(model: str, file: str) -> Published:
 
 def _detectron2(place: str, model: str, sha256: str = "", overrides: tuple[str, ...] = ()) -> Published:
     """The digits in its file names are no SHA-256; the two below were computed by others from the published files."""
-    url = f"https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/{place}.pkl"
+    folder = "Misc" if "cascade" in model else "COCO-InstanceSegmentation" if "mask" in model else "COCO-Detection"
+    url = f"https://dl.fbaipublicfiles.com/detectron2/{folder}/{place}.pkl"
     return Published(url, f"detectron2_{model}", sha256, overrides)
 
 
@@ -60,6 +61,8 @@ _TORCHVISION = {
     "fasterrcnn_resnet50_fpn_v2": _torchvision(
         "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a"
     ),
+    "maskrcnn_resnet50_fpn": _torchvision("maskrcnn_resnet50_fpn_coco_v1", "maskrcnn_resnet50_fpn_coco-bf2d0c1e"),
+    "maskrcnn_resnet50_fpn_v2": _torchvision("maskrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019"),
 }
 _DETECTRON2 = [
     _detectron2("faster_rcnn_R_50_C4_1x/137257644/model_final_721ade", "faster_rcnn_R_50_C4"),
@@ -74,8 +77,21 @@ _DETECTRON2 = [
     _detectron2(
         "faster_rcnn_X_101_32x8d_FPN_3x/139173657/model_final_68b088", "faster_rcnn_X_101_32x8d_FPN", "fe5ad56ff746aa55"
     ),
+    _detectron2("mask_rcnn_R_50_C4_1x/137259246/model_final_9243eb", "mask_rcnn_R_50_C4"),
+    _detectron2("mask_rcnn_R_50_C4_3x/137849525/model_final_4ce675", "mask_rcnn_R_50_C4"),
+    _detectron2("mask_rcnn_R_50_DC5_1x/137260150/model_final_4f86c3", "mask_rcnn_R_50_DC5"),
+    _detectron2("mask_rcnn_R_50_DC5_3x/137849551/model_final_84107b", "mask_rcnn_R_50_DC5"),
+    _detectron2("mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504", "mask_rcnn_R_50_FPN"),
+    _detectron2("mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217", "mask_rcnn_R_50_FPN"),
+    _detectron2("mask_rcnn_R_101_C4_3x/138363239/model_final_a2914c", "mask_rcnn_R_50_C4", overrides=R101),
+    _detectron2("mask_rcnn_R_101_DC5_3x/138363294/model_final_0464b7", "mask_rcnn_R_50_DC5", overrides=R101),
+    _detectron2("mask_rcnn_R_101_FPN_3x/138205316/model_final_a3ec72", "mask_rcnn_R_50_FPN", overrides=R101),
+    _detectron2("mask_rcnn_X_101_32x8d_FPN_3x/139653917/model_final_2d9806", "mask_rcnn_X_101_32x8d_FPN"),
+    _detectron2("cascade_mask_rcnn_R_50_FPN_1x/138602847/model_final_e9d89b", "cascade_mask_rcnn_R_50_FPN"),
+    _detectron2("cascade_mask_rcnn_R_50_FPN_3x/144998488/model_final_480dd8", "cascade_mask_rcnn_R_50_FPN"),
 ]
 _FASTER, _CASCADE, _LIBRA = "faster_rcnn_r50_fpn", "cascade_rcnn_r50_fpn", "libra_faster_rcnn_r50_fpn"
+_MASK, _MASKS = "mask_rcnn_r50_fpn", "cascade_mask_rcnn_r50_fpn"
 _MMDETECTION = [
     _mmdetection("faster_rcnn faster_rcnn_r50_fpn_1x_coco _20200130-047c8118", _FASTER),
     _mmdetection("faster_rcnn faster_rcnn_r50_fpn_2x_coco _bbox_mAP-0.384_20200504_210434-a5d8aa15", _FASTER),
@@ -99,6 +115,21 @@ _MMDETECTION = [
     _mmdetection("detectors cascade_rcnn_r50_rfp_1x_coco -8cf51bfd", "detectors_cascade_rcnn_r50_rfp"),
     _mmdetection("detectors cascade_rcnn_r50_sac_1x_coco -24bfda62", "detectors_cascade_rcnn_r50_sac"),
     _mmdetection("detectors detectors_cascade_rcnn_r50_1x_coco -32a10ba0", "detectors_cascade_rcnn_r50"),
+    _mmdetection("mask_rcnn mask_rcnn_r50_fpn_1x_coco _20200205-d4b0c5d6", _MASK),
+    _mmdetection("mask_rcnn mask_rcnn_r50_fpn_2x_coco _bbox_mAP-0.392__segm_mAP-0.354_20200505_003907-3e542a40", _MASK),
+    _mmdetection("mask_rcnn mask_rcnn_r50_fpn_mstrain-poly_3x_coco _20210524_201154-21b550bb", _MASK),
+    _mmdetection("mask_rcnn mask_rcnn_r101_fpn_1x_coco _20200204-1efe0ed5", _MASK, R101),
+    _mmdetection("mask_rcnn mask_rcnn_r101_fpn_2x_coco _bbox_mAP-0.408__segm_mAP-0.366_20200505_071027-14b391c7", _MASK, R101),
+    _mmdetection("mask_rcnn mask_rcnn_r101_fpn_mstrain-poly_3x_coco _20210524_200244-5675c317", _MASK, R101),
+    _mmdetection("mask_rcnn mask_rcnn_x101_32x4d_fpn_1x_coco _20200205-478d0b67", _MASK, X101_32X4D),
+    _mmdetection("mask_rcnn mask_rcnn_x101_64x4d_fpn_1x_coco _20200201-9352eb0d", _MASK, X101_64X4D),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_r50_fpn_1x_coco _20200203-9d4dcb24", _MASKS),
+    _mmdetection(
+        "cascade_rcnn cascade_mask_rcnn_r50_fpn_20e_coco _bbox_mAP-0.419__segm_mAP-0.365_20200504_174711-4af8e66e", _MASKS
+    ),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_r101_fpn_1x_coco _20200203-befdf6ee", _MASKS, R101),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_32x4d_fpn_1x_coco _20200201-0f411b1f", _MASKS, X101_32X4D),
+    _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_64x4d_fpn_1x_coco _20200203-9a2db89d", _MASKS, X101_64X4D),
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,12 +80,26 @@ class GeneralizedRCNN(nn.Module):
         if len(given) != len(images):
             raise ValueError(f"{len(images)} images with the proposals of {len(given)}: give those of every image")
         found: dict[int, Detections] = {}
-        sizes = [self.preprocess.padded_size(image) for image in images]
-        for size in dict.fromkeys(sizes):
-            group = [i for i, s in enumerate(sizes) if s == size]
+        for group in self._groups(images):
             batch = self._batch([images[i] for i in group], [given[i] for i in group])
             found |= zip(group, self.detect_batch(batch))
         return [found[i] for i in range(len(images))]
+
+    @torch.no_grad()
+    def complete(self, images: Sequence[Tensor], found: Sequence[Detections]) -> list[Detections]:
+        """Detections in the pixels of the given images, with the masks and keypoints that the second stage finds in them."""
+        head: Any = self.roi_head  # its method `complete` is optional
+        completed: dict[int, Detections] = {}
+        for group in self._groups(images):
+            batch = self._batch([images[i] for i in group], [None] * len(group))
+            bare = [replace(found[i].to(self._device()), masks=None, keypoints=None) for i in group]
+            completed |= zip(group, head.complete(self.pyramid(batch.images), bare, batch))
+        return [completed[i] for i in range(len(images))]
+
+    def _groups(self, images: Sequence[Tensor]) -> list[list[int]]:
+        """The images that padding takes to one size, for each of these sizes."""
+        sizes = [self.preprocess.padded_size(image) for image in images]
+        return [[i for i, s in enumerate(sizes) if s == size] for size in dict.fromkeys(sizes)]
 
     def detect_batch(self, batch: Batch) -> list[Detections]:
         """Both stages on a batch of preprocessed images."""

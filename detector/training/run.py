@@ -88,7 +88,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     stop = Stop(recipe.time_limit)
     fields = config.model.target_fields
     train_set = build_dataset(data, "train", fields=fields)
-    val_set = build_dataset(data, "val", class_names=train_set.class_names)
+    val_set = build_dataset(data, "val", class_names=train_set.class_names, fields=fields)
     read_coco_file(val_set.annotation_file, fields=fields)  # else its errors would come after an epoch
     config = with_num_classes(config, train_set)
     device = own_device(pick_device(recipe.device))

@@ -16,6 +16,7 @@ VERSION = 1  # increase it when the pixels change
 COUNTS = {"train": 800, "val": 160}  # default number of images
 CONTEXTS = ("hoop", "stripes", "bar")
 SHAPES = ("square", "triangle", "cross")
+KEYPOINTS: dict[str, tuple[str, ...]] = {}
 CLASSES = ("disc in hoop", "disc on stripes", "disc by bar", *SHAPES)
 SIDES = ((20, 31), (32, 80), (104, 140))  # of the shapes in pixels
 MOST_SHAPES = 5
@@ -39,7 +40,7 @@ def draw_image(rng: RandomState, width: int, height: int, *, empty: bool = False
             canvas.add(len(CONTEXTS) + label, coverage, *place)
     for _ in range(scenes):
         _draw_scene(rng, canvas)
-    return canvas.pixels(), canvas.drawn
+    return canvas.pixels(), canvas.finished()
 
 
 def _side(rng: RandomState, room: int) -> int:

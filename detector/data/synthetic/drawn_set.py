@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.random import RandomState
 from PIL import Image
 
 from detector.data.synthetic import context, shapes
 from detector.data.synthetic.raster import Drawn
+from detector.data.tracing import borders
 from detector.errors import DataError
+from detector.records.outlines import Outlines
 
 PRESETS = {"plain": shapes, "context": context}
 UNFINISHED = ".make_shapes_unfinished"  # files are written here, then moved into place
@@ -30,7 +34,7 @@ def draw_set(
     _check(preset, counts, size, seed)
     infos = {split: _info(preset, split, count, size, seed) for split, count in counts.items()}
     if all(_holds(folder, split, info) for split, info in infos.items()):
-        return f"{folder} already holds this set"
+        return f"{folder} already holds this set" + _without_outlines(folder)
     try:
         unfinished = _claim(folder)
         objects = sum(_draw_split(preset, unfinished, split, info) for split, info in infos.items())
@@ -74,6 +78,13 @@ def _holds(folder: Path, split: str, info: dict[str, Any]) -> bool:
     return found == info and all((images / _file_name(i)).is_file() for i in range(info["count"]))
 
 
+def _without_outlines(folder: Path) -> str:
+    """What to say of a set that an earlier version drew."""
+    files = [folder / "annotations" / f"{split}.json" for split in ("train", "val")]
+    outlined = any('"segmentation"' in path.read_text() for path in files)
+    return "" if outlined else ", drawn without outlines: remove the folder to draw it with them"
+
+
 def _claim(folder: Path) -> Path:
     """Create the folder, which must be new or empty, and a temporary folder in it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,12 +112,38 @@ def _draw_split(preset: str, folder: Path, split: str, info: dict[str, Any]) -> 
         Image.fromarray(pixels).save(folder / "images" / split / _file_name(index), compress_level=1)  # noise anyway
         images.append({"id": index + 1, "file_name": _file_name(index), "width": width, "height": height})
         annotations += [_annotation(len(annotations) + n, index + 1, d) for n, d in enumerate(drawn, start=1)]
-    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(drawing.CLASSES, start=1)]
+    categories = [_category(i, name, drawing.KEYPOINTS.get(name)) for i, name in enumerate(drawing.CLASSES, start=1)]
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations" / f"{split}.json").write_text(json.dumps(content) + "\n")
     return len(annotations)
 
 
+def _category(id_: int, name: str, keypoints: tuple[str, ...] | None) -> dict[str, object]:
+    plain = {"id": id_, "name": name, "supercategory": "shape"}
+    if keypoints is None:
+        return plain
+    lines = [[j, j % len(keypoints) + 1] for j in range(1, len(keypoints) + 1)]
+    return plain | {"keypoints": list(keypoints), "skeleton": lines}
+
+
 def _annotation(id_: int, image_id: int, drawn: Drawn) -> dict[str, object]:
-    where = {"bbox": drawn.box, "area": drawn.area, "iscrowd": 0}
+    """Box and area are those of the whole shape, outline and visibility of keypoints those of what is seen of it."""
+    where = {"bbox": drawn.box, "area": drawn.area, "iscrowd": 0, "segmentation": _segmentation(drawn.visible)}
+    if drawn.points:
+        seen = [  # a corner may lie just beside the pixels of its shape
+            drawn.visible[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2].any()
+            for x, y in drawn.points
+        ]
+        keypoints = [number for (x, y), shown in zip(drawn.points, seen) for number in (x, y, 2 if shown else 1)]
+        where |= {"keypoints": keypoints, "num_keypoints": len(seen)}
     return {"id": id_, "image_id": image_id, "category_id": drawn.label + 1} | where
+
+
+def _segmentation(visible: np.ndarray) -> object:
+    """Polygons along the edges of the pixels, or run lengths where there are holes, which polygons cannot have."""
+    outer, holes = borders(visible)
+    return (
+        Outlines.of_bitmaps(torch.from_numpy(visible)[None]).segmentations()[0]
+        if holes
+        else [part.astype(int).ravel().tolist() for part in outer]
+    )

@@ -6,7 +6,7 @@ All arithmetic is on integers. The random numbers come from `numpy.random.Random
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import RandomState
@@ -33,6 +33,8 @@ class Drawn:
     label: int  # index of the set's CLASSES
     box: tuple[int, int, int, int]  # x, y, width, height: the tight box of the whole shape, hidden parts included
     area: int  # pixels of the whole shape
+    points: tuple[tuple[float, float], ...] = ()  # x, y of its corners, for a shape with keypoints
+    visible: np.ndarray | None = None  # (H, W) bool: its pixels that nothing hides, once the picture is finished
 
 
 class Canvas:
@@ -74,13 +76,21 @@ class Canvas:
         image[:] = (image * (whole - share) + fill * share) // whole
         self.owner[y : y + h, x : x + w][belongs(coverage)] = -1
 
-    def add(self, label: int, coverage: np.ndarray, x: int, y: int) -> None:
-        """Paint an object, given its tight `coverage`, with its top left corner at (x, y)."""
+    def add(self, label: int, coverage: np.ndarray, x: int, y: int, points: np.ndarray | None = None) -> None:
+        """Paint an object, given its tight `coverage`, with its top left corner at (x, y).
+
+        `points` (J, 2) are its keypoints from that corner.
+        """
         self.paint(coverage, x, y)
         mask = belongs(coverage)
         h, w = mask.shape
         self.owner[y : y + h, x : x + w][mask] = len(self.drawn)
-        self.drawn.append(Drawn(label, (x, y, w, h), int(mask.sum())))
+        moved = () if points is None else tuple((px + x, py + y) for px, py in points.tolist())
+        self.drawn.append(Drawn(label, (x, y, w, h), int(mask.sum()), moved))
+
+    def finished(self) -> list[Drawn]:
+        """All objects, with what can be seen of each."""
+        return [replace(drawn, visible=self.owner == i) for i, drawn in enumerate(self.drawn)]
 
     def pixels(self) -> np.ndarray:
         """The finished picture (H, W, 3) uint8, with its grain."""
@@ -93,6 +103,23 @@ def rasterise(name: str, width: int, height: int, p: int, q: int) -> np.ndarray:
 
     `width` and `height` are pixels before the rotation by 2 atan(p / q), which a Pythagorean triple makes exact.
     """
+    coverage = _whole(name, width, height, p, q)
+    top, left, bottom, right = _tight(coverage)
+    return coverage[top:bottom, left:right]
+
+
+def corners_of(name: str, width: int, height: int, p: int, q: int) -> np.ndarray:
+    """The corners (n, 2) x, y of a polygon as `rasterise` draws it, from the corner of its tight box, to 1/100 pixel."""
+    coverage = _whole(name, width, height, p, q)
+    top, left, _, _ = _tight(coverage)
+    cos, sin, norm = q * q - p * p, 2 * p * q, q * q + p * p
+    x, y = (np.array(POLYGONS[name]) * (width, height)).T  # in 2 UNITs to a pixel
+    turned = np.stack([cos * x - sin * y, sin * x + cos * y], axis=1) * 50 // (norm * UNIT)
+    return (turned + 100 * (len(coverage) // 2 - np.array([left, top]))) / 100
+
+
+def _whole(name: str, width: int, height: int, p: int, q: int) -> np.ndarray:
+    """The coverage of a square around a shape's centre."""
     reach = (3 * max(width, height) + 3) // 4 + 1  # pixels; a rotated square reaches sqrt(2) / 2 sides from its centre
     points = np.arange(1 - 2 * reach * SAMPLES, 2 * reach * SAMPLES, 2, dtype=np.int64)  # half samples from the centre
     dx, dy = points[None, :], points[:, None]
@@ -100,10 +127,14 @@ def rasterise(name: str, width: int, height: int, p: int, q: int) -> np.ndarray:
     x = UNIT * (cos * dx + sin * dy) // (norm * width * SAMPLES)
     y = UNIT * (cos * dy - sin * dx) // (norm * height * SAMPLES)
     inside = _inside(name, x.astype(np.int32), y.astype(np.int32))  # int32: half the time
-    coverage = inside.reshape(2 * reach, SAMPLES, 2 * reach, SAMPLES).sum(axis=(1, 3))
+    return inside.reshape(2 * reach, SAMPLES, 2 * reach, SAMPLES).sum(axis=(1, 3))
+
+
+def _tight(coverage: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of the pixels that belong to a shape."""
     mask = belongs(coverage)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return coverage[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def belongs(coverage: np.ndarray) -> np.ndarray:

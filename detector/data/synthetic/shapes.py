@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.random import RandomState
 
-from detector.data.synthetic.raster import POLYGONS, Canvas, Drawn, belongs, rasterise
+from detector.data.synthetic.raster import POLYGONS, Canvas, Drawn, belongs, corners_of, rasterise
 
 DESCRIPTION = "drawn shapes"
 VERSION = 1  # increase it when the pixels change
 COUNTS = {"train": 400, "val": 80}  # default number of images
 LEAST_SIZE = 32  # of an image in pixels
 CLASSES = ("disc", "ring", *POLYGONS)
+KEYPOINTS = {"triangle": ("top", "right", "left")}  # the corners of a shape, in the order of POLYGONS
 SCALES = ((14, 31), (32, 95), (96, 2**31 - 1))  # sides in pixels: small, medium, large as in COCO
 SCALE_ODDS = (0, 0, 0, 1, 1, 1, 2, 2)  # indices of SCALES
 MOST_OBJECTS = 8
@@ -24,11 +25,12 @@ def draw_image(rng: RandomState, width: int, height: int, *, empty: bool = False
     count = rng.randint((most + 1) // 2, most + 1)
     for side in sorted((_side(rng, min(width, height)) for _ in range(count)), reverse=True):  # smaller ones on top
         label = rng.randint(len(CLASSES))
-        coverage = rasterise(CLASSES[label], *_pose(rng, side))
+        name, pose = CLASSES[label], _pose(rng, side)
+        coverage = rasterise(name, *pose)
         place = canvas.find_place(belongs(coverage))
         if place is not None:
-            canvas.add(label, coverage, *place)
-    return canvas.pixels(), canvas.drawn
+            canvas.add(label, coverage, *place, corners_of(name, *pose) if name in KEYPOINTS else None)
+    return canvas.pixels(), canvas.finished()
 
 
 def _side(rng: RandomState, room: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -14,14 +16,14 @@ class Res5(nn.Module):
 
     shares_maps = True
 
-    def __init__(self, channels: int, size: int, backbone: nn.Module):
+    def __init__(self, channels: int, size: int, backbone: Any):
         super().__init__()
         if getattr(backbone, "stages", 4) != 3 or channels != backbone.channels[-1]:
             raise ValueError(
                 "res5 is the stage after C4, so it needs model.backbone {type: resnet, stages: 3} "
                 f"and model.neck {{type: single}}; this pool gives {channels} channels"
             )
-        self.layer4 = backbone.layer4_for_head()
+        self.layer4: Any = backbone.layer4_for_head()
         self.width, self.map_size = self.layer4[-1].c_out, -(-size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
