@@ -160,9 +160,13 @@ def effective() -> list[EffectiveConfig]:
 def option(section: KeySection, key: Key) -> tuple[str | None, ...]:
     """What makes a key one option: a group of options is the same everywhere, an inherited option in all types.
 
-    The mask head's pool has the options of the box head's.
+    The pools of masks and keypoints have the options of the box head's.
     """
-    place = "" if "." in key.name and section.path.startswith("model") else section.path.replace("mask_pool", "pool")
+    place = (
+        ""
+        if "." in key.name and section.path.startswith("model")
+        else section.path.replace("mask_pool", "pool").replace("keypoint_pool", "pool")
+    )
     return place, key.name, key.sentence or section.type
 
 

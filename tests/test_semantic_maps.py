@@ -43,9 +43,9 @@ def save_map(folder: Path, size: tuple[int, int], mode: str = "L") -> None:
     Image.fromarray(values).convert(mode).save(folder / "maps/a.png")
 
 
-def settings(folder: Path, **train: str) -> list[str]:
-    split = {"images": "images", "annotations": "a.json"}
-    return [f"data.root={folder}", f"data.train={json.dumps(split | train)}", f"data.val={json.dumps(split)}",
+def settings(folder: Path, **semantic: str) -> list[str]:
+    split = json.dumps({"images": "images", "annotations": "a.json"} | semantic)
+    return [f"data.root={folder}", f"data.train={split}", f"data.val={split}",
             "model.num_classes=1", "data.transforms=[]"]  # fmt: skip
 
 

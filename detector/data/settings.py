@@ -116,15 +116,17 @@ class DataSettings:
                 )
 
     def check_semantic(self, *, needed: bool) -> None:
-        """Raise ConfigError unless the training split names semantic maps where they are `needed`, and not elsewhere."""
-        if needed and self.train.semantic is None:
-            raise ConfigError(
-                "data.train.semantic: must be given for model.roi_head.semantic_head: a folder of a PNG for each image"
-            )
-        if not needed and self.train.semantic is not None:
-            raise ConfigError(
-                "data.train.semantic: nothing reads it; remove the key, or add model.roi_head.semantic_head"
-            )
+        """Raise ConfigError unless train and val, whose loss is computed, name semantic maps where they are `needed`."""
+        for name in ("train", "val"):
+            given = getattr(self, name).semantic
+            if given is None and needed:
+                raise ConfigError(
+                    f"data.{name}.semantic: must be given for model.roi_head.semantic_head: a folder with a PNG for each image"
+                )
+            if given is not None and not needed:
+                raise ConfigError(
+                    f"data.{name}.semantic: nothing reads it; remove the key, or add model.roi_head.semantic_head"
+                )
 
     def training_transform(self) -> Compose:
         """`resize`, unless large-scale jitter replaces it, then `transforms` in order."""

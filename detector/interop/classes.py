@@ -23,7 +23,7 @@ class Classes(NamedTuple):
     """Where the names come from, for messages."""
 
 
-def classes_of(framework: str, meta: Mapping[str, Any], number: int) -> Classes:
+def classes_of(framework: str, meta: Mapping[str, Any], number: int, *, keypoints: bool = False) -> Classes:
     """The class names in the file, else COCO's if the number matches, else "class 1", "class 2", ...
 
     The 90 foreground columns of torchvision are COCO's category ids.
@@ -32,6 +32,7 @@ def classes_of(framework: str, meta: Mapping[str, Any], number: int) -> Classes:
         framework: key of FRAMEWORKS.
         meta: what the file holds beside the tensors; only MMDetection writes class names.
         number: K.
+        keypoints: whether the model finds keypoints; COCO has them of people alone.
     """
     names = _names_in(meta)
     if len(names) == number:
@@ -39,6 +40,8 @@ def classes_of(framework: str, meta: Mapping[str, Any], number: int) -> Classes:
     if framework == "torchvision" and number == 90:
         names = [COCO_91[i] if i in COCO_80 else f"unused {i}" for i in range(1, 91)]
         return Classes(names, list(range(1, 91)), "torchvision's 90 columns of COCO")
+    if number == 1 and keypoints:
+        return Classes(["person"], [1], "assumed to be COCO's people")
     if number == 80:
         return Classes(COCO_NAMES, COCO_80, "assumed to be COCO's")
     ids = list(range(1, number + 1))

@@ -81,7 +81,8 @@ def _convert_detector(
     model = build_detector(settings, pretrained=False)
     model.load_state_dict(state)
     _check_finite(model.state_dict())
-    names, ids, names_from = classes_of(framework, weights.meta, settings.model.num_classes or 0)
+    keypoints = "roi_head.keypoint_head" in settings.model.calls
+    names, ids, names_from = classes_of(framework, weights.meta, settings.model.num_classes or 0, keypoints=keypoints)
     write = partial(save_checkpoint, output, model=model, config=settings.raw, class_names=names, category_ids=ids)
     return write, [f"{output}: from {FRAMEWORKS[framework].name}, {len(names)} classes ({names_from})", *notes]
 

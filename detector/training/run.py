@@ -178,8 +178,7 @@ def _check_output(
         if {*content["training"]["launchers"]} & {*distributed.gather(distributed.launcher())}:
             return content, path
     if taken:
-        hint = "add --resume (in Python resume=True), or choose another --output"
-        raise ConfigError(f"{taken[0]}: this folder holds a training already; {hint}")
+        raise ConfigError(f"{taken[0]}: this folder holds a training already; add --resume, or choose another --output")
     foreign = [path for path in map(output.joinpath, TEXTS) if path.exists()]
     if foreign and not is_metrics_file(output / "metrics.csv"):
         raise ConfigError(f"{foreign[0]}: not of a training, and would be written over; choose another --output")
