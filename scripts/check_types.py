@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-LIMIT = 45
+LIMIT = 42
 
 
 def main() -> int:

@@ -185,7 +185,7 @@ def _options(
         "transform": transform,
     }
     proposals = settings.split(split).proposals
-    maps = settings.split(split).semantic if split == "train" else None  # evaluation reads none
+    maps = settings.split(split).semantic if "semantic" in fields else None
     optional: dict[str, Any] = {
         "semantic": None if maps is None else Path(settings.root) / maps,
         "fields": sorted(fields) or None,
@@ -205,8 +205,6 @@ def build_dataset(
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     transform = settings.training_transform() if split == "train" else None
-    if split == "train" and "semantic" in fields and settings.train.semantic is None:
-        raise ConfigError("data.train.semantic: must name the folder of the maps that the semantic branch learns from")
     pasted = settings.copy_paste if split == "train" else None
     read = {*fields, "masks"} if pasted else fields
     _check_dataset(settings, read)
