@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := PYTHONPATH=. .venv/bin/python
 DETECTOR := $(RUN) -m detector
-QUICK := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile
+QUICK := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadgroup
 RESUME = $(if $(wildcard runs/demo/last.pth),--resume)
 
 .PHONY: install demo test test-all torture lint keys wheel

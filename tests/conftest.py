@@ -16,6 +16,14 @@ settings.register_profile("tests", derandomize=True, deadline=None, max_examples
 settings.load_profile("tests")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` the tests of a file share a process, and of test_golden.py those of a model, which they build."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        model = parameters.get("name", "") if item.path.name == "test_golden.py" else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {model}"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """A test draws the same numbers whether it runs alone or after others."""
