@@ -391,7 +391,8 @@ def _their_loss(name: str, ours: str) -> str:
 def keypoint_errors(name: str, found: Detections, expected: Mapping[str, Any]) -> tuple[int, float]:
     """How many keypoints lie elsewhere, near-ties left out; and the largest relative error of the scores of the others."""
     ours = found[partners(name, found, expected)].keypoints
-    points, scores = torch.tensor(expected["keypoints"]), torch.tensor(expected["keypoint_scores"])
+    scores = torch.tensor(expected["keypoint_scores"])
+    points = torch.tensor(expected["keypoints"]).view(*scores.shape, 2)
     moved = (ours.points - points).abs().amax(dim=-1) > MODELS[name].px + 0.1
     elsewhere = moved & (torch.tensor(expected["keypoint_gap"]) >= 1e-3)[:, None]
     error = (ours.scores - scores).abs() / scores.abs()
