@@ -111,7 +111,7 @@ def test_results_are_not_changed_nothing_is_printed_and_the_table_is_lined_up(
     assert first[0].split() == METRICS[:6] and second[0].split() == METRICS[6:]
     assert first[1].split()[4] == "-"  # there is no small object
     assert [line.split()[0] for line in classes] == ["class", "cell", "platelet"]
-    assert [line.split()[0] for line in proposals] == ["proposals", "AR100", "AR1000"]
+    assert [line.split()[0] for line in proposals] == ["recall", "AR100", "AR1000"]
     assert len({len(line) for line in first + second}) == 1 and len({len(line) for line in classes}) == 1
 
 

@@ -284,7 +284,7 @@ def test_masks_that_do_not_fit_are_one_message():
 
 def test_a_pool_without_a_head_and_a_head_that_nothing_holds_are_errors():
     for section, message in (
-        ({"mask_pool": {"size": 7}}, "no mask head reads it"),
+        ({"mask_pool": {"size": 7}}, "mask_pool: nothing reads it; add model.roi_head.mask_head"),
         ({"type": "none", "mask_head": {}}, r"model\.roi_head\.mask_head: this type of roi_head has none"),
         ({"mask_head": {}, "mask_pool": {"type": "all_levels"}}, r"mask_pool: gives 4 maps a region"),
         ({"mask_head": {"conv": 2}}, r"mask_head\.conv: unknown key"),

@@ -21,7 +21,7 @@ from detector.data.near_names import twin_on_disk
 from detector.data.outline_store import OutlineStore, return_free_memory
 from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
-from detector.data.semantic_maps import read_semantic_map
+from detector.data.semantic_maps import read_semantic_map, semantic_folder
 from detector.errors import DataError
 from detector.records.keypoints import Keypoints
 from detector.structures import Target, image_size
@@ -84,7 +84,7 @@ class CocoDataset(Dataset):
         self.max_pixels, self.bit_depth, self.transform = max_pixels, bit_depth, transform
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
-        self.fields, self.semantic = frozenset(fields), None if semantic is None else Path(semantic)
+        self.fields, self.semantic = frozenset(fields), semantic_folder(semantic)
         self._read(classes, class_names, keep_empty)
         if self._outlines is not None:
             return_free_memory()

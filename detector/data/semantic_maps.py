@@ -11,9 +11,17 @@ from torch import Tensor
 
 from detector.coco_format import join_within
 from detector.data.image import ImageError
+from detector.errors import DataError
 from detector.records.geometry import Size
 
 UNLABELLED = 255
+
+
+def semantic_folder(path: str | Path | None) -> Path | None:
+    """The folder of the maps. Raises DataError if it does not exist."""
+    if path is not None and not Path(path).is_dir():
+        raise DataError(f"{path}: no such folder of semantic maps; correct `semantic` of the split")
+    return None if path is None else Path(path)
 
 
 def read_semantic_map(folder: Path, file_name: str, size: Size) -> Tensor:

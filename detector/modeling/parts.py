@@ -58,6 +58,8 @@ NECKS = {
 PYRAMIDS = {"plain": PlainPyramid, "recursive": RecursivePyramid}
 RPNS = {"rpn": RPN, "precomputed": Precomputed}
 POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool, "soft": SoftRoIPool}
+MASK_POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool}
+KEYPOINT_POOLS = {"by_level": RoIPool}
 ROI_HEADS = {"standard": RoIHead, "cascade": Cascade, "htc": HTC, "auxiliary": AuxiliaryRoIHead, "none": ProposalsOnly}
 BOX_HEADS = {
     "two_fc": TwoFC,
@@ -109,7 +111,7 @@ PARTS = {
     "roi_head.mask_head": Slot(
         MASK_HEADS, ("channels", "size", "branches", "num_classes"), protocols.MaskHead, argument="mask"
     ),
-    "roi_head.mask_pool": Slot(POOLS, ("channels", "strides"), protocols.Pool, argument="mask"),
+    "roi_head.mask_pool": Slot(MASK_POOLS, ("channels", "strides"), protocols.Pool, argument="mask"),
     "roi_head.mask_iou_head": Slot(
         {"mask_iou": MaskIoUConvFC}, ("channels", "size", "num_classes"), protocols.MaskIoUHead, argument="mask"
     ),
@@ -119,7 +121,7 @@ PARTS = {
     "roi_head.keypoint_head": Slot(
         {"keypoints": KeypointConvUpsample}, ("channels",), protocols.KeypointHead, argument="keypoint"
     ),
-    "roi_head.keypoint_pool": Slot(POOLS, ("channels", "strides"), protocols.Pool, argument="keypoint"),
+    "roi_head.keypoint_pool": Slot(KEYPOINT_POOLS, ("channels", "strides"), protocols.Pool, argument="keypoint"),
 }
 MASK_POOL = {"size": 14}  # what a pool of masks or keypoints has in place of the box pool's option
 DEFAULT_TYPES = {f"model.{key}": next(iter(slot.types)) for key, slot in PARTS.items()}

@@ -217,8 +217,8 @@ def overrides_of(profile: Mapping) -> list[str]:
         for when in ("pre", "post"):
             counts = [profile[f"rpn_{when}_nms_topk_{mode}"] for mode in ("train", "test")]
             settings[f"model.rpn.selection.{when}_nms"] = counts
-    settings["model.roi_head.selection.max_detections"] = profile["max_detections"]
-    settings["model.roi_head.selection.score_threshold"] = profile["score_threshold"]
+    for key in {"max_detections", "score_threshold"} & profile.keys():
+        settings[f"model.roi_head.selection.{key}"] = profile[key]
     if "nms.min_score" in profile:
         settings["model.roi_head.selection.soft_min_score"] = profile["nms.min_score"]
     return [f"{key}={value}" for key, value in settings.items()]
