@@ -178,7 +178,8 @@ class Detections(Record):
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO results. `category_ids`, by label, are those of the training annotations unless others are given.
 
-        A mask is a `segmentation` in compressed run lengths, with text counts; `keypoints` are x, y, score of each in turn.
+        A mask is a `segmentation` in compressed run lengths, with text counts, and has a `mask_score` if the model judges masks;
+        `keypoints` are x, y, score of each in turn.
         """
         ids = self.category_ids if category_ids is None else category_ids
         if ids is None:
@@ -188,6 +189,8 @@ class Detections(Record):
     def _shapes(self) -> dict[str, list[Any]]:
         """COCO's `segmentation` and `keypoints` of each detection, those that there are."""
         shapes: dict[str, list[Any]] = {} if self.masks is None else {"segmentation": self.masks.rle()}
+        if self.masks is not None and self.masks.scores is not None:
+            shapes["mask_score"] = self.masks.scores.tolist()
         if self.keypoints is not None:
             shapes["keypoints"] = self.keypoints.scored().flatten(1).tolist()
         return shapes

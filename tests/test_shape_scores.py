@@ -111,6 +111,16 @@ def test_masks_and_boundaries_score_as_by_pycocotools(tmp_path: Path):
     assert evaluate_results(path, without_boxes)["segm"] == metrics["segm"]
 
 
+def test_masks_rank_by_their_own_scores_where_they_have_some(tmp_path: Path):
+    path, results = made_set(tmp_path)
+    own = [result | {"score": 0.5, "mask_score": result["score"]} for result in results]
+    flat = [result | {"score": 0.5} for result in results]
+    scored, unranked, expected = (evaluate_results(path, rows)["segm"] for rows in (own, flat, results))
+    assert scored == expected != unranked
+    with pytest.raises(DataError, match="result 0: mask_score must be a finite number"):
+        evaluate_results(path, [own[0] | {"mask_score": None}, *own[1:]])
+
+
 def test_a_boundary_is_that_of_every_pixel():
     for kind, x, y, side in ((0, 0, 0, 50), (1, 20, 30, 30), (2, 5, 5, 20), (1, 0, 0, 80), (1, 3, 3, 1)):
         pixels = bitmap(kind, x, y, side)

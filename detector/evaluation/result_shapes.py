@@ -40,6 +40,7 @@ def take_shapes(
             if field == "masks":
                 entry["segmentation"] = rle = _run_lengths(item[key], tuple(size_of[entry["image_id"]]), where)
                 entry["mask_area"] = float(coco_mask.area(rle))
+                entry["mask_score"] = _score(item.get("mask_score", entry["score"]), f"result {number}: mask_score")
                 around = [float(v) for v in coco_mask.toBbox(rle)]
             else:
                 entry["keypoints"] = points = _points(item[key], coco, where)
@@ -61,6 +62,12 @@ def _run_lengths(value: Any, size: tuple[int, int], where: str) -> dict[str, Any
         return value
     [rle] = Outlines.of([value], size).rle()
     return rle
+
+
+def _score(value: Any, where: str) -> float:
+    if not is_coordinates([value]):
+        raise DataError(f"{where} must be a finite number, not {value!r:.80}; correct it, or leave it out")
+    return float(value)
 
 
 def _points(value: Any, coco: CocoFile, where: str) -> list[float]:

@@ -79,8 +79,8 @@ def masked_objects(objects: Entries, coco: CocoFile) -> Entries:
 
 
 def _with_area_of_masks(detections: Entries) -> Entries:
-    """The detections without their boxes, so that sizes are those of the masks, as COCO means them."""
-    return [_without_box(entry) | {"area": entry["mask_area"]} for entry in detections]
+    """The detections without their boxes, so that sizes are those of the masks, as COCO means them; masks have own scores."""
+    return [_without_box(entry) | {"area": entry["mask_area"], "score": entry["mask_score"]} for entry in detections]
 
 
 def _without_box(entry: dict[str, Any]) -> dict[str, Any]:
