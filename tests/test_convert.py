@@ -36,6 +36,7 @@ TWINS = {  # of the same tensors: what is recognised is the plain one
     "mmdetection_faster_rcnn_r50_fpn_softnms": "mmdetection_faster_rcnn_r50_fpn",
     "torchvision_fasterrcnn_resnet50_fpn_coco_v1": "torchvision_fasterrcnn_resnet50_fpn",
     "torchvision_maskrcnn_resnet50_fpn_coco_v1": "torchvision_maskrcnn_resnet50_fpn",
+    "torchvision_keypointrcnn_resnet50_fpn_coco_v1": "torchvision_keypointrcnn_resnet50_fpn",
 }
 each_config = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
