@@ -48,9 +48,15 @@ def marked(names):
     return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-# scope: all tests of a model follow one another, and it is built once
-each_model = pytest.mark.parametrize("name", marked(MODELS), scope="module")
-each_case = pytest.mark.parametrize("case", ["batch", pytest.param("single", marks=pytest.mark.slow)], scope="module")
+def cases(names):
+    """Names and cases. Models with masks or keypoints find the boxes of another file; a single image of theirs is tried once."""
+    batches = [pytest.param(name, "batch", marks=() if name in QUICK else pytest.mark.slow) for name in names]
+    singles = [pytest.param(name, "single", marks=pytest.mark.slow) for name in names if name not in WITH_BRANCHES]
+    # scope: all tests of a model follow one another, and it is built once
+    return pytest.mark.parametrize(("name", "case"), [*batches, *singles], scope="module")
+
+
+each_model = cases(MODELS)
 
 
 def test_every_recorded_model_is_compared():
@@ -66,15 +72,13 @@ def assert_records(found: list[Tensor], records: list[dict], name: str) -> None:
 
 
 @each_model
-@each_case
 def test_maps(name, case):
     found, expected = outputs(name, case), recorded(name, case)
     assert list(found.batch.images.shape) == expected["input_shape"]
     assert_records(found.maps, list(expected["maps"].values()), name)
 
 
-@pytest.mark.parametrize("name", marked([name for name in MODELS if name not in GIVEN_PROPOSALS]), scope="module")
-@each_case
+@cases([name for name in MODELS if name not in GIVEN_PROPOSALS])
 def test_rpn_outputs(name, case):
     found, expected = outputs(name, case), recorded(name, case)
     assert_records(found.objectness, expected["rpn_objectness"], name)
@@ -82,7 +86,6 @@ def test_rpn_outputs(name, case):
 
 
 @each_model
-@each_case
 def test_proposals(name, case):
     limit, is_logit = MODELS[name], golden(name)["profile"].get("rpn_score_out", "logit") == "logit"
     for found, expected in zip(outputs(name, case).proposals, recorded(name, case)["proposals"], strict=True):
@@ -94,7 +97,6 @@ def test_proposals(name, case):
 
 
 @each_model
-@each_case
 def test_logits_and_deltas_of_the_first_regions(name, case):
     expected, limit = recorded(name, case)["roi_first4"], MODELS[name]
     for stage, ((logits, deltas), record) in enumerate(zip(outputs(name, case).first4, expected, strict=True)):
@@ -107,7 +109,6 @@ def test_logits_and_deltas_of_the_first_regions(name, case):
 
 
 @each_model
-@each_case
 def test_detections(name, case):
     """mmdetection reports boxes without an area, one of them here; ours does not."""
     for found, expected in zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True):
@@ -115,16 +116,14 @@ def test_detections(name, case):
         assert match.unmatched == 0 and len(found) == match.number
 
 
-@pytest.mark.parametrize("name", marked(MASK_MODELS), scope="module")
-@each_case
+@cases(MASK_MODELS)
 def test_masks(name, case):
     for found, expected in zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True):
         values, moments = mask_errors(name, found, expected)
         assert values < MODELS[name].mask and moments < MODELS[name].mask_moments
 
 
-@pytest.mark.parametrize("name", marked(MASK_MODELS), scope="module")
-@each_case
+@cases(MASK_MODELS)
 def test_pasted_masks(name, case):
     """By the reference's own way and threshold. Beside 1 % of a mask's union, two pixels may differ."""
     pairs = zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True)
@@ -160,9 +159,7 @@ def test_losses_and_gradients_on_running_statistics(name):
     check_losses(copy.deepcopy(build(name)), name, "batch_bn_eval")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KEYPOINT_MODELS, scope="module")
-@each_case
+@cases(KEYPOINT_MODELS)
 def test_keypoints(name, case):
     """Three of a file may lie elsewhere: the maximum of a map jumps where two cells are nearly equal."""
     pairs = zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True)
@@ -170,21 +167,18 @@ def test_keypoints(name, case):
     assert sum(moved) <= 3 and max(errors) < KEYPOINT_MODELS[name]
 
 
-@pytest.mark.slow
-@each_case
-def test_scores_of_masks(case):
+@cases(["mm_ms_rcnn_r50_fpn"])
+def test_scores_of_masks(name, case):
     """MMDetection multiplies the detections' scores; here these stay, and the masks have scores of their own."""
-    name = "mm_ms_rcnn_r50_fpn"
     for found, expected in zip(outputs(name, case).detections, recorded(name, case)["detections"], strict=True):
         masks = found.masks[partners(name, found, expected)]
         torch.testing.assert_close(masks.scores, torch.tensor(expected["scores"]), rtol=0, atol=1e-2)
 
 
-@pytest.mark.slow
-@each_case
+@cases(["mm_htc_r50_fpn"])
 @torch.no_grad()
-def test_the_semantic_branch(case):
-    name, expected = "mm_htc_r50_fpn", recorded("mm_htc_r50_fpn", case)["semantic"]
+def test_the_semantic_branch(name, case):
+    expected = recorded(name, case)["semantic"]
     head = build(name).roi_head.semantic_head
     x = head(outputs(name, case).maps)
     assert_records([head.logits(x), head.embed(x)], [expected["logits"], expected["embedding"]], name)
