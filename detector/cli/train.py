@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
 import signal
 import sys
@@ -40,12 +39,6 @@ def leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def forget_workers() -> None:
-    """A signal ends loading processes, too; PyTorch would raise their death while the interpreter shuts down."""
-    if hasattr(signal, "SIGCHLD"):  # not on Windows
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train, evaluate, and keep last.pth and best.pth; the exit status."""
     args = parse(argv)
@@ -66,5 +59,4 @@ def main(argv: list[str] | None = None) -> int:
         with logging_redirect_tqdm(), distributed.processes(pick_device("auto")):
             config = distributed.raise_on_all(load_config, args.config, args.overrides)
             run_training(config, args.output, resume=args.resume, init_from=args.init_from)
-    atexit.register(forget_workers)  # the last to be registered is the first to run
     return end.status
