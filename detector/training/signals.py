@@ -62,6 +62,9 @@ class Stop:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.signal and self._handlers and hasattr(signal, "SIGCHLD"):
+            # the signal ended loading processes, too, and PyTorch would raise their death wherever the program then is
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
