@@ -140,4 +140,4 @@ def test_voc_regions_become_outlines(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert any("1 objects have no region in SegmentationObject" in line for line in document["info"]["findings"])
     Image.new("RGB", (W, H)).save(folder / "SegmentationObject/a.png")
-    assert "holds colours (RGB), not numbers" in refusal(capsys, "voc", folder)
+    assert "holds colours (RGB), not a number for each pixel" in refusal(capsys, "voc", folder)

@@ -68,12 +68,15 @@ def test_a_map_is_resized_with_its_image_and_learnt_from(folder):
 def test_what_is_wrong_with_a_map_is_named(folder):
     config = detector.load_config(HTC, [*settings(folder, semantic="maps"), *SEMANTIC])
     dataset = build_dataset(config.data, "train", fields=config.model.target_fields)
-    for size, mode, message in (((48, 60), "L", "60 x 48, its image 64 x 48"), (SIZE, "RGB", r"colours \(RGB\)")):
+    for size, mode, message in (((48, 60), "L", "is 60 x 48, its image 64 x 48"), (SIZE, "RGB", r"colours \(RGB\)")):
         save_map(folder, size, mode)
         with pytest.raises(ImageError, match=message):
             dataset[0]
+    Image.new("L", SIZE[::-1]).save(folder / "maps/a.png", "BMP")  # what it is decides, not its name
+    with pytest.raises(ImageError, match=r"a\.png: cannot be read as a PNG"):
+        dataset[0]
     (folder / "maps/a.png").unlink()
-    with pytest.raises(ImageError, match=r"map of a\.jpg cannot be read"):
+    with pytest.raises(ImageError, match=r"a\.png: cannot be read as a PNG .*No such file"):
         dataset[0]
     (folder / "maps").rmdir()
     with pytest.raises(DataError, match="no such folder of semantic maps"):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from detector.coco_format import join_within
-from detector.data.image import ImageError
+from detector.data.numbered_pixels import read_numbered_pixels
 from detector.errors import DataError
 from detector.records.geometry import Size
 
@@ -30,16 +28,4 @@ def read_semantic_map(folder: Path, file_name: str, size: Size) -> Tensor:
     Raises ImageError if there is none of that size.
     """
     path = join_within(folder, str(PurePosixPath(file_name).with_suffix(".png")))
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P"):
-                raise ImageError(
-                    f"{path}: holds colours ({picture.mode}), not a class for each pixel; write it as grey PNG"
-                )
-            if (picture.height, picture.width) != tuple(size):
-                raise ImageError(
-                    f"{path}: the semantic map is {picture.width} x {picture.height}, its image {size[1]} x {size[0]}"
-                )
-            return torch.from_numpy(np.array(picture))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: the semantic map of {file_name} cannot be read ({error}); restore it") from error
+    return torch.from_numpy(read_numbered_pixels(path, size))

@@ -19,25 +19,8 @@ from detector.evaluation.scope import STANDARD, Evaluation, Scope, ten, twelve
 MASKS = partial(COCOeval, iouType="segm")
 BOUNDARIES = partial(BoundaryEvaluation, iouType="segm")
 KEYPOINT_LIMIT = [20]  # detections per image and class, COCO's
-COCO_SIGMAS = (
-    26,
-    25,
-    25,
-    35,
-    35,
-    79,
-    79,
-    72,
-    72,
-    62,
-    62,
-    107,
-    107,
-    87,
-    87,
-    89,
-    89,
-)  # thousandths, of a person's 17 points
+# thousandths, of a person's 17 points
+COCO_SIGMAS = (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89)
 TITLES = {"masks": ("segm", "boundary"), "keypoints": ("keypoints",)}  # of the metrics
 
 Entries = list[dict[str, Any]]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.ops import box_iou
 
 from detector.data.convert.writer import ConversionNotes, SourceObject, path_within
-from detector.errors import DataError
+from detector.data.numbered_pixels import read_numbered_pixels
 from detector.records.geometry import Size, tight_boxes
 from detector.records.outlines import Outlines
 
@@ -41,17 +40,7 @@ def add_outlines(objects: Sequence[SourceObject], folder: Path, name: str, size:
 
 def _regions(path: Path, size: Size) -> torch.Tensor:
     """The bitmap of each numbered region, (n, h, w) uint8."""
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("P", "L"):
-                raise DataError(
-                    f"{path}: holds colours ({picture.mode}), not numbers; write it with a palette, as VOC does"
-                )
-            if (picture.height, picture.width) != tuple(size):
-                raise DataError(f"{path}: is {picture.width} x {picture.height}, its image {size[1]} x {size[0]}")
-            numbers = np.array(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image ({error}); restore it, or remove it") from error
+    numbers = read_numbered_pixels(path, size)
     ids = [number for number in np.unique(numbers).tolist() if number not in (0, UNDECIDED)]
     return (
         torch.from_numpy(np.stack([numbers == number for number in ids]).astype(np.uint8))
