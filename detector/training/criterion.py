@@ -7,11 +7,8 @@ from collections.abc import Collection
 from detector.errors import ConfigError
 
 PROPOSALS = "AR1000"  # of an RPN alone
-FIELD_OF = {
-    "keypoints": "keypoints",
-    "segm": "masks",
-    "boundary": "masks",
-}  # that a model learns, by the title of its scores
+# title of the scores in metrics.csv -> field of the targets that a model with such scores learns; the finest first
+FIELD_OF = {"keypoints": "keypoints", "segm": "masks", "boundary": "masks"}
 
 
 def criterion_of(wanted: str, fields: Collection[str], *, reports_proposals: bool) -> str:

@@ -19,11 +19,8 @@ log = logging.getLogger("detector")
 
 COLUMNS = ["step", "epoch", "lr", "loss", "grad_norm", "data_s", "step_s", "memory_mib", "val_loss"]
 SCORES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "AR1000"]  # AR1000 is that of proposals
-SHAPE_SCORES = {
-    "segm": ["AP", "AP50", "AP75"],
-    "boundary": ["AP"],
-    "keypoints": ["AP", "AP50", "AP75"],
-}  # "segm/AP", ...
+# columns such as "segm/AP", of models with masks or keypoints
+SHAPE_SCORES = {"segm": ["AP", "AP50", "AP75"], "boundary": ["AP"], "keypoints": ["AP", "AP50", "AP75"]}
 STEP = re.compile("[0-9]{1,18}")
 
 
