@@ -197,6 +197,7 @@ def test_what_cannot_be_compared_is_one_error_before_any_training(compare, confi
     lost = write_config(tmp_path / "lost.yaml", tmp_path / "nowhere", epochs=1)
     one_level = change(configs[0], "one_level", rpn={"anchors": {"sizes": [[8]]}})  # five levels want five lists
     classes = change(configs[0], "classes", num_classes=5)
+    masks = change(configs[0], "masks", roi_head={"mask_head": {}})  # learns outlines, which the set does not have
     out = tmp_path / "out"
     for arguments, words in {
         (configs[0], other): "train.epochs is 2",
@@ -209,6 +210,7 @@ def test_what_cannot_be_compared_is_one_error_before_any_training(compare, confi
         (lost,): "nowhere",
         (configs[0], one_level): "one_level.yaml: model",
         (configs[0], classes): "classes.yaml: model.num_classes: 5",
+        (configs[0], masks): "the model learns masks, so every object needs an outline",
         (configs[0], "train.seed=3"): "train.seed: is set for every run",
     }.items():
         assert compare(*arguments, "--output", out) == 2

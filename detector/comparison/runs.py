@@ -108,12 +108,13 @@ def check_same_settings(run: Run, before: Config) -> None:
 
 def check_systems(runs: Sequence[Run]) -> dict[str, int]:
     """Parameters of every system. Raises DetectorError where data or model cannot be built, before anything is trained."""
-    train_sets: dict[str, DataSet] = {}
+    train_sets: dict[tuple[str, frozenset[str]], DataSet] = {}
     sizes = {}
     for run in runs:
-        data, key = run.config.needed_data(), repr(run.config.raw["data"])
+        data, fields = run.config.needed_data(), run.config.model.target_fields
+        key = repr(run.config.raw["data"]), fields
         if key not in train_sets:
-            train_sets[key] = build_dataset(data, "train", fields=run.config.model.target_fields)
-            build_dataset(data, "val", class_names=train_sets[key].class_names)
+            train_sets[key] = build_dataset(data, "train", fields=fields)
+            build_dataset(data, "val", class_names=train_sets[key].class_names, fields=fields)
         sizes[run.name] = count_parameters(with_num_classes(run.config, train_sets[key]))
     return sizes
