@@ -76,7 +76,7 @@ def test_what_is_wrong_with_a_map_is_named(folder):
     with pytest.raises(ImageError, match=r"a\.png: cannot be read as a PNG"):
         dataset[0]
     (folder / "maps/a.png").unlink()
-    with pytest.raises(ImageError, match=r"a\.png: cannot be read as a PNG .*No such file"):
+    with pytest.raises(ImageError, match=r"a\.png: no such file"):
         dataset[0]
     (folder / "maps").rmdir()
     with pytest.raises(DataError, match="no such folder of semantic maps"):

@@ -12,7 +12,12 @@ from detector.records.geometry import Size
 
 
 def read_numbered_pixels(path: Path, size: Size) -> np.ndarray:
-    """(h, w) uint8, grey values or places in a palette. Raises ImageError for a file that is no such PNG of that size."""
+    """(h, w) uint8, grey values or places in a palette.
+
+    Raises ImageError for a file that does not exist or is no such PNG of that size.
+    """
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file; write the map of the image there")
     try:
         # other formats may run programs: Pillow gives EPS files, whatever their name, to Ghostscript
         with Image.open(path, formats=("PNG",)) as picture:
