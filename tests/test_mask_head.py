@@ -196,6 +196,11 @@ SYSTEMS = {
     "batch": {"roi_head": {"mask_head": {"width": 16, "norm": "batch"}}},
     "cascade": {"roi_head": HEAD | {"type": "cascade"}},
     "cascade_each": {"roi_head": HEAD | {"type": "cascade", "mask_heads": "each"}},
+    "panet": {"roi_head": {"pool": {"type": "all_levels"}, "box_head": {"type": "adaptive_two_fc", "width": 32},
+                           "mask_head": {"type": "adaptive_fused", "width": 64}}},
+    # the IoU of a mask without a cell above one half, as Detectron2's first weights give, teaches nothing
+    "scoring": {"roi_head": {"mask_head": {"width": 16, "init": "mmdetection"},
+                             "mask_iou_head": {"conv_width": 16, "width": 32}}},
     "auxiliary": {"neck": {"type": "augfpn"}, "roi_head": HEAD | {"type": "auxiliary"}},
     "c4": {
         "backbone": {"stages": 3}, "neck": {"type": "single"}, "rpn": {"anchors": {"sizes": [[16, 32, 64]]}},

@@ -16,9 +16,11 @@ import torch
 from helpers.training import (
     ROOT,
     STEPS,
+    add_outlines,
     assert_same_training,
     draw_set,
     place,
+    rows,
     table,
     train,
     write_config,
@@ -45,6 +47,20 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, config, whole, interrupt,
     assert train(config, run, ["--resume"]) == 0
     assert f"resumed from {run / 'last.pth'} at step {at} of 6" in (run / "train.log").read_text()
     assert_same_training(run, whole)
+
+
+def test_a_training_with_masks_resumes_exactly(tmp_path: Path, interrupt: Callable):
+    data = draw_set(tmp_path / "data")
+    for split in ("train", "val"):
+        add_outlines(data / f"{split}.json")
+    config, masks = write_config(tmp_path / "tiny.yaml", data), ["model.roi_head.mask_head={width: 8, convs: 1}"]
+    assert train(config, tmp_path / "whole", masks) == 0
+    interrupt(STEPS + 1)
+    assert train(config, tmp_path / "run", masks) == 130
+    interrupt(None)
+    assert train(config, tmp_path / "run", [*masks, "--resume"]) == 0
+    assert "roi_mask" in rows(tmp_path / "run")[0]
+    assert_same_training(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_training_cut_short_on_resume_is_scored(tmp_path: Path, config: Path, interrupt: Callable):

@@ -11,17 +11,18 @@ import pytest
 import torch
 import yaml
 from helpers.processes import ROOT, run_processes, start_processes
-from helpers.training import assert_same_training, draw_split, rows, train, write_config, write_json
+from helpers.training import add_outlines, assert_same_training, draw_split, rows, train, write_config, write_json
 
 from detector.checkpoint import read_checkpoint
 
 SCRIPT = ROOT / "scripts/train.py"
-LOSSES = ["loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box", "grad_norm"]
+LOSSES = ["loss", "rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask", "grad_norm"]
+SCORES = ["val_loss", "AP", "AR100", "segm/AP"]
 EVERYTHING = {"sampling": {"batch_per_image": 10**6, "positive_fraction": 1.0}}
 
 
 def of_one_size(folder: Path, split: str, count: int, empty: int = 0) -> None:
-    """`count` images of 96 x 64, which no batch pads; the objects of the last `empty` are removed."""
+    """`count` images of 96 x 64, which no batch pads, with outlines; the objects of the last `empty` are removed."""
     draw_split(folder, split, 2 * count)
     path = folder / f"{split}.json"
     content = json.loads(path.read_text())
@@ -30,26 +31,28 @@ def of_one_size(folder: Path, split: str, count: int, empty: int = 0) -> None:
     write_json(
         path, content | {"images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in full]}
     )
+    add_outlines(path)
 
 
 def write_exhaustive(path: Path, data: Path, norm: str = "frozen", **recipe: Any) -> Path:
-    """A configuration without chance: all anchors and regions learn, nothing is jittered, norms are `norm`."""
+    """A configuration with masks and without chance: all anchors and regions learn, nothing is jittered, norms are `norm`."""
     config = yaml.safe_load(write_config(path, data, epochs=5, **recipe).read_text())
     for part in ("rpn", "roi_head"):
         config["model"][part] |= EVERYTHING
     config["model"]["backbone"] |= {"norm": norm}
+    config["model"]["roi_head"] |= {"mask_head": {"width": 8, "convs": 1}}
     config["data"] |= {"transforms": [], "resize": {"short": 64, "long": 96}, "keep_empty": True}
     path.write_text(yaml.safe_dump(config))
     return path
 
 
 def curve(run: Path) -> torch.Tensor:
-    """(20, 6): the losses and the gradient's norm of every step."""
+    """(20, 7): the losses and the gradient's norm of every step."""
     return torch.tensor([[float(row[name]) for name in LOSSES] for row in rows(run) if row["loss"]])
 
 
 def scores(run: Path) -> torch.Tensor:
-    return torch.tensor([[float(row[name]) for name in ("val_loss", "AP", "AR100")] for row in rows(run) if row["AP"]])
+    return torch.tensor([[float(row[name]) for name in SCORES] for row in rows(run) if row["AP"]])
 
 
 @pytest.fixture(scope="module")

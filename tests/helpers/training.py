@@ -73,6 +73,17 @@ def draw_split(folder: Path, split: str, count: int, classes: dict[str, int] = C
     write_json(folder / f"{split}.json", {"images": images, "annotations": annotations, "categories": categories})
 
 
+def add_outlines(annotations: Path) -> None:
+    """Every object gets the hexagon of its box as outline."""
+    content = json.loads(annotations.read_text())
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [
+            [x + w / 4, y, x + w * 3 / 4, y, x + w, y + h / 2, x + w * 3 / 4, y + h, x + w / 4, y + h, x, y + h / 2]
+        ]
+    write_json(annotations, content)
+
+
 def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
