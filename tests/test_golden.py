@@ -38,20 +38,16 @@ import detector
 from detector.interop.names import rename
 from detector.modeling.rcnn import GeneralizedRCNN
 
-QUICK = ("tv_fasterrcnn_resnet50_fpn", "d2_faster_rcnn_R_50_FPN", "mm_mask_rcnn_r50_fpn")
+pytestmark = pytest.mark.slow  # in every clone test_recorded_detections.py tries a few of these numbers quickly
 WITH_BRANCHES = MASK_MODELS.keys() | KEYPOINT_MODELS
 # norms of the batch in training, recorded without them as well
 BATCH_NORM = ("tv_fasterrcnn_resnet50_fpn_v2", "tv_maskrcnn_resnet50_fpn_v2", "mm_faster_rcnn_r50_nasfpn")
 
 
-def marked(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
 def cases(names):
     """Names and cases. Models with masks or keypoints find the boxes of another file; a single image of theirs is tried once."""
-    batches = [pytest.param(name, "batch", marks=() if name in QUICK else pytest.mark.slow) for name in names]
-    singles = [pytest.param(name, "single", marks=pytest.mark.slow) for name in names if name not in WITH_BRANCHES]
+    batches = [(name, "batch") for name in names]
+    singles = [(name, "single") for name in names if name not in WITH_BRANCHES]
     # scope: all tests of a model follow one another, and it is built once
     return pytest.mark.parametrize(("name", "case"), [*batches, *singles], scope="module")
 
@@ -133,7 +129,7 @@ def test_pasted_masks(name, case):
     assert sum(wrong for wrong, _ in errors) <= of_all * sum(union for _, union in errors)
 
 
-@pytest.mark.parametrize("name", marked([name for name in MODELS if name not in GIVEN_PROPOSALS]), scope="module")
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in GIVEN_PROPOSALS], scope="module")
 def test_a_loaded_checkpoint_detects_the_same(name):
     """Through the door that users take, with the norms folded into the convolutions."""
     [image], [expected] = images_of(name, "single"), recorded(name, "single")["detections"]
@@ -143,7 +139,6 @@ def test_a_loaded_checkpoint_detects_the_same(name):
     assert match.unmatched == 0 and len(found) == match.number
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS, scope="module")
 @pytest.mark.parametrize("case", ["batch", "empty"])
 def test_losses_and_gradients(name, case):
@@ -153,7 +148,6 @@ def test_losses_and_gradients(name, case):
     check_losses(model, name, case)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BATCH_NORM, scope="module")
 def test_losses_and_gradients_on_running_statistics(name):
     check_losses(copy.deepcopy(build(name)), name, "batch_bn_eval")
@@ -184,7 +178,6 @@ def test_the_semantic_branch(name, case):
     assert_records([head.logits(x), head.embed(x)], [expected["logits"], expected["embedding"]], name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case"), OTHER_MASKS, scope="module")
 def test_losses_and_gradients_of_masks_in_another_form(name, case):
     model = copy.deepcopy(build(name)).train()

@@ -189,6 +189,7 @@ def test_the_mask_of_a_detection_is_that_of_its_class():
 
 
 HEAD = {"mask_head": {"width": 16}}
+FEW = {"sampling": {"batch_per_image": 32}}  # regions: their heads are slow
 SYSTEMS = {
     "standard": {"roi_head": HEAD},
     "class_agnostic": {"roi_head": {"mask_head": {"width": 16, "class_agnostic": True}}},
@@ -201,10 +202,10 @@ SYSTEMS = {
     # the IoU of a mask without a cell above one half, as Detectron2's first weights give, teaches nothing
     "scoring": {"roi_head": {"mask_head": {"width": 16, "init": "mmdetection"},
                              "mask_iou_head": {"conv_width": 16, "width": 32}}},
-    "auxiliary": {"neck": {"type": "augfpn"}, "roi_head": HEAD | {"type": "auxiliary"}},
+    "auxiliary": {"neck": {"type": "augfpn"}, "roi_head": HEAD | FEW | {"type": "auxiliary"}},
     "c4": {
         "backbone": {"stages": 3}, "neck": {"type": "single"}, "rpn": {"anchors": {"sizes": [[16, 32, 64]]}},
-        "roi_head": {"pool": {"type": "by_level", "levels": 1, "size": 6}, "box_head": {"type": "res5"},
+        "roi_head": FEW | {"pool": {"type": "by_level", "levels": 1, "size": 6}, "box_head": {"type": "res5"},
                      "mask_head": {"width": 16, "convs": 0}},
     },
     "dc5": {

@@ -27,6 +27,8 @@ from detector.interop.torchvision import TORCHVISION
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
 
+pytestmark = pytest.mark.slow
+
 V1, V2 = "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
 MASK_V1, MASK_V2 = "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"
 PHOTOS = ["000000000009.jpg", "000000000030.jpg"]
@@ -127,9 +129,8 @@ def detect(model: nn.Module, image: Tensor) -> Boxes:
 
 
 def cases(*others: tuple) -> pytest.MarkDecorator:
-    """Version, size, number of proposals: the quick case, and others that are slow."""
-    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in others]
-    return pytest.mark.parametrize(("version", "full", "keep"), [(V1, False, 200), *slow])
+    """Version, size, number of proposals."""
+    return pytest.mark.parametrize(("version", "full", "keep"), [(V1, False, 200), *others])
 
 
 @cases((V2, False, 200), (V1, True, 1000), (V2, True, 1000))
@@ -145,7 +146,6 @@ def test_detections(version, full, keep):
 
 
 @torch.no_grad()
-@pytest.mark.slow
 @pytest.mark.parametrize("version", [MASK_V1, MASK_V2])
 def test_masks(version):
     """Pasted in torchvision's way, of the detections that agree: in all but a thousandth of the pixels of their union."""
@@ -162,7 +162,6 @@ def test_masks(version):
     assert union > 10**5 and wrong < 2e-3 * union
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("version", [V1, V2])
 def test_detections_where_objectness_saturates(version):
     """Many sigmoids are 1, and the order of these ties decides which proposals are kept. Ranks by logit lose boxes."""
@@ -218,13 +217,11 @@ def losses(model: nn.Module, batch: Sequence[Tensor]) -> dict[str, float]:
     return {ours: float(found[theirs]) for ours, theirs in LOSSES.items() if theirs in found}
 
 
-@pytest.mark.slow
 @cases((V2, False, 200), (MASK_V1, False, 200), (MASK_V2, False, 200), (V1, True, 300), (V2, True, 300))
 def test_losses(version, full, keep):
     check_losses(version, full, keep, batch_statistics=False)
 
 
-@pytest.mark.slow
 def test_losses_on_batch_statistics():
     check_losses(V2, full=False, keep=200, batch_statistics=True)
 

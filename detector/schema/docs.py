@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import linecache
 import re
-import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 ARGUMENT = re.compile(r"    (\w+): (.*)")
 
@@ -42,10 +42,9 @@ def _arguments(doc: str | None) -> dict[str, str]:
 def _attributes(kind: type) -> dict[str, str]:
     """The text that follows each annotated attribute, and the docstrings of methods."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):  # a class without source
+        body = _classes(inspect.getsourcefile(kind) or "")[kind.__qualname__].body
+    except (TypeError, SyntaxError, KeyError):  # a class without source
         return {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     found = {}
     for node, after in zip(body, [*body[1:], None]):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
@@ -57,3 +56,20 @@ def _attributes(kind: type) -> dict[str, str]:
             if text and not node.name.startswith("__"):
                 found[node.name] = " ".join(text.split())
     return found
+
+
+@functools.cache  # a file holds many classes, and inspect.getsource would parse it for each
+def _classes(file: str) -> dict[str, ast.ClassDef]:
+    """Qualified name -> class, of all classes of a file."""
+    return dict(_named(ast.parse("".join(linecache.getlines(file))), ""))
+
+
+def _named(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield prefix + node.name, node
+            yield from _named(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef):
+            yield from _named(node, f"{prefix}{node.name}.<locals>.")
+        elif isinstance(node, ast.stmt):
+            yield from _named(node, prefix)

@@ -15,7 +15,7 @@ from numpy.random import RandomState
 IMAGES, EMPTY = -2, -1  # what is counted beside the labels 0..K-1: images, and images without objects
 IMAGE_WEIGHT = 10  # of the number of images beside one class; 10 keeps 128 photos of 71 classes within 2 images of 20 %
 PASSES = 10  # of moves over all units; the second pass rarely finds anything to move
-EXCHANGES = 100_000  # pairs of units that are tried: a second, and nearly every pair of some hundred units
+EXCHANGES = 100_000  # pairs of units that are tried at most: a second, and nearly every pair of some hundred units
 
 Counts = Mapping[int, int]  # IMAGES, EMPTY or a label -> how many of them a unit has
 
@@ -27,7 +27,8 @@ def stratify(units: Sequence[Counts], shares: Sequence[float], seed: int) -> lis
     """
     rng = RandomState(seed)
     order = rng.permutation(len(units)).tolist()
-    pairs = rng.randint(len(units), size=(EXCHANGES, 2), dtype=np.int64).tolist()
+    count = min(EXCHANGES, 4 * len(units) ** 2)  # of few units every pair comes up about eight times
+    pairs = rng.randint(len(units), size=(count, 2), dtype=np.int64).tolist()
     stratification = _Stratification(units, shares)
     stratification.place_rare_classes_first(order)
     for _ in range(PASSES):
