@@ -179,7 +179,7 @@ class Detections(Record):
         """COCO results. `category_ids`, by label, are those of the training annotations unless others are given.
 
         A mask is a `segmentation` in compressed run lengths, with text counts, and has a `mask_score` if the model judges masks;
-        `keypoints` are x, y, score of each in turn.
+        `keypoints` are x, y, score of each in turn, and `keypoint_names` their names where these are known.
         """
         ids = self.category_ids if category_ids is None else category_ids
         if ids is None:
@@ -187,12 +187,14 @@ class Detections(Record):
         return coco_results(self.row_fields(), self.class_names, int(image_id), ids, self._shapes())
 
     def _shapes(self) -> dict[str, list[Any]]:
-        """COCO's `segmentation` and `keypoints` of each detection, those that there are."""
+        """COCO's `segmentation` and `keypoints` of each detection, with the names of these, those that there are."""
         shapes: dict[str, list[Any]] = {} if self.masks is None else {"segmentation": self.masks.rle()}
         if self.masks is not None and self.masks.scores is not None:
             shapes["mask_score"] = self.masks.scores.tolist()
         if self.keypoints is not None:
             shapes["keypoints"] = self.keypoints.scored().flatten(1).tolist()
+            if self.keypoints.pose is not None:
+                shapes["keypoint_names"] = [self.keypoints.pose.names] * len(self)
         return shapes
 
     def to_pandas(self) -> Any:

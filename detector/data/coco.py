@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from detector.coco_format import join_within
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
-from detector.data.coco_shapes import Pose
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.near_names import twin_on_disk
 from detector.data.outline_store import OutlineStore, return_free_memory
@@ -23,7 +22,7 @@ from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
 from detector.data.semantic_maps import read_semantic_map, semantic_folder
 from detector.errors import DataError
-from detector.records.keypoints import Keypoints
+from detector.records.keypoints import Keypoints, Pose
 from detector.structures import Target, image_size
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
@@ -205,7 +204,7 @@ class CocoDataset(Dataset):
     def _keypoints_of(self, rows: np.ndarray) -> Keypoints | None:
         if self.pose is None or self._keypoints is None:
             return None
-        return replace(Keypoints.of(torch.from_numpy(self._keypoints[rows])), swap=self.pose.swap())
+        return replace(Keypoints.of(torch.from_numpy(self._keypoints[rows])), pose=self.pose)
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """The index of the image (B,) and the label (B,) of every object."""

@@ -289,7 +289,7 @@ class Trainer:
         try:
             save_checkpoint(
                 path, model=self.train_step.evaluated, config=self.config.raw, class_names=self.train_set.class_names,
-                category_ids=self.train_set.category_ids, training=training,
+                category_ids=self.train_set.category_ids, pose=getattr(self.train_set, "pose", None), training=training,
                 previous=path.with_name("previous.pth") if with_state else None,
             )  # fmt: skip
         except NotWritten as error:

@@ -29,6 +29,7 @@ from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
 from detector.training.announce import announce
 from detector.training.loop import Trainer
+from detector.training.match_data import with_num_classes
 from detector.training.metrics import is_metrics_file
 from detector.training.signals import Stop
 
@@ -145,18 +146,6 @@ def with_old_defaults(config: Config, checkpoint: Mapping[str, Any]) -> Config:
     raw = with_old_depth(config.raw, checkpoint)
     data = replace(config.needed_data(), bit_depth=raw["data"].get("bit_depth"))
     return replace(config, train=replace(config.train, **kept), data=data, raw=raw | {"train": given | kept})
-
-
-def with_num_classes(config: Config, train_set: DataSet) -> Config:
-    """The configuration with the class count of the training annotations. Raises ConfigError if it has another."""
-    count, found = config.model.num_classes, len(train_set.class_names)
-    if count not in (None, found):
-        with in_file(config.source):
-            raise ConfigError(
-                f"model.num_classes: {count}, but {train_set.annotation_file} has {found} classes "
-                f"({', '.join(train_set.class_names[:10])}{', …' if found > 10 else ''}); correct it, or leave it out"
-            )
-    return config.with_num_classes(found)
 
 
 def _check_output(
