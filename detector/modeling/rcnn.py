@@ -17,19 +17,22 @@ from detector.structures import Batch, Detections, Proposals, Target, image_size
 
 
 class GeneralizedRCNN(nn.Module):
-    """A pyramid of features, a first stage that proposes regions, a second one that classifies them."""
+    """A pyramid of features, a first stage that proposes regions, a second one that classifies them.
+
+    `target_fields` are the fields of a Target, beyond boxes and labels, that training reads (ModelConfig knows them).
+    """
 
     preprocess: ImagePreprocessor
     rpn: ProposalGenerator
     roi_head: SecondStage
 
     def __init__(
-        self, preprocess: ImagePreprocessor, pyramid: nn.Module, rpn: ProposalGenerator, roi_head: SecondStage
+        self, preprocess: ImagePreprocessor, pyramid: nn.Module, rpn: ProposalGenerator, roi_head: SecondStage, *,
+        target_fields: Collection[str] = (),
     ):  # fmt: skip
         super().__init__()
         self.preprocess, self.pyramid, self.rpn, self.roi_head = preprocess, pyramid, rpn, roi_head
-        fields = [getattr(module, "target_fields", ()) for module in self.modules()]
-        self.target_fields = frozenset().union(*fields)  # of a Target, beyond boxes and labels, that training reads
+        self.target_fields = frozenset(target_fields)
 
     @property
     def needs_proposals(self) -> bool:
