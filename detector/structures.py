@@ -5,7 +5,7 @@ records/record.py has what they share: a record is indexed, moved and transforme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -99,6 +99,23 @@ class Target(Record):
         points = target.get("keypoints")
         known = {"keypoints": Keypoints.of(points)} if isinstance(points, Tensor) else {}
         return cls(**{**target, **known})
+
+
+def check_fields(target: Target, fields: Collection[str], size: Size, where: str) -> None:
+    """Raise ValueError where a target for an image of that size lacks one of the `fields` or its masks do not fit."""
+    for name in sorted(fields):
+        value = getattr(target, name)
+        if value is None:
+            raise ValueError(f"{where}: this model learns from `{name}`, and there is none; give it for every image")
+        if not isinstance(value, Tensor) and len(value) != len(target):
+            raise ValueError(f"{where}: {len(target)} boxes with {len(value)} {name}; give one for each")
+    masks = target.masks
+    if "masks" in fields and isinstance(masks, Tensor):
+        if masks.shape != (len(target), *size) or masks.dtype not in (torch.uint8, torch.bool):
+            raise ValueError(
+                f"{where}: masks must be {(len(target), *size)} uint8, 1 inside: one of the image's size for each box; "
+                f"not {tuple(masks.shape)} {str(masks.dtype).removeprefix('torch.')}"
+            )
 
 
 @dataclass(repr=False, eq=False)

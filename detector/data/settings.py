@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from detector.data.coco import CocoDataset
 from detector.data.copy_paste import CopyPaste, PastingDataset
 from detector.data.image import MAX_PIXELS
+from detector.data.own_targets import OwnTargets
 from detector.data.transforms import (
     ColorJitter,
     Compose,
@@ -188,11 +189,17 @@ def _options(
     maps = settings.split(split).semantic if "semantic" in fields else None
     optional: dict[str, Any] = {
         "semantic": None if maps is None else Path(settings.root) / maps,
-        "fields": sorted(fields) or None,
+        "fields": sorted(fields) if fields and _takes_fields(settings.type) else None,
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
     }
     return options | {key: value for key, value in optional.items() if value is not None}
+
+
+def _takes_fields(dataset: Callable) -> bool:
+    """Whether a data set is told what the model reads; one of the user's own may give its shapes without that."""
+    parameters = inspect.signature(dataset).parameters
+    return "fields" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def build_dataset(
@@ -210,4 +217,6 @@ def build_dataset(
     _check_dataset(settings, read)
     dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform, read))
     check_part(dataset, DataSet, "data.type")
+    if read and not isinstance(dataset, CocoDataset):
+        dataset = OwnTargets(dataset, read)
     return PastingDataset(dataset, pasted, fields) if pasted else dataset
