@@ -70,7 +70,7 @@ class Trainer:
         self.batches = cast(GroupedBatchSampler, self.loader.batch_sampler)
         self.steps_per_epoch = len(self.batches)
         self.criterion = criterion_of(
-            recipe.best, config.model.target_fields, reports_proposals=model.reports_proposals
+            recipe.best, config.model.target_fields, config.evaluate, reports_proposals=model.reports_proposals
         )
         self.step, self.epoch = 0, 0
         # scores are -1 if val has no objects; best.pth is written then, too
