@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,17 +11,22 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny import CONFIG, DATA, built, picture, predictor_of
+from PIL import Image
+from torch import nn
 
 import detector
 from detector.checkpoint import save_checkpoint
-from detector.config.config import parse_config
+from detector.config.config import load_config, parse_config
 from detector.config.inherit import merge
+from detector.data.settings import build_dataset
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.evaluation.coco import evaluate_results
 from detector.files import load_tensors
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor, best_keypoints
+from detector.modeling.roi_heads.heat_maps import heat_map_cells
+from detector.modeling.roi_heads.keypoint_head import KeypointBranch
 from detector.records.keypoints import PERSON, Keypoints, Pose
 from detector.structures import Detections
 from detector.training.match_data import with_num_classes
@@ -112,3 +118,45 @@ def test_keypoints_of_another_order_are_not_scored(tmp_path: Path):
         assert evaluate_results(truth, [one | named])["keypoints"]["AP"] == pytest.approx(1)
     with pytest.raises(DataError, match=r"result 0.*same order"):
         evaluate_results(truth, [one | {"keypoint_names": ["right", "left"]}])
+
+
+def test_half_a_pixel_is_added_where_keypoints_are_read_and_taken_off_where_they_are_written(tmp_path: Path):
+    """As in Detectron2: a file numbers pixels. In an image of 56 pixels, a cell each, number 10 mirrored is number 45."""
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 56, 56], "keypoints": [10, 20, 2]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 56, "width": 56}], "annotations": [entry],
+        "categories": [{"id": 1, "name": "a", "keypoints": ["tip"]}],
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    for offset, mirrored, doubled in ((0.5, 45, 21), (0.0, 46, 20)):
+        head = {"keypoints": 1, "offset": offset}
+        split = {"images": ".", "annotations": "a.json"}
+        data = {"root": str(tmp_path), "train": split, "val": split}
+        config = parse_config({"model": {"roi_head": {"keypoint_head": head}}, "data": data}, trust=False)
+        options = {"fields": config.model.target_fields, "keypoint_offset": config.model.keypoint_offset}
+        keypoints = build_dataset(config.data, "val", **options)[0][1].keypoints
+        box = torch.tensor([[0.0, 0, 56, 56]])
+        assert heat_map_cells(keypoints, box, 56)[0].item() == 20 * 56 + 10
+        assert heat_map_cells(keypoints.mirrored(56), box, 56)[0].item() == 20 * 56 + mirrored
+        assert heat_map_cells(keypoints.resized((56, 56), (112, 112)), 2 * box, 112)[0].item() % 112 == doubled
+        assert keypoints.scored().tolist() == [[[10, 20, 2]]]
+        maps = torch.zeros(1, 1, 56, 56)
+        maps[0, 0, 20, 10] = 9
+        branch = KeypointBranch(lambda *_: None, Fixed(maps, offset))
+        found = Detections(box, torch.ones(1), torch.zeros(1, dtype=torch.int64), category_ids=[1])
+        [found] = branch.detect([], [found])
+        assert found.keypoints.points.tolist() == [[[10.5, 20.5]]]
+        assert found.to_coco(1)[0]["keypoints"][:2] == [10.5 - offset, 20.5 - offset]
+    assert load_config("detector://compat/detectron2_keypoint_rcnn_R_50_FPN.yaml").model.keypoint_offset == 0.5
+
+
+class Fixed(nn.Module):
+    """A head that gives these maps."""
+
+    def __init__(self, maps: torch.Tensor, offset: float):
+        super().__init__()
+        self.maps, self.offset, self.scores = maps, offset, "softmax"
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.maps

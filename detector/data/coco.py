@@ -61,6 +61,7 @@ class CocoDataset(Dataset):
         transform: applied to every image and its objects.
         proposals: file of proposals (see proposal_file.py), which then come with every image's objects.
         fields: what else of its targets a model reads: masks, outlines, keypoints. An object must then have an outline.
+        keypoint_offset: is added to x and y of keypoints.
         semantic: folder of maps with the class of each pixel (semantic_maps.py), which then come with every image's objects.
     """
 
@@ -77,6 +78,7 @@ class CocoDataset(Dataset):
         transform: Transform | None = None,
         proposals: str | Path | None = None,
         fields: Collection[str] = (),
+        keypoint_offset: float = 0.0,
         semantic: str | Path | None = None,
     ) -> None:
         self.folder, self.annotation_file = Path(images), Path(annotations)
@@ -84,6 +86,7 @@ class CocoDataset(Dataset):
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
         self.fields, self.semantic = frozenset(fields), semantic_folder(semantic)
+        self.keypoint_offset = keypoint_offset
         self._read(classes, class_names, keep_empty)
         if self._outlines is not None:
             return_free_memory()
@@ -204,7 +207,8 @@ class CocoDataset(Dataset):
     def _keypoints_of(self, rows: np.ndarray) -> Keypoints | None:
         if self.pose is None or self._keypoints is None:
             return None
-        return replace(Keypoints.of(torch.from_numpy(self._keypoints[rows])), pose=self.pose)
+        found, offset = Keypoints.of(torch.from_numpy(self._keypoints[rows])), self.keypoint_offset
+        return replace(found, points=found.points + offset, offset=offset, pose=self.pose)
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """The index of the image (B,) and the label (B,) of every object."""

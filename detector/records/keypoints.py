@@ -56,6 +56,9 @@ class Keypoints(Record):
     """(n, J), of detections."""
     pose: Pose | None = None
     """What they mean; None: not known, and nothing is swapped in a mirrored image."""
+    offset: float = 0.0
+    """What was added to x and y of the annotations, and is taken off where keypoints are written: 0.5 pixels in Detectron2, for
+    which a file numbers pixels and a point lies in the middle of one."""
 
     @property
     def skeleton(self) -> Sequence[Bone]:
@@ -70,9 +73,9 @@ class Keypoints(Record):
         return cls(xyv[..., :2].float(), xyv[..., 2].long())
 
     def scored(self) -> Tensor:
-        """(n, J, 3) x, y and score; visibility where there are no scores."""
+        """(n, J, 3) x, y as in annotation files, and score; visibility where there are no scores."""
         third = self.visible if self.scores is None else self.scores
-        return torch.cat([self.points, third[..., None].to(self.points)], dim=-1)
+        return torch.cat([self.points - self.offset, third[..., None].to(self.points)], dim=-1)
 
     def mirrored(self, width: int) -> Keypoints:
         """As it is where left becomes right, left and right points swapped."""

@@ -87,9 +87,9 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     config = config if last is None else with_old_defaults(config, last)
     recipe, data = config.train, config.needed_data()
     stop = Stop(recipe.time_limit)
-    fields = config.model.target_fields
-    train_set = build_dataset(data, "train", fields=fields)
-    val_set = build_dataset(data, "val", class_names=train_set.class_names, fields=fields)
+    fields, offset = config.model.target_fields, config.model.keypoint_offset
+    train_set = build_dataset(data, "train", fields=fields, keypoint_offset=offset)
+    val_set = build_dataset(data, "val", class_names=train_set.class_names, fields=fields, keypoint_offset=offset)
     read_coco_file(val_set.annotation_file, fields=fields)  # else its errors would come after an epoch
     config = with_num_classes(config, train_set)
     device = own_device(pick_device(recipe.device))
