@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from detector import __version__
 from detector.errors import CheckpointError, ConfigError
 from detector.files import load_tensors, write_atomically
+from detector.records.keypoints import Pose
 from detector.renames import rename_config, rename_tensors
 
 FORMAT = "detector checkpoint 1"
@@ -25,7 +26,7 @@ CLASS_ROWS = {"class_score": (1, 1), "box_delta": (4, 0), "head.predictor": (1, 
 
 def save_checkpoint(
     path: str | Path, *, model: Any, config: Mapping[str, Any], class_names: list[str], category_ids: list[int],
-    training: Mapping[str, Any] | None = None, previous: Path | None = None,
+    pose: Pose | None = None, training: Mapping[str, Any] | None = None, previous: Path | None = None,
 ) -> None:  # fmt: skip
     """Write a checkpoint that describes itself: after a crash at any moment there is the old file or the new one.
 
@@ -37,6 +38,7 @@ def save_checkpoint(
         config: the plain values that it was built from (`Config.raw`).
         class_names: names of the K classes, in the order of the class scores.
         category_ids: their ids in the annotations, in the same order.
+        pose: what the keypoints mean that the model finds.
         training: the state that `--resume` continues from.
         previous: name under which an older file at `path` is kept.
     """
@@ -47,6 +49,7 @@ def save_checkpoint(
         "config": dict(config),
         "class_names": list(class_names),
         "category_ids": list(category_ids),
+        "pose": None if pose is None else {"names": list(pose.names), "skeleton": [[*bone] for bone in pose.skeleton]},
         "pixels": {
             "order": preprocess.order,
             "mean": preprocess.mean.flatten().tolist(),
@@ -85,12 +88,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     wrong = [key for key, kind in keys.items() if not isinstance(content.get(key), kind)]
     if not wrong and not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content["model"].items()):
         wrong = ["model"]
+    try:
+        pose_of(content)
+    except (TypeError, KeyError, ValueError):
+        wrong.append("pose")
     if wrong:
         raise CheckpointError(f"{path}: damaged: {', '.join(wrong)} missing or malformed")
     try:
         return _renamed(content)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration is damaged: {error}") from error
+
+
+def pose_of(content: Mapping[str, Any]) -> Pose | None:
+    """What the keypoints mean that the model of a checkpoint finds; None if that is not known, as in older files."""
+    pose = content.get("pose")
+    if pose is None:
+        return None
+    names, skeleton = [*map(str, pose["names"])], [(int(a), int(b)) for a, b in pose["skeleton"]]
+    if not all(0 <= end < len(names) for bone in skeleton for end in bone):
+        raise ValueError("a line of the skeleton leads to no keypoint")
+    return Pose(names, skeleton)
 
 
 def _renamed(content: dict[str, Any]) -> dict[str, Any]:

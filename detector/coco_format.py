@@ -20,7 +20,7 @@ def coco_results(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The detections of one image in COCO results form; `category_ids` maps labels to the annotation file's ids.
 
-    `rows` are their fields (n, ...), `shapes` lists of their `segmentation` and `keypoints`. With class names each has a
+    `rows` are their fields (n, ...), `shapes` lists of what is to be added of masks and keypoints. With class names each has a
     `category_name`. An added field is written under its name.
     """
     fields = dict(rows)

@@ -162,8 +162,11 @@ class SecondStage(Protocol):
 class DataSet(Protocol):
     """The members that training and evaluation read of a data set; `dataset[i]` is (image, Target, image id).
 
+    The target has what the model learns beside boxes: `outlines` of the objects (masks are drawn of them where images are
+    loaded) or `masks` themselves, `keypoints`, `semantic`. A constructor that takes `fields` is told which of them.
     Optional members are `report` (a line about the contents), `class_table()` and `full_names()` (see data/describe.py),
-    `objects()` (image and label of every object, for data.repeat_threshold) and `proposals` (by image id).
+    `objects()` (image and label of every object, for data.repeat_threshold), `proposals` (by image id) and `pose` (the names of
+    keypoints, which the checkpoint then holds).
     """
 
     class_names: list[str]

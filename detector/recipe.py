@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -85,6 +86,8 @@ class Recipe:
 
 
 Limits = tuple[Number, Number, Number]
+# what is scored beside boxes -> the field of detections that has it; the finest first
+FIELD_OF = {"keypoints": "keypoints", "segm": "masks", "boundary": "masks"}
 
 
 @checked
@@ -100,10 +103,20 @@ class Scoring:
     keypoint_sigmas: list[Positive] | None = None
     """How exactly each keypoint can be marked, relative to the size of its object; null: COCO's for 17 keypoints of a person,
     their mean 0.067 for each of any other number."""
+    shapes: list[Literal["segm", "boundary", "keypoints"]] = field(
+        default_factory=lambda: ["segm", "boundary", "keypoints"]
+    )
+    """What is scored beside boxes of what the detector finds, in evaluations during a training, too: masks, their boundaries
+    (which take about as long again), keypoints. []: boxes alone, for annotations that have nothing else."""
 
     def other_boxes(self) -> bool:
         """Whether boxes are scored otherwise than by COCO's rules."""
-        return replace(self, keypoint_sigmas=None) != Scoring()
+        return replace(self, keypoint_sigmas=None, shapes=Scoring().shapes) != Scoring()
+
+    def fields(self, found: Collection[str]) -> set[str]:
+        """The fields, masks and keypoints, that are scored of those that a model learns or finds."""
+        known = {"masks" if name == "outlines" else name for name in found}
+        return {FIELD_OF[title] for title in self.shapes} & known
 
     def __post_init__(self) -> None:
         if list(self.max_detections) != sorted(set(self.max_detections)):

@@ -5,7 +5,7 @@ records/record.py has what they share: a record is indexed, moved and transforme
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -101,6 +101,23 @@ class Target(Record):
         return cls(**{**target, **known})
 
 
+def check_fields(target: Target, fields: Collection[str], size: Size, where: str) -> None:
+    """Raise ValueError where a target for an image of that size lacks one of the `fields` or its masks do not fit."""
+    for name in sorted(fields):
+        value = getattr(target, name)
+        if value is None:
+            raise ValueError(f"{where}: this model learns from `{name}`, and there is none; give it for every image")
+        if not isinstance(value, Tensor) and len(value) != len(target):
+            raise ValueError(f"{where}: {len(target)} boxes with {len(value)} {name}; give one for each")
+    masks = target.masks
+    if "masks" in fields and isinstance(masks, Tensor):
+        if masks.shape != (len(target), *size) or masks.dtype not in (torch.uint8, torch.bool):
+            raise ValueError(
+                f"{where}: masks must be {(len(target), *size)} uint8, 1 inside: one of the image's size for each box; "
+                f"not {tuple(masks.shape)} {str(masks.dtype).removeprefix('torch.')}"
+            )
+
+
 @dataclass(repr=False, eq=False)
 class Detections(Record):
     """What was found in one image, best first. Iteration gives the record of each detection."""
@@ -179,7 +196,7 @@ class Detections(Record):
         """COCO results. `category_ids`, by label, are those of the training annotations unless others are given.
 
         A mask is a `segmentation` in compressed run lengths, with text counts, and has a `mask_score` if the model judges masks;
-        `keypoints` are x, y, score of each in turn.
+        `keypoints` are x, y, score of each in turn, and `keypoint_names` their names where these are known.
         """
         ids = self.category_ids if category_ids is None else category_ids
         if ids is None:
@@ -187,12 +204,14 @@ class Detections(Record):
         return coco_results(self.row_fields(), self.class_names, int(image_id), ids, self._shapes())
 
     def _shapes(self) -> dict[str, list[Any]]:
-        """COCO's `segmentation` and `keypoints` of each detection, those that there are."""
+        """COCO's `segmentation` and `keypoints` of each detection, with the names of these, those that there are."""
         shapes: dict[str, list[Any]] = {} if self.masks is None else {"segmentation": self.masks.rle()}
         if self.masks is not None and self.masks.scores is not None:
             shapes["mask_score"] = self.masks.scores.tolist()
         if self.keypoints is not None:
             shapes["keypoints"] = self.keypoints.scored().flatten(1).tolist()
+            if self.keypoints.pose is not None:
+                shapes["keypoint_names"] = [self.keypoints.pose.names] * len(self)
         return shapes
 
     def to_pandas(self) -> Any:

@@ -69,7 +69,7 @@ def test_yolo_keypoints_are_read_as_keypoints(tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps(document))
     dataset = CocoDataset(tmp_path / "pose", tmp_path / "a.json", fields=["keypoints"])
     keypoints = dataset.target(0).keypoints
-    assert keypoints is not None and list(keypoints.swap) == [0, 2, 1]
+    assert keypoints is not None and keypoints.pose.swap() == [0, 2, 1]
     assert keypoints.points.tolist() == [[[24, 10], [36, 20], [0, 0]]] and keypoints.visible.tolist() == [[2, 2, 0]]
 
 

@@ -73,6 +73,11 @@ def test_recall_mean_and_levels_by_hand(tmp_path: Path) -> None:
     assert level_counts(shape, shape.scaled(*split_of(tmp_path, boxes).objects())) == {2: 3, 3: 2, 4: 0, 5: 0}
     small = shape_of(roi_head={"pool": {"canonical_size": 56}})  # all two levels higher
     assert level_counts(small, small.scaled(*split_of(tmp_path, boxes).objects())) == {2: 1, 3: 0, 4: 2, 5: 2}
+    # 7e-5 pixels below 112 torchvision rounds up
+    below = scaled([[0, 0, 112 - 7e-5, 112 - 7e-5]])
+    for rounding, level in (("detectron2", 2), ("torchvision", 3)):
+        counts = level_counts(shape_of(roi_head={"pool": {"level_rounding": rounding}}), below)
+        assert [k for k, count in counts.items() if count] == [level]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.cli.evaluate import main as evaluate_command
+from detector.config.config import parse_config
 from detector.errors import ConfigError, DataError
 from detector.evaluation.boundary import boundary
 from detector.evaluation.coco import evaluate_results
 from detector.evaluation.scope import KEYPOINT_METRICS, METRICS
 from detector.evaluation.tables import summary_table
+from detector.recipe import Scoring
 from detector.training.criterion import criterion_of
 
 SIZE = (60, 80)
@@ -190,3 +192,31 @@ def test_the_finest_score_selects_the_best_checkpoint():
     assert criterion_of("AP", ["masks"], reports_proposals=False) == "AP"
     with pytest.raises(ConfigError, match="segm/AP: the model finds no masks"):
         criterion_of("segm/AP", [], reports_proposals=False)
+    some = Scoring(shapes=["boundary"])
+    assert criterion_of("auto", ["masks", "keypoints"], some, reports_proposals=False) == "boundary/AP"
+    assert criterion_of("auto", ["masks"], Scoring(shapes=[]), reports_proposals=False) == "AP"
+    with pytest.raises(ConfigError, match=r"segm/AP: evaluate\.shapes leaves it out"):
+        criterion_of("segm/AP", ["masks"], some, reports_proposals=False)
+
+
+def test_the_configuration_chooses_what_is_scored(tmp_path: Path):
+    path, results = made_set(tmp_path)
+    whole = evaluate_results(path, results)
+    assert {"segm", "boundary"} <= set(whole)
+    for shapes in (["segm"], ["boundary", "keypoints"], []):
+        found = evaluate_results(path, results, scoring=Scoring(shapes=shapes))
+        chosen = set(shapes) & set(whole)
+        assert set(found) == {"bbox", "per_class"} | chosen and all(
+            found[key] == whole[key] for key in {"bbox", *chosen}
+        )
+        of_classes = next(iter(found["per_class"].values()))
+        assert {name.partition("/")[0] for name in of_classes if "/" in name} == chosen
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation.pop("segmentation", None)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="needs an outline"):
+        evaluate_results(path, results)
+    assert evaluate_results(path, results, scoring=Scoring(shapes=[]))["bbox"] == whole["bbox"]
+    with pytest.raises(ConfigError, match=r"evaluate\.shapes"):
+        parse_config({}, ["evaluate.shapes=[segment]"], trust=False)

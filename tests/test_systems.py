@@ -41,7 +41,7 @@ def test_every_trainable_parameter_has_a_gradient(name, objects):
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         images = [picture(64, 96), picture(90, 60, seed=1)]
-        losses = model(images, drawn([OBJECTS if objects else target(), target()], images))
+        losses = model(images, drawn([OBJECTS if objects else target(), target()], images, points=3))
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     found = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
@@ -69,5 +69,5 @@ def test_an_image_too_small_for_the_coarsest_level_is_padded(name, size, divisor
 @each_system
 @torch.no_grad()
 def test_an_image_of_one_pixel_trains(name):
-    losses = system(name).eval()([picture(1, 1)], drawn([target()], [picture(1, 1)]))
+    losses = system(name).eval()([picture(1, 1)], drawn([target()], [picture(1, 1)], points=3))
     assert all(loss.isfinite() for loss in losses.values())

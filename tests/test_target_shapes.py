@@ -15,13 +15,12 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from detector.data.coco import CocoDataset
-from detector.data.coco_shapes import Pose
 from detector.data.copy_paste import CopyPaste, PastingDataset
 from detector.data.loader import train_loader
 from detector.data.outline_store import OutlineStore
 from detector.data.transforms import Compose, HorizontalFlip, LargeScaleJitter, Resize, VerticalFlip
 from detector.errors import DataError
-from detector.records.keypoints import Keypoints
+from detector.records.keypoints import Keypoints, Pose
 from detector.records.outlines import Outlines
 from detector.records.raster import runs_of_bitmap
 from detector.structures import Target
@@ -80,7 +79,7 @@ def test_outlines_and_keypoints_are_those_of_the_file(tmp_path: Path):
     assert target.outlines.boxes().tolist() == target.boxes.tolist() and len(target) == 3 and len(target.crowd) == 1
     assert target.keypoints.points[0].tolist() == [[10, 10], [60, 60], [30, 40]]
     assert target.keypoints.visible.tolist() == [[2, 2, 1], [0, 0, 0], [0, 0, 0]]  # one object has none in the file
-    assert found.pose == Pose(NAMES, [(0, 1), (0, 2)]) and list(target.keypoints.swap) == [0, 2, 1]
+    assert found.pose == Pose(NAMES, [(0, 1), (0, 2)]) and target.keypoints.pose == found.pose
     assert found[0][1].outlines is not None and dataset(tmp_path, "masks")[0][1].outlines is None
     bare = dataset(tmp_path)[0][1]
     assert bare.outlines is bare.masks is bare.keypoints is None
@@ -120,7 +119,7 @@ def test_masks_boxes_and_keypoints_lie_on_their_pixels_after_all_transforms(tmp_
 
 
 def test_mirrored_keypoints_swap_left_and_right():
-    points = Keypoints(torch.tensor([[[1.0, 2], [3, 4], [5, 6]]]), torch.tensor([[2, 1, 0]]), swap=[0, 2, 1])
+    points = Keypoints(torch.tensor([[[1.0, 2], [3, 4], [5, 6]]]), torch.tensor([[2, 1, 0]]), pose=Pose(NAMES, []))
     mirrored = points.mirrored(10)
     assert mirrored.points.tolist() == [[[9, 2], [5, 6], [7, 4]]] and mirrored.visible.tolist() == [[2, 0, 1]]
     cropped = points.cropped((3, 2, 10, 10))

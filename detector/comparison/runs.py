@@ -14,7 +14,8 @@ from detector.data.settings import build_dataset
 from detector.errors import ConfigError
 from detector.files import check_folder, check_own
 from detector.protocols import DataSet
-from detector.training.run import changes, with_num_classes
+from detector.training.match_data import with_num_classes
+from detector.training.run import changes
 
 MAY_CHANGE = ("data.workers", "train.device", "train.save_seconds")  # between the parts of an interrupted run
 MAY_DIFFER = ("train.seed", *(f"data.{split}.proposals" for split in ("train", "val", "test")))  # between the runs

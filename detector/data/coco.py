@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from detector.coco_format import join_within
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
 from detector.data.coco_reader import CocoFile, read_coco_file
-from detector.data.coco_shapes import Pose
 from detector.data.image import MAX_PIXELS, ImageError, read_image
 from detector.data.near_names import twin_on_disk
 from detector.data.outline_store import OutlineStore, return_free_memory
@@ -23,7 +22,7 @@ from detector.data.plausible import implausible_boxes
 from detector.data.proposal_file import ProposalFile
 from detector.data.semantic_maps import read_semantic_map, semantic_folder
 from detector.errors import DataError
-from detector.records.keypoints import Keypoints
+from detector.records.keypoints import Keypoints, Pose
 from detector.structures import Target, image_size
 
 Transform = Callable[[Tensor, Target], tuple[Tensor, Target]]
@@ -62,6 +61,7 @@ class CocoDataset(Dataset):
         transform: applied to every image and its objects.
         proposals: file of proposals (see proposal_file.py), which then come with every image's objects.
         fields: what else of its targets a model reads: masks, outlines, keypoints. An object must then have an outline.
+        keypoint_offset: is added to x and y of keypoints.
         semantic: folder of maps with the class of each pixel (semantic_maps.py), which then come with every image's objects.
     """
 
@@ -78,6 +78,7 @@ class CocoDataset(Dataset):
         transform: Transform | None = None,
         proposals: str | Path | None = None,
         fields: Collection[str] = (),
+        keypoint_offset: float = 0.0,
         semantic: str | Path | None = None,
     ) -> None:
         self.folder, self.annotation_file = Path(images), Path(annotations)
@@ -85,6 +86,7 @@ class CocoDataset(Dataset):
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: no such image folder (for {self.annotation_file}); correct the path")
         self.fields, self.semantic = frozenset(fields), semantic_folder(semantic)
+        self.keypoint_offset = keypoint_offset
         self._read(classes, class_names, keep_empty)
         if self._outlines is not None:
             return_free_memory()
@@ -205,7 +207,8 @@ class CocoDataset(Dataset):
     def _keypoints_of(self, rows: np.ndarray) -> Keypoints | None:
         if self.pose is None or self._keypoints is None:
             return None
-        return replace(Keypoints.of(torch.from_numpy(self._keypoints[rows])), swap=self.pose.swap())
+        found, offset = Keypoints.of(torch.from_numpy(self._keypoints[rows])), self.keypoint_offset
+        return replace(found, points=found.points + offset, offset=offset, pose=self.pose)
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """The index of the image (B,) and the label (B,) of every object."""

@@ -11,8 +11,9 @@ import numpy as np
 
 from detector.data.coco_json import read_document
 from detector.data.coco_rules import ABSENT, HARMLESS, REFERENCES, REMEDIES, RULES, SECTIONS, UNIQUE, Rule, shown
-from detector.data.coco_shapes import Pose, Shapes
+from detector.data.coco_shapes import Shapes
 from detector.errors import DataError
+from detector.records.keypoints import Pose
 from detector.records.outlines import Outlines
 
 

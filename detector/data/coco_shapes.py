@@ -9,17 +9,17 @@ lack them. `skeleton` of a category lists pairs of keypoints, numbered from 1.
 from __future__ import annotations
 
 import math
-import re
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from detector.coco_format import is_name
 from detector.data.coco_rules import ABSENT, Rule
+from detector.records.keypoints import Pose
 from detector.records.outlines import Outlines
 from detector.records.raster import runs_of_counts
 
@@ -27,25 +27,6 @@ LIMIT = 1e9  # of coordinates, as of boxes
 PIXELS = 2**31 - 1  # of run lengths
 OUTLINE_RULE = 'it must be polygons [[x1, y1, x2, y2, ...], ...] or run lengths {"size", "counts"} that fill their size'
 KEYPOINTS_RULE = "it must be x, y and 0, 1 or 2 for each keypoint that its category names"
-SIDES = re.compile(r"left|right", re.IGNORECASE)
-
-
-class Pose(NamedTuple):
-    """The keypoints of a category."""
-
-    names: list[str]
-    """J names; none if the category has no keypoints."""
-    skeleton: list[tuple[int, int]]
-    """Pairs of keypoints, from 0, that a line joins."""
-
-    def swap(self) -> list[int]:
-        """The place that takes the place of each in a mirrored image: those whose names differ by left and right."""
-        place = {name.lower(): j for j, name in enumerate(self.names)}
-
-        def other(match: re.Match[str]) -> str:
-            return "right" if match[0].lower() == "left" else "left"
-
-        return [place.get(SIDES.sub(other, name.lower()), j) for j, name in enumerate(self.names)]
 
 
 class Collected:

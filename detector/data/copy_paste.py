@@ -76,9 +76,7 @@ class PastingDataset(Dataset):
 
 def _masks(target: Target) -> Tensor:
     if target.masks is None:
-        raise ValueError(
-            "copy_paste: the targets of the data set have no masks; a data set must give those of its `fields`"
-        )
+        raise ValueError("copy_paste: the targets have no masks")
     return target.masks
 
 

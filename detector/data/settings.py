@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from detector.data.coco import CocoDataset
 from detector.data.copy_paste import CopyPaste, PastingDataset
 from detector.data.image import MAX_PIXELS
+from detector.data.own_targets import OwnTargets
 from detector.data.transforms import (
     ColorJitter,
     Compose,
@@ -159,11 +160,11 @@ def _transform(section: Any, where: str, trust: bool) -> Callable:
         return constructor(**arguments)
 
 
-def _check_dataset(settings: DataSettings, fields: Collection[str] = ()) -> None:
+def _check_dataset(settings: DataSettings, fields: Collection[str] = (), keypoint_offset: float = 0.0) -> None:
     """A data set of the user's own must take what `build_dataset` gives it."""
     try:
         inspect.signature(settings.type).bind(
-            "images", "annotations", **_options(settings, "train", None, None, fields)
+            "images", "annotations", **_options(settings, "train", None, None, fields, keypoint_offset)
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"data.type: {settings.type.__name__} cannot be called like CocoDataset ({error})") from error
@@ -175,6 +176,7 @@ def _options(
     class_names: list[str] | None,
     transform: Compose | None,
     fields: Collection[str],
+    keypoint_offset: float = 0.0,
 ) -> dict[str, Any]:
     """What a data set is given beside its two paths."""
     options = {
@@ -188,26 +190,38 @@ def _options(
     maps = settings.split(split).semantic if "semantic" in fields else None
     optional: dict[str, Any] = {
         "semantic": None if maps is None else Path(settings.root) / maps,
-        "fields": sorted(fields) or None,
+        "fields": sorted(fields) if fields and _takes_fields(settings.type) else None,
+        "keypoint_offset": keypoint_offset or None,
         "bit_depth": settings.bit_depth,
         "proposals": None if proposals is None else Path(settings.root) / proposals,
     }
     return options | {key: value for key, value in optional.items() if value is not None}
 
 
+def _takes_fields(dataset: Callable) -> bool:
+    """Whether a data set is told what the model reads; one of the user's own may give its shapes without that."""
+    parameters = inspect.signature(dataset).parameters
+    return "fields" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def build_dataset(
-    settings: DataSettings, split: str, *, class_names: list[str] | None = None, fields: Collection[str] = ()
-) -> DataSet:
+    settings: DataSettings, split: str, *, class_names: list[str] | None = None, fields: Collection[str] = (),
+    keypoint_offset: float = 0.0,
+) -> DataSet:  # fmt: skip
     """A split of the `data` section; "train" comes with its transforms. `class_names` are those of the training split.
 
-    `fields` are what targets need beside boxes and labels, `config.model.target_fields`.
+    `fields` are what targets need beside boxes and labels, `config.model.target_fields`; `keypoint_offset` is that of
+    `config.model`.
 
     Raises ConfigError for a split that the configuration lacks, DataError for what is wrong with its files.
     """
     transform = settings.training_transform() if split == "train" else None
     pasted = settings.copy_paste if split == "train" else None
     read = {*fields, "masks"} if pasted else fields
-    _check_dataset(settings, read)
-    dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform, read))
+    _check_dataset(settings, read, keypoint_offset)
+    options = _options(settings, split, class_names, transform, read, keypoint_offset)
+    dataset = settings.type(*settings.paths(split), **options)
     check_part(dataset, DataSet, "data.type")
+    if read and not isinstance(dataset, CocoDataset):
+        dataset = OwnTargets(dataset, read)
     return PastingDataset(dataset, pasted, fields) if pasted else dataset

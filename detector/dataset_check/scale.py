@@ -12,7 +12,7 @@ import torch
 from detector.data.transforms import Resize, resized_size
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.layers import log2_stride
-from detector.modeling.levels import fpn_level
+from detector.modeling.levels import Rounding, fpn_level
 from detector.protocols import Preprocessor
 
 
@@ -35,6 +35,7 @@ class Geometry:
     levels: tuple[int, int]  # of the pool
     k0: int
     canonical_size: float
+    level_rounding: Rounding
     anchors: AnchorGenerator | None
     pos_iou: float
     border: float | None
@@ -59,7 +60,8 @@ class Geometry:
 
     def level(self, boxes: np.ndarray) -> np.ndarray:
         """The pyramid level (B,) that each box is pooled from, by FPN's eq. (1)."""
-        return fpn_level(torch.from_numpy(boxes).float(), *self.levels, self.k0, self.canonical_size).numpy()
+        rule = (self.k0, self.canonical_size, self.level_rounding)
+        return fpn_level(torch.from_numpy(boxes).float(), *self.levels, *rule).numpy()
 
 
 def geometry(detector: Any, resize: Resize) -> Geometry:
@@ -73,6 +75,7 @@ def geometry(detector: Any, resize: Resize) -> Geometry:
         levels=(log2_stride(strides[0]), log2_stride(strides[-1])),
         k0=getattr(pool, "k0", 4),
         canonical_size=getattr(pool, "canonical_size", 224),
+        level_rounding=getattr(pool, "level_rounding", "detectron2"),
         anchors=anchors if isinstance(anchors, AnchorGenerator) else None,
         pos_iou=getattr(matching, "pos_iou", 0.7),
         border=getattr(detector.rpn, "allowed_border", None),

@@ -46,10 +46,11 @@ def evaluate_results(
         category_ids: categories to score; None scores all.
         fields: what is scored beside boxes: masks, keypoints; None: what the results have.
         as_one_class: all these categories, and those of the results, count as ONE_CLASS.
-        scoring: limits of detections, whether boxes are clipped to their image, and sigmas of keypoints.
+        scoring: limits of detections, whether boxes are clipped to their image, sigmas of keypoints, and which `shapes` of
+            these fields are scored.
         say_missing: log how many images with objects have no result, and repeated results.
     """
-    fields = fields_of(results) if fields is None else fields
+    fields = scoring.fields(fields_of(results) if fields is None else fields)
     coco = read_coco_file(annotations, fields=fields)
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
     names = dict(zip(coco.category_ids.tolist(), coco.category_names))
@@ -68,9 +69,7 @@ def evaluate_results(
     counts = scope.evaluated(detections, objects, STANDARD.max_detections)
     metrics: dict[str, dict[str, Any]] = {"bbox": twelve(counts, lowest)}
     per_class = scope.per_class(counts, lowest)
-    for title, section, of_classes in shape_sections(
-        scope, detections, objects, fields, scoring.keypoint_sigmas, lowest
-    ):
+    for title, section, of_classes in shape_sections(scope, detections, objects, fields, scoring, lowest):
         metrics[title] = section
         for name, values in of_classes.items():
             per_class[name] |= {f"{title}/{metric}": value for metric, value in values.items()}

@@ -23,9 +23,9 @@ def scoring_limits(
         annotations: COCO file.
         category_ids: the categories that are scored; None: all.
         scoring: the limit of detections, and whether boxes are clipped.
-        fields: what is scored beside boxes (masks, keypoints): the file is read with these, so that its faults are said now.
+        fields: what the model finds beside boxes: the file is read with those that are scored, so that its faults are said now.
     """
-    coco = read_coco_file(annotations, fields=fields)
+    coco = read_coco_file(annotations, fields=scoring.fields(fields))
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
     names = dict(zip(coco.category_ids.tolist(), coco.category_names))
     category = coco.category_ids[coco.category_rows]

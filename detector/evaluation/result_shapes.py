@@ -44,6 +44,7 @@ def take_shapes(
                 around = [float(v) for v in coco_mask.toBbox(rle)]
             else:
                 entry["keypoints"] = points = _points(item[key], coco, where)
+                _check_names(item.get("keypoint_names"), coco, where)
                 around = box_around(points)
             if "bbox" not in entry:
                 entry |= {"bbox": around, "area": around[2] * around[3]}
@@ -77,6 +78,15 @@ def _points(value: Any, coco: CocoFile, where: str) -> list[float]:
     if not is_coordinates(value) or len(value) != length:
         raise DataError(f"{where} must be {length} finite numbers, x, y and score of each, not {value!r:.80}")
     return value
+
+
+def _check_names(names: Any, coco: CocoFile, where: str) -> None:
+    """Raise DataError for names in another order than that of the file, if both say them."""
+    [*known] = {tuple(pose.names) for pose in coco.poses or () if pose.names}
+    if names is not None and len(known) == 1 and list(names) != [*known[0]]:
+        raise DataError(
+            f"{where}: their names are {names!r:.200}, in {coco.path} {[*known[0]]!r:.200}; both must have the same order"
+        )
 
 
 def box_around(points: Sequence[float]) -> list[float]:

@@ -15,41 +15,41 @@ from detector.errors import DataError
 from detector.evaluation.boundary import BoundaryEvaluation
 from detector.evaluation.result_shapes import box_around
 from detector.evaluation.scope import STANDARD, Evaluation, Scope, ten, twelve
+from detector.recipe import Scoring
 
 MASKS = partial(COCOeval, iouType="segm")
 BOUNDARIES = partial(BoundaryEvaluation, iouType="segm")
 KEYPOINT_LIMIT = [20]  # detections per image and class, COCO's
 # thousandths, of a person's 17 points
 COCO_SIGMAS = (26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89)
-TITLES = {"masks": ("segm", "boundary"), "keypoints": ("keypoints",)}  # of the metrics
 
 Entries = list[dict[str, Any]]
 Summary = Callable[[COCOeval, float], dict[str, float]]
 
 
 def shape_sections(
-    scope: Scope, detections: Entries, objects: Entries, fields: Collection[str], sigmas: Sequence[float] | None, lowest: float
+    scope: Scope, detections: Entries, objects: Entries, fields: Collection[str], scoring: Scoring, lowest: float
 ) -> Iterator[tuple[str, dict[str, float], dict[str, dict[str, float]]]]:  # fmt: skip
-    """Title, metrics and metrics per class of each kind of shape among `fields`.
+    """Title, metrics and metrics per class of each of the `shapes` that are scored and lie among `fields`.
 
     Args:
         scope: what is scored; its file was read with these fields.
         detections: with `segmentation` (compressed run lengths) and `keypoints`, as checked_results gives them.
         objects: the annotations, of all rows of the file in their order or of some of them, by their `id` from 1.
         fields: of masks, keypoints.
-        sigmas: of keypoints; None: COCO's for 17 of them, their mean for others.
+        scoring: which are scored, and sigmas of keypoints.
         lowest: the least value of a metric.
     """
     runs: list[tuple[str, Entries, Entries, Sequence[int], Evaluation, Summary]] = []
     if "masks" in fields:
         masks = masked_objects(objects, scope.coco), _with_area_of_masks(detections)
-        for title, of_masks in zip(TITLES["masks"], (MASKS, BOUNDARIES)):
+        for title, of_masks in (("segm", MASKS), ("boundary", BOUNDARIES)):
             runs.append((title, *masks, STANDARD.max_detections, of_masks, twelve))
     if "keypoints" in fields:
         points = objects_with_points(objects, scope.coco)
-        of_points = partial(_keypoint_evaluation, keypoint_sigmas(scope.coco, sigmas))
+        of_points = partial(_keypoint_evaluation, keypoint_sigmas(scope.coco, scoring.keypoint_sigmas))
         runs.append(("keypoints", points, _with_area_of_points(detections), KEYPOINT_LIMIT, of_points, ten))
-    for title, truth, found, limits, evaluation, summary in runs:
+    for title, truth, found, limits, evaluation, summary in (run for run in runs if run[0] in scoring.shapes):
         counts = scope.evaluated(found, truth, limits, evaluation)
         yield title, summary(counts, lowest), scope.per_class(counts, lowest)
 

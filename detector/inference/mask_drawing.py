@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from detector.inference.skeletons import skeleton_of
 from detector.records.region_masks import RegionMasks
 from detector.structures import Detections
 
@@ -70,7 +69,7 @@ def _greatest(x: Tensor, reach: int) -> Tensor:
 def draw_keypoints(pen: ImageDraw.ImageDraw, found: Detections, colours: Sequence[Colour], line: int) -> None:
     """Bones in the colour of each detection, then its visible points; thinner in small boxes, the best on top."""
     assert found.keypoints is not None
-    bones = skeleton_of(found.keypoints)
+    bones = found.keypoints.skeleton
     longest = (found.boxes[:, 2:] - found.boxes[:, :2]).amax(dim=1)
     rows = zip(found.keypoints.points.tolist(), (found.keypoints.visible > 0).tolist(), longest.tolist(), colours)
     for points, visible, side, colour in reversed(list(rows)):

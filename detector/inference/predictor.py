@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detector.checkpoint import load_weights, read_checkpoint, with_old_depth
+from detector.checkpoint import load_weights, pose_of, read_checkpoint, with_old_depth
 from detector.coco_format import ONE_CLASS
 from detector.config.config import Config, build_detector, parse_config
 from detector.data.image import MAX_PIXELS, check_pixels
@@ -27,6 +27,7 @@ from detector.modeling.boxes import clip_boxes
 from detector.modeling.layers import fold_norms
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.records.geometry import Size
+from detector.records.keypoints import Pose
 from detector.rows import Classes, labels_of
 from detector.structures import Detections, Proposals, image_size
 
@@ -74,7 +75,8 @@ def load(
         raise CheckpointError(f"{path}: its configuration does not build a model: {error}") from error
     load_weights(model, checkpoint["model"], path)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
-    return (kind or Predictor)(model, config, names, ids, device=device, precision=precision, in_place=True)
+    options = {"device": device, "precision": precision, "pose": pose_of(checkpoint)}
+    return (kind or Predictor)(model, config, names, ids, in_place=True, **options)
 
 
 class Predictor:
@@ -88,6 +90,7 @@ class Predictor:
         device: a name as for `load`, or a device.
         precision: of the network, float32 or bfloat16.
         in_place: change `model` itself instead of a copy.
+        pose: what its keypoints mean; None if that is not known, or if it finds none.
     """
 
     model: GeneralizedRCNN
@@ -95,6 +98,7 @@ class Predictor:
     def __init__(
         self, model: GeneralizedRCNN, config: Config, class_names: list[str], category_ids: list[int], *,
         device: str | torch.device = "auto", precision: str = "float32", in_place: bool = False,
+        pose: Pose | None = None,
     ):  # fmt: skip
         if precision not in PRECISIONS:
             raise ConfigError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -102,7 +106,7 @@ class Predictor:
         self.model = fold_norms(model if in_place else copy.deepcopy(model)).requires_grad_(False).eval()
         self.model.to(device=self.device, dtype=PRECISIONS[precision])
         self.config, self.class_names, self.category_ids = config, list(class_names), list(category_ids)
-        self.label_names, self.label_ids = self.class_names, self.category_ids
+        self.pose, self.label_names, self.label_ids = pose, self.class_names, self.category_ids
         if model.reports_proposals:  # its labels are no classes of the data set
             self.label_names, self.label_ids = list(ONE_CLASS.values()), list(ONE_CLASS)
         self.resize = Resize(800, 1333) if config.data is None else config.data.resize.evaluation()
@@ -220,9 +224,14 @@ class Predictor:
         return [self.named(to_original(d, image, size)) for d, image, size in zip(found, images, sizes)]
 
     def named(self, found: Detections) -> Detections:
-        """Detections with what the predictor knows: names and original ids of the classes, and how to read an image."""
+        """Detections with what the predictor knows: names and ids of classes, names of keypoints, how to read an image."""
+        found = self.posed(found)
         draw = partial(plot, max_pixels=self.max_pixels, bit_depth=self.bit_depth)
         return replace(found, class_names=self.label_names, category_ids=self.label_ids, draw=draw)
+
+    def posed(self, found: Detections) -> Detections:
+        """Detections whose keypoints, if they have any, say what they mean."""
+        return found if found.keypoints is None else replace(found, keypoints=replace(found.keypoints, pose=self.pose))
 
 
 def to_prepared(proposals: Proposals, image: Tensor, size: Size) -> Proposals:

@@ -22,8 +22,8 @@ class TTAPredictor(Predictor):
 
     Each view runs the whole detector, with its own suppression. Then the boxes of all views, in the pixels of the original
     image, are merged by the detector's own selection, with hard NMS. Then every view gives masks of the merged boxes, whose
-    mean is taken, as Detectron2 does; keypoints come from the plain view that is surest of each. Views run one after the
-    other, so memory is that of the largest.
+    mean is taken, as Detectron2 does. Each keypoint comes from the view that is surest of it: a plain one where the names of the
+    keypoints are not known, which say what is left and right. Views run one after the other, so memory is that of the largest.
     """
 
     def __init__(self, *args: Any, **options: Any):
@@ -68,7 +68,7 @@ class TTAPredictor(Predictor):
             images, merged = [i.flip(-1) for i in images], [d.mirrored(w) for d, (_, w) in zip(merged, sizes)]
         there = [d.resized(size, image_size(image)) for d, image, size in zip(merged, images, sizes)]
         found = self.model.complete(images, there)
-        back = [to_original(d, image, size) for d, image, size in zip(found, images, sizes)]
+        back = [self.posed(to_original(d, image, size)) for d, image, size in zip(found, images, sizes)]
         return [d.mirrored(w) for d, (_, w) in zip(back, sizes)] if mirrored else back
 
     def _with_shapes(self, merged: Detections, views: Sequence[Detections]) -> Detections:
@@ -77,8 +77,8 @@ class TTAPredictor(Predictor):
         if merged.masks is not None and masks:
             mean = torch.stack(masks).mean(dim=0)
             merged = replace(merged, masks=replace(merged.masks, probabilities=mean, boxes=merged.boxes).halved())
-        plain = [view for view, (_, mirrored) in zip(views, self.views) if not mirrored]  # no swap of left and right
-        keypoints = [view.keypoints for view in plain if view.keypoints is not None]
+        fit = [view for view, (_, mirrored) in zip(views, self.views) if self.pose is not None or not mirrored]
+        keypoints = [view.keypoints for view in fit if view.keypoints is not None]
         return replace(merged, keypoints=best_keypoints(keypoints)) if keypoints else merged
 
 

@@ -20,6 +20,7 @@ from detector.interop.imagenet import is_imagenet, to_classifier
 from detector.interop.names import first_few
 from detector.interop.recognise import FRAMEWORKS, Fit, blank_state, fitting, inference_options, which_framework
 from detector.modeling.backbones.imagenet import input_settings
+from detector.records.keypoints import PERSON
 
 Write = Callable[[], None]
 # options that change no name and no shape of a tensor
@@ -83,7 +84,10 @@ def _convert_detector(
     _check_finite(model.state_dict())
     keypoints = "roi_head.keypoint_head" in settings.model.calls
     names, ids, names_from = classes_of(framework, weights.meta, settings.model.num_classes or 0, keypoints=keypoints)
-    write = partial(save_checkpoint, output, model=model, config=settings.raw, class_names=names, category_ids=ids)
+    pose = PERSON if keypoints and model.roi_head.keypoint.head.keypoints == len(PERSON.names) else None
+    write = partial(
+        save_checkpoint, output, model=model, config=settings.raw, class_names=names, category_ids=ids, pose=pose
+    )
     return write, [f"{output}: from {FRAMEWORKS[framework].name}, {len(names)} classes ({names_from})", *notes]
 
 

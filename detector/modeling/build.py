@@ -42,7 +42,7 @@ def build_model(config: ModelConfig) -> GeneralizedRCNN:
         "roi_head", pool=pool, box_head=box_head, new_box_head=new_box_head, num_classes=config.num_classes,
         lateral_strides=getattr(pyramid, "lateral_strides", None), **_branches(tree, config.num_classes, box_head, maps),
     )  # fmt: skip
-    return GeneralizedRCNN(tree.make("preprocess"), pyramid, rpn, roi_head)
+    return GeneralizedRCNN(tree.make("preprocess"), pyramid, rpn, roi_head, target_fields=config.target_fields)
 
 
 def _branches(tree: _Tree, num_classes: int, box_head: Any, maps: dict[str, Any]) -> dict[str, Any]:

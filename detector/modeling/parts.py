@@ -172,6 +172,12 @@ class ModelConfig:
             named += (defaults | call.arguments).values()
         return frozenset().union(*(getattr(part, "target_fields", ()) for part in named))
 
+    @property
+    def keypoint_offset(self) -> float:
+        """What training adds to the coordinates of annotated keypoints."""
+        head = self.calls.get("roi_head.keypoint_head")
+        return 0.0 if head is None else head.arguments.get("offset", 0.0)
+
     def without_pretrained(self) -> ModelConfig:
         """The same without the backbone's ImageNet weights, for a model that other weights will fill."""
         constructor, arguments = self.calls["backbone"]

@@ -12,24 +12,26 @@ from torch import Tensor, nn
 from detector.modeling.preprocess import ImagePreprocessor
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.protocols import ProposalGenerator, SecondStage
-from detector.records.geometry import Size
-from detector.structures import Batch, Detections, Proposals, Target, image_size
+from detector.structures import Batch, Detections, Proposals, Target, check_fields, image_size
 
 
 class GeneralizedRCNN(nn.Module):
-    """A pyramid of features, a first stage that proposes regions, a second one that classifies them."""
+    """A pyramid of features, a first stage that proposes regions, a second one that classifies them.
+
+    `target_fields` are the fields of a Target, beyond boxes and labels, that training reads (ModelConfig knows them).
+    """
 
     preprocess: ImagePreprocessor
     rpn: ProposalGenerator
     roi_head: SecondStage
 
     def __init__(
-        self, preprocess: ImagePreprocessor, pyramid: nn.Module, rpn: ProposalGenerator, roi_head: SecondStage
+        self, preprocess: ImagePreprocessor, pyramid: nn.Module, rpn: ProposalGenerator, roi_head: SecondStage, *,
+        target_fields: Collection[str] = (),
     ):  # fmt: skip
         super().__init__()
         self.preprocess, self.pyramid, self.rpn, self.roi_head = preprocess, pyramid, rpn, roi_head
-        fields = [getattr(module, "target_fields", ()) for module in self.modules()]
-        self.target_fields = frozenset().union(*fields)  # of a Target, beyond boxes and labels, that training reads
+        self.target_fields = frozenset(target_fields)
 
     @property
     def needs_proposals(self) -> bool:
@@ -141,20 +143,3 @@ class GeneralizedRCNN(nn.Module):
                 raise ValueError(f"target {i}: labels must lie in 0..{k - 1} and be int64, not {labels.dtype}")
             if self.target_fields:
                 check_fields(target, self.target_fields, image_size(images[i]), f"target {i}")
-
-
-def check_fields(target: Target, fields: Collection[str], size: Size, where: str) -> None:
-    """Raise ValueError where a target for an image of that size lacks one of the `fields` or its masks do not fit."""
-    for name in sorted(fields):
-        value = getattr(target, name)
-        if value is None:
-            raise ValueError(f"{where}: this model learns from `{name}`, and there is none; give it for every image")
-        if not isinstance(value, Tensor) and len(value) != len(target):
-            raise ValueError(f"{where}: {len(target)} boxes with {len(value)} {name}; give one for each")
-    masks = target.masks
-    if "masks" in fields and isinstance(masks, Tensor):
-        if masks.shape != (len(target), *size) or masks.dtype not in (torch.uint8, torch.bool):
-            raise ValueError(
-                f"{where}: masks must be {(len(target), *size)} uint8, 1 inside: one of the image's size for each box; "
-                f"not {tuple(masks.shape)} {str(masks.dtype).removeprefix('torch.')}"
-            )

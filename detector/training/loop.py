@@ -70,7 +70,7 @@ class Trainer:
         self.batches = cast(GroupedBatchSampler, self.loader.batch_sampler)
         self.steps_per_epoch = len(self.batches)
         self.criterion = criterion_of(
-            recipe.best, config.model.target_fields, reports_proposals=model.reports_proposals
+            recipe.best, config.model.target_fields, config.evaluate, reports_proposals=model.reports_proposals
         )
         self.step, self.epoch = 0, 0
         # scores are -1 if val has no objects; best.pth is written then, too
@@ -289,7 +289,7 @@ class Trainer:
         try:
             save_checkpoint(
                 path, model=self.train_step.evaluated, config=self.config.raw, class_names=self.train_set.class_names,
-                category_ids=self.train_set.category_ids, training=training,
+                category_ids=self.train_set.category_ids, pose=getattr(self.train_set, "pose", None), training=training,
                 previous=path.with_name("previous.pth") if with_state else None,
             )  # fmt: skip
         except NotWritten as error:

@@ -29,6 +29,7 @@ from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
 from detector.training.announce import announce
 from detector.training.loop import Trainer
+from detector.training.match_data import with_num_classes
 from detector.training.metrics import is_metrics_file
 from detector.training.signals import Stop
 
@@ -86,9 +87,9 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     config = config if last is None else with_old_defaults(config, last)
     recipe, data = config.train, config.needed_data()
     stop = Stop(recipe.time_limit)
-    fields = config.model.target_fields
-    train_set = build_dataset(data, "train", fields=fields)
-    val_set = build_dataset(data, "val", class_names=train_set.class_names, fields=fields)
+    fields, offset = config.model.target_fields, config.model.keypoint_offset
+    train_set = build_dataset(data, "train", fields=fields, keypoint_offset=offset)
+    val_set = build_dataset(data, "val", class_names=train_set.class_names, fields=fields, keypoint_offset=offset)
     read_coco_file(val_set.annotation_file, fields=fields)  # else its errors would come after an epoch
     config = with_num_classes(config, train_set)
     device = own_device(pick_device(recipe.device))
@@ -145,18 +146,6 @@ def with_old_defaults(config: Config, checkpoint: Mapping[str, Any]) -> Config:
     raw = with_old_depth(config.raw, checkpoint)
     data = replace(config.needed_data(), bit_depth=raw["data"].get("bit_depth"))
     return replace(config, train=replace(config.train, **kept), data=data, raw=raw | {"train": given | kept})
-
-
-def with_num_classes(config: Config, train_set: DataSet) -> Config:
-    """The configuration with the class count of the training annotations. Raises ConfigError if it has another."""
-    count, found = config.model.num_classes, len(train_set.class_names)
-    if count not in (None, found):
-        with in_file(config.source):
-            raise ConfigError(
-                f"model.num_classes: {count}, but {train_set.annotation_file} has {found} classes "
-                f"({', '.join(train_set.class_names[:10])}{', …' if found > 10 else ''}); correct it, or leave it out"
-            )
-    return config.with_num_classes(found)
 
 
 def _check_output(

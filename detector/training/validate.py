@@ -12,6 +12,7 @@ from detector.evaluation.run import evaluate_predictor
 from detector.inference.predictor import Predictor
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.protocols import DataSet
+from detector.recipe import Scoring
 from detector.rng import mix
 from detector.training.metrics import SCORES, SHAPE_SCORES
 
@@ -35,7 +36,8 @@ def validate(
         check: called before each image; it may raise to stop.
     """
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
-    metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check)
+    shapes = Scoring(keypoint_sigmas=config.evaluate.keypoint_sigmas, shapes=config.evaluate.shapes)
+    metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check, scoring=shapes)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
     for title, names in SHAPE_SCORES.items():
         scores |= {f"{title}/{name}": metrics[title][name] for name in names if title in metrics}

@@ -99,16 +99,18 @@ def with_bitmaps(target: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
     return target | {"masks": ((x > x1) & (x < x2) & (y > y1) & (y < y2)).to(torch.uint8)}
 
 
-def drawn(targets: list[dict[str, Tensor]], images: list[Tensor]) -> list[dict[str, Tensor]]:
+def drawn(targets: list[dict[str, Tensor]], images: list[Tensor], points: int = 17) -> list[dict[str, Tensor]]:
     """Targets for a model that learns masks, keypoints and semantic maps; others read nothing of them."""
-    return [with_points(with_bitmaps(target, image), image) for target, image in zip(targets, images, strict=True)]
+    return [
+        with_points(with_bitmaps(target, image), image, points) for target, image in zip(targets, images, strict=True)
+    ]
 
 
-def with_points(target: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
-    """A target with 17 keypoints on the diagonal of each box, the last one not labelled, and a semantic map of stripes."""
+def with_points(target: dict[str, Tensor], image: Tensor, count: int = 17) -> dict[str, Tensor]:
+    """A target with keypoints on the diagonal of each box, the last one not labelled, and a semantic map of stripes."""
     low, high = target["boxes"][:, None].split(2, dim=-1)  # (G, 1, 2)
-    points = low + (high - low) * torch.linspace(0.1, 0.9, 17)[:, None]
-    visible = (torch.arange(17) < 16)[:, None].expand(*points.shape[:2], 1)
+    points = low + (high - low) * torch.linspace(0.1, 0.9, count)[:, None]
+    visible = (torch.arange(count) < count - 1)[:, None].expand(*points.shape[:2], 1)
     semantic = (torch.arange(image.shape[2]) // 8 % 3).expand(image.shape[1:]).to(torch.uint8)
     return target | {"keypoints": torch.cat([points, 2 * visible], dim=-1), "semantic": semantic}
 

@@ -127,7 +127,8 @@ def _category(id_: int, name: str, keypoints: tuple[str, ...] | None) -> dict[st
 
 
 def _annotation(id_: int, image_id: int, drawn: Drawn) -> dict[str, object]:
-    """Box and area are those of the whole shape, outline and visibility of keypoints those of what is seen of it."""
+    """Box and area are those of the whole shape; outline, which an object over it may cut in two, and visibility of keypoints
+    those of what is seen of it."""
     where = {"bbox": drawn.box, "area": drawn.area, "iscrowd": 0, "segmentation": _segmentation(drawn.visible)}
     if drawn.points:
         seen = [  # a corner may lie just beside the pixels of its shape

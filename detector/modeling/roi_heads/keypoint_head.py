@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from detector.modeling.layers import ConvNorm, caffe2_msra_
 from detector.modeling.roi_heads.heat_maps import heat_map_cells, read_heat_maps
 from detector.modeling.roi_heads.stage import Regions, to_rois
 from detector.records.keypoints import Keypoints
-from detector.schema.ranges import Count, Weight, Width
+from detector.schema.ranges import Count, Range, Weight, Width
 from detector.schema.signatures import checked
 from detector.structures import Detections, Target
 
@@ -33,6 +33,8 @@ class KeypointConvUpsample(nn.Module):
         positives_per_image: null: the loss is the mean over the visible keypoints of the batch; a number: it is divided by
             this many regions of each image with all their keypoints (128 in Detectron2, if it does not count the visible).
         scores: what a found keypoint has as score: its softmax value over the map (Detectron2), or its logit (torchvision).
+        offset: pixels that are added to annotated x and y before an image is transformed, and taken off those that are found:
+            0.5 in Detectron2, which takes them for numbers of pixels; 0 in torchvision.
     """
 
     target_fields = ("keypoints",)
@@ -40,6 +42,7 @@ class KeypointConvUpsample(nn.Module):
     def __init__(
         self, channels: int, *, keypoints: Width = 17, convs: Width = 8, width: Width = 512, weight: Weight = 1.0,
         positives_per_image: Count | None = None, scores: Literal["softmax", "logit"] = "softmax",
+        offset: Annotated[float, Range(0, 1)] = 0.0,
     ):  # fmt: skip
         super().__init__()
         widths = [channels] + [width] * convs
@@ -48,6 +51,7 @@ class KeypointConvUpsample(nn.Module):
         caffe2_msra_(self)
         self.keypoints, self.weight, self.positives_per_image = keypoints, weight, positives_per_image
         self.scores: Literal["softmax", "logit"] = scores
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
         for conv in self.convs:
@@ -95,7 +99,10 @@ class KeypointBranch(nn.Module):
         visible = torch.ones_like(scores, dtype=torch.int64)
         counts = [len(d) for d in found]
         parts = zip(*(x.split(counts) for x in (points, visible, scores)))
-        return [replace(d, keypoints=Keypoints(*part)) for d, part in zip(found, parts, strict=True)]
+        return [
+            replace(d, keypoints=Keypoints(*part, offset=self.head.offset))
+            for d, part in zip(found, parts, strict=True)
+        ]
 
     def _keypoints(self, target: Target, i: int) -> Keypoints:
         found = target.keypoints

@@ -27,7 +27,6 @@ class MaskBranch(nn.Module):
     def __init__(self, pool: Any, head: Any):
         super().__init__()
         self.pool, self.head = pool, head
-        self.target_fields = head.targets.target_fields
 
     def read(self, p: list[Tensor], boxes: Sequence[Tensor]) -> Any:
         """What the head takes of the boxes (R_i, 4) of every image, by the branch's own pool."""
