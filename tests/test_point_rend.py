@@ -240,7 +240,7 @@ def test_a_learnt_outline_is_finer_than_any_mask_of_28_cells():
     one, p2 = branch(8, 1, sampling=PointSampling(points=784)), nn.Parameter(torch.randn(1, 8, 48, 48))
     regions, target = [regions_of(box, label, label)], [Target(box, label, masks=star)]
     optimizer = torch.optim.Adam([*one.parameters(), p2], lr=0.02)
-    for _ in range(300):
+    for _ in range(150):
         losses = one.losses(one.read([p2], [box]), regions, batch_of((side, side), padded=(side, side)), target)
         optimizer.zero_grad()
         sum(losses.values()).backward()
