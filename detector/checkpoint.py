@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -19,9 +19,28 @@ from detector.records.keypoints import Pose
 from detector.renames import rename_config, rename_tensors
 
 FORMAT = "detector checkpoint 1"
-# the layers of any stage whose shapes depend on the number of classes
-PREDICTOR = re.compile(r"roi_head\.(.+\.)?(class_score|box_delta|head\.predictor)\.")
-CLASS_ROWS = {"class_score": (1, 1), "box_delta": (4, 0), "head.predictor": (1, 0)}  # of a class, and of the background
+
+
+class Entries(NamedTuple):
+    """What lies along an axis of a tensor whose length depends on the number of classes."""
+
+    of_class: int | None = 1
+    """For each class in turn; None: all that there are, in equal shares."""
+    background: int = 0
+    """Behind those of the classes."""
+    others: bool = False
+    """Whether any come before those of the classes."""
+
+
+# the layers of any stage whose shapes depend on the number of classes, and their axes
+PREDICTOR: dict[str, list[Entries | None]] = {
+    "class_score": [Entries(background=1)],
+    "box_delta": [Entries(4)],
+    r"head\.predictor": [Entries()],
+    r"mask.*\.head\.logits": [Entries(None)],  # cells of a class
+    r"point_head\.layers\.\d+": [None, Entries(others=True)],  # features, then a coarse logit of each class
+    r"point_head\.predictor": [Entries(), Entries(others=True)],
+}
 
 
 def save_checkpoint(
@@ -182,27 +201,49 @@ def init_from(
 def _predictor_by_name(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], before: Sequence[str], now: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors of the predictor that have rows by class, filled by the names of the classes.
+    """The tensors of the predictor that have entries by class, filled by the names of the classes.
 
-    The row of the background, the last of the class scores, moves with them unless all classes are new.
+    What belongs to the background or to no class moves with them unless all classes are new.
     """
-    known = [(label, before.index(name)) for label, name in enumerate(now) if name in before]
+    known = [name for name in now if name in before]
     filled = {}
     for key, tensor in own.items():
-        found = PREDICTOR.match(key)
-        if not found or key not in state:
+        axes = next(
+            (axes for name, axes in PREDICTOR.items() if re.fullmatch(rf"roi_head\.(.+\.)?{name}\.\w+", key)), None
+        )
+        if axes is None or key not in state:
             continue
-        size, background = CLASS_ROWS[found[2]]
-        shapes = ((size * len(names) + background, *tensor.shape[1:]) for names in (now, before))
-        if (tuple(tensor.shape), tuple(state[key].shape)) != tuple(shapes):
+        old = state[key]
+        here, there = _entries(axes, tensor.shape, now, known), _entries(axes, old.shape, before, known)
+        if here is None or there is None or list(map(len, here)) != list(map(len, there)):
             continue  # class-agnostic, or of another architecture
-        new, old = tensor.clone(), state[key]
-        for label, row in known:
-            new[size * label : size * (label + 1)] = old[size * row : size * (row + 1)]
-        if background and known:
-            new[-1] = old[-1]
-        filled[key] = new
+        filled[key] = tensor.clone()
+        if known:
+            filled[key][torch.meshgrid(*here, indexing="ij")] = old[torch.meshgrid(*there, indexing="ij")]
     return filled
+
+
+def _entries(
+    axes: Sequence[Entries | None], shape: Sequence[int], names: Sequence[str], wanted: Sequence[str]
+) -> list[Tensor] | None:
+    """Along each axis of a tensor for the classes `names`, the entries of the `wanted` ones and of none.
+
+    None for a tensor of another length.
+    """
+    found = []
+    for axis, length in enumerate(shape):
+        entries = axes[axis] if axis < len(axes) else None
+        places = torch.arange(length)
+        if entries is not None:
+            size = length // len(names) if entries.of_class is None else entries.of_class
+            first = length - len(names) if entries.others else 0
+            if first < 0 or first + size * len(names) + entries.background != length:
+                return None
+            by_class = places[first : first + size * len(names)].view(len(names), size)
+            rows = by_class[[names.index(name) for name in wanted]].flatten()
+            places = torch.cat([places[:first], rows, places[first + size * len(names) :]])
+        found.append(places)
+    return found
 
 
 def _sections(wrong: Mapping[str, list[str]]) -> str:

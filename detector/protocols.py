@@ -124,6 +124,17 @@ class MaskIoUHead(Protocol):
     def __call__(self, pooled: Tensor, mask_logits: Tensor, /) -> Tensor: ...
 
 
+class PointHead(Protocol):
+    """Features and coarse mask logits at points -> mask logits, for each class (R, P, K)."""
+
+    sampling: Any
+    """The points of coarse masks that training learns from, as PointSampling."""
+    subdivision: Any
+    """How masks are refined in inference, as Subdivision."""
+
+    def __call__(self, features: Tensor, coarse: Tensor, /) -> Tensor: ...
+
+
 class SemanticHead(Protocol):
     """[P2..P6] -> features of every pixel."""
 

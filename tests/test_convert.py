@@ -57,7 +57,8 @@ def test_names_go_there_and_back(name):
     back = FRAMEWORKS[name.partition("_")[0]].import_state(theirs, ours)
     assert back.keys() == ours.keys() and all(back[key].shape == ours[key].shape for key in ours)
     if not name.startswith("torchvision"):  # which lays the classes out otherwise
-        assert all(back[key] is ours[key] for key in ours)
+        same = [key for key in ours if ".point_head." not in key]  # whose layers are convolutions there
+        assert all(back[key] is ours[key] for key in same)
 
 
 @each_config

@@ -104,6 +104,7 @@ SYSTEMS = {
     "htc_without_semantic_r50_1x_coco": HTC,
     "htc_r50_1x_coco": HTC + 2_802_103,
     "mask_scoring_r50_1x_coco": FASTER_RCNN + 3_344_384 + MASK_HEAD + 16_340_304,
+    "pointrend_r50_1x_coco": FASTER_RCNN + 3_344_384 + 18_176_080 + 285_776,
     "panet_mask_r50_1x_coco": PANET + 7 * (256 * 256 * 9 + 2 * 256) + 262_400 + 20_560 + 20_555_280,
     # torchvision's background has a mask that nothing reads
     "compat/torchvision_maskrcnn_resnet50_fpn": 44_401_393 - 4 * 1025 - 257,

@@ -15,6 +15,7 @@ from helpers.tiny import assert_same_detections, picture
 from torchvision.models.detection import (
     FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
     MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
 )
@@ -150,6 +151,7 @@ def test_the_table_agrees_with_torchvision_and_the_page_lists_it():
     assert urls["torchvision/fasterrcnn_resnet50_fpn"] == FasterRCNN_ResNet50_FPN_Weights.COCO_V1.url
     assert urls["torchvision/maskrcnn_resnet50_fpn"] == MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url
     assert urls["torchvision/maskrcnn_resnet50_fpn_v2"] == MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
+    assert urls["torchvision/keypointrcnn_resnet50_fpn"] == KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.url
     assert urls[NAME] == FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.url
     assert len(set(urls.values())) == len(urls) - 1  # `_v1` is another name
     for name, model in PUBLISHED.items():

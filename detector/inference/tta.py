@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -73,9 +73,10 @@ class TTAPredictor(Predictor):
 
     def _with_shapes(self, merged: Detections, views: Sequence[Detections]) -> Detections:
         """The merged detections with the mean of the masks, and the best of the keypoints, of all views."""
-        masks = [view.masks.probabilities.float() for view in views if view.masks is not None]
+        masks = [view.masks.probabilities for view in views if view.masks is not None]
         if merged.masks is not None and masks:
-            mean = torch.stack(masks).mean(dim=0)
+            # not as one tensor: 18 views of 224 x 224 cells are large
+            mean = reduce(torch.add, (view.float() for view in masks)) / len(masks)
             merged = replace(merged, masks=replace(merged.masks, probabilities=mean, boxes=merged.boxes).halved())
         fit = [view for view, (_, mirrored) in zip(views, self.views) if self.pose is not None or not mirrored]
         keypoints = [view.keypoints for view in fit if view.keypoints is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detector.interop.names import Framework, Row
+from detector.interop.names import Framework, Row, from_conv1d, to_conv1d
 
 STAGES = [(2, "res2", "layer1"), (3, "res3", "layer2"), (4, "res4", "layer3"), (5, "res5", "layer4")]
 
@@ -68,6 +68,21 @@ MASK_HEAD = [
     for ours in ("roi_head.mask", "roi_head.masks.0")  # the second one in a cascade
     for theirs, layer in MASK_LAYERS
 ]
+POINT_REND = [
+    (f"roi_heads.{theirs}.{{}}", f"roi_head.mask.{ours}.{{}}")
+    for coarse, fc, points in (
+        ("mask_head.coarse_head", "fc", "mask_head.point_head"),
+        ("mask_coarse_head", "coarse_mask_fc", "mask_point_head"),  # files of early 2020
+    )
+    for theirs, ours in (
+        (f"{coarse}.reduce_channel_dim_conv", "head.reduce"),
+        (f"{coarse}.reduce_spatial_dim_conv", "head.downsample"),
+        (f"{coarse}.{fc}#", "head.fc#"),
+        (f"{coarse}.prediction", "head.logits"),
+        *((f"{points}.fc{i + 1}", f"point_head.layers.{i}") for i in range(8)),
+        (f"{points}.predictor", "point_head.predictor"),
+    )
+]
 KEYPOINTS = [
     *(
         (f"roi_heads.keypoint_head.conv_fcn{i + 1}.{{}}", f"roi_head.keypoint.head.convs.{i}.conv.{{}}")
@@ -79,7 +94,7 @@ RES5 = stage("roi_heads.res5", "roi_head.stage.box_head.layer4")
 DETECTRON2 = Framework(
     name="Detectron2",
     marker=r"backbone\.bottom_up\.|proposal_generator\.|roi_heads\.(box_head\.(\d+\.)?(fc|conv)1|res5)\.",
-    rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE + MASK_HEAD + KEYPOINTS,
+    rows=RPN + BOX_HEAD + BOX_HEAD_GN + RES5 + CASCADE + MASK_HEAD + POINT_REND + KEYPOINTS,
     variants=[
         # with an FPN the ResNet is its bottom_up; without one it is the backbone itself
         {
@@ -87,5 +102,7 @@ DETECTRON2 = Framework(
             "pyramid.backbone.": _backbone("backbone"),
         }
     ],
+    import_layout=from_conv1d,
+    export_layout=to_conv1d,
     ignorable=[r"pixel_(mean|std)", r"proposal_generator\.anchor_generator\..*"],
 )

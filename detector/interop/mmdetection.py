@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from detector.interop.names import Framework, Row
+from detector.interop.names import Framework, Row, from_conv1d, to_conv1d
 
 BACKBONE: list[Row] = [("backbone.{...}", "pyramid.backbone.{...}")]
 FPN = [
@@ -103,10 +103,18 @@ MASK_IOU = [
     ("roi_head.mask_iou_head.fcs.1.{}", "roi_head.mask.iou_head.fc2.{}"),
     ("roi_head.mask_iou_head.fc_mask_iou.{}", "roi_head.mask.iou_head.iou.{}"),
 ]
+POINT_REND = [
+    ("roi_head.mask_head.downsample_conv.conv.{}", "roi_head.mask.head.downsample.{}"),
+    ("roi_head.mask_head.fcs.0.{}", "roi_head.mask.head.fc1.{}"),
+    ("roi_head.mask_head.fcs.1.{}", "roi_head.mask.head.fc2.{}"),
+    ("roi_head.mask_head.fc_logits.{}", "roi_head.mask.head.logits.{}"),
+    ("roi_head.point_head.fcs.#.conv.{}", "roi_head.mask.point_head.layers.#.{}"),
+    ("roi_head.point_head.fc_logits.{}", "roi_head.mask.point_head.predictor.{}"),
+]
 MMDETECTION = Framework(
     name="MMDetection",
     marker=r"neck\.|rpn_head\.|roi_head\.bbox_head\.",
-    rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE + MASK_HEAD + MASK_IOU + HTC,
+    rows=BACKBONE + RFP + RPN + BOX_HEAD + RES5 + CASCADE + MASK_HEAD + MASK_IOU + POINT_REND + HTC,
     variants=[
         {
             "pyramid.neck.down.": PAFPN,
@@ -115,5 +123,7 @@ MMDETECTION = Framework(
             "pyramid.neck.": FPN,
         }
     ],
+    import_layout=from_conv1d,
+    export_layout=to_conv1d,
     export_parts=_one_mask_head_for_each_stage,
 )

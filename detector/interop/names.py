@@ -88,6 +88,16 @@ def first_few(keys: Sequence[object], most: int = 4) -> str:
     return listed + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
+def from_conv1d(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """Their 1x1 convolutions over points (out, in, 1) are linear layers (out, in) here."""
+    return tensor[..., 0] if tensor.shape[2:] == (1,) and like.ndim == 2 else tensor
+
+
+def to_conv1d(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The reverse of `from_conv1d`."""
+    return tensor[..., None] if ".point_head." in name and tensor.ndim == 2 else tensor
+
+
 @dataclass(frozen=True)
 class Framework:
     """Names and layouts of a framework, in both directions."""

@@ -10,6 +10,15 @@ from detector.config.inherit import SHIPPED
 R101 = ("model.backbone.depth=101",)
 X101_32X4D = (*R101, "model.backbone.groups=32", "model.backbone.width_per_group=4")
 X101_64X4D = (*R101, "model.backbone.groups=64", "model.backbone.width_per_group=4")
+CAFFE = (
+    "model.preprocess.order=bgr", "model.preprocess.mean=[103.53,116.28,123.675]", "model.preprocess.std=[1.0,1.0,1.0]",
+    "model.backbone.stride_in=1x1",
+)  # fmt: skip
+X101_32X8D = (  # FAIR's weights in Detectron2
+    *R101, "model.backbone.groups=32", "model.backbone.width_per_group=8", "model.backbone.stride_in=3x3",
+    "model.preprocess.std=[57.375,57.12,58.395]",
+)  # fmt: skip
+RFP = ("model.pyramid.type=recursive",)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,9 @@ def _torchvision(model: str, file: str) -> Published:
 
 def _detectron2(place: str, model: str, sha256: str = "", overrides: tuple[str, ...] = ()) -> Published:
     """The digits in its file names are no SHA-256; the two below were computed by others from the published files."""
-    folder = "Misc" if "cascade" in model else "COCO-InstanceSegmentation" if "mask" in model else "COCO-Detection"
+    folders = {"cascade": "Misc", "mask": "COCO-InstanceSegmentation", "keypoint": "COCO-Keypoints",
+               "pointrend": "PointRend/InstanceSegmentation"}  # fmt: skip
+    folder = next((folder for word, folder in folders.items() if word in model), "COCO-Detection")
     url = f"https://dl.fbaipublicfiles.com/detectron2/{folder}/{place}.pkl"
     return Published(url, f"detectron2_{model}", sha256, overrides)
 
@@ -63,7 +74,11 @@ _TORCHVISION = {
     ),
     "maskrcnn_resnet50_fpn": _torchvision("maskrcnn_resnet50_fpn_coco_v1", "maskrcnn_resnet50_fpn_coco-bf2d0c1e"),
     "maskrcnn_resnet50_fpn_v2": _torchvision("maskrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2_coco-73cbd019"),
+    "keypointrcnn_resnet50_fpn": _torchvision(
+        "keypointrcnn_resnet50_fpn_coco_v1", "keypointrcnn_resnet50_fpn_coco-fc266e95"
+    ),
 }
+_KEYPOINTS, _POINTREND = "keypoint_rcnn_R_50_FPN", "pointrend_rcnn_R_50_FPN"
 _DETECTRON2 = [
     _detectron2("faster_rcnn_R_50_C4_1x/137257644/model_final_721ade", "faster_rcnn_R_50_C4"),
     _detectron2("faster_rcnn_R_50_C4_3x/137849393/model_final_f97cb7", "faster_rcnn_R_50_C4"),
@@ -89,9 +104,18 @@ _DETECTRON2 = [
     _detectron2("mask_rcnn_X_101_32x8d_FPN_3x/139653917/model_final_2d9806", "mask_rcnn_X_101_32x8d_FPN"),
     _detectron2("cascade_mask_rcnn_R_50_FPN_1x/138602847/model_final_e9d89b", "cascade_mask_rcnn_R_50_FPN"),
     _detectron2("cascade_mask_rcnn_R_50_FPN_3x/144998488/model_final_480dd8", "cascade_mask_rcnn_R_50_FPN"),
+    _detectron2("keypoint_rcnn_R_50_FPN_1x/137261548/model_final_04e291", _KEYPOINTS),
+    _detectron2("keypoint_rcnn_R_50_FPN_3x/137849621/model_final_a6e10b", _KEYPOINTS),
+    _detectron2("keypoint_rcnn_R_101_FPN_3x/138363331/model_final_997cc7", _KEYPOINTS, overrides=R101),
+    _detectron2("keypoint_rcnn_X_101_32x8d_FPN_3x/139686956/model_final_5ad38f", _KEYPOINTS, overrides=X101_32X8D),
+    _detectron2("pointrend_rcnn_R_50_FPN_1x_coco/164254221/model_final_736f5a", _POINTREND),
+    _detectron2("pointrend_rcnn_R_50_FPN_3x_coco/164955410/model_final_edd263", _POINTREND),
+    _detectron2("pointrend_rcnn_R_101_FPN_3x_coco/28119983/model_final_3f4d2a", _POINTREND, overrides=R101),
+    _detectron2("pointrend_rcnn_X_101_32x8d_FPN_3x_coco/28119989/model_final_ba17b9", _POINTREND, overrides=X101_32X8D),
 ]
 _FASTER, _CASCADE, _LIBRA = "faster_rcnn_r50_fpn", "cascade_rcnn_r50_fpn", "libra_faster_rcnn_r50_fpn"
 _MASK, _MASKS = "mask_rcnn_r50_fpn", "cascade_mask_rcnn_r50_fpn"
+_HTC, _MASK_SCORING, _POINTS = "htc_r50_fpn", "ms_rcnn_r50_fpn", "point_rend_r50_caffe_fpn"
 _MMDETECTION = [
     _mmdetection("faster_rcnn faster_rcnn_r50_fpn_1x_coco _20200130-047c8118", _FASTER),
     _mmdetection("faster_rcnn faster_rcnn_r50_fpn_2x_coco _bbox_mAP-0.384_20200504_210434-a5d8aa15", _FASTER),
@@ -130,6 +154,31 @@ _MMDETECTION = [
     _mmdetection("cascade_rcnn cascade_mask_rcnn_r101_fpn_1x_coco _20200203-befdf6ee", _MASKS, R101),
     _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_32x4d_fpn_1x_coco _20200201-0f411b1f", _MASKS, X101_32X4D),
     _mmdetection("cascade_rcnn cascade_mask_rcnn_x101_64x4d_fpn_1x_coco _20200203-9a2db89d", _MASKS, X101_64X4D),
+    _mmdetection("htc htc_r50_fpn_1x_coco _20200317-7332cf16", _HTC),
+    _mmdetection("htc htc_r50_fpn_20e_coco _20200319-fe28c577", _HTC),
+    _mmdetection("htc htc_r101_fpn_20e_coco _20200317-9b41b48f", _HTC, R101),
+    _mmdetection("htc htc_x101_32x4d_fpn_16x1_20e_coco _20200318-de97ae01", _HTC, X101_32X4D),
+    _mmdetection("htc htc_x101_64x4d_fpn_16x1_20e_coco _20200318-b181fd7a", _HTC, X101_64X4D),
+    _mmdetection("detectors htc_r50_rfp_1x_coco -8ff87c51", _HTC, (*RFP, "model.backbone.conv=aws")),
+    _mmdetection("detectors htc_r50_sac_1x_coco -bfa60c54", _HTC, ("model.backbone.conv=deformable_sac",)),
+    _mmdetection("detectors detectors_htc_r50_1x_coco -329b1453", _HTC, (*RFP, "model.backbone.conv=deformable_sac")),
+    _mmdetection("ms_rcnn ms_rcnn_r50_caffe_fpn_1x_coco _20200702_180848-61c9355e", _MASK_SCORING, CAFFE),
+    _mmdetection(
+        "ms_rcnn ms_rcnn_r50_caffe_fpn_2x_coco _bbox_mAP-0.388__segm_mAP-0.363_20200506_004738-ee87b137", _MASK_SCORING, CAFFE
+    ),
+    _mmdetection(
+        "ms_rcnn ms_rcnn_r101_caffe_fpn_1x_coco _bbox_mAP-0.404__segm_mAP-0.376_20200506_004755-b9b12a37",
+        _MASK_SCORING, (*R101, *CAFFE),
+    ),
+    _mmdetection(
+        "ms_rcnn ms_rcnn_r101_caffe_fpn_2x_coco _bbox_mAP-0.411__segm_mAP-0.381_20200506_011134-5f3cc74f",
+        _MASK_SCORING, (*R101, *CAFFE),
+    ),
+    _mmdetection("ms_rcnn ms_rcnn_x101_32x4d_fpn_1x_coco _20200206-81fd1740", _MASK_SCORING, X101_32X4D),
+    _mmdetection("ms_rcnn ms_rcnn_x101_64x4d_fpn_1x_coco _20200206-86ba88d2", _MASK_SCORING, X101_64X4D),
+    _mmdetection("ms_rcnn ms_rcnn_x101_64x4d_fpn_2x_coco _20200308-02a445e2", _MASK_SCORING, X101_64X4D),
+    _mmdetection("point_rend point_rend_r50_caffe_fpn_mstrain_1x_coco -1bcb5fb4", _POINTS),
+    _mmdetection("point_rend point_rend_r50_caffe_fpn_mstrain_3x_coco -e0ebb6b7", _POINTS),
 ]  # fmt: skip
 
 

@@ -27,8 +27,14 @@ COMPAT = shipped_configs() / "compat"
 BLOCKS = {(4, 6): 50, (4, 23): 101, (8, 36): 152}  # blocks of layer2 and layer3 in bottleneck ResNets -> depth
 # options that do not change inference; all kinds of norm with statistics compute the same then
 TRAINING_ONLY = {"weights", "norm", "frozen_stages", "matching", "sampling", "loss", "allowed_border", "padded_to", "ious",
-                 "stage_weights", "resample", "scale_gradient"}  # fmt: skip
-OF_BRANCHES = {"targets", "init", "weight", "positives_per_image"}  # the same, of masks, keypoints and semantics
+                 "stage_weights", "resample", "scale_gradient", "train_on_predicted_boxes"}  # fmt: skip
+OF_BRANCHES = {
+    "targets",
+    "init",
+    "weight",
+    "positives_per_image",
+    "sampling",
+}  # the same, of masks, keypoints and semantics
 TRAIN_AND_TEST = ("pre_nms", "post_nms")  # pairs: the value in training, the value in inference
 
 

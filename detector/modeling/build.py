@@ -13,6 +13,7 @@ from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.keypoint_head import KeypointBranch
 from detector.modeling.roi_heads.mask_branch import MaskBranch
 from detector.modeling.roi_heads.mask_scoring import MaskScoringBranch
+from detector.modeling.roi_heads.point_rend import PointRendBranch
 from detector.protocols import check_part
 from detector.schema.signatures import parameters_of
 
@@ -72,9 +73,12 @@ def _make_mask(tree: _Tree, num_classes: int, box_head: Any, **maps: Any) -> Mas
         raise ConfigError(f"model.roi_head.mask_pool: gives {pool.branches} maps a region, its mask_head takes one")
     region = dict(channels=pool.channels, size=pool.size, branches=pool.branches)
     head = tree.make("roi_head.mask_head", **region, num_classes=num_classes)
-    if "roi_head.mask_iou_head" not in tree.calls:
-        return MaskBranch(pool, head)
-    return MaskScoringBranch(pool, head, tree.make("roi_head.mask_iou_head", **region, num_classes=num_classes))
+    if "roi_head.point_head" in tree.calls:
+        point_head = tree.make("roi_head.point_head", channels=maps["channels"][0], num_classes=num_classes)
+        return PointRendBranch(pool, head, point_head, maps["strides"][0])
+    if "roi_head.mask_iou_head" in tree.calls:
+        return MaskScoringBranch(pool, head, tree.make("roi_head.mask_iou_head", **region, num_classes=num_classes))
+    return MaskBranch(pool, head)
 
 
 class _Tree:

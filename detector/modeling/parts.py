@@ -27,11 +27,13 @@ from detector.modeling.roi_heads.adaptive_mask_head import AdaptiveFusedMaskHead
 from detector.modeling.roi_heads.auxiliary import AuxiliaryRoIHead
 from detector.modeling.roi_heads.box_head import ConvFC, TwoFC
 from detector.modeling.roi_heads.cascade import Cascade
+from detector.modeling.roi_heads.coarse_mask_head import CoarseMaskHead
 from detector.modeling.roi_heads.htc import HTC
 from detector.modeling.roi_heads.keypoint_head import KeypointConvUpsample
 from detector.modeling.roi_heads.mask_head import ConvUpsample
 from detector.modeling.roi_heads.mask_iou_head import MaskIoUConvFC
-from detector.modeling.roi_heads.pool import AllLevelPool, RoIPool
+from detector.modeling.roi_heads.point_rend import PointMLP
+from detector.modeling.roi_heads.pool import AllLevelPool, PointPool, RoIPool
 from detector.modeling.roi_heads.proposals_only import ProposalsOnly
 from detector.modeling.roi_heads.res5 import Res5
 from detector.modeling.roi_heads.roi_head import RoIHead
@@ -58,7 +60,7 @@ NECKS = {
 PYRAMIDS = {"plain": PlainPyramid, "recursive": RecursivePyramid}
 RPNS = {"rpn": RPN, "precomputed": Precomputed}
 POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool, "soft": SoftRoIPool}
-MASK_POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool}
+MASK_POOLS = {"by_level": RoIPool, "all_levels": AllLevelPool, "points": PointPool}
 KEYPOINT_POOLS = {"by_level": RoIPool}
 ROI_HEADS = {"standard": RoIHead, "cascade": Cascade, "htc": HTC, "auxiliary": AuxiliaryRoIHead, "none": ProposalsOnly}
 BOX_HEADS = {
@@ -68,7 +70,7 @@ BOX_HEADS = {
     "adaptive_conv_fc": AdaptiveConvFC,
     "res5": Res5,
 }
-MASK_HEADS = {"conv_upsample": ConvUpsample, "adaptive_fused": AdaptiveFusedMaskHead}
+MASK_HEADS = {"conv_upsample": ConvUpsample, "adaptive_fused": AdaptiveFusedMaskHead, "coarse": CoarseMaskHead}
 
 
 class Slot(NamedTuple):
@@ -114,6 +116,9 @@ PARTS = {
     "roi_head.mask_pool": Slot(MASK_POOLS, ("channels", "strides"), protocols.Pool, argument="mask"),
     "roi_head.mask_iou_head": Slot(
         {"mask_iou": MaskIoUConvFC}, ("channels", "size", "num_classes"), protocols.MaskIoUHead, argument="mask"
+    ),
+    "roi_head.point_head": Slot(
+        {"points": PointMLP}, ("channels", "num_classes"), protocols.PointHead, argument="mask"
     ),
     "roi_head.semantic_head": Slot(
         {"semantic": SemanticConvs}, ("channels", "strides"), protocols.SemanticHead, argument="semantic_head"
@@ -244,6 +249,8 @@ def _check_read(calls: Mapping[str, Call], sections: Mapping[str, Any]) -> None:
             raise ConfigError(f"model.{key}: this type of {owner} has none; remove the section")
     if "roi_head.mask_iou_head" in calls:
         _check_mask_iou(calls)
+    if "roi_head.point_head" in calls:
+        _check_point_head(calls)
     given = getattr(calls["rpn"].constructor, "needs_proposals", False)
     if given and getattr(calls["roi_head"].constructor, "reports_proposals", False):
         raise ConfigError(
@@ -257,4 +264,14 @@ def _check_mask_iou(calls: Mapping[str, Call]) -> None:
         raise ConfigError(
             "model.roi_head.mask_iou_head: scores the masks of a mask_head with its own pool in roi_head {type: standard}; "
             "add them, or remove the section"
+        )
+
+
+def _check_point_head(calls: Mapping[str, Call]) -> None:
+    """It refines the masks of a coarse head, and nothing judges them."""
+    head = calls["roi_head.mask_head"].constructor if "roi_head.mask_head" in calls else None
+    if head is not CoarseMaskHead or "roi_head.mask_iou_head" in calls:
+        raise ConfigError(
+            "model.roi_head.point_head: refines the masks of mask_head {type: coarse}, without a mask_iou_head; change them, "
+            "or remove the section"
         )

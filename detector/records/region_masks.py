@@ -20,12 +20,13 @@ STRIP = 2**20  # pixels of a mask that are run-length encoded at once
 class RegionMasks(Record):
     """The mask of each detection at a fixed resolution, and the box that it fills.
 
-    A hundred masks take 160 kB, whatever the size of the image: `paste`, or `rle` for less memory, makes pixels of them.
+    A hundred masks of 28 x 28 take 160 kB, and of 224 x 224 10 MB, whatever the size of the image: `paste`, or `rle` for less
+    memory, makes pixels of them.
     The way of pasting is `sampled` (Detectron2, MMDetection) or `torchvision`; records/pasting.py says what they are.
     """
 
     probabilities: Tensor = rows_field()
-    """(D, M, M) in 0..1, float32 or float16; 28 x 28 is usual."""
+    """(D, M, M) in 0..1, float32 or float16; 28 x 28 is usual, and 224 x 224 PointRend's."""
     boxes: Tensor = boxes_field()
     """(D, 4) xyxy."""
     size: Size = (0, 0)

@@ -42,10 +42,10 @@ class MaskBranch(nn.Module):
         return self.compare(found, torch.cat([self.target_masks(r, t, batch) for r, t in zip(regions, targets)]))
 
     def compare(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Cross-entropy of logits (P, M, M) against 0..1 (P, M, M), the mean over all positive regions."""
+        """Cross-entropy of logits (P, ...) against 0..1 (P, ...), the mean over all positive regions."""
         count = distributed.global_normalizer(len(found)) if self.training else max(len(found), 1)
         cells = F.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
-        return cells / (count * self.head.size**2)
+        return cells / (count * found.shape[1:].numel())
 
     def target_masks(self, regions: Regions, target: Target, batch: Batch) -> Tensor:
         """(P, M, M) in 0..1 of the positive `regions` of an image."""

@@ -13,6 +13,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from detector.modeling.layers import log2_stride
 from detector.modeling.levels import Rounding, fpn_level
+from detector.modeling.roi_heads.points import grid_points, in_image, read_points
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
 
@@ -126,6 +127,31 @@ class AllLevelPool(RegionPool):
     def forward(self, p: list[Tensor], rois: Tensor) -> list[Tensor]:
         """Levels (N, C, H, W) and (R, 5) rois -> per level (R, C, size, size)."""
         return [self._align(x, rois, stride) for x, stride in zip(p, self.strides)]
+
+
+@checked
+class PointPool(nn.Module):
+    """Regions -> (R, C, size, size), read at the centres of their cells on the finest level (PointRend sec. 4.1).
+
+    As RoIAlign with one sample a cell, but what lies beyond the map is 0.
+
+    Args:
+        channels: of every level.
+        strides: of every level, in pixels.
+        size: cells of a pooled region along each side.
+    """
+
+    branches = 1
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, size: Size = 14):
+        super().__init__()
+        self.channels, self.stride, self.size = channels[0], strides[0], size
+
+    def forward(self, p: list[Tensor], rois: Tensor) -> Tensor:
+        """Levels (N, C, H, W) and (R, 5) rois [image, x1, y1, x2, y2] -> (R, C, size, size)."""
+        points = in_image(grid_points(self.size, rois.device).expand(len(rois), -1, -1), rois[:, 1:])
+        read = read_points(p[0], rois[:, 0].long(), points / self.stride)  # (R, size * size, C)
+        return read.transpose(1, 2).unflatten(2, (self.size, self.size))
 
 
 def roi_align(x: Tensor, rois: Tensor, size: int, scale: float, samples: int, aligned: bool) -> Tensor:

@@ -33,6 +33,8 @@ class RoIHead(nn.Module):
         selection: which classified regions become detections.
         mask: the branch that gives every detection a mask; None: no masks.
         keypoint: the branch that gives every detection keypoints; None: none.
+        train_on_predicted_boxes: masks and keypoints learn from the positive regions where the box head moves them
+            (PointRend in Detectron2), not from the proposals.
     """
 
     reports_proposals = False
@@ -51,6 +53,7 @@ class RoIHead(nn.Module):
         selection: DetectionSelection = DetectionSelection(),
         mask: MaskBranch | None = None,
         keypoint: KeypointBranch | None = None,
+        train_on_predicted_boxes: bool = False,
     ):
         super().__init__()
         self.stage = Stage(
@@ -64,6 +67,11 @@ class RoIHead(nn.Module):
         )
         self.pool, self.num_classes, self.selection = pool, num_classes, selection
         self.mask, self.keypoint = mask, keypoint
+        if train_on_predicted_boxes and mask is not None and mask.pool is None:
+            raise ValueError(
+                "train_on_predicted_boxes: the mask head reads what the box head has made of the proposals; leave it out"
+            )
+        self.train_on_predicted_boxes = train_on_predicted_boxes
 
     def losses(
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
@@ -78,7 +86,9 @@ class RoIHead(nn.Module):
         """The losses of the sampled regions of every image."""
         logits, deltas, maps = self._outputs(p, [r.boxes for r in regions])
         class_loss, box_loss = self.stage.losses(logits, deltas, regions, targets)
-        losses, of_objects = {"roi_class": class_loss, "roi_box": box_loss}, positives(regions, self.num_classes)
+        losses = {"roi_class": class_loss, "roi_box": box_loss}
+        moved = self.train_on_predicted_boxes
+        of_objects = self.stage.moved(deltas, regions) if moved else positives(regions, self.num_classes)
         if self.mask is not None:
             if maps is None:
                 x = self.mask.read(p, [r.boxes for r in of_objects])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -130,6 +130,18 @@ class Stage(nn.Module):
         source = torch.cat([r.boxes for r in regions])[positive]
         matched_gt_boxes = torch.cat([self._matched(r, t) for r, t in zip(regions, targets)])
         return self.loss(logits, label, deltas[positive, column], self.coder.encode(source, matched_gt_boxes), count)
+
+    @torch.no_grad()
+    def moved(self, deltas: Tensor, regions: Sequence[Regions]) -> list[Regions]:
+        """The positive regions of every image, their boxes where the deltas (S, K or 1, 4) of all regions move them."""
+        kept = [r[r.labels < self.num_classes] for r in regions]
+        label = torch.cat([r.labels for r in regions])
+        positive = torch.where(label < self.num_classes)[0]
+        column = label[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
+        source = torch.cat([r.boxes for r in kept])
+        boxes = self.coder.decode(deltas[positive, column], source)
+        boxes = torch.where(boxes.isfinite().all(dim=-1, keepdim=True), boxes, source)
+        return [replace(r, boxes=b) for r, b in zip(kept, boxes.split([len(r) for r in kept]))]
 
     def _matched(self, regions: Regions, target: Target) -> Tensor:
         """The regression targets (P, 4) of the positives of an image."""
