@@ -24,7 +24,7 @@ UNITS |= {"memory_mib": ("MiB", 1, 0)}  # column: heading, factor, decimals; any
 CAPTION = """
 AP of the detections (segm/AP: of their masks, boundary/AP: of boundary IoU) and AR of the proposals in %, mean ± half the
 range over the seeds. GFLOPs (two a multiplication with its addition) of one image; ms: median of one image from pixels to
-detections; MiB: peak of the training.
+detections, whose masks are not pasted; MiB: peak of the training.
 """
 
 
