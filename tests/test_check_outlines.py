@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.health import run
+from PIL import Image
 
 from detector.data.synthetic.drawn_set import draw_set
 from detector.dataset_check.checked_split import read_split
+from detector.dataset_check.examples import OUTLINE, POINT, SIDE, find_examples
 from detector.dataset_check.findings import UNUSED_OUTLINE, Findings
 from detector.dataset_check.outlines import check_outlines, count_crossings
 
@@ -66,3 +68,41 @@ def test_the_command_names_the_annotation_and_a_drawn_set_is_sound(tmp_path: Pat
     assert status == 0 and "self-crossing outline" in out and "annotation 10: 1 crossings" in out
     draw_set(tmp_path / "set", train=30, val=1, size=(192, 160), seed=0)
     assert "outline" not in run(str(tmp_path / "set/annotations/train.json"), "data.workers=0")[1]
+
+
+def test_the_picture_shows_faulty_and_usual_objects_with_outlines_and_keypoints(tmp_path: Path):
+    folder = tmp_path / "set"
+    draw_set(folder, train=6, val=1, size=(192, 160), seed=0)
+    path = folder / "annotations/train.json"
+    content = json.loads(path.read_text())
+    x, y, w, h = content["annotations"][0]["bbox"]
+    content["annotations"][0]["segmentation"] = [[x, y, x + w, y + h, x + w, y, x, y + h]]
+    path.write_text(json.dumps(content))
+    split = read_split("train", path, folder / "images/train", None, findings := Findings())
+    check_outlines(split, findings)
+    found = find_examples(split, findings, 10**6, None)
+    names = [example.caption for example in found]
+    assert names[0] == "self-crossing outline" and sorted(names[1:]) == sorted(split.class_names)
+    for caption, picture in found:
+        pixels = np.asarray(picture)
+        assert ((pixels == OUTLINE).all(axis=-1).sum() > 100) and (
+            (pixels == POINT).all(axis=-1).any() == (caption == "triangle")
+        )
+    ring = np.asarray(found[names.index("ring")].picture)
+    assert (ring[SIDE // 2] == OUTLINE).all(axis=-1).sum() >= 4  # both edges, of the hole as well
+    picture = tmp_path / "a.png"
+    assert run(str(path), "--images", str(folder / "images/train"), "--picture", str(picture), "data.workers=0")[0] == 0
+    with Image.open(picture) as whole:
+        assert whole.size == (1600, 900 + SIDE + 80)
+    path.write_text(
+        json.dumps(
+            {
+                **content,
+                "annotations": [
+                    {k: a[k] for k in ("id", "image_id", "category_id", "bbox")} for a in content["annotations"]
+                ],
+            }
+        )
+    )
+    bare = read_split("train", path, folder / "images/train", None, Findings())
+    assert find_examples(bare, Findings(), 10**6, None) == []

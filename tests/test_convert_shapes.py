@@ -141,3 +141,53 @@ def test_voc_regions_become_outlines(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert any("1 objects have no region in SegmentationObject" in line for line in document["info"]["findings"])
     Image.new("RGB", (W, H)).save(folder / "SegmentationObject/a.png")
     assert "holds colours (RGB), not a number for each pixel" in refusal(capsys, "voc", folder)
+
+
+def test_labelme_rectangles_of_four_corners_and_labels_of_shapes_that_are_left_out(tmp_path: Path):
+    corners = [[9, 8], [1, 8], [1, 2], [9, 2]]
+    folder = labelme(tmp_path / "set", shape("box", corners, "rectangle"), shape("way", [[1, 1], [9, 9]], "linestrip"))
+    document = converted("labelme", folder)
+    assert document["annotations"][0]["bbox"] == [1, 2, 8, 6] and [c["name"] for c in document["categories"]] == ["box"]
+
+
+def test_a_labelme_image_that_is_only_within_the_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = labelme(tmp_path / "set", shape("a", [[1, 1], [9, 1], [9, 9]]), image="gone.png")
+    assert "a.json: its image 'gone.png' is not beside it" in refusal(capsys, "labelme", folder)
+
+
+def yolo_rows(folder: Path, rows: str, **settings: Any) -> Path:
+    for below in ("images", "labels"):
+        (folder / below).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (W, H)).save(folder / "images/a.png")
+    (folder / "labels/a.txt").write_text(rows)
+    (folder / "data.yaml").write_text(yaml.safe_dump({"names": ["p", "q"], **settings}))
+    return folder
+
+
+BOX, POINTS = "0 .5 .5 .5 .5", " .4 .25 2 .6 .5 1 0 0 0"
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "finding"),
+    [
+        (f"{BOX}\n0 .1 .1 .5 .1 .5 .5\n", {}, "1 objects have no outline, others have"),
+        (f"{BOX}\n{BOX}{POINTS}\n", {"kpt_shape": [3, 3]}, "1 lines have no keypoints, which kpt_shape announces"),
+        (f"{BOX} .4 .25 3 .6 .5 1 0 0 0\n", {"kpt_shape": [3, 3]}, "1 lines have a visibility that is not 0, 1 or 2"),
+        (f"{BOX} 1.4 .25 2 .6 .5 1 0 0 0\n", {"kpt_shape": [3, 3]}, "1 lines have values outside of 0..1"),
+        ("0 -.1 .1 .5 .1 .5 1.05\n", {}, "1 lines have values outside of 0..1"),
+    ],
+)
+def test_odd_yolo_lines_are_counted(tmp_path: Path, rows: str, settings: dict, finding: str):
+    findings = converted("yolo", yolo_rows(tmp_path / "set", rows, **settings))["info"]["findings"]
+    assert any(line.startswith(finding) for line in findings), findings
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (f"{BOX} .4 .25 .6 .5 0 0\n", "line 1: 11 numbers; a box with 3 keypoints of 3 numbers (kpt_shape) has 14"),
+        (f"{BOX} 24 10 2 36 20 1 0 0 0\n", "these are not fractions of the image's size; are they pixels?"),
+    ],
+)
+def test_yolo_keypoints_that_do_not_fit_kpt_shape_are_no_outlines(tmp_path, capsys, rows: str, message: str):
+    assert message in refusal(capsys, "yolo", yolo_rows(tmp_path / "set", rows, kpt_shape=[3, 3]))

@@ -13,7 +13,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from detector.records.pasting import Patch
 from detector.records.region_masks import RegionMasks
+from detector.records.region_masks import _binary as binary
 
 CANVAS = (90, 120)
 
@@ -39,6 +41,11 @@ def test_a_mask_of_ones_fills_its_box_alone():
     assert pasted[2, :50, :40].all() and pasted[2].sum() == 40 * 50
     assert not pasted[3:].any()
     assert masks_of(boxes)[:0].paste().shape == (0, *CANVAS) and masks_of(boxes)[:0].rle() == []
+
+
+def test_a_probability_of_exactly_a_half_is_mask():
+    values = torch.tensor([[0.5, torch.nextafter(torch.tensor(0.5), torch.tensor(0.0)), 1.0]])
+    assert binary(Patch(0, 0, values)).values.tolist() == [[True, False, True]]
 
 
 def test_sampling_equals_grid_sample():

@@ -37,7 +37,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="write anchors by k-means there, a configuration that a training takes",
     )
-    add("--picture", metavar="FILE", type=Path, help="draw classes, box sizes and shapes there, a PNG")
+    add(
+        "--picture",
+        metavar="FILE",
+        type=Path,
+        help="draw classes, box sizes and shapes, outlines and keypoints there, a PNG",
+    )
     args = parser.parse_intermixed_args(argv)
     args.alone = is_annotation_file(args.data)
     if args.images and not args.alone:
@@ -84,7 +89,9 @@ def check(args: argparse.Namespace) -> int:
         print_report("\n".join(fix_names(Path(args.data), args.images, args.fix_names)))
     look = not args.alone or args.images is not None
     alone = Path(args.data).stem if args.alone else None
-    result = check_data(configuration(args), args.data, alone=alone, look=look, read=not args.no_images)
+    result = check_data(
+        configuration(args), args.data, alone=alone, look=look, read=not args.no_images, examples=args.picture is not None
+    )  # fmt: skip
     try:
         if args.json:
             make_folder(args.json.parent, "name another file")

@@ -12,6 +12,7 @@ from detector.dataset_check.across import check_categories, check_images
 from detector.dataset_check.anchors import AnchorFit, anchor_fit, propose_anchors, reach_of_anchors
 from detector.dataset_check.boxes import check_annotations, images_without_objects
 from detector.dataset_check.checked_split import CheckedSplit, read_split
+from detector.dataset_check.examples import Example, find_examples
 from detector.dataset_check.findings import FaultPlace, Findings
 from detector.dataset_check.images import scan_images
 from detector.dataset_check.outlines import check_outlines
@@ -46,6 +47,7 @@ class CheckResult:
     findings: Findings
     splits: dict[str, Summary] = field(default_factory=dict)
     better: AnchorFit | None = None  # anchors, by the first split's objects
+    examples: list[Example] = field(default_factory=list)  # of the first split, if they were asked for
 
 
 def check_data(
@@ -55,10 +57,12 @@ def check_data(
     alone: str | None = None,
     look: bool = True,
     read: bool = True,
+    examples: bool = False,
 ) -> CheckResult:
     """Check the splits of a configuration, or the training split `alone`, by that name; nothing is written.
 
-    Without `look` images are not checked; without `read` image files are not opened, only their existence is checked.
+    Without `look` images are not checked; without `read` image files are not opened, only their existence is checked. With
+    `examples` objects of the first split are drawn with their outlines and keypoints.
     Raises DataError if an annotation file or image folder cannot be read, ConfigError for an invalid detector.
     """
     settings = config.needed_data()
@@ -86,6 +90,8 @@ def check_data(
         )  # fmt: skip
         check_images(splits, scans, result.findings)
     _summarise(result, splits)
+    if examples and look and read:
+        result.examples = find_examples(splits[0], result.findings, settings.max_pixels, settings.bit_depth)
     return result
 
 

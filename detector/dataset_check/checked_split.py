@@ -13,6 +13,7 @@ from detector.data.box_arrays import clip_to_images, corners, have_area
 from detector.data.coco_reader import CocoFile, EntryFaults, read_coco_file
 from detector.data.coco_rules import HARMLESS, shown
 from detector.dataset_check.findings import UNUSED_OUTLINE, FaultPlace, Findings, identity, one_line
+from detector.records.keypoints import Pose
 from detector.records.outlines import Outlines
 
 ID_KEYS = {
@@ -52,6 +53,10 @@ class CheckedSplit:
     """(m,) `area` of the file, or that of the box."""
     outlines: Outlines
     """(m), empty for those without a valid one."""
+    keypoints: np.ndarray
+    """(m, J, 3) x, y, visibility, zeros for those without valid ones."""
+    poses: list[Pose]
+    """What they mean, by class."""
 
     def image_place(self, image: int, **more: Any) -> FaultPlace:
         """The place of an image."""
@@ -84,14 +89,18 @@ def read_split(
     `fields` are those of a target that the model reads. Outlines are read whether it does or not; then none must be there.
     """
     unused = set() if {"masks", "outlines"} & set(fields) else {"invalid outline", "no outline"}
+    unread = set() if "keypoints" in fields else {"invalid keypoints"}  # for pictures alone
 
     def collect(faults: EntryFaults) -> None:
+        if faults.kind in unread:
+            return
         kind = UNUSED_OUTLINE if faults.kind in unused else faults.kind
         if not (faults.kind in unused and faults.kind == "no outline"):
             findings.add(kind, name, range(len(faults)), lambda i: _entry_place(faults, i))
 
-    coco = read_coco_file(annotations, collect, {*fields, "outlines"}, harmless=HARMLESS | unused)
-    assert coco.outlines is not None  # they were asked for
+    read = {*fields, "outlines", "keypoints"}
+    coco = read_coco_file(annotations, collect, read, harmless=HARMLESS | unused | unread)
+    assert coco.outlines is not None and coco.keypoints is not None and coco.poses is not None  # they were asked for
     chosen = _chosen_categories(coco, name, classes, findings)
     labels = np.full(len(coco.category_ids), -1, dtype=np.int64)
     labels[chosen] = np.arange(len(chosen))
@@ -113,6 +122,8 @@ def read_split(
         crowd=coco.crowd[rows],
         areas=coco.areas[rows],
         outlines=coco.outlines[rows],
+        keypoints=coco.keypoints[rows],
+        poses=[coco.poses[row] for row in chosen],
     )
 
 

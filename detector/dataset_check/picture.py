@@ -1,4 +1,4 @@
-"""One picture with histograms of classes, box sizes and aspect ratios of a data set."""
+"""One picture with histograms of classes, box sizes and aspect ratios of a data set, and objects with their outlines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from detector.chart import ticks
 from detector.dataset_check.check import CheckResult
+from detector.dataset_check.examples import SIDE
 from detector.dataset_check.findings import printable
 from detector.inference.fonts import load_font
 from detector.inference.label_places import PixelBox
@@ -43,8 +44,8 @@ def picture_png(result: CheckResult) -> bytes:
 
 
 def draw_result(result: CheckResult) -> Image.Image:
-    """Classes on the left; on the right box sizes by pyramid level above, aspect ratios below."""
-    picture = Image.new("RGB", SIZE, PAPER)
+    """Classes on the left; on the right box sizes by pyramid level above, aspect ratios below; examples under them."""
+    picture = Image.new("RGB", (SIZE[0], SIZE[1] + (SIDE + 80) * bool(result.examples)), PAPER)
     pen = ImageDraw.Draw(picture)
     pen.text((40, 24), _shorten(result.source, TITLE, 760), fill=INK, font=TITLE)
     x = SIZE[0] - 40
@@ -57,6 +58,10 @@ def draw_result(result: CheckResult) -> Image.Image:
     _draw_horizontal(pen, (40, 80, 780, 870), _class_panel(result))
     _draw_vertical(pen, (850, 80, 1570, 430), _level_panel(result))
     _draw_vertical(pen, (850, 500, 1570, 850), _ratio_panel(result))
+    for k, (caption, tile) in enumerate(result.examples):
+        x = 40 + k * (SIDE + 12)
+        picture.paste(tile, (x, SIZE[1] + 20))
+        pen.text((x, SIZE[1] + 20 + SIDE + 8), _shorten(caption, SMALL, SIDE), fill=INK, font=SMALL)
     return picture
 
 

@@ -60,8 +60,8 @@ class Geometry:
 
     def level(self, boxes: np.ndarray) -> np.ndarray:
         """The pyramid level (B,) that each box is pooled from, by FPN's eq. (1)."""
-        rule = (self.k0, self.canonical_size, self.level_rounding)
-        return fpn_level(torch.from_numpy(boxes).float(), *self.levels, *rule).numpy()
+        found = torch.from_numpy(boxes).float()
+        return fpn_level(found, *self.levels, self.k0, self.canonical_size, rounding=self.level_rounding).numpy()
 
 
 def geometry(detector: Any, resize: Resize) -> Geometry:

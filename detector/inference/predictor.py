@@ -75,8 +75,8 @@ def load(
         raise CheckpointError(f"{path}: its configuration does not build a model: {error}") from error
     load_weights(model, checkpoint["model"], path)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
-    options = {"device": device, "precision": precision, "pose": pose_of(checkpoint)}
-    return (kind or Predictor)(model, config, names, ids, in_place=True, **options)
+    made, pose = kind or Predictor, pose_of(checkpoint)
+    return made(model, config, names, ids, device=device, precision=precision, in_place=True, pose=pose)
 
 
 class Predictor:

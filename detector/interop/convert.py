@@ -84,7 +84,8 @@ def _convert_detector(
     _check_finite(model.state_dict())
     keypoints = "roi_head.keypoint_head" in settings.model.calls
     names, ids, names_from = classes_of(framework, weights.meta, settings.model.num_classes or 0, keypoints=keypoints)
-    pose = PERSON if keypoints and model.roi_head.keypoint.head.keypoints == len(PERSON.names) else None
+    head = getattr(getattr(model.roi_head, "keypoint", None), "head", None)
+    pose = PERSON if getattr(head, "keypoints", 0) == len(PERSON.names) else None
     write = partial(
         save_checkpoint, output, model=model, config=settings.raw, class_names=names, category_ids=ids, pose=pose
     )

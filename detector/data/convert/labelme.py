@@ -43,7 +43,7 @@ def convert_labelme(
     files = {path: content for path, content in read.items() if content is not None}
     if not files:
         raise DataError(f"{folder}: no labelme files in it (JSON with `shapes` and `imagePath`)")
-    labels = {shape["label"] for path, content in files.items() for shape in _shapes(path, content)}
+    labels = {s["label"] for path, content in files.items() for s in _shapes(path, content) if _is_outline(s)}
     names = checked_classes(sorted(labels) if classes is None else classes, "--classes" if classes else folder)
     notes = ConversionNotes()
     for path in sorted(set(read) - set(files)):
@@ -82,6 +82,15 @@ def _shapes(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
     return content["shapes"]
 
 
+def _kind(shape: dict[str, Any]) -> Any:
+    return shape.get("shape_type") or "polygon"
+
+
+def _is_outline(shape: dict[str, Any]) -> bool:
+    """Whether a shape is of a known kind and has enough points for it."""
+    return isinstance(_kind(shape), str) and len(shape["points"]) >= SHAPES.get(_kind(shape), math.inf)
+
+
 def _is_point(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(x) in (int, float) and abs(x) < 1e9 for x in value)
 
@@ -96,11 +105,16 @@ def _picture(
     image = path_within(folder, place.as_posix(), f"{path}: imagePath")
     if not image.is_file():  # saved on another machine: the image lies beside its file
         image = path_within(folder, (place.parent / Path(said.replace("\\", "/")).name).as_posix(), path)
+    if not image.is_file():
+        raise DataError(
+            f"{path}: its image {image.name!r:.80} is not beside it; put it there (labelme may have stored it within the file, "
+            "as imageData: save that as an image)"
+        )
     size = read_size(image, max_pixels, "--max-pixels")
     groups: dict[Any, list[list[float]]] = {}
     for number, shape in enumerate(_shapes(path, content), start=1):
-        where, kind = f"{path}, shape {number}", shape.get("shape_type") or "polygon"
-        if kind not in SHAPES or len(shape["points"]) < SHAPES[kind]:
+        where, kind = f"{path}, shape {number}", _kind(shape)
+        if not _is_outline(shape):
             notes.add(f"shapes are no polygon, rectangle or circle ({str(kind)[:20]}): left out", where)
             continue
         if shape["label"] not in names:
@@ -116,9 +130,10 @@ def _outline(kind: str, points: list[list[float]]) -> list[float]:
     """The corners x1, y1, x2, y2, ... of a shape."""
     if kind == "polygon":
         return [value for point in points for value in point]
-    (x1, y1), (x2, y2) = points[:2]
-    if kind == "rectangle":
+    if kind == "rectangle":  # two opposite corners, in newer files all four
+        (x1, y1), (x2, y2) = map(min, zip(*points)), map(max, zip(*points))
         return [x1, y1, x2, y1, x2, y2, x1, y2]
+    (x1, y1), (x2, y2) = points[:2]
     radius = math.hypot(x2 - x1, y2 - y1)  # the first point is the centre, the second one lies on the circle
     angles = [2 * math.pi * i / CIRCLE for i in range(CIRCLE)]
     return [value for a in angles for value in (x1 + radius * math.cos(a), y1 + radius * math.sin(a))]

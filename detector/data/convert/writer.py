@@ -92,6 +92,12 @@ def coco_document(
                 "bbox": [rounded_value(x1), rounded_value(y1), w, h], "area": rounded_value(w * h), "iscrowd": int(box.crowd),
                 **_shapes(box, picture.size),
             })  # fmt: skip
+    bare = [entry for entry in annotations if "segmentation" not in entry and not entry["iscrowd"]]
+    for entry in bare if len(bare) < len(annotations) - sum(entry["iscrowd"] for entry in annotations) else ():
+        notes.add(
+            "objects have no outline, others have: masks can be learnt of these alone",
+            images[entry["image_id"] - 1]["file_name"],
+        )
     info = {"description": f"converted from {source}", "conventions": [*conventions, *ALWAYS]}
     named = {"keypoints": list(keypoints), "skeleton": []} if keypoints else {}
     categories = [{"id": number, "name": name, **named} for name, number in label_of.items()]

@@ -198,7 +198,15 @@ def _box(
         raise DataError(f"{where}: the class index {words[0]} is none of 0..{len(names) - 1}")
     keypoints = None
     if points.numbers and len(values) == 4 + points.numbers:
-        values, keypoints = values[:4], _keypoints(values[4:], points.dimensions, size)
+        places = [value for i, value in enumerate(values[4:]) if i % points.dimensions < 2]
+        values, keypoints = values[:4] + places, _keypoints(values[4:], points.dimensions, size, where, notes)
+    elif points.numbers and len(values) != 4:
+        expected = f"{points.numbers // points.dimensions} keypoints of {points.dimensions} numbers (kpt_shape)"
+        raise DataError(
+            f"{where}: {len(words)} numbers; a box with {expected} has {5 + points.numbers}, without them 5"
+        )
+    elif points.numbers:
+        notes.add("lines have no keypoints, which kpt_shape announces", where)
     if not all(-FAR <= value <= 1 + FAR for value in values):
         raise DataError(
             f"{where}: {' '.join(words)[:80]}: these are not fractions of the image's size; are they pixels?"
@@ -207,8 +215,8 @@ def _box(
         notes.add("lines have values outside of 0..1", where)
     height, width = size
     outline = None
-    if len(values) == 4:
-        x, y, w, h = values
+    if len(values) == 4 or keypoints is not None:
+        x, y, w, h = values[:4]
         if w < 0 or h < 0:
             raise DataError(f"{where}: width and height must not be negative")
         fractions = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
@@ -224,10 +232,14 @@ def _box(
     return SourceObject(names[int(index)], box, outline=outline, keypoints=keypoints)
 
 
-def _keypoints(values: Sequence[float], dimensions: int, size: tuple[int, int]) -> list[float]:
+def _keypoints(
+    values: Sequence[float], dimensions: int, size: tuple[int, int], where: str, notes: ConversionNotes
+) -> list[float]:  # fmt: skip
     """x, y in pixels and COCO's visibility of each point; one without a visibility is visible unless it is at (0, 0)."""
     height, width = size
     found: list[float] = []
+    if dimensions == 3 and not {0, 1, 2}.issuperset(values[2::3]):
+        notes.add("lines have a visibility that is not 0, 1 or 2: taken as visible", where)
     for x, y, *more in zip(*(values[i::dimensions] for i in range(dimensions))):
         seen = (more[0] if more[0] in (0, 1) else 2) if more else 2 * ((x, y) != (0, 0))
         found += [x * width, y * height, seen] if seen else [0, 0, 0]

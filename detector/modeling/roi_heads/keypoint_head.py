@@ -98,11 +98,8 @@ class KeypointBranch(nn.Module):
         points, scores = read_heat_maps(logits, torch.cat(boxes), self.head.scores)
         visible = torch.ones_like(scores, dtype=torch.int64)
         counts = [len(d) for d in found]
-        parts = zip(*(x.split(counts) for x in (points, visible, scores)))
-        return [
-            replace(d, keypoints=Keypoints(*part, offset=self.head.offset))
-            for d, part in zip(found, parts, strict=True)
-        ]
+        parts = zip(found, *(x.split(counts) for x in (points, visible, scores)), strict=True)
+        return [replace(d, keypoints=Keypoints(p, v, s, offset=self.head.offset)) for d, p, v, s in parts]
 
     def _keypoints(self, target: Target, i: int) -> Keypoints:
         found = target.keypoints
