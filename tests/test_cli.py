@@ -22,7 +22,12 @@ from detector.errors import ConfigError, Interrupted
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_SCRIPT = {"config", "split", "merge"}
-OTHER_SCRIPTS = {"measure_loading", "measure_pasting", "check_types"}  # for those who work on the project
+OTHER_SCRIPTS = {
+    "measure_loading",
+    "measure_pasting",
+    "overfit_masks",
+    "check_types",
+}  # for those who work on the project
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
