@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from detector.cli.arguments import CONFIG_HELP, OVERRIDES_HELP, CommandParser
 from detector.cli.ending import ending
@@ -19,6 +18,7 @@ from detector.comparison.candidates import TIMED, Setup, Stopwatch, make_candida
 from detector.device import pick_device
 from detector.errors import DataError, DetectorError
 from detector.files import begins, check_folder, make_folder, write_text
+from detector.structures import Detections
 
 OWN = (b'{\n  "infer": {',)  # the first bytes of a file of --json
 
@@ -59,19 +59,24 @@ def measure(args: argparse.Namespace, names: list[str], *, training: bool) -> di
                 if turn:  # the first round warms up
                     rounds[name].append(watch.seconds)
     if "torchvision" in found:
-        print(f"boxes of float32 and torchvision: {difference(found['float32'], found['torchvision'])}")
+        print(f"float32 and torchvision: {difference(found['float32'], found['torchvision'])}")
     return rounds
 
 
-def difference(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> str:
-    """The largest difference between each of our boxes and the nearest of torchvision's, in words."""
-    if len(ours[0]) != len(theirs[0]) or not len(ours[0]):
-        return f"{len(ours[0])} against {len(theirs[0])} found"
-    gap = (ours[0][:, None] - theirs[0][None]).abs().amax(dim=-1) + (ours[1][:, None] - theirs[1][None]).abs() * 1e3
-    nearest = gap.argmin(dim=1)
-    pixels = (ours[0] - theirs[0][nearest]).abs().max().item()
-    score = (ours[1] - theirs[1][nearest]).abs().max().item()
-    return f"{len(ours[0])} found by both, largest difference {pixels:.4f} px and {score:.1e} in score"
+def difference(ours: Detections, theirs: Detections) -> str:
+    """The largest difference between each of our detections and the nearest of torchvision's, in words."""
+    if len(ours) != len(theirs) or not len(ours):
+        return f"{len(ours)} against {len(theirs)} found"
+    gap = (ours.boxes[:, None] - theirs.boxes).abs().amax(dim=-1) + (ours.scores[:, None] - theirs.scores).abs() * 1e3
+    nearest = theirs[gap.argmin(dim=1)]
+    pixels = (ours.boxes - nearest.boxes).abs().max().item()
+    score = (ours.scores - nearest.scores).abs().max().item()
+    said = f"{len(ours)} found by both, largest difference {pixels:.4f} px and {score:.1e} in score"
+    if ours.masks is None or nearest.masks is None:
+        return said
+    one, other = ours.masks.paste().flatten(1), nearest.masks.paste().flatten(1)
+    iou = (one & other).sum(dim=1) / (one | other).sum(dim=1).clamp(min=1)
+    return f"{said}, lowest IoU of their masks, pasted in one way, {iou[one.any(dim=1)].min():.4f}"
 
 
 def peak_memory(args: argparse.Namespace, candidate: str, work: str) -> float:

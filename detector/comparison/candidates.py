@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet50
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.roi_heads import keypointrcnn_inference, maskrcnn_inference, paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.config.config import Config, build_detector, load_config
@@ -23,19 +24,21 @@ from detector.data.image import read_image
 from detector.data.transforms import Resize
 from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError
-from detector.inference.predictor import Predictor
+from detector.inference.predictor import Predictor, to_original
 from detector.interop.torchvision import TORCHVISION
 from detector.modeling.layers import is_foldable
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.stage import to_rois
 from detector.recipe import Recipe
-from detector.structures import Proposals
+from detector.records.region_masks import RegionMasks
+from detector.structures import Detections, Proposals, image_size
 from detector.training.optim import make_optimizer
 
 T = TypeVar("T")
 TIMED = ("decode", "pre", "model", "post")  # the parts of an inference that are timed
 SPREADS = {"objectness": 1, "deltas": 0.3, "class_score": 0.7, "box_delta": 0.1}  # std of trained predictors' weights
+TWINS = {"mask": MaskRCNN, "keypoint": KeypointRCNN}  # by the branch of the second stage
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,29 @@ class BenchmarkInput:
     path: Path
     image: Tensor  # uint8 (3, H, W), the content of the file but for the losses of JPEG
     boxes: Tensor  # (16, 4) of objects
-    labels: Tensor  # (16,)
     proposals: Proposals
+
+    def target(self, keypoints: int = 17) -> dict[str, Tensor]:
+        """The objects, of class 0: discs with keypoints on a diagonal, and a semantic map of class 0 alone."""
+        size = self.image.shape[1:]
+        low, high = self.boxes[:, None].split(2, dim=-1)  # (16, 1, 2) each
+        points = low + (high - low) * torch.linspace(0.2, 0.8, keypoints)[:, None]
+        visible = torch.full((len(points), keypoints, 1), 2.0)
+        return {
+            "boxes": self.boxes,
+            "labels": torch.zeros(len(self.boxes)).long(),
+            "masks": torch.stack([disc(box, *size) for box in self.boxes]),
+            "keypoints": torch.cat([points, visible], dim=-1),
+            "semantic": torch.zeros(size, dtype=torch.uint8),
+        }
+
+
+def disc(box: Tensor, h: int, w: int) -> Tensor:
+    """(h, w) uint8, 1 inside the ellipse that fills a box (4,)."""
+    x, y = torch.arange(w) + 0.5, torch.arange(h)[:, None] + 0.5
+    (x1, y1, x2, y2) = box
+    inside = ((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 < 1
+    return inside.to(torch.uint8)
 
 
 class Stopwatch:
@@ -116,27 +140,33 @@ class OwnCandidate:
             self.model = self.predictor.model
 
     @torch.inference_mode()
-    def infer(self, sample: BenchmarkInput, watch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """One image from the file to boxes and scores."""
+    def infer(self, sample: BenchmarkInput, watch: Stopwatch) -> Detections:
+        """One image from the file to detections, whose masks are pasted."""
         image = watch("decode", self.predictor.read, sample.path)
         model, head, dtype = self.model, self.model.roi_head, next(self.model.parameters()).dtype
-        batch = watch("pre", lambda: model.preprocess.batch([self.resize.resize_image(image)], self.device, dtype))
+        prepared = watch("pre", self.resize.resize_image, image)
+        batch = watch("pre", model.preprocess.batch, [prepared], self.device, dtype)
         batch.proposals = [sample.proposals.to(self.device)]
         p = watch("model", model.pyramid, batch.images)
         proposals = watch("model", model.rpn.propose, p, batch)
         if isinstance(head, RoIHead):
             boxes = [r.boxes for r in proposals]
             logits, deltas = watch("model", lambda: head.stage(head.pool(p, to_rois(boxes))))
-            found = watch("post", lambda: head.postprocess(logits, deltas, boxes, batch.sizes)[0].cpu())
+            found = watch("post", head.postprocess, logits, deltas, boxes, batch.sizes)
+            found = watch("model", head.complete, p, found, batch)
         else:  # where network and suppression cannot be told apart
-            found = watch("model", lambda: head.detect(p, proposals, batch)[0].cpu())
-        return found.boxes, found.scores
+            found = watch("model", head.detect, p, proposals, batch)
+        result = watch("post", to_original, found[0], prepared, image_size(image))
+        if result.masks is not None:
+            watch("post", result.masks.paste)
+        return result
 
     def train_step(self, sample: BenchmarkInput) -> None:
         """Forward, backward, update."""
-        target = {"boxes": sample.boxes, "labels": sample.labels, "proposals": sample.proposals}
+        branch = getattr(self.model.roi_head, "keypoint", None)
+        target = sample.target() if branch is None else sample.target(branch.head.keypoints)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            losses = self.model([sample.image], [target])
+            losses = self.model([sample.image], [target | {"proposals": sample.proposals}])
         sgd_step(self.optimizer, losses)
 
 
@@ -153,30 +183,48 @@ class TorchvisionCandidate:
         self.optimizer = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
 
     @torch.inference_mode()
-    def infer(self, sample: BenchmarkInput, watch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """One image from the file to boxes and scores."""
+    def infer(self, sample: BenchmarkInput, watch: Stopwatch) -> Detections:
+        """One image from the file to detections, whose masks are pasted."""
         model, heads = self.model, self.model.roi_heads
         image = watch("decode", read_image, sample.path)
         images = watch("pre", lambda: model.transform([image.to(self.device).float() / 255])[0])
+        sizes = images.image_sizes
 
         def network():
             maps = model.backbone(images.tensors)
             proposals, _ = model.rpn(images, maps)
-            vectors = heads.box_head(heads.box_roi_pool(maps, proposals, images.image_sizes))
-            return *heads.box_predictor(vectors), proposals
+            vectors = heads.box_head(heads.box_roi_pool(maps, proposals, sizes))
+            return maps, (*heads.box_predictor(vectors), proposals)
 
-        out = watch("model", network)
-        boxes, scores, _ = watch("post", lambda: heads.postprocess_detections(*out, images.image_sizes))
-        return boxes[0].cpu(), scores[0].cpu()
+        def masks():
+            return maskrcnn_inference(
+                heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(maps, boxes, sizes))), labels
+            )
+
+        def keypoints():
+            logits = heads.keypoint_predictor(heads.keypoint_head(heads.keypoint_roi_pool(maps, boxes, sizes)))
+            return keypointrcnn_inference(logits, boxes)
+
+        maps, out = watch("model", network)
+        boxes, scores, labels = watch("post", heads.postprocess_detections, *out, sizes)
+        found = Detections(boxes[0].cpu(), scores[0].cpu(), labels[0].cpu() - 1)
+        if heads.has_mask():
+            (soft,) = watch("model", masks)
+            watch("post", lambda: paste_masks_in_image(soft, boxes[0], sizes[0]).cpu())
+            found.masks = RegionMasks(soft[:, 0].cpu(), found.boxes, sizes[0])
+        if heads.has_keypoint():
+            watch("model", keypoints)
+        return found
 
     def train_step(self, sample: BenchmarkInput) -> None:
         """Forward, backward, update."""
-        targets = [{"boxes": sample.boxes.to(self.device), "labels": (sample.labels + 1).to(self.device)}]
-        sgd_step(self.optimizer, self.model([sample.image.to(self.device).float() / 255], targets))
+        target = {name: value.to(self.device) for name, value in sample.target().items()}
+        image = sample.image.to(self.device).float() / 255
+        sgd_step(self.optimizer, self.model([image], [target | {"labels": target["labels"] + 1}]))
 
 
 def torchvision_twin(model: GeneralizedRCNN, size: tuple[int, int]) -> FasterRCNN | None:
-    """fasterrcnn_resnet50_fpn with the weights of `model`; None if that is another architecture.
+    """fasterrcnn_, maskrcnn_ or keypointrcnn_resnet50_fpn with the weights of `model`; None if that is another architecture.
 
     As pretrained: frozen norms, layer2..4 trainable (without weights torchvision would train batch norms).
     """
@@ -185,7 +233,8 @@ def torchvision_twin(model: GeneralizedRCNN, size: tuple[int, int]) -> FasterRCN
         part.requires_grad_(False)
     levels = {f"layer{i}": str(i - 1) for i in range(1, 5)}
     pyramid = BackboneWithFPN(backbone, levels, [256, 512, 1024, 2048], 256)
-    twin = FasterRCNN(pyramid, model.roi_head.num_classes + 1, min_size=min(size), max_size=max(size))
+    kind = next((kind for name, kind in TWINS.items() if getattr(model.roi_head, name, None) is not None), FasterRCNN)
+    twin = kind(pyramid, model.roi_head.num_classes + 1, min_size=min(size), max_size=max(size))
     try:
         twin.load_state_dict(TORCHVISION.export_state(model.state_dict()))
     except (CheckpointError, RuntimeError):  # a name, or a shape, that it does not have
@@ -223,4 +272,4 @@ def make_input(size: tuple[int, int]) -> Iterator[BenchmarkInput]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.jpg"
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, quality=95)
-        yield BenchmarkInput(path, image, boxes(16), torch.zeros(16).long(), Proposals(boxes(1000), torch.zeros(1000)))
+        yield BenchmarkInput(path, image, boxes(16), Proposals(boxes(1000), torch.zeros(1000)))
