@@ -195,6 +195,11 @@ def _options(
     return options | {key: value for key, value in optional.items() if value is not None}
 
 
+def fields_read(settings: DataSettings, split: str, fields: Collection[str]) -> Collection[str]:
+    """What the targets of a split must have for a model that reads `fields`: masks, too, where objects are pasted."""
+    return {*fields, "masks"} if split == "train" and settings.copy_paste else fields
+
+
 def build_dataset(
     settings: DataSettings, split: str, *, class_names: list[str] | None = None, fields: Collection[str] = ()
 ) -> DataSet:
@@ -206,7 +211,7 @@ def build_dataset(
     """
     transform = settings.training_transform() if split == "train" else None
     pasted = settings.copy_paste if split == "train" else None
-    read = {*fields, "masks"} if pasted else fields
+    read = fields_read(settings, split, fields)
     _check_dataset(settings, read)
     dataset = settings.type(*settings.paths(split), **_options(settings, split, class_names, transform, read))
     check_part(dataset, DataSet, "data.type")
