@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from detector.records.keypoints import Pose
 from detector.renames import rename_config, rename_tensors
 
 FORMAT = "detector checkpoint 1"
+# what a model finds beside boxes, which one that was trained without it can learn
+BRANCH = re.compile(r"roi_head\.(masks?\.iou_head|masks?|flow|keypoint|semantic_head)\.")
 
 
 class Entries(NamedTuple):
@@ -164,8 +166,9 @@ def init_from(
 ) -> str:
     """Load the weights of another training; the rows of the predictor move to the classes of the same names.
 
-    Classes that the other training did not have start from their initial rows. Returns a log line about what was loaded.
-    Raises CheckpointError if anything else does not fit.
+    Classes and branches (of masks, of keypoints) that the other training did not have start from their initial weights; its
+    branches that this model lacks are left out. Returns a log line about what was loaded. Raises CheckpointError if anything
+    else does not fit.
 
     Args:
         model: the detector to fill.
@@ -175,27 +178,42 @@ def init_from(
         now: class names of this one.
     """
     own = model.state_dict()
-    rows = {} if list(before) == list(now) else _predictor_by_name(own, state, before, now)
-    wrong = {kind: [key for key in keys if key not in rows] for kind, keys in _mismatches(model, state).items()}
+    new, unused = _branches(own) - _branches(state), _branches(state) - _branches(own)
+    given = {key: value for key, value in state.items() if not key.startswith(tuple(unused))}
+    filled = {key: value for key, value in own.items() if key.startswith(tuple(new))}
+    rows = {} if list(before) == list(now) else _predictor_by_name(own, given, before, now)
+    wrong = {kind: [k for k in keys if k not in rows] for kind, keys in _mismatches(model, given | filled).items()}
     if any(wrong.values()):
         raise CheckpointError(
             f"{path}: made for another architecture; {_listed(wrong)}; set {_sections(wrong)} as in the configuration that it "
             "was trained with, or leave out --init-from"
         )
-    model.load_state_dict({**state, **rows})
+    model.load_state_dict({**given, **filled, **rows})
+    parts = [f"{branch[:-1]} starts afresh" for branch in sorted(new)]
+    parts += [f"{branch[:-1]} of the file is left out" for branch in sorted(unused)]
+    return "; ".join([f"{path}: {_loaded(len(own), len(filled), rows, before, now)}", *parts])
+
+
+def _branches(names: Iterable[str]) -> set[str]:
+    """The prefixes of the branches beside the box head that tensors of these names belong to."""
+    return {found[0] for found in map(BRANCH.match, names) if found}
+
+
+def _loaded(total: int, afresh: int, rows: Collection[str], before: Sequence[str], now: Sequence[str]) -> str:
+    """How many tensors of a model were loaded, and what became of the classes."""
     if not rows:
-        return f"{path}: all {len(own)} tensors loaded"
+        return f"{total - afresh} of {total} tensors loaded" if afresh else f"all {total} tensors loaded"
     known, fresh = [n for n in now if n in before], [n for n in now if n not in before]
     if not known:
         return (
-            f"{path}: {len(own) - len(rows)} of {len(own)} tensors loaded; the predictor starts afresh, because none of its "
+            f"{total - afresh - len(rows)} of {total} tensors loaded; the predictor starts afresh, because none of its "
             f"{len(before)} classes is among the {len(now)} of the data ({', '.join(rows)})"
         )
     dropped = [name for name in before if name not in now]
     parts = [f"rows of the predictor moved by name for {len(known)} of {len(now)} classes"]
     parts += [f"afresh: {', '.join(fresh)}"] if fresh else []
     parts += [f"dropped: {', '.join(dropped)}"] if dropped else []
-    return f"{path}: {len(own)} tensors loaded; {'; '.join(parts)}"
+    return f"{total - afresh} tensors loaded; {'; '.join(parts)}"
 
 
 def _predictor_by_name(

@@ -86,7 +86,8 @@ class Target(Record):
         if self.outlines is None:
             return self
         masks = self.outlines.bitmaps(size)
-        return replace(self, masks=masks)[masks.flatten(1).any(dim=1).bool()]
+        drawn, seen = replace(self, masks=masks), masks.flatten(1).any(dim=1).bool()
+        return drawn if seen.all() else drawn[seen]  # indexing would copy all masks
 
     @classmethod
     def of(cls, target: Target | Mapping[str, Any]) -> Target:

@@ -11,11 +11,15 @@ import pytest
 from helpers.health import run
 from PIL import Image
 
+from detector.config.config import parse_config
+from detector.data.settings import build_dataset
 from detector.data.synthetic.drawn_set import draw_set
+from detector.dataset_check.check import check_data
 from detector.dataset_check.checked_split import read_split
 from detector.dataset_check.examples import OUTLINE, POINT, SIDE, find_examples
 from detector.dataset_check.findings import UNUSED_OUTLINE, Findings
 from detector.dataset_check.outlines import check_outlines, count_crossings
+from detector.errors import DataError
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 CASES = [  # outline, box, area, kinds
@@ -23,6 +27,8 @@ CASES = [  # outline, box, area, kinds
     ([[10, 10, 30, 30]], [10, 10, 20, 20], 400, ["outline without area"]),
     ([SQUARE, [1, 2]], [10, 10, 20, 20], 400, ["outline without area"]),
     ({"size": [40, 60], "counts": [2400]}, [10, 10, 20, 20], 400, ["outline without area"]),
+    ([[10, 10, 20, 20, 30, 30]], [10, 10, 20, 20], 400, ["outline without area"]),
+    ([[70, 10, 90, 10, 90, 30]], [10, 10, 20, 20], 400, ["outline without area"]),
     ([[10, 10, 70, 10, 70, 30, 10, 30]], [10, 10, 50, 20], 1000, ["outline outside image"]),
     ([[10, 10, 30, 30, 30, 10, 10, 30]], [10, 10, 20, 20], 200, ["self-crossing outline"]),
     ([SQUARE], [30, 10, 20, 20], 400, ["outline unlike box"]),
@@ -57,6 +63,19 @@ def test_an_outline_has_the_faults_that_it_has(tmp_path: Path, case: tuple):
     assert [f.severity for f in strict.all()] == ["error"] * stops
 
 
+@pytest.mark.parametrize("case", CASES[-3:])
+def test_check_and_training_judge_outlines_alike_where_objects_are_pasted(tmp_path: Path, case: tuple):
+    file = file_of(tmp_path, case)
+    split = {"images": ".", "annotations": file.name}
+    data = {"root": str(tmp_path), "train": split, "val": split, "workers": 0, "copy_paste": {"p": 1.0}}
+    config = parse_config({"data": data}, trust=False)
+    [found] = [f for f in check_data(config, "c.yaml", look=False).findings.all() if f.severity == "error"]
+    assert found.split == "train"
+    with pytest.raises(DataError) as stopped:
+        build_dataset(config.needed_data(), "train")
+    assert all(words in str(stopped.value) for words in found.places[0].note.split("; "))
+
+
 def test_crossings_are_counted():
     star = [[np.cos(4 * np.pi * k / 5), np.sin(4 * np.pi * k / 5)] for k in range(5)]
     assert count_crossings(np.array(star)) == 5
@@ -65,7 +84,7 @@ def test_crossings_are_counted():
 
 def test_the_command_names_the_annotation_and_a_drawn_set_is_sound(tmp_path: Path):
     status, out, _ = run(str(file_of(tmp_path, *CASES)), "data.workers=0")
-    assert status == 0 and "self-crossing outline" in out and "annotation 10: 1 crossings" in out
+    assert status == 0 and "self-crossing outline" in out and "annotation 12: 1 crossing\n" in out
     draw_set(tmp_path / "set", train=30, val=1, size=(192, 160), seed=0)
     assert "outline" not in run(str(tmp_path / "set/annotations/train.json"), "data.workers=0")[1]
 

@@ -266,6 +266,22 @@ def test_init_from_starts_the_predictor_afresh_for_other_classes_and_moves_every
         assert torch.equal(tensor, given[[2, 1, 0, 3]] if ".class_score." in key else given)
 
 
+def test_init_from_begins_the_branches_afresh_that_the_other_training_lacked_and_leaves_out_what_this_one_lacks():
+    masks, points = {"mask_head": {"width": 8}}, {"keypoint_head": {"width": 8}}
+    source, model = make_model(3), make_model(3, roi_head=masks)
+    before, total = state_of(model), len(model.state_dict())
+    line = init_from(model, source.state_dict(), "x.pth", NAMES, NAMES)
+    assert line == f"x.pth: {len(source.state_dict())} of {total} tensors loaded; roi_head.mask starts afresh"
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, source.state_dict().get(key, before[key]))
+    model = make_model(3, roi_head=points)
+    line = init_from(model, make_model(4, roi_head=masks).state_dict(), "x.pth", [*NAMES, "hen"], NAMES)
+    assert line.endswith("dropped: hen; roi_head.keypoint starts afresh; roi_head.mask of the file is left out")
+    scoring = make_model(3, roi_head=masks | {"mask_iou_head": {"width": 8}})
+    line = init_from(scoring, make_model(3, roi_head=masks).state_dict(), "x.pth", NAMES, NAMES)
+    assert line.endswith("loaded; roi_head.mask.iou_head starts afresh")
+
+
 def test_images_are_read_as_version_0_1_trained_on_them_unless_a_class_of_ones_own_reads_them():
     old, new = {"versions": {"detector": "0.1.0"}}, {"versions": {"detector": "0.2.0"}}
     assert with_old_depth({"data": {"root": "."}}, old) == {"data": {"bit_depth": 16, "root": "."}}

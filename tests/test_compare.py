@@ -210,7 +210,7 @@ def test_what_cannot_be_compared_is_one_error_before_any_training(compare, confi
         (lost,): "nowhere",
         (configs[0], one_level): "one_level.yaml: model",
         (configs[0], classes): "classes.yaml: model.num_classes: 5",
-        (configs[0], masks): "the model learns masks, so every object needs an outline",
+        (configs[0], masks): "masks are learnt or pasted, so every object needs an outline",
         (configs[0], "train.seed=3"): "train.seed: is set for every run",
     }.items():
         assert compare(*arguments, "--output", out) == 2

@@ -10,6 +10,7 @@ import torch
 from helpers.golden_rules import golden
 from pycocotools import mask as coco_mask
 
+from detector.records.geometry import tight_boxes
 from detector.records.outlines import Outlines
 from detector.records.raster import runs_bitmap, runs_of_bitmap, runs_of_counts
 
@@ -95,6 +96,15 @@ def test_boxes_and_areas():
     assert outlines.areas().tolist() == [200, 16 + 100, 100, 0]
 
 
+def test_the_box_of_run_lengths_is_that_of_their_pixels():
+    rng = np.random.default_rng(2)
+    for density in (0.0, 0.02, 0.1, 0.9) * 5:
+        bitmap = torch.from_numpy((rng.random((1, *rng.integers(1, 9, 2))) < density).astype(np.uint8))
+        assert torch.equal(Outlines.of_bitmaps(bitmap).boxes(), tight_boxes(bitmap))
+    counts = [700, 0, 8, 2, 0, 0, 790]  # a run of no pixel is none
+    assert Outlines.of([{"size": [30, 50], "counts": counts}], (30, 50)).boxes().tolist() == [[23, 18, 24, 20]]
+
+
 def test_the_box_of_a_polygon_is_that_of_its_part_inside_the_image():
     triangle = [[-10.0, 5, 10, 15, -10, 25]]  # crosses x = 0 at y = 10 and y = 20
     around = [[-10.0, -10, 60, -10, 60, 40, 40, 40, 40, 10, -10, 10]]  # covers two corners
@@ -109,6 +119,17 @@ def test_the_box_of_a_polygon_is_that_of_its_part_inside_the_image():
             star.boxes()[:, 2:] - drawn[:, 2:]
         ).min() > -1.01
         assert inside or not drawn.any()
+
+
+def test_an_outline_is_drawable_that_has_an_area_in_its_image():
+    yes = [SQUARE, [[]] + SQUARE, [[-5.0, -5, 5, -5, 5, 5]], some_runs(), {"size": [30, 50], "counts": [0, 1500]}]
+    bare = [{"size": [30, 50], "counts": counts} for counts in ([1500], [700, 0, 800])]
+    beyond = [[[50.0, 0, 60, 0, 60, 9]], [[0.0, -9, 9, -9, 9, 0]]]
+    no = [[], [[]], [[1.0, 1, 5, 5]], [[9.0, 9] * 4], [[3.0, 9, 6, 9, 9, 9]], *beyond, *bare]
+    outlines = Outlines.of([*no, *yes, *no], (30, 50))
+    assert outlines.drawable().tolist() == [False] * len(no) + [True] * len(yes) + [False] * len(no)
+    assert (outlines.bitmaps((30, 50)).flatten(1).any(dim=1) == outlines.drawable()).all()
+    assert Outlines.of([], (4, 4)).drawable().shape == Outlines.of(no[:2], (4, 4))[:0].drawable().shape == (0,)
 
 
 @pytest.mark.parametrize("value", [SQUARE, PARTS, some_runs()])

@@ -137,6 +137,17 @@ def test_objects_out_of_their_image_and_without_area(tmp_path: Path):
     assert scoring_limits(rounded, [1], Scoring()) == []
 
 
+def test_objects_without_a_mask_are_named_where_masks_are_scored(tmp_path: Path):
+    truth = write(tmp_path / "a.json", [(1, 1, [10, 10, 20, 20]), (2, 1, [10, 10, 20, 20])])
+    document = json.loads(truth.read_text())
+    for entry, x in zip(document["annotations"], (10, 1000)):
+        entry["segmentation"] = [[x, 10, x + 20, 10, x + 20, 30]]
+    truth.write_text(json.dumps(document))
+    [line] = scoring_limits(truth, [1], Scoring(), ["masks"])
+    assert line == "1 outline without area in the image: no mask matches; dropped in training"
+    assert scoring_limits(truth, [1], Scoring()) == []
+
+
 def test_a_val_split_without_objects_is_named_before_the_first_step(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     data = draw_set(tmp_path / "data")
     content = json.loads((data / "val.json").read_text())

@@ -157,8 +157,8 @@ def test_boxes_move_as_torchvision_moves_them():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (..., "annotations[1], id 1: `segmentation` is missing; the model learns masks, so every object needs an outline"),
-        ([], "`segmentation` is []; the model learns masks"),
+        (..., "annotations[1], id 1: `segmentation` is missing; masks are learnt or pasted, so every object needs an outline"),
+        ([], "`segmentation` is []; masks are learnt or pasted"),
         (None, "`segmentation` is null; it must be polygons"),
         ([[1, 2, 3, 4, 5]], "`segmentation` is [[1, 2, 3, 4, 5]]; it must be polygons"),
         ([[1, 2, "3", 4, 5, 6]], '`segmentation` is [[1, 2, "3", 4, 5, 6]]; it must be polygons'),
@@ -206,7 +206,7 @@ def test_categories_must_agree_on_keypoints(tmp_path: Path):
 def test_objects_without_three_points_are_counted_and_left_out(tmp_path: Path):
     write(tmp_path, segmentation=[[1, 2, 3, 4]])
     found = dataset(tmp_path, "masks")
-    assert len(found[0][1]) == 2 and "; 1 objects dropped whose outlines have fewer than three points" in found.report
+    assert len(found[0][1]) == 2 and "; 1 objects dropped whose outlines have no area in their image" in found.report
 
 
 @pytest.mark.parametrize("numbers", [[0.1, 2.37, 1e5 + 0.01, 7, 3.3, 4.4], [1 / 3, 2.5, 7, 7, 9, 1]])

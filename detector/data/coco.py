@@ -115,7 +115,7 @@ class CocoDataset(Dataset):
         counts = int(were_clipped(boxes, clipped).sum()), int((~solid).sum()), int((~has_object).sum())
         self.report = self._report(*counts, keep_empty)
         if drawn.sum() < solid.sum():
-            self.report += f"; {(solid & ~drawn).sum()} objects dropped whose outlines have fewer than three points"
+            self.report += f"; {(solid & ~drawn).sum()} objects dropped whose outlines have no area in their image"
 
     def _keep_images(self, coco: CocoFile, kept: np.ndarray) -> np.ndarray:
         """Select the images (n,) bool; returns the selection."""

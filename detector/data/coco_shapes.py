@@ -184,7 +184,7 @@ class Shapes:
             values, valid = annotations.columns["segmentation"], annotations.valid["segmentation"]
             none = np.array([not isinstance(value, Collected) for value in values], dtype=bool)
             lacking = none & valid & (annotations.integers("iscrowd") == 0) & annotations.valid["iscrowd"]
-            message = "the model learns masks, so every object needs an outline"
+            message = "masks are learnt or pasted, so every object needs an outline"
             annotations.reject(lacking, "segmentation", message, "no outline")
             size_of = _by_id(images, zip(images.integers("height").tolist(), images.integers("width").tolist()))
             owners = annotations.columns["image_id"]

@@ -204,6 +204,11 @@ def _takes_fields(dataset: Callable) -> bool:
     return "fields" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
+def fields_read(settings: DataSettings, split: str, fields: Collection[str]) -> Collection[str]:
+    """What the targets of a split must have for a model that reads `fields`: masks, too, where objects are pasted."""
+    return {*fields, "masks"} if split == "train" and settings.copy_paste else fields
+
+
 def build_dataset(
     settings: DataSettings, split: str, *, class_names: list[str] | None = None, fields: Collection[str] = (),
     keypoint_offset: float = 0.0,
@@ -217,7 +222,7 @@ def build_dataset(
     """
     transform = settings.training_transform() if split == "train" else None
     pasted = settings.copy_paste if split == "train" else None
-    read = {*fields, "masks"} if pasted else fields
+    read = fields_read(settings, split, fields)
     _check_dataset(settings, read, keypoint_offset)
     options = _options(settings, split, class_names, transform, read, keypoint_offset)
     dataset = settings.type(*settings.paths(split), **options)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.config.config import Config, build_detector
+from detector.data.settings import fields_read
 from detector.dataset_check.across import check_categories, check_images
 from detector.dataset_check.anchors import AnchorFit, anchor_fit, propose_anchors, reach_of_anchors
 from detector.dataset_check.boxes import check_annotations, images_without_objects
@@ -75,9 +76,8 @@ def check_data(
         folder = images if look else None
         if folder is not None and not folder.is_dir():
             raise DataError(f"{folder}: no such image folder; correct the path, or give the annotation file alone")
-        splits.append(
-            read_split(name, annotations, folder, settings.classes, result.findings, config.model.target_fields)
-        )
+        fields = fields_read(settings, key, config.model.target_fields)
+        splits.append(read_split(name, annotations, folder, settings.classes, result.findings, fields))
     for split in splits:
         keep_empty = settings.keep_empty or split.name != SPLITS[0]
         check_annotations(split, result.findings, keep_empty=keep_empty)

@@ -29,7 +29,7 @@ KINDS = {  # kind -> its effect on training, and what to do
     "box outside image": "clipped to the image: check whether the box is meant so",
     **{kind: f"trained on as they are: {remedy}" for kind, remedy in IMPLAUSIBLE.items()},
     UNUSED_OUTLINE: "harmless without masks; a training of masks would stop: " + REMEDIES["invalid outline"],
-    "outline without area": "not learnt where masks are: give the outline three points or more, or remove the object",
+    "outline without area": "the object is not learnt where masks are: draw its outline inside the image, or remove it",
     "outline outside image": "cut at the border: check whether the outline is meant so",
     "self-crossing outline": "what is inside changes at each crossing: draw it anew without crossings",
     "outline unlike box": "boxes and masks teach different places: correct the box or the outline",

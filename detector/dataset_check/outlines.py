@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.ops import box_iou
 
 from detector.data.box_arrays import ROUNDING
 from detector.dataset_check.checked_split import CheckedSplit
 from detector.dataset_check.findings import Findings
+from detector.records.raster import polygon_area
 
 LEAST_IOU = 0.6  # of a box and the box around the outline; hidden parts count in many boxes and in few outlines
 PIXELS = 2  # by which the two may differ whatever the IoU
@@ -19,24 +21,22 @@ MOST_POINTS = 2000  # of a polygon that is looked at for crossings, which takes 
 def check_outlines(split: CheckedSplit, findings: Findings) -> None:
     """Judge the outline of every object and crowd region that has one."""
     found: dict[str, dict[int, str]] = {}
+    boxes = torch.from_numpy(split.clipped_boxes()).float()
     for row in np.flatnonzero(np.diff(split.outlines.object_ends) + np.diff(split.outlines.run_ends)).tolist():
-        for kind, note in _faults(split, row):
+        for kind, note in _faults(split, row, boxes[row : row + 1]):
             found.setdefault(kind, {})[row] = note
     for kind, notes in found.items():
         findings.add(kind, split.name, [*notes.items()], lambda fault: split.box_place(fault[0], note=fault[1]))
 
 
-def _faults(split: CheckedSplit, row: int) -> list[tuple[str, str]]:
-    """Kind and note of each fault of an outline."""
+def _faults(split: CheckedSplit, row: int, box: Tensor) -> list[tuple[str, str]]:
+    """Kind and note of each fault of an outline, whose annotation has the box (1, 4) in its image."""
     outline, parts = split.outlines[row], split.outlines.parts(row)
     h, w = outline.sizes[0].tolist()
     area = float(outline.areas()[0])
     crossings = sum(map(count_crossings, parts))  # the areas on both sides of one cancel out
     if not outline.drawable().all() or not (area or crossings):
-        points = ", ".join(str(len(part)) for part in parts)
-        return [
-            ("outline without area", f"its parts have {points} points" if parts else "its run lengths hold no pixel")
-        ]
+        return [("outline without area", _why_empty(parts))]
     faults = []
     short = sum(len(part) < 3 for part in parts)
     if short:
@@ -45,13 +45,23 @@ def _faults(split: CheckedSplit, row: int) -> list[tuple[str, str]]:
     if beyond:
         faults.append(("outline outside image", f"{beyond} of {sum(map(len, parts))} points in {w} x {h}"))
     if crossings:
-        faults.append(("self-crossing outline", f"{crossings} crossings"))
-    return faults + _disagreements(split, row, area, is_simple=not crossings and not beyond)
+        faults.append(("self-crossing outline", f"{crossings} crossing{'s' if crossings > 1 else ''}"))
+    return faults + _disagreements(split, row, box, area, is_simple=not crossings and not beyond)
 
 
-def _disagreements(split: CheckedSplit, row: int, area: float, *, is_simple: bool) -> list[tuple[str, str]]:
+def _why_empty(parts: list[np.ndarray]) -> str:
+    if not parts:
+        return "its run lengths hold no pixel"
+    if all(len(part) < 3 for part in parts):
+        return f"its parts have {', '.join(str(len(part)) for part in parts)} points"
+    return "its points lie in a line" if not sum(map(polygon_area, parts)) else "no part of it reaches into the image"
+
+
+def _disagreements(
+    split: CheckedSplit, row: int, box: Tensor, area: float, *, is_simple: bool
+) -> list[tuple[str, str]]:
     faults = []
-    box, around = torch.from_numpy(split.clipped_boxes()[row : row + 1]).float(), split.outlines[row].boxes()
+    around = split.outlines[row].boxes()
     if box_iou(box, around).item() < LEAST_IOU and (box - around).abs().max() > PIXELS:
         edges = ", ".join(f"{x:g}" for x in around[0].tolist())
         faults.append(("outline unlike box", f"the outline lies in x1, y1, x2, y2 = {edges}"))

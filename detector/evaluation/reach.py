@@ -39,7 +39,7 @@ def scoring_limits(
         lines.append(
             f"{_count(len(without), 'class', 'classes')} without objects, left out of all means: {_first(without)}"
         )
-    lines += _beyond_limit(coco, category, scored, scoring)
+    lines += _beyond_limit(coco, category, scored, scoring) + _without_mask(coco, scored)
     return lines if scoring.clip else lines + _outside(coco, scored)
 
 
@@ -55,6 +55,14 @@ def _beyond_limit(coco: CocoFile, category: np.ndarray, scored: np.ndarray, scor
         f"{beyond} of {scored.sum()} objects are more than the {limit} detections that count per image and class: a perfect "
         f"detector has AR {1 - beyond / scored.sum():.3f}; evaluate.max_detections={str(remedy).replace(' ', '')} scores more"
     ]
+
+
+def _without_mask(coco: CocoFile, scored: np.ndarray) -> list[str]:
+    """Objects whose masks, where these are scored, are empty."""
+    empty = 0 if coco.outlines is None else int((scored & ~coco.outlines.drawable().numpy()).sum())
+    if not empty:
+        return []
+    return [f"{_count(empty, 'outline', 'outlines')} without area in the image: no mask matches; dropped in training"]
 
 
 def _outside(coco: CocoFile, scored: np.ndarray) -> list[str]:

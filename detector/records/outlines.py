@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from detector.records.geometry import Bitmaps, Points, Size, Window, tight_boxes
+from detector.records.geometry import Bitmaps, Points, Size, Window
 from detector.records.raster import (
     part_within,
     polygon_area,
     polygon_bitmap,
     polygon_rle,
     runs_bitmap,
+    runs_box,
     runs_of_bitmap,
     runs_of_counts,
     runs_rle,
@@ -173,9 +174,17 @@ class Outlines(Record):
         return torch.tensor([self._area(i) for i in range(len(self))], dtype=torch.float64)
 
     def drawable(self) -> Tensor:
-        """(G,) bool: there are run lengths, or a part with at least three points."""
-        enough = torch.cat([_bounds(), (self.part_ends.diff() >= 3).cumsum(0)])
-        return (enough[self.object_ends].diff() > 0) | (self.run_ends.diff() > 0)
+        """(G,) bool: run lengths hold a pixel, or three points or more of a part span an area that reaches into the image.
+
+        Points in a slanted line pass.
+        """
+        sizes = self.sizes.repeat_interleave(self.object_ends.diff(), dim=0).flip(1).double()  # (P, 2) w, h
+        spans = _least_and_most(self.points, self.part_ends)
+        reaches = ((spans[1] > spans[0]) & (spans[1] > 0) & (spans[0] < sizes)).all(dim=1)
+        ones = torch.arange(len(self.runs)) - self.run_ends[:-1].repeat_interleave(self.run_ends.diff())
+        return _any(reaches & (self.part_ends.diff() >= 3), self.object_ends) | _any(
+            (ones % 2 == 1) & (self.runs > 0), self.run_ends
+        )
 
     def rle(self) -> list[dict[str, Any]]:
         """Compressed run-length dictionaries of COCO, `counts` as bytes, at the size of each image."""
@@ -210,8 +219,7 @@ class Outlines(Record):
 
     def _box(self, i: int) -> np.ndarray:
         if self._has_runs(i):
-            bitmap = runs_bitmap(self._runs(i), self._size(i))
-            return tight_boxes(torch.from_numpy(np.ascontiguousarray(bitmap))[None])[0].numpy()
+            return runs_box(self._runs(i), self._size(i))
         corners = [point for part in self.parts(i) if len(part) >= 3 for point in part_within(part, self._size(i))]
         found = np.reshape(corners, (-1, 2))
         return np.concatenate([found.min(axis=0), found.max(axis=0)]) if len(found) else np.zeros(4)
@@ -241,6 +249,21 @@ def _joined(pieces: Sequence[np.ndarray], empty: tuple[int, ...], dtype: Any) ->
 
 def _ends(lengths: Any) -> Tensor:
     return torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int64))
+
+
+def _least_and_most(points: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the most (P, 2) of each stretch of points (V, 2); zeros for one without any."""
+    filled = (ends.diff() > 0).numpy()
+    starts, found = ends[:-1].numpy()[filled], [np.zeros((len(filled), 2)) for _ in range(2)]
+    for values, ufunc in zip(found, (np.minimum, np.maximum)):
+        if len(starts):
+            values[filled] = ufunc.reduceat(points.numpy(), starts)
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
+def _any(flags: Tensor, ends: Tensor) -> Tensor:
+    """Whether any flag of each stretch is set."""
+    return torch.cat([_bounds(), flags.cumsum(0)])[ends].diff() > 0
 
 
 def _stretches(ends: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

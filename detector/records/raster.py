@@ -43,6 +43,17 @@ def runs_bitmap(runs: np.ndarray, size: Size) -> np.ndarray:
     return np.repeat(values, runs).reshape(size[1], size[0]).T
 
 
+def runs_box(runs: np.ndarray, size: Size) -> np.ndarray:
+    """The tight box (4,) x1, y1, x2, y2 of run lengths in an image of size (h, w); zeros if they hold no pixel."""
+    ends = np.cumsum(runs, dtype=np.int64)
+    full = np.flatnonzero(runs[1::2]) * 2 + 1
+    if not len(full):
+        return np.zeros(4)
+    (x1, y1), (x2, y2) = np.divmod(ends[full - 1], size[0]), np.divmod(ends[full] - 1, size[0])  # first and last pixels
+    top, bottom = (0, size[0]) if (x1 < x2).any() else (y1.min(), y2.max() + 1)  # a run goes on at the top of a column
+    return np.array([x1.min(), top, x2.max() + 1, bottom], dtype=np.float64)
+
+
 def runs_of_bitmap(bitmap: np.ndarray) -> np.ndarray:
     """The opposite of `runs_bitmap`: (h, w) -> lengths of alternate runs, the first of zeros."""
     flat = np.ravel(bitmap != 0, order="F")
