@@ -21,21 +21,21 @@ MOST_POINTS = 2000  # of a polygon that is looked at for crossings, which takes 
 def check_outlines(split: CheckedSplit, findings: Findings) -> None:
     """Judge the outline of every object and crowd region that has one."""
     found: dict[str, dict[int, str]] = {}
-    boxes = torch.from_numpy(split.clipped_boxes()).float()
+    boxes, drawable = torch.from_numpy(split.clipped_boxes()).float(), split.outlines.drawable().tolist()
     for row in np.flatnonzero(np.diff(split.outlines.object_ends) + np.diff(split.outlines.run_ends)).tolist():
-        for kind, note in _faults(split, row, boxes[row : row + 1]):
+        for kind, note in _faults(split, row, boxes[row : row + 1], is_drawable=drawable[row]):
             found.setdefault(kind, {})[row] = note
     for kind, notes in found.items():
         findings.add(kind, split.name, [*notes.items()], lambda fault: split.box_place(fault[0], note=fault[1]))
 
 
-def _faults(split: CheckedSplit, row: int, box: Tensor) -> list[tuple[str, str]]:
+def _faults(split: CheckedSplit, row: int, box: Tensor, *, is_drawable: bool) -> list[tuple[str, str]]:
     """Kind and note of each fault of an outline, whose annotation has the box (1, 4) in its image."""
     outline, parts = split.outlines[row], split.outlines.parts(row)
     h, w = outline.sizes[0].tolist()
     area = float(outline.areas()[0])
     crossings = sum(map(count_crossings, parts))  # the areas on both sides of one cancel out
-    if not outline.drawable().all() or not (area or crossings):
+    if not is_drawable or not (area or crossings):
         return [("outline without area", _why_empty(parts))]
     faults = []
     short = sum(len(part) < 3 for part in parts)
@@ -46,7 +46,7 @@ def _faults(split: CheckedSplit, row: int, box: Tensor) -> list[tuple[str, str]]
         faults.append(("outline outside image", f"{beyond} of {sum(map(len, parts))} points in {w} x {h}"))
     if crossings:
         faults.append(("self-crossing outline", f"{crossings} crossing{'s' if crossings > 1 else ''}"))
-    return faults + _disagreements(split, row, box, area, is_simple=not crossings and not beyond)
+    return faults + _disagreements(split, row, box, outline.boxes(), area, is_simple=not crossings and not beyond)
 
 
 def _why_empty(parts: list[np.ndarray]) -> str:
@@ -58,10 +58,9 @@ def _why_empty(parts: list[np.ndarray]) -> str:
 
 
 def _disagreements(
-    split: CheckedSplit, row: int, box: Tensor, area: float, *, is_simple: bool
+    split: CheckedSplit, row: int, box: Tensor, around: Tensor, area: float, *, is_simple: bool
 ) -> list[tuple[str, str]]:
     faults = []
-    around = split.outlines[row].boxes()
     if box_iou(box, around).item() < LEAST_IOU and (box - around).abs().max() > PIXELS:
         edges = ", ".join(f"{x:g}" for x in around[0].tolist())
         faults.append(("outline unlike box", f"the outline lies in x1, y1, x2, y2 = {edges}"))
