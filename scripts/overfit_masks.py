@@ -155,7 +155,8 @@ def detect(model: MaskRCNN, dataset: CocoDataset, i: int) -> list[dict[str, Any]
 
 def run_lengths(mask: Tensor) -> dict[str, Any]:
     """COCO's, of a mask (H, W) bool."""
-    return coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    encoded = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    return encoded | {"counts": encoded["counts"].decode()}
 
 
 def main(argv: list[str] | None = None) -> int:
