@@ -226,7 +226,7 @@ class Shapes:
             poses = _poses(categories)
             found["poses"] = [poses[row] for row in category_rows]
             values = annotations.columns["keypoints"]
-            keypoints = np.zeros((len(rows), max(len(pose.names) for pose in poses), 3))
+            keypoints = np.zeros((len(rows), max((len(pose.names) for pose in poses), default=0), 3))
             for i, row in enumerate(rows):
                 if isinstance(values[row], list) and annotations.valid["keypoints"][row]:
                     keypoints[i, : len(values[row]) // 3] = np.reshape(values[row], (-1, 3))
