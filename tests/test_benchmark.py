@@ -25,6 +25,7 @@ def found_by(setup: Setup, name: str, sample: BenchmarkInput) -> Detections:
     return found
 
 
+@pytest.mark.slow
 def test_torchvisions_detector_finds_the_same_masks():
     masked = setup("compat/torchvision_maskrcnn_resnet50_fpn.yaml", "model.num_classes=3")
     with make_input(SIZE) as sample:

@@ -117,7 +117,8 @@ def met(work: Callable[[], Any]) -> tuple[Any, bool]:
         return f"{type(error).__name__} {error}", should_report(error)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
 def test_all_processes_have_the_results_in_order_or_the_same_error(tmp_path: Path, count: int):
     run = run_processes(Path(__file__), "cases", tmp_path, count=count)
     assert run.returncode == 0, run.stderr
