@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from detector.data.semantic_maps import UNLABELLED
+from detector.data.wrapped_dataset import WrappedDataset
 from detector.protocols import DataSet
 from detector.records.geometry import tight_boxes
 from detector.records.keypoints import Keypoints
@@ -49,22 +48,15 @@ class CopyPaste:
         return torch.where(cover, other, image), replace(joined, semantic=_semantic(target, objects, cover))
 
 
-class PastingDataset(Dataset):
-    """Another data set, whose samples have `masks`, with objects pasted; all its other members are that one's.
+class PastingDataset(WrappedDataset):
+    """Another data set, whose samples have `masks`, with objects pasted.
 
     `fields` are those that the model reads: outlines and masks are left out otherwise.
     """
 
     def __init__(self, dataset: DataSet, copy_paste: CopyPaste, fields: Collection[str]) -> None:
-        self.dataset, self.copy_paste, self.fields = dataset, copy_paste, frozenset(fields)
-
-    def __getattr__(self, name: str) -> Any:
-        if "dataset" not in vars(self):  # while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset)
+        self.copy_paste, self.fields = copy_paste, frozenset(fields)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target, int]:
         image, target, image_id = self.dataset[i]

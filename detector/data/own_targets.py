@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from detector.data.wrapped_dataset import WrappedDataset
 from detector.errors import DataError
 from detector.protocols import DataSet
 from detector.structures import Target, check_fields, image_size
@@ -21,23 +20,16 @@ HOW = {
 }
 
 
-class OwnTargets(Dataset):
-    """Another data set whose targets hold the `fields` that the model reads; all its other members are that one's.
+class OwnTargets(WrappedDataset):
+    """Another data set whose targets hold the `fields` that the model reads.
 
     Masks are drawn here, by the processes that load images, where a target has outlines and no masks. Raises DataError for
     a target that lacks a field, or whose masks are no bitmaps of its image.
     """
 
     def __init__(self, dataset: DataSet, fields: Collection[str]) -> None:
-        self.dataset, self.fields = dataset, frozenset(fields)
-
-    def __getattr__(self, name: str) -> Any:
-        if "dataset" not in vars(self):  # while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset)
+        self.fields = frozenset(fields)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target, int]:
         image, target, image_id = self.dataset[i]
