@@ -88,7 +88,8 @@ class PointRendBranch(MaskBranch):
     def read(self, p: list[Tensor], boxes: Sequence[Tensor]) -> RegionMaps:
         """What the heads take of the boxes (R_i, 4) of every image."""
         rois = to_rois(boxes)
-        return RegionMaps(self.pool(p, rois), p[0], rois)
+        # every reading of points takes rows of channels, and would otherwise copy the level for it
+        return RegionMaps(self.pool(p, rois), p[0].contiguous(memory_format=torch.channels_last), rois)
 
     def losses(
         self, x: RegionMaps, regions: Sequence[Regions], batch: Batch, targets: Sequence[Target]
