@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from PIL import Image
 
 from detector.cli.check_data import is_annotation_file
 from detector.config.config import load_config
+from detector.config.match_data import with_num_classes
 from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 from detector.data.settings import build_dataset
 from detector.dataset_check.findings import KINDS
-from detector.errors import DataError
+from detector.errors import ConfigError, DataError
 
 DOUBTS = {*IMPLAUSIBLE, "part of the bit depth", "beyond the bit depth", "anchors far from objects"}
 SMALL = ["model.backbone.depth=18", "model.neck.width=8", "model.roi_head.box_head.width=8", "data.workers=0"]
@@ -44,6 +46,7 @@ def test_every_fault_of_a_dirty_set_is_found_once_and_at_its_place(dirty: DirtyS
     of_their_own = shapes | {
         "unknown class",
         "no images",
+        "other counts",
         "equal names in two splits",
         *DOUBTS,
     }  # below, or in test_plausible
@@ -118,6 +121,32 @@ def test_a_class_that_the_file_lacks_and_nothing_to_learn_from_are_errors(tmp_pa
     configure(tmp_path, documents)
     assert "no images" in check(tmp_path)[1]
     assert "no images" not in check(tmp_path, "data.keep_empty=true")[1]
+
+
+@pytest.mark.parametrize(
+    "model, told",
+    [("num_classes=9", "model.num_classes: 9, but .* has 2 classes .*; set it to 2, or leave it out"),
+     ("roi_head.keypoint_head={keypoints: 4}", r"keypoint_head.keypoints: 4, but .* has 3 keypoints \(tip, .*set it to 3")],
+)  # fmt: skip
+def test_a_model_for_another_number_of_classes_or_keypoints_is_an_error(tmp_path: Path, model: str, told: str) -> None:
+    documents = clean_set(tmp_path)
+    for document in documents.values():
+        for category in document["categories"]:
+            category |= {"keypoints": ["tip", "left", "right"], "skeleton": []}
+        for annotation in document["annotations"]:
+            annotation |= {"keypoints": [1, 1, 2] * 3, "num_keypoints": 3}
+    config = configure(tmp_path, documents)
+    status, out, _ = check(tmp_path, f"model.{model}")
+    assert status == 1 and "1 error" in out and re.search(told, out)
+    settings = load_config(config, [*(tmp_path / "overrides").read_text().splitlines(), f"model.{model}"])
+    train_set = build_dataset(settings.data, "train", fields=settings.model.target_fields)
+    with pytest.raises(ConfigError, match=told):
+        with_num_classes(settings, train_set)
+    for category in documents["train"]["categories"]:
+        del category["keypoints"]
+    configure(tmp_path, documents)
+    if "keypoint" in model:
+        assert "no category lists `keypoints`" in check(tmp_path, f"model.{model}")[1]
 
 
 def test_equal_names_are_suspicious_only_where_the_content_is_not_known(tmp_path: Path) -> None:

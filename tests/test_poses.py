@@ -18,6 +18,7 @@ import detector
 from detector.checkpoint import save_checkpoint
 from detector.config.config import load_config, parse_config
 from detector.config.inherit import merge
+from detector.config.match_data import with_num_classes
 from detector.data.settings import build_dataset
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.evaluation.coco import evaluate_results
@@ -29,7 +30,6 @@ from detector.modeling.roi_heads.heat_maps import heat_map_cells
 from detector.modeling.roi_heads.keypoint_head import KeypointBranch
 from detector.records.keypoints import PERSON, Keypoints, Pose
 from detector.structures import Detections
-from detector.training.match_data import with_num_classes
 
 POSE = Pose(["top", "right", "left"], [(0, 1), (0, 2)])
 MODEL = {"roi_head": {"keypoint_head": {"keypoints": 3, "width": 16, "convs": 2}}}
@@ -85,7 +85,7 @@ def test_a_head_of_another_number_of_keypoints_is_refused_before_training():
     data: Any = SimpleNamespace(class_names=["a", "b", "c"], annotation_file="a.json", pose=POSE)
     assert with_num_classes(config, data).model.num_classes == 3
     data.pose = PERSON
-    with pytest.raises(ConfigError, match=r"keypoints: 3, but a.json names 17 \(nose, .*set it to 17"):
+    with pytest.raises(ConfigError, match=r"keypoints: 3, but a.json has 17 keypoints \(nose, .*set it to 17"):
         with_num_classes(config, data)
 
 

@@ -10,11 +10,11 @@ from detector.comparison.cost import count_parameters
 from detector.comparison.table import SCORE, read_run
 from detector.config.config import Config, load_config
 from detector.config.inherit import Reader
+from detector.config.match_data import with_num_classes
 from detector.data.settings import build_dataset
 from detector.errors import ConfigError
 from detector.files import check_folder, check_own
 from detector.protocols import DataSet
-from detector.training.match_data import with_num_classes
 from detector.training.run import changes
 
 MAY_CHANGE = ("data.workers", "train.device", "train.save_seconds")  # between the parts of an interrupted run

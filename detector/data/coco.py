@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +141,8 @@ class CocoDataset(Dataset):
         """Those of rows of the file's annotations, and what they mean."""
         self.pose, self._keypoints = None, None
         if coco.keypoints is not None:
-            self.pose = _pose(coco, self.category_ids)
+            chosen = np.isin(coco.category_ids, self.category_ids)
+            self.pose = common_pose(coco.path, itertools.compress(coco.poses or [], chosen))
             self._keypoints = coco.keypoints[rows, : len(self.pose.names)].astype(np.float32)
 
     def _report(self, clipped: int, dropped: int, without_objects: int, keep_empty: bool) -> str:
@@ -263,22 +265,16 @@ def _chosen(path: Path, names: list[str], classes: list[str] | None) -> list[str
     return chosen
 
 
-def _pose(coco: CocoFile, category_ids: list[int]) -> Pose:
-    """The keypoints of the chosen categories. Raises DataError unless those that have any have the same."""
-    poses = [
-        pose
-        for number, pose in zip(coco.category_ids.tolist(), coco.poses or [])
-        if number in category_ids and pose.names
-    ]
-    if not poses:
+def common_pose(path: str | Path, poses: Iterable[Pose]) -> Pose:
+    """The keypoints of a file's chosen categories. Raises DataError unless those that have any have the same."""
+    known = [pose for pose in poses if pose.names]
+    if not known:
         raise DataError(
-            f"{coco.path}: no category lists `keypoints`, which the model learns; list their names there, or train without"
+            f"{path}: no category lists `keypoints`, which the model learns; list their names there, or train without"
         )
-    if any(pose.names != poses[0].names for pose in poses):
-        raise DataError(
-            f"{coco.path}: the categories have different `keypoints`; choose those of one kind by data.classes"
-        )
-    return poses[0]
+    if any(pose.names != known[0].names for pose in known):
+        raise DataError(f"{path}: the categories have different `keypoints`; choose those of one kind by data.classes")
+    return known[0]
 
 
 def _labels(coco: CocoFile, category_ids: list[int]) -> np.ndarray:

@@ -1,13 +1,17 @@
-"""Checks across splits: equal categories, and no image in two splits."""
+"""Checks across splits and the model: equal categories, as many as the model has, and no image in two splits."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
+from detector.config.config import Config
+from detector.config.match_data import wrong_counts
+from detector.data.coco import common_pose
 from detector.dataset_check.checked_split import CheckedSplit, normalized_name
 from detector.dataset_check.findings import FaultPlace, Findings
 from detector.dataset_check.images import Scan
+from detector.errors import DataError
 
 Image = tuple[int, int]  # the indices of a split and of an image in it
 
@@ -31,6 +35,18 @@ def _add_pairs(findings: Findings, split: CheckedSplit, first: CheckedSplit, pai
         return FaultPlace(note=f"{pair[0]!r}, in {first.name} {pair[1]!r}")
 
     findings.add("other spelling", split.name, pairs, place)
+
+
+def check_counts(config: Config, train: CheckedSplit, findings: Findings) -> None:
+    """The model is made for as many classes and keypoints as the training split has."""
+    pose = None
+    if "keypoints" in config.model.target_fields:
+        try:
+            pose = common_pose(train.annotations, train.poses)
+        except DataError as error:
+            findings.add("other keypoints", train.name, [str(error)], lambda note: FaultPlace(note=note))
+    wrong = wrong_counts(config, train.annotations, train.class_names, pose)
+    findings.add("other counts", train.name, wrong, lambda note: FaultPlace(note=note))
 
 
 def check_images(splits: Sequence[CheckedSplit], scans: Sequence[Sequence[Scan]], findings: Findings) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from detector.config.config import Config, build_detector
 from detector.data.settings import fields_read
-from detector.dataset_check.across import check_categories, check_images
+from detector.dataset_check.across import check_categories, check_counts, check_images
 from detector.dataset_check.anchors import AnchorFit, anchor_fit, propose_anchors, reach_of_anchors
 from detector.dataset_check.boxes import check_annotations, images_without_objects
 from detector.dataset_check.checked_split import CheckedSplit, read_split
@@ -83,6 +83,7 @@ def check_data(
         check_annotations(split, result.findings, keep_empty=keep_empty)
         check_outlines(split, result.findings)
     check_categories(splits, result.findings)
+    check_counts(config, splits[0], result.findings)
     if look:
         scans = scan_images(
             splits, result.findings, max_pixels=settings.max_pixels, bit_depth=settings.bit_depth, workers=settings.workers,

@@ -20,6 +20,8 @@ KINDS = {  # kind -> its effect on training, and what to do
     "unknown class": STOPS + "data.classes may only name categories of the file",
     "other categories": STOPS + "give all splits the same category names, or choose common ones by data.classes",
     "other spelling": STOPS + "write the category in all splits alike; only case or blanks differ",
+    "other counts": STOPS + "the model must be made for as many classes and keypoints as the annotations have",
+    "other keypoints": STOPS + "a keypoint model learns one list of keypoints",
     "no images": STOPS + "there is nothing to learn from; check `images`, `annotations` and data.classes",
     "missing file": STOPS_AT_FILE + "restore the file, correct file_name (--fix-names OUT.json), or remove the entry",
     "corrupt file": STOPS_AT_FILE + "replace the file or remove its entry",

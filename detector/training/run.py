@@ -16,6 +16,7 @@ from detector import distributed
 from detector.checkpoint import init_from as take_weights
 from detector.checkpoint import is_of_0_1, load_weights, read_checkpoint, with_old_depth
 from detector.config.config import Config, build_detector, in_file
+from detector.config.match_data import with_num_classes
 from detector.data.coco_reader import read_coco_file
 from detector.data.settings import build_dataset
 from detector.device import own_device, pick_device
@@ -29,7 +30,6 @@ from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
 from detector.training.announce import announce
 from detector.training.loop import Trainer
-from detector.training.match_data import with_num_classes
 from detector.training.metrics import is_metrics_file
 from detector.training.signals import Stop
 
