@@ -67,7 +67,7 @@ def infer(args: argparse.Namespace) -> None:
     folder = on_rank0(make_folder, args.output)
     results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
     if is_rank0():
-        print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} boxes in detections.json")
+        print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} objects in detections.json")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be read, see above")
 
