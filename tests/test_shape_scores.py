@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from detector.evaluation.boundary import boundary
 from detector.evaluation.coco import evaluate_results
 from detector.evaluation.scope import KEYPOINT_METRICS, METRICS
 from detector.evaluation.tables import summary_table
-from detector.recipe import Scoring
+from detector.recipe import Recipe, Scoring
 from detector.training.criterion import criterion_of
+from detector.training.metrics import SHAPE_SCORES
 
 SIZE = (60, 80)
 
@@ -190,6 +191,8 @@ def test_the_finest_score_selects_the_best_checkpoint():
     assert criterion_of("auto", ["outlines"], reports_proposals=False) == "segm/AP"
     assert criterion_of("auto", ["masks", "keypoints"], reports_proposals=False) == "keypoints/AP"
     assert criterion_of("AP", ["masks"], reports_proposals=False) == "AP"
+    columns = {f"{title}/{name}" for title, names in SHAPE_SCORES.items() for name in names}
+    assert columns <= set(get_args(get_type_hints(Recipe)["best"]))  # all that metrics.csv shows of them
     with pytest.raises(ConfigError, match="segm/AP: the model finds no masks"):
         criterion_of("segm/AP", [], reports_proposals=False)
     some = Scoring(shapes=["boundary"])
