@@ -138,13 +138,15 @@ def test_nothing_found_is_zero(tmp_path: Path):
     assert evaluate_results(path, empty)["segm"]["AP"] == 0 < evaluate_results(path, empty)["bbox"]["AP"]
 
 
-def test_polygons_and_lists_of_run_lengths_are_results_too(tmp_path: Path):
+def test_polygons_lists_and_bytes_of_run_lengths_are_results_too(tmp_path: Path):
     path, results = made_set(tmp_path)
     counts = [SIZE[0] * 10, SIZE[0] * 20, SIZE[0] * 50]
     as_list = results[0] | {"segmentation": {"size": list(SIZE), "counts": counts}}
     as_polygon = results[0] | {"segmentation": [[10, 0, 30, 0, 30, 60, 10, 60]]}
-    scores = [evaluate_results(path, [row, *results[1:]])["segm"] for row in (as_list, as_polygon)]
-    assert scores[0] == scores[1]
+    as_bytes = results[0] | {"segmentation": coco_mask.frPyObjects(as_list["segmentation"], *SIZE)}
+    assert isinstance(as_bytes["segmentation"]["counts"], bytes)  # as pycocotools gives them
+    scores = [evaluate_results(path, [row, *results[1:]])["segm"] for row in (as_list, as_polygon, as_bytes)]
+    assert scores[0] == scores[1] == scores[2]
 
 
 @pytest.mark.parametrize(("value", "message"), [
