@@ -66,7 +66,10 @@ class Recipe:
     """Epochs between two evaluations on val; the last epoch is always evaluated."""
     save_seconds: AtLeast0 | None = None
     """Seconds between two writes of `last.pth`; null: 15, or more where writing would take over 2 % of the time."""
-    best: Literal["auto", "AP", "AP50", "AP75", "AR100", "segm/AP", "segm/AP50", "boundary/AP", "keypoints/AP"] = "auto"
+    best: Literal[
+        "auto", "AP", "AP50", "AP75", "AR100", "segm/AP", "segm/AP50", "segm/AP75", "boundary/AP", "keypoints/AP",
+        "keypoints/AP50", "keypoints/AP75",
+    ] = "auto"  # fmt: skip
     """Score that selects `best.pth`, a column of metrics.csv. auto: that of the finest thing that the model finds: AP of
     keypoints, else of masks, else of boxes; AR1000 of an RPN alone."""
     patience: Number | None = None

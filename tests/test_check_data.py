@@ -42,7 +42,7 @@ def test_every_fault_of_a_dirty_set_is_found_once_and_at_its_place(dirty: DirtyS
     report = json.loads((tmp_path / "report.json").read_text())
     assert status == 1 and "Traceback" not in err
     faults = found(report)
-    shapes = {kind for kind in KINDS if "outline" in kind or "keypoints" in kind}  # in test_check_outlines
+    shapes = {kind for kind in KINDS if "outline" in kind or "keypoint" in kind}  # in test_check_outlines
     of_their_own = shapes | {
         "unknown class",
         "no images",

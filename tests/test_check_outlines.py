@@ -90,6 +90,19 @@ def test_the_command_names_the_annotation_and_a_drawn_set_is_sound(tmp_path: Pat
     assert "outline" not in run(str(tmp_path / "set/annotations/train.json"), "data.workers=0")[1]
 
 
+def test_labelled_keypoints_outside_the_image_are_named(tmp_path: Path):
+    file = file_of(tmp_path, *[CASES[0]] * 4)
+    content = json.loads(file.read_text())
+    content["categories"][0]["keypoints"] = ["nose", "tail"]
+    keypoints = ([60, 40, 2, 0, 0, 1], [61, 5, 2, 3, -4, 1], [-9, -9, 0, 1, 1, 2], [1, 1, 2, 1, 41, 1])
+    for entry, points in zip(content["annotations"], keypoints):
+        entry["keypoints"] = points
+    file.write_text(json.dumps(content))
+    out = run(str(file), "data.workers=0")[1]
+    assert "annotation 6: 'nose' at 61, 5 and 1 more in 60 x 40\n" in out
+    assert "annotation 8: 'tail' at 1, 41 in 60 x 40\n" in out and out.count(" in 60 x 40") == 2
+
+
 def test_the_picture_shows_faulty_and_usual_objects_with_outlines_and_keypoints(tmp_path: Path):
     folder = tmp_path / "set"
     draw_set(folder, train=6, val=1, size=(192, 160), seed=0)

@@ -17,6 +17,23 @@ from detector.inference.folder import find_images
 from detector.recipe import Scoring
 
 
+def test_a_file_without_keypoints_is_named_before_these_are_scored(tmp_path: Path):
+    truth = write(tmp_path / "a.json", [(1, 1, [10, 10, 20, 20])])
+    for names, points in ((["nose"], [15, 15, 0]), ([], [])):
+        document = json.loads(truth.read_text())
+        document["categories"][0]["keypoints"], document["annotations"][0]["keypoints"] = names, points
+        truth.write_text(json.dumps(document))
+        if names:
+            [line] = scoring_limits(truth, [1], Scoring(), ["keypoints"])
+            assert line == "no object has a labelled keypoint: the scores of keypoints are undefined (-1)"
+    message = r"a.json: no category names `keypoints`; .* evaluate.shapes=\[\]"
+    with pytest.raises(DataError, match=message):
+        scoring_limits(truth, [1], Scoring(), ["keypoints"])
+    with pytest.raises(DataError, match=message):
+        evaluate_results(truth, [{**result(1, [10, 10, 20, 20]), "keypoints": [15, 15, 0.5]}])
+    assert scoring_limits(truth, [1], Scoring(shapes=[]), ["keypoints"]) == []
+
+
 def write(path: Path, objects: list[tuple[int, int, list[float]]], names: tuple[str, ...] = ("a.png", "b.png")) -> Path:
     """A COCO file of images of 100 x 80 with ids 1, 2, ... and objects (image, category, box)."""
     images = [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(names, start=1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,8 +20,9 @@ from detector.evaluation.boundary import boundary
 from detector.evaluation.coco import evaluate_results
 from detector.evaluation.scope import KEYPOINT_METRICS, METRICS
 from detector.evaluation.tables import summary_table
-from detector.recipe import Scoring
+from detector.recipe import Recipe, Scoring
 from detector.training.criterion import criterion_of
+from detector.training.metrics import SHAPE_SCORES
 
 SIZE = (60, 80)
 
@@ -137,13 +138,15 @@ def test_nothing_found_is_zero(tmp_path: Path):
     assert evaluate_results(path, empty)["segm"]["AP"] == 0 < evaluate_results(path, empty)["bbox"]["AP"]
 
 
-def test_polygons_and_lists_of_run_lengths_are_results_too(tmp_path: Path):
+def test_polygons_lists_and_bytes_of_run_lengths_are_results_too(tmp_path: Path):
     path, results = made_set(tmp_path)
     counts = [SIZE[0] * 10, SIZE[0] * 20, SIZE[0] * 50]
     as_list = results[0] | {"segmentation": {"size": list(SIZE), "counts": counts}}
     as_polygon = results[0] | {"segmentation": [[10, 0, 30, 0, 30, 60, 10, 60]]}
-    scores = [evaluate_results(path, [row, *results[1:]])["segm"] for row in (as_list, as_polygon)]
-    assert scores[0] == scores[1]
+    as_bytes = results[0] | {"segmentation": coco_mask.frPyObjects(as_list["segmentation"], *SIZE)}
+    assert isinstance(as_bytes["segmentation"]["counts"], bytes)  # as pycocotools gives them
+    scores = [evaluate_results(path, [row, *results[1:]])["segm"] for row in (as_list, as_polygon, as_bytes)]
+    assert scores[0] == scores[1] == scores[2]
 
 
 @pytest.mark.parametrize(("value", "message"), [
@@ -190,6 +193,8 @@ def test_the_finest_score_selects_the_best_checkpoint():
     assert criterion_of("auto", ["outlines"], reports_proposals=False) == "segm/AP"
     assert criterion_of("auto", ["masks", "keypoints"], reports_proposals=False) == "keypoints/AP"
     assert criterion_of("AP", ["masks"], reports_proposals=False) == "AP"
+    columns = {f"{title}/{name}" for title, names in SHAPE_SCORES.items() for name in names}
+    assert columns <= set(get_args(get_type_hints(Recipe)["best"]))  # all that metrics.csv shows of them
     with pytest.raises(ConfigError, match="segm/AP: the model finds no masks"):
         criterion_of("segm/AP", [], reports_proposals=False)
     some = Scoring(shapes=["boundary"])

@@ -26,7 +26,8 @@ REMEDIES = {  # kind of fault -> how to fix it
     "invalid box": "correct or remove the box: [x, y, width, height], finite and not negative in size",
     "outside folder": "put the file into the image folder and name it relative to that",
     "invalid outline": "correct the outline, or remove the annotation",
-    "no outline": "outline the object, remove the annotation, or do without a mask head and data.copy_paste",
+    "no outline": "outline the object, remove the annotation, or do without a mask head and data.copy_paste; "
+    "evaluate.shapes=[] scores boxes alone",
     "invalid keypoints": "correct or remove them; their names and order are `keypoints` of the category",
     "repeated id": "give each entry an id of its own",
     "repeated name": "merge the two categories or rename one",

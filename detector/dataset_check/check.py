@@ -16,6 +16,7 @@ from detector.dataset_check.checked_split import CheckedSplit, read_split
 from detector.dataset_check.examples import Example, find_examples
 from detector.dataset_check.findings import FaultPlace, Findings
 from detector.dataset_check.images import scan_images
+from detector.dataset_check.keypoints import check_keypoints
 from detector.dataset_check.outlines import check_outlines
 from detector.dataset_check.scale import Geometry, geometry, level_counts
 from detector.errors import DataError
@@ -82,6 +83,7 @@ def check_data(
         keep_empty = settings.keep_empty or split.name != SPLITS[0]
         check_annotations(split, result.findings, keep_empty=keep_empty)
         check_outlines(split, result.findings)
+        check_keypoints(split, result.findings)
     check_categories(splits, result.findings)
     check_counts(config, splits[0], result.findings)
     if look:

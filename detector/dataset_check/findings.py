@@ -36,6 +36,7 @@ KINDS = {  # kind -> its effect on training, and what to do
     "self-crossing outline": "what is inside changes at each crossing: draw it anew without crossings",
     "outline unlike box": "boxes and masks teach different places: correct the box or the outline",
     "outline unlike area": "APs, APm and APl go by `area`: write that of the outline",
+    "keypoint outside image": "never learnt, and missed in scores: correct it, or give it visibility 0",
     "duplicate box": "both are trained on: remove one of two boxes of a class that are all but equal",
     "box of two classes": "both are trained on: decide which class the object has",
     **{kind: "harmless here: " + REMEDIES[kind] for kind in HARMLESS},

@@ -14,7 +14,7 @@ from detector.data.coco_reader import CocoFile, read_coco_file
 from detector.evaluation.result_shapes import fields_of, take_shapes
 from detector.evaluation.results import checked_results, say_oddities
 from detector.evaluation.scope import STANDARD, Scope, twelve
-from detector.evaluation.shapes import shape_sections
+from detector.evaluation.shapes import keypoint_sigmas, shape_sections
 from detector.recipe import Scoring
 
 
@@ -60,6 +60,8 @@ def evaluate_results(
         objects = [entry | {"category_id": one} for entry in objects if entry["category_id"] in set(chosen)]
         names, chosen = dict(ONE_CLASS), [one]
     detections = checked_results(results, coco, names)
+    if "keypoints" in fields:
+        keypoint_sigmas(coco, scoring.keypoint_sigmas)  # its errors say more than those of a result
     take_shapes(results, detections, coco, fields)
     if say_missing:
         say_oddities(detections, coco)

@@ -9,6 +9,7 @@ import numpy as np
 
 from detector.data.box_arrays import clip_to_images, corners, have_area
 from detector.data.coco_reader import CocoFile, read_coco_file
+from detector.evaluation.shapes import keypoint_sigmas
 from detector.recipe import Scoring
 
 IOUS = (0.5, 0.95)  # the lowest and highest threshold of COCO's AP
@@ -24,8 +25,12 @@ def scoring_limits(
         category_ids: the categories that are scored; None: all.
         scoring: the limit of detections, and whether boxes are clipped.
         fields: what the model finds beside boxes: the file is read with those that are scored, so that its faults are said now.
+
+    Raises DataError for what cannot be scored.
     """
     coco = read_coco_file(annotations, fields=scoring.fields(fields))
+    if coco.keypoints is not None:
+        keypoint_sigmas(coco, scoring.keypoint_sigmas)
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
     names = dict(zip(coco.category_ids.tolist(), coco.category_names))
     category = coco.category_ids[coco.category_rows]
@@ -40,6 +45,8 @@ def scoring_limits(
             f"{_count(len(without), 'class', 'classes')} without objects, left out of all means: {_first(without)}"
         )
     lines += _beyond_limit(coco, category, scored, scoring) + _without_mask(coco, scored)
+    if coco.keypoints is not None and not coco.keypoints[scored][..., 2].any():
+        lines.append("no object has a labelled keypoint: the scores of keypoints are undefined (-1)")
     return lines if scoring.clip else lines + _outside(coco, scored)
 
 

@@ -52,6 +52,8 @@ def take_shapes(
 
 def _run_lengths(value: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
     """Compressed run lengths of a `segmentation`."""
+    if isinstance(value, dict) and isinstance(value.get("counts"), bytes):  # as pycocotools encodes masks
+        value = value | {"counts": value["counts"].decode("ascii", "replace")}
     runs = isinstance(value, dict) and valid_runs(value) is not None
     if not runs and not (isinstance(value, list) and value and all(map(is_polygon, value))):
         raise DataError(

@@ -96,7 +96,9 @@ def keypoint_sigmas(coco: CocoFile, given: Sequence[float] | None) -> np.ndarray
     assert coco.keypoints is not None
     number = coco.keypoints.shape[1]
     if not number:
-        raise DataError(f"{coco.path}: no category names `keypoints`; score the boxes alone, or name and annotate them")
+        raise DataError(
+            f"{coco.path}: no category names `keypoints`; name and annotate them, or score boxes alone: evaluate.shapes=[]"
+        )
     if given is not None and len(given) != number:
         raise DataError(f"evaluate.keypoint_sigmas: {len(given)} numbers, and {coco.path} has {number} keypoints")
     known = np.array(COCO_SIGMAS) / 1000

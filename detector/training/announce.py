@@ -20,9 +20,12 @@ def announce(trainer: Trainer, started: str | None) -> None:
     log.info("train %s", report_of(trainer.train_set))
     log.info("val   %s", report_of(trainer.val_set))
     if distributed.is_rank0():
-        for line in scoring_limits(
-            trainer.val_set.annotation_file, trainer.val_set.category_ids, trainer.config.evaluate
-        ):
+        file, ids, fields = (
+            trainer.val_set.annotation_file,
+            trainer.val_set.category_ids,
+            trainer.config.model.target_fields,
+        )
+        for line in scoring_limits(file, ids, trainer.config.evaluate, fields):
             log.warning("val: %s", line)
         for line in doubts_about(trainer.train_set, model, trainer.config.needed_data().resize):
             log.warning("train: %s", line)
