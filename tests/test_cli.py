@@ -71,7 +71,7 @@ def test_a_wrong_command_line_ends_with_2_and_of_several_processes_the_first_rep
     assert capsys.readouterr().err == ""
 
 
-def test_the_module_is_the_command_its_help_imports_nothing_heavy_and_a_reader_may_stop():
+def test_the_module_is_the_command_and_its_help_imports_nothing_heavy():
     found = subprocess.run(
         [sys.executable, "-m", "detector", "--version"], capture_output=True, text=True, env=ENVIRONMENT
     )
@@ -87,6 +87,10 @@ from detector.cli import train
 assert "torch" not in sys.modules  # so that a signal is answered at once
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=ENVIRONMENT)
+
+
+@pytest.mark.slow
+def test_a_reader_may_stop():
     command = f"{sys.executable} -m detector config --keys | head -n 1; echo ${{PIPESTATUS[0]}}"
     found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)
     assert found.stderr == "" and found.stdout.split("\n")[0] == "model" and found.stdout.split("\n")[1] in ("0", "141")

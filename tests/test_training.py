@@ -166,7 +166,7 @@ def test_a_batch_of_one_image_trains_where_the_coarsest_map_has_one_cell(tmp_pat
 def test_two_images_are_learnt_by_heart(tmp_path: Path):
     for split in ("train", "val"):
         draw_split(tmp_path, split, 2)
-    config = write_config(tmp_path / "tiny.yaml", tmp_path, epochs=120, evaluate_every=120, optimizer="adamw", lr=0.003)
+    config = write_config(tmp_path / "tiny.yaml", tmp_path, epochs=90, evaluate_every=90, optimizer="adamw", lr=0.003)
     arguments = ["data.transforms=[]", "data.resize.short=64", "train.schedule=cosine", "train.warmup_steps=10"]
     assert train(config, tmp_path / "run", arguments) == 0
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]

@@ -4,13 +4,14 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from helpers.processes import ROOT, run_processes, start_processes
+from helpers.processes import ROOT, fork_processes, run_processes, start_processes
 from helpers.training import add_outlines, assert_same_training, draw_split, rows, train, write_config, write_json
 
 from detector.checkpoint import read_checkpoint
@@ -36,7 +37,7 @@ def of_one_size(folder: Path, split: str, count: int, empty: int = 0) -> None:
 
 def write_exhaustive(path: Path, data: Path, norm: str = "frozen", **recipe: Any) -> Path:
     """A configuration with masks and without chance: all anchors and regions learn, nothing is jittered, norms are `norm`."""
-    config = yaml.safe_load(write_config(path, data, epochs=5, **recipe).read_text())
+    config = yaml.safe_load(write_config(path, data, epochs=2, **recipe).read_text())
     for part in ("rpn", "roi_head"):
         config["model"][part] |= EVERYTHING
     config["model"]["backbone"] |= {"norm": norm}
@@ -47,7 +48,7 @@ def write_exhaustive(path: Path, data: Path, norm: str = "frozen", **recipe: Any
 
 
 def curve(run: Path) -> torch.Tensor:
-    """(20, 7): the losses and the gradient's norm of every step."""
+    """(8, 7): the losses and the gradient's norm of every step."""
     return torch.tensor([[float(row[name]) for name in LOSSES] for row in rows(run) if row["loss"]])
 
 
@@ -64,14 +65,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_learn_what_one_would(tmp_path: Path, data: Path, count: int):
+@pytest.mark.parametrize(
+    ("launch", "count"), [(fork_processes, 2), pytest.param(run_processes, 3, marks=pytest.mark.slow)]
+)
+def test_processes_learn_what_one_would(tmp_path: Path, data: Path, launch: Callable, count: int):
     """Though a process gets an image without objects, or none at all: the last batch has one image, val has one."""
     config = write_exhaustive(tmp_path / "tiny.yaml", data)
     assert train(config, tmp_path / "one") == 0
-    done = run_processes(SCRIPT, config, "--output", tmp_path / "many", count=count)
+    done = launch(SCRIPT, config, "--output", tmp_path / "many", count=count)
     assert done.returncode == 0, done.stderr
-    assert len(curve(tmp_path / "one")) == 20
+    assert len(curve(tmp_path / "one")) == 8
     torch.testing.assert_close(curve(tmp_path / "many"), curve(tmp_path / "one"), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(scores(tmp_path / "many"), scores(tmp_path / "one"), rtol=1e-3, atol=1e-6)
     assert done.stderr.count("images, ") == 2 and f"on {count} processes, cpu" in done.stderr  # said once

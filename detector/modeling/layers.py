@@ -211,6 +211,8 @@ def _fill(module: nn.Module, weight_: Callable[[Tensor], Tensor]) -> None:
     """Apply `weight_` to the weights of all convolutions and linear layers, in order of definition, and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if layer.weight.is_meta:  # holds no values, and torch takes longer to say so than to fill others
+                continue
             weight_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
