@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from detector.config.config import Config, load_config, parse_config
+from detector.config.config import Config, load_config
 from detector.data.describe import report_of
 from detector.data.settings import build_dataset
 from detector.distributed import is_rank0, on_rank0
@@ -65,9 +65,7 @@ def train(
         init_from: a checkpoint whose weights the training starts from.
     """
     with shown_log():
-        if isinstance(config, Mapping):
-            config = parse_config(dict(config), overrides, trust=True)
-        elif not isinstance(config, Config):
+        if not isinstance(config, Config):
             config = load_config(config, list(overrides))
         elif overrides:
             raise ValueError("overrides change a file or its content; of a Config use dataclasses.replace")

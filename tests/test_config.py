@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from detector.config.config import load_config
 from detector.config.inherit import Reader, Types, merge
 from detector.errors import ConfigError
 from detector.schema.signatures import parse_call
@@ -88,6 +89,18 @@ def test_of_several_bases_later_ones_win_and_missing_ones_no_files_or_a_circle_a
     assert f"{tmp_path}/none.yaml: no such configuration file" in message and f"{tmp_path}/config.yaml" in message
     for base in ["5", "null", "{a: b}", "[1]", "[[a]]", "true", '"a\\0b"', "a" * 400, "."]:
         assert "config.yaml" in refused(f"_base_: {base}")
+
+
+def test_the_content_of_a_file_is_a_configuration_as_well():
+    content = {"_base_": "detector://shapes_r18_fpn.yaml", "train": {"epochs": 3}}
+    train = load_config(content, ["train.lr=0.5"]).train
+    assert (train.epochs, train.lr, train.batch_size) == (3, 0.5, 8) and len(content) == 2
+    for wrong, reason in (
+        ({"train": {"epoch": 1}}, "train.epoch: .*epochs"),
+        ({"_base_": "none.yaml"}, "none.yaml: no such"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            load_config(wrong)
 
 
 def test_dictionaries_merge_and_anything_else_replaces():

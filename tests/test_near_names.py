@@ -80,7 +80,7 @@ def test_a_missing_image_is_named_with_its_twin_and_a_corrected_copy_is_written(
 def test_an_entry_does_not_take_the_file_of_another(tmp_path: Path):
     for name in ("a.png", "b.png", "c.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
-    names = ["a.png", "x/A.PNG", "B.png", "b.PNG", "C.PNG"]
+    names = ["./a.png", "x/A.PNG", "B.png", "b.PNG", "C.PNG"]
     entries = [{"id": n, "file_name": name, "width": 4, "height": 4} for n, name in enumerate(names)]
     document = {"images": entries, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "a.json").write_text(json.dumps(document))

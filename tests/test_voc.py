@@ -131,7 +131,16 @@ def test_an_image_is_found_by_the_xml_files_name_or_by_the_one_it_says(voc: Path
     put(voc, annotation(name="b.png"))
     assert "two files of annotations are of this image" in refusal(capsys, "voc", voc)
     put(voc, annotation(name="gone.png"))
-    assert "a.xml: its image is not clear" in refusal(capsys, "voc", voc)
+    document = converted("voc", voc)
+    assert [image["file_name"] for image in document["images"]] == ["JPEGImages/b.png"]
+    assert document["info"]["findings"] == [
+        "1 XML files have no image: left out (the first: Annotations/a.xml)",
+        "1 images have no XML file of their own: left out (the first: JPEGImages/stale.jpg)",
+    ]
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (20, 10)).save(voc / "JPEGImages" / name)
+    said = refusal(capsys, "voc", voc)
+    assert "a.xml: its image is not clear: a.jpg, a.png in " in said and "'gone.png'; correct the filename" in said
 
 
 def test_images_without_an_xml_file_are_counted_one_that_shares_a_name_too(voc: Path):

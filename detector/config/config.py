@@ -58,16 +58,18 @@ class Config:
         return replace(self, model=replace(self.model, num_classes=count), raw=raw)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """The checked configuration of a YAML file with `key.path=value` overrides; `detector://NAME` comes with the package.
 
-    Raises ConfigError with file and dotted path for whatever does not fit the constructors' signatures.
+    `path` may also be the content of such a file, whose `_base_` is then relative to the working folder. Raises ConfigError
+    with file and dotted path for whatever does not fit the constructors' signatures.
     """
     reader = config_reader()
-    raw = reader.read(path, overrides)
+    source = None if isinstance(path, Mapping) else path
+    raw = reader.read_content(path, overrides) if isinstance(path, Mapping) else reader.read(path, overrides)
     for line in reader.notes:
         log.info("%s", line)
-    return parse_config(raw, trust=True, source=path)
+    return parse_config(raw, trust=True, source=source)
 
 
 def config_reader() -> Reader:

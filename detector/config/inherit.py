@@ -96,6 +96,10 @@ class Reader:
         """A file with its bases, then the overrides. Raises ConfigError for a missing or unreadable file."""
         return self.override(self._with_bases(locate(path), ()), overrides)
 
+    def read_content(self, content: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+        """The same for the content of a file, whose bases are relative to the working folder."""
+        return self.override(self._over_bases(dict(content), Path("configuration"), ()), overrides)
+
     def override(self, config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         """The configuration with `key.path=value` changes. Raises ConfigError for one without '='."""
         for override in overrides:
@@ -117,6 +121,11 @@ class Reader:
         own = {} if own is None else own
         if not isinstance(own, dict):
             raise ConfigError(f"{path}: expected 'key: value' lines, found a {type(own).__name__}")
+        self._known[path] = self._over_bases(own, path, above)
+        return self._known[path]
+
+    def _over_bases(self, own: dict[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+        """What a file says over its bases."""
         bases = own.pop("_base_", [])
         bases = [bases] if isinstance(bases, str) else bases
         if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -130,8 +139,7 @@ class Reader:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         self.layers.append(Layer(str(path), own))
-        self._known[path] = self._merge(config, own)
-        return self._known[path]
+        return self._merge(config, own)
 
 
 def _real(path: Path) -> Path:

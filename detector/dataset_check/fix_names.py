@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from detector.coco_format import stays_inside
 from detector.data.coco_json import read_whole_document
@@ -31,7 +31,8 @@ def fix_names(annotations: Path, folder: Path, output: Path) -> list[str]:
         image["file_name"] for image in images if isinstance(image, dict) and isinstance(image.get("file_name"), str)
     ]
     twins = {name: files.twin(name) for name in names if not (stays_inside(name) and (folder / name).is_file())}
-    claims = Counter([name for name in names if name not in twins] + [twin.name for twin in twins.values() if twin])
+    claims = Counter(str(PurePosixPath(name)) for name in names if name not in twins)
+    claims.update(twin.name for twin in twins.values() if twin)
     changes: Counter[str] = Counter()
     corrected, lost = 0, []
     for image in images:

@@ -53,7 +53,12 @@ def convert_voc(
 
     def pictures() -> Iterator[SourceImage]:
         for name in chosen:
-            yield _picture(places, name, names, origin, difficult, max_pixels, notes)
+            picture = _picture(places, name, names, origin, difficult, max_pixels, notes)
+            if picture is None:
+                file = places.annotations[name].relative_to(folder).as_posix()
+                notes.add("XML files have no image: left out", file)
+            else:
+                yield picture
         for path in sorted(places.unused) if split is None else ():
             notes.add("images have no XML file of their own: left out", path.relative_to(folder).as_posix())
 
@@ -89,21 +94,26 @@ class _Places:
             self.images.setdefault(Path(name).with_suffix("").as_posix(), []).append(name)
         self.unused = {self.pictures / name for names in self.images.values() for name in names}
 
-    def image(self, name: str, tree: ET.Element) -> Path:
-        """The image that belongs to an XML file, which is then used. Raises DataError if there is none, or more than one."""
+    def image(self, name: str, tree: ET.Element) -> Path | None:
+        """The image that belongs to an XML file, which is then used; None without one. Raises DataError for several."""
         path = self._find(name, tree)
-        self.unused.discard(path)
+        if path is not None:
+            self.unused.discard(path)
         return path
 
-    def _find(self, name: str, tree: ET.Element) -> Path:
+    def _find(self, name: str, tree: ET.Element) -> Path | None:
         own, said, where = self.images.get(name, []), (tree.findtext("filename") or "").strip(), self.annotations[name]
         if len(own) == 1:
             return path_within(self.pictures, own[0], where)
         path = path_within(self.pictures, said, f"{where}: filename") if said else None
-        if path is None or not path.is_file():
-            found = f"{', '.join(own)} would both do" if own else f"no {name} with the suffix of an image"
-            raise DataError(f"{where}: its image is not clear: {found} in {self.pictures}, nor its filename {said!r}")
-        return path
+        if path is not None and path.is_file():
+            return path
+        if own:
+            raise DataError(
+                f"{where}: its image is not clear: {', '.join(own)} in {self.pictures} all have its name, and none is its "
+                f"filename {said!r}; correct the filename, or remove the images that it does not mean"
+            )
+        return None
 
 
 def _common(files: Sequence[Path]) -> Path:
@@ -199,10 +209,13 @@ def _number(element: ET.Element, tag: str, where: str) -> float:
 
 def _picture(
     places: _Places, name: str, classes: Sequence[str], origin: int, difficult: str, max_pixels: int, notes: ConversionNotes
-) -> SourceImage:  # fmt: skip
+) -> SourceImage | None:  # fmt: skip
+    """The image and objects of an XML file; None if it has no image."""
     where = places.annotations[name]
     tree = _parse(where)
     image = places.image(name, tree)
+    if image is None:
+        return None
     size = read_size(image, max_pixels, "--max-pixels")
     _compare_size(tree, size, where, image)
     boxes = []
