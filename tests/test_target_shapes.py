@@ -112,7 +112,7 @@ def test_masks_boxes_and_keypoints_lie_on_their_pixels_after_all_transforms(tmp_
                 assert not kinds[~((points >= 0) & (points <= size)).all(1)].any()
                 if label == 0 and kinds.all():  # nose and left eye are corners of the L and so of its box
                     at_corner = ((points[:, None] - box.view(2, 2)).abs() < 0.01).any(1).all(1)
-                    is_mirrored = bool((points[0, 0] - box[2]).abs() < 0.01)
+                    is_mirrored = bool(((points[0] - box[2:]).abs() < 0.01).sum() == 1)  # along one axis, not both
                     assert at_corner.tolist() == [True, not is_mirrored, is_mirrored]
                     visible += 1
     assert seen > 40 and cut > 10 and visible > 3
@@ -120,6 +120,9 @@ def test_masks_boxes_and_keypoints_lie_on_their_pixels_after_all_transforms(tmp_
 
 def test_mirrored_keypoints_swap_left_and_right():
     points = Keypoints(torch.tensor([[[1.0, 2], [3, 4], [5, 6]]]), torch.tensor([[2, 1, 0]]), pose=Pose(NAMES, []))
+    turned = points.mirrored(10).flipped(20)  # by half a turn, which swaps nothing
+    assert turned.points.tolist() == [[[9, 18], [7, 16], [5, 14]]] and turned.visible.tolist() == [[2, 1, 0]]
+    assert points.flipped(20).points.tolist() == [[[1, 18], [5, 14], [3, 16]]]  # a mirror image as well
     mirrored = points.mirrored(10)
     assert mirrored.points.tolist() == [[[9, 2], [5, 6], [7, 4]]] and mirrored.visible.tolist() == [[2, 0, 1]]
     cropped = points.cropped((3, 2, 10, 10))
