@@ -120,10 +120,11 @@ def test_results_are_not_changed_nothing_is_printed_and_the_table_is_lined_up(
     [
         ({"image_id": 11}, r"image_id 11, which .*cells\.json"),
         ({"image_id": "10"}, r"image_id '10', which .*cells\.json"),
-        ({"category_id": 1}, r"category_id 1, which .*cells\.json"), ({"image_id": [10]}, "result 4 must be an object"),
+        ({"category_id": 1}, r"category_id 1, which .*cells\.json"), ({"image_id": [10]}, r"result 4: `image_id` is \[10\]"),
+        ({"image_id": 10.0}, r"result 4: `image_id` is 10\.0"), ({"category_id": True}, "result 4: `category_id` is true"),
         ({"bbox": [0, 0, 1]}, r"result 4 \(image 10\)"), ({"bbox": [0, 0, -1, 1]}, "negative width"),
         ({"bbox": [0, 0, float("nan"), 1]}, "result 4 .* finite"), ({"score": float("inf")}, "score of result 4"),
-        ({"score": None}, "score of result 4"),
+        ({"score": None}, "score of result 4"), ({"score": True}, "score of result 4"),
     ],
 )  # fmt: skip
 def test_bad_results_are_named(cells: Path, result: dict, message: str) -> None:

@@ -107,7 +107,12 @@ def fpn_name(theirs: str, entry: str) -> str:
     return f"fpn.{name}" if entry.startswith("pafpn") and not theirs.startswith(("down", "pafpn")) else name
 
 
-@pytest.mark.parametrize(("framework", "entry"), FPNS)
+@pytest.mark.parametrize(
+    ("framework", "entry"),
+    [
+        pytest.param(*key, marks=[pytest.mark.slow] * key[1].endswith("even")) for key in FPNS
+    ],  # odd sizes are the harder
+)
 def test_fpn_and_panet(framework, entry):
     record = golden(f"necks_{framework}")["entries"][entry]
     first = 1 if "start_level" in record["note"] else 0  # MMDetection's way of leaving C2 out

@@ -160,9 +160,8 @@ def test_levels_have_the_shapes_that_strides_and_channels_promise(case):
     assert neck.strides == [2**level for level in range(first, last + 1)]
     width = case.options.get("width", 8) if "width" in parameters_of(NECKS[case.name]) else NARROW[-1]
     assert neck.channels == [width] * len(neck.strides)
-    for sizes, mixed in product(SIZES, (False, True)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            p = neck(maps(sizes))
+    for sizes in SIZES:
+        p = neck(maps(sizes))
         assert [x.shape for x in p] == [(2, width, *size) for size in case.sizes(sizes)]
         assert all(x.isfinite().all() for x in p)
 
@@ -176,9 +175,8 @@ def test_as_many_maps_as_the_neck_was_made_for(name):
 
 
 @each_case
-@pytest.mark.parametrize("sizes", [ODD, LARGE], ids=["small", "large"])
-def test_every_parameter_and_every_map_has_a_gradient(case, sizes):
-    assert_all_learn(case.started().eval(), maps(sizes), unread=case.unread())
+def test_every_parameter_and_every_map_has_a_gradient(case):
+    assert_all_learn(case.started().eval(), maps(ODD), unread=case.unread())
 
 
 @each_case
@@ -191,9 +189,8 @@ def test_every_parameter_has_a_finite_gradient_in_training(case):
 
 
 @each_case
-@pytest.mark.parametrize("sizes", [ODD, LARGE], ids=["small", "large"])
-def test_a_level_depends_on_the_maps_that_its_paper_connects(case, sizes):
-    neck, c = case.started().eval(), maps(sizes)
+def test_a_level_depends_on_the_maps_that_its_paper_connects(case):
+    neck, c = case.started().eval(), maps(ODD)
     connected = CONNECTIONS.get(case.name)
     for stride, p in zip(neck.strides, neck(c), strict=True):
         weighed = (p * torch.randn_like(p)).sum()  # the plain sum behind a norm is constant
@@ -214,8 +211,9 @@ def test_it_is_deterministic_and_leaves_its_maps_as_they_are(case):
     neck = case.make().eval()
     torch.manual_seed(3)
     again = case.make().eval()
-    assert all(torch.equal(a, again.state_dict()[key]) for key, a in neck.state_dict().items())
-    c = maps(LARGE)
+    state = again.state_dict()
+    assert all(torch.equal(a, state[key]) for key, a in neck.state_dict().items())
+    c = maps(ODD)
     before = copy.deepcopy(c)
     p = neck(c)
     assert all(torch.equal(a, b) for a, b in zip(c, before))
@@ -235,7 +233,7 @@ def test_an_image_does_not_depend_on_its_neighbours_in_an_inference_batch(case):
 @each_case
 def test_folded_norms_keep_the_function(case):
     with torch.no_grad():
-        assert_folds(case.make(), maps(LARGE))
+        assert_folds(case.make(), maps(ODD))
 
 
 @each_case

@@ -143,6 +143,7 @@ def test_what_is_found_is_filtered_by_score_class_and_number(predictor: Predicto
     for options, reason in (
         ({"classes": ["dgo"]}, "no class 'dgo'; nearest: dog"), ({"classes": 3}, "no class 3; labels are 0 to 2"),
         ({"score": 50}, r"score=50: .*0\.\.1"), ({"max_detections": 0}, "max_detections=0"), ({"batch": 0}, "batch=0"),
+        ({"max_detections": 1.5}, "max_detections=1.5: expected an integer"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=reason):
             predictor.stream([], **options)  # before the first picture

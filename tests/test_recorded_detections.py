@@ -18,7 +18,10 @@ from detector.interop.recognise import FRAMEWORKS, blank_state
 RECORDED = json.loads(Path(__file__).with_name("recorded_detections.json").read_text())
 
 
-@pytest.mark.parametrize("name", RECORDED)
+QUICK = "d2_faster_rcnn_R_50_FPN"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != QUICK)) for n in RECORDED])
 def test_a_converted_file_gives_the_frameworks_boxes(name, tmp_path):
     record, framework = RECORDED[name], FRAMEWORKS[reference(name).name]
     names = framework.export_state(blank_state(load_config(config_of(name))))

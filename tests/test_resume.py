@@ -105,7 +105,8 @@ def test_a_signal_does_not_wait_for_the_evaluation(tmp_path, config, whole, monk
     assert_same_training(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_as_a_program(tmp_path: Path, data: Path, number: signal.Signals):
     """Ctrl-C and a scheduler reach the workers too: no traceback, nothing left behind but what was trained."""
     config = write_config(tmp_path / "tiny.yaml", data, epochs=10_000)

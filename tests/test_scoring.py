@@ -175,6 +175,7 @@ def test_a_val_split_without_objects_is_named_before_the_first_step(tmp_path: Pa
     assert said == [f"val: {data / 'val.json'}: no object that can be scored: every metric is undefined (-1); "
                     "name a split with objects"]  # fmt: skip
     assert caplog.messages.index(said[0]) < next(i for i, m in enumerate(caplog.messages) if m.startswith("epoch 1"))
+    assert caplog.messages[-1].endswith("best AP - (nothing in val can be scored)")
 
 
 def test_a_results_file_is_scored_with_the_keys_of_evaluate(tmp_path: Path, capsys, caplog):

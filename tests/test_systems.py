@@ -13,7 +13,8 @@ from detector.modeling.rcnn import GeneralizedRCNN
 SYSTEMS = sorted(path.stem for path in (PROJECT / "configs/shapes").glob("*.yaml"))
 # all tests of a system follow one another, and it is built once
 each_system = pytest.mark.parametrize("name", SYSTEMS, scope="module")
-SMALL = [(1, 1), (20, 500), (500, 20)]
+# sizes, and the divisor that takes the place of the system's
+SMALL = [((1, 1), None), ((1, 1), 1), ((20, 500), 1), ((500, 20), None)]
 # behind a weight that begins as zero nothing learns until it has moved; the bias before a batch norm has the gradient 0, and
 # first masks have no cell that counts as mask, so that their IoU teaches nothing
 WAITING = (
@@ -35,11 +36,12 @@ def system(name: str) -> GeneralizedRCNN:
 
 @each_system
 @pytest.mark.parametrize("objects", [True, False])
-def test_every_trainable_parameter_has_a_gradient(name, objects):
+@pytest.mark.parametrize("mixed", [False, pytest.param(True, marks=pytest.mark.slow)])  # a CPU without it is slow
+def test_every_trainable_parameter_has_a_gradient(name, objects, mixed):
     """Also with mixed precision: None would stop distributed training. With objects every parameter learns."""
     model = system(name).train()
     model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         images = [picture(64, 96), picture(90, 60, seed=1)]
         losses = model(images, drawn([OBJECTS if objects else target(), target()], images, points=3))
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
@@ -51,8 +53,7 @@ def test_every_trainable_parameter_has_a_gradient(name, objects):
 
 
 @each_system
-@pytest.mark.parametrize("size", SMALL)
-@pytest.mark.parametrize("divisor", [None, 1])
+@pytest.mark.parametrize(("size", "divisor"), SMALL)
 @torch.no_grad()
 def test_an_image_too_small_for_the_coarsest_level_is_padded(name, size, divisor, monkeypatch):
     """To the system's divisor; without padding (divisor 1), too, no level becomes empty."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.coco_reader import CocoFile
+from detector.data.coco_rules import shown
 from detector.data.image_names import match_names
 from detector.errors import DataError
 
@@ -123,10 +124,17 @@ def _take_ids_by_name(results: Sequence[Any], entries: Sequence[dict[str, Any]],
 
 def _result(item: Any, number: int) -> dict[str, Any]:
     """One checked result, numbered from 1."""
-    keys = ("image_id", "category_id", "bbox")
-    image, category, box = (item.get(key) if isinstance(item, dict) else None for key in keys)
-    if not isinstance(image, (int, str)) or not isinstance(category, (int, str)):
-        raise DataError(f"result {number} must be an object with image_id, category_id and bbox, not {item!r:.80}")
+    if not isinstance(item, dict):
+        raise DataError(
+            f"result {number} must be an object with image_id, category_id, bbox and score, not {item!r:.80}"
+        )
+    image, category, box = (item.get(key) for key in ("image_id", "category_id", "bbox"))
+    for key, value in (("image_id", image), ("category_id", category)):
+        if not isinstance(value, (int, str)) or isinstance(value, bool):
+            found = f"is {shown(value)}" if key in item else "is missing"
+            raise DataError(
+                f"result {number}: `{key}` {found}; it must be an id of the annotation file (no decimal point)"
+            )
     where = f"result {number} (image {image!r:.80}): bbox"
     identity: dict[str, Any] = {"id": number + 1, "image_id": image, "category_id": category, "iscrowd": 0}
     identity["score"] = _number(item.get("score"), f"score of result {number}")
@@ -142,7 +150,7 @@ def _result(item: Any, number: int) -> dict[str, Any]:
 
 def _number(value: Any, what: str) -> float:
     try:
-        number = float(value) if isinstance(value, (int, float)) else math.nan
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer of hundreds of digits
         number = math.inf
     if not math.isfinite(number):

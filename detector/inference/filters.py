@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from detector.structures import Detections
 
@@ -22,8 +23,8 @@ class DetectionFilter:
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
             raise ValueError(f"score={self.score}: expected a number in 0..1")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"max_detections={self.limit}: expected at least 1, or None for all")
+        if self.limit is not None and (not isinstance(self.limit, SupportsIndex) or self.limit < 1):
+            raise ValueError(f"max_detections={self.limit}: expected an integer of at least 1, or None for all")
 
     def __call__(self, found: Detections) -> Detections:
         if self.score > 0 or self.labels is not None:

@@ -42,15 +42,20 @@ def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
     Raises ConfigError where they cannot be read.
     """
     try:
-        every = inspect.signature(function).parameters.values()
-        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+        return dict(_parameters_of(function))
     except (ValueError, TypeError, NameError) as error:
         raise ConfigError(f"the arguments of {function!r} cannot be read ({error})") from error
+
+
+@functools.cache  # resolving annotations costs more than all else that reads a configuration
+def _parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
+    every = inspect.signature(function).parameters.values()
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
     named = (p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     own = {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in named}
     takes_options = inspect.isclass(function) and any(p.kind is p.VAR_KEYWORD for p in every)
     parent = inspect.getmro(function)[1] if inspect.isclass(function) else object
-    return parameters_of(parent) | own if takes_options and parent is not object else own
+    return _parameters_of(parent) | own if takes_options and parent is not object else own
 
 
 def parse_call(

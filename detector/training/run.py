@@ -71,7 +71,8 @@ def run_training(
                 if distributed.is_rank0():
                     _record_end(output, error)
                 raise
-            log.info("done: %s, best %s %.3f", output / "best.pth", trainer.criterion, trainer.best)
+            best = f"{trainer.best:.3f}" if trainer.best >= 0 else "- (nothing in val can be scored)"
+            log.info("done: %s, best %s %s", output / "best.pth", trainer.criterion, best)
     return output
 
 

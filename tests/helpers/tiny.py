@@ -19,7 +19,7 @@ CLASSES = 3
 CONFIG = {
     "model": {
         "num_classes": CLASSES,
-        "backbone": {"type": "resnet", "depth": 18},
+        "backbone": {"type": "resnet", "depth": 18, "width": 16},
         "neck": {"type": "fpn", "width": 32},
         "rpn": {"anchors": {"sizes": [[16], [32], [64], [96], [128]]}},
         "roi_head": {"pool": {"type": "by_level", "canonical_size": 56}, "box_head": {"type": "two_fc", "width": 32}},
