@@ -126,6 +126,8 @@ def test_detections_get_keypoints_inside_their_boxes_and_none_gets_none():
     points = some.keypoints.points
     assert points.shape == (2, 2, 2) and ((points > boxes[:, None, :2]) & (points < boxes[:, None, 2:])).all()
     assert none.keypoints.points.shape == (0, 2, 2) and none.keypoints.scores.shape == (0, 2)
+    (blind,) = branch().detect([torch.full((1, 4, 8, 12), torch.nan)], found)  # a NaN is no JSON
+    assert blind.keypoints.points.isfinite().all() and blind.keypoints.scores.tolist() == [[0, 0], [0, 0]]
 
 
 def test_a_target_with_another_number_of_keypoints_is_named():

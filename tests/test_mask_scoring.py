@@ -8,7 +8,10 @@ from helpers.golden_rules import golden
 from helpers.necks import count
 from pycocotools import mask as rle
 
+from detector import distributed
 from detector.modeling.roi_heads.mask_iou_head import MaskIoUConvFC, mask_iou_target, share_inside
+from detector.modeling.roi_heads.mask_scoring import MaskScoringBranch
+from detector.structures import Batch, Detections
 
 
 def bitmap(counts: str, size: tuple[int, int]) -> torch.Tensor:
@@ -45,11 +48,22 @@ def test_a_perfect_mask_whose_region_covers_its_object_has_the_target_1():
     assert mask_iou_target(20 * target - 10, target, torch.full((1,), 0.5)).item() == pytest.approx(0.5)
 
 
-def test_a_region_without_object_teaches_nothing():
+def test_a_region_without_object_teaches_nothing(monkeypatch: pytest.MonkeyPatch):
     head = MaskIoUConvFC(4, 14, 3, conv_width=4, width=4)
     iou = torch.tensor([0.5, 0.9], requires_grad=True)
     assert head.loss(iou, torch.tensor([0.0, 0.4])).item() == pytest.approx(0.5 * 0.25)
     assert head.loss(iou, torch.zeros(2)).item() == 0
+    monkeypatch.setattr(distributed, "global_normalizer", lambda count: count + 3)  # as if others had some, too
+    assert head.loss(iou, torch.tensor([0.0, 0.4])).item() == pytest.approx(0.5 * 0.25 / 4)
+    assert head.eval().loss(iou, torch.tensor([0.0, 0.4])).item() == pytest.approx(0.5 * 0.25)
+
+
+def test_a_mask_is_scored_by_class_and_iou_or_with_0():
+    found = [Detections(torch.tensor([[0.0, 0, 9, 9], [5, 5, 9, 9]]), torch.tensor([0.8, 0.5]), torch.tensor([1, 0]))]
+    iou = torch.tensor([[0.1, 0.5, 0.2], [torch.nan, 0.3, 0.4]])
+    branch = MaskScoringBranch(None, lambda x: torch.zeros(len(x), 3, 28, 28), lambda x, logits: iou)
+    (scored,) = branch.detect(torch.zeros(2, 4, 14, 14), found, Batch(torch.zeros(1, 3, 16, 16), [(16, 16)]))
+    assert scored.masks.scores.tolist() == pytest.approx([0.4, 0]) and torch.equal(scored.scores, found[0].scores)
 
 
 def test_as_many_parameters_as_published():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import tiny_model
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -24,6 +25,7 @@ from detector.records.keypoints import Keypoints, Pose
 from detector.records.outlines import Outlines
 from detector.records.raster import runs_of_bitmap
 from detector.structures import Target
+from detector.training.doubts import doubts_about
 
 H, W = 90, 120
 ELL = [10, 10, 30, 10, 30, 40, 60, 40, 60, 60, 10, 60]
@@ -112,7 +114,7 @@ def test_masks_boxes_and_keypoints_lie_on_their_pixels_after_all_transforms(tmp_
                 assert not kinds[~((points >= 0) & (points <= size)).all(1)].any()
                 if label == 0 and kinds.all():  # nose and left eye are corners of the L and so of its box
                     at_corner = ((points[:, None] - box.view(2, 2)).abs() < 0.01).any(1).all(1)
-                    is_mirrored = bool((points[0, 0] - box[2]).abs() < 0.01)
+                    is_mirrored = bool(((points[0] - box[2:]).abs() < 0.01).sum() == 1)  # along one axis, not both
                     assert at_corner.tolist() == [True, not is_mirrored, is_mirrored]
                     visible += 1
     assert seen > 40 and cut > 10 and visible > 3
@@ -120,11 +122,27 @@ def test_masks_boxes_and_keypoints_lie_on_their_pixels_after_all_transforms(tmp_
 
 def test_mirrored_keypoints_swap_left_and_right():
     points = Keypoints(torch.tensor([[[1.0, 2], [3, 4], [5, 6]]]), torch.tensor([[2, 1, 0]]), pose=Pose(NAMES, []))
+    turned = points.mirrored(10).flipped(20)  # by half a turn, which swaps nothing
+    assert turned.points.tolist() == [[[9, 18], [7, 16], [5, 14]]] and turned.visible.tolist() == [[2, 1, 0]]
+    assert points.flipped(20).points.tolist() == [[[1, 18], [5, 14], [3, 16]]]  # a mirror image as well
     mirrored = points.mirrored(10)
     assert mirrored.points.tolist() == [[[9, 2], [5, 6], [7, 4]]] and mirrored.visible.tolist() == [[2, 0, 1]]
     cropped = points.cropped((3, 2, 10, 10))
     assert cropped.points.tolist() == [[[-1, -1], [1, 1], [3, 3]]] and cropped.visible.tolist() == [[0, 1, 0]]
     assert Pose(["Left knee", "LEFT foot", "right knee", "tail"], []).swap() == [2, 1, 0, 3]
+
+
+def test_a_training_without_a_labelled_keypoint_says_so_also_where_objects_are_pasted(tmp_path: Path):
+    path, model = write(tmp_path), tiny_model()
+    lines = []
+    for text in (path.read_text(), path.read_text().replace("[10, 10, 2, 60, 60, 2, 30, 40, 1]", str([0] * 9))):
+        path.write_text(text)
+        plain = dataset(tmp_path, "keypoints", "masks")
+        for data in (plain, PastingDataset(plain, CopyPaste(), ["keypoints"])):
+            lines.append(doubts_about(data, model, Resize(90, 120)))
+    assert lines[0] == lines[1] and lines[2] == lines[3] and set(lines[2]) > set(lines[0])
+    assert any(line.startswith("no object has a labelled keypoint") for line in lines[3])
+    assert any(line.startswith("anchors far from objects") for line in lines[1])
 
 
 def test_a_crop_leaves_the_boxes_of_whole_objects_and_makes_those_of_cut_ones():

@@ -25,10 +25,10 @@ IMAGE_PLACES = {
     "to-voc": "the images belong into JPEGImages",
     "to-yolo": "the images of each split belong into images/SPLIT, where YOLO tools find labels/SPLIT beside them",
 }
-EXPORT_EPILOG = (
-    "Classes and boxes are kept. Outlines without --outlines, other keys and, in YOLO, crowd regions are counted and left "
-    "out."
-)
+EPILOGS = {
+    "to-voc": "Classes and boxes are kept. Outlines and other keys are counted and left out.",
+    "to-yolo": "Classes are kept, and boxes or with --outlines outlines. Other keys and crowd regions are counted and left out.",
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _add_exports(formats: Any) -> None:
     for name in EXPORTS:
-        each = formats.add_parser(name, help="from COCO files, one for each split", epilog=EXPORT_EPILOG)
+        each = formats.add_parser(name, help="from COCO files, one for each split", epilog=EPILOGS[name])
         add = each.add_argument
         add("annotations", metavar="JSON", type=Path, nargs="+", help="COCO files; they are only read")
         add("--output", metavar="DIR", type=Path, required=True, help="the folder to write; never one that exists")

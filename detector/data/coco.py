@@ -212,6 +212,10 @@ class CocoDataset(Dataset):
         found, offset = Keypoints.of(torch.from_numpy(self._keypoints[rows])), self.keypoint_offset
         return replace(found, points=found.points + offset, offset=offset, pose=self.pose)
 
+    def labelled_keypoints(self) -> int | None:
+        """How many keypoints of all objects are labelled; None where keypoints are not read."""
+        return None if self._keypoints is None else int((self._keypoints[~self._crowd][..., 2] > 0).sum())
+
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
         """The index of the image (B,) and the label (B,) of every object."""
         owner = np.repeat(np.arange(len(self)), np.diff(self._start))

@@ -46,7 +46,7 @@ PERSON = Pose(["nose", *(f"{side}_{part}" for part in PAIRS for side in ("left",
 
 @dataclass(eq=False)
 class Keypoints(Record):
-    """J named points of each object or detection; a mirrored image swaps left and right ones."""
+    """J named points of each object or detection; a mirror image swaps left and right ones."""
 
     points: Tensor = points_field()
     """(n, J, 2) float32 x, y."""
@@ -55,7 +55,7 @@ class Keypoints(Record):
     scores: Tensor | None = rows_field(default=None)
     """(n, J), of detections."""
     pose: Pose | None = None
-    """What they mean; None: not known, and nothing is swapped in a mirrored image."""
+    """What they mean; None: not known, and nothing is swapped in a mirror image."""
     offset: float = 0.0
     """What was added to x and y of the annotations, and is taken off where keypoints are written: 0.5 pixels in Detectron2, for
     which a file numbers pixels and a point lies in the middle of one."""
@@ -79,12 +79,19 @@ class Keypoints(Record):
 
     def mirrored(self, width: int) -> Keypoints:
         """As it is where left becomes right, left and right points swapped."""
-        moved = super().mirrored(width)
+        return super().mirrored(width)._swapped()
+
+    def flipped(self, height: int) -> Keypoints:
+        """As it is where top becomes bottom: a mirror image too, in which left and right points swap."""
+        return super().flipped(height)._swapped()
+
+    def _swapped(self) -> Keypoints:
+        """Left and right points in each other's place, where it is known which they are."""
         if self.pose is None:
-            return moved
+            return self
         order = torch.tensor(self.pose.swap(), device=self.points.device)
-        scores = None if moved.scores is None else moved.scores[:, order]
-        return replace(moved, points=moved.points[:, order], visible=moved.visible[:, order], scores=scores)
+        scores = None if self.scores is None else self.scores[:, order]
+        return replace(self, points=self.points[:, order], visible=self.visible[:, order], scores=scores)
 
     def cropped(self, window: Window) -> Keypoints:
         """In the pixels of a window; points outside of it are not labelled there."""

@@ -8,6 +8,7 @@ from detector.data.coco import CocoDataset
 from detector.data.image import used_bits
 from detector.data.plausible import REMEDIES
 from detector.data.transforms import Resize
+from detector.data.wrapped_dataset import WrappedDataset
 from detector.dataset_check.anchors import anchor_fit, reach_of_anchors
 from detector.dataset_check.scale import geometry
 from detector.errors import DataError
@@ -20,9 +21,13 @@ MOST_IMAGES = 8  # that are opened to see how many bits they use
 
 def doubts_about(train_set: DataSet, model: GeneralizedRCNN, resize: Resize) -> list[str]:
     """Lines with number and remedy, none for a data set of the user's own class."""
+    while isinstance(train_set, WrappedDataset):  # its samples are others, its annotations the same
+        train_set = train_set.dataset
     if not isinstance(train_set, CocoDataset):
         return []
     lines = [f"{doubt.kind}: {doubt.note}; {REMEDIES[doubt.kind]}" for doubt in train_set.doubts]
+    if train_set.labelled_keypoints() == 0:
+        lines.append("no object has a labelled keypoint, so none is learnt; label some, or train without keypoint_head")
     return [*lines, *_anchors(train_set, model, resize), *_bits(train_set)]
 
 

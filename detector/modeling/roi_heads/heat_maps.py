@@ -43,4 +43,5 @@ def read_heat_maps(logits: Tensor, boxes: Tensor, scores: Literal["softmax", "lo
             best[rows], index = large.max(dim=2)
             place[rows] = torch.stack([index % w, index.div(w, rounding_mode="floor")], dim=-1) + 0.5
     points = boxes[:, None, :2] + place * (side / pixels)[:, None]
-    return points, best if scores == "logit" else (best - logits.flatten(2).logsumexp(dim=2)).exp()
+    found = best if scores == "logit" else (best - logits.flatten(2).logsumexp(dim=2)).exp()
+    return points, found.nan_to_num()  # 0 of maps that are not finite

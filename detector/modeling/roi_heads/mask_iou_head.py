@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector import distributed
 from detector.modeling.layers import caffe2_msra_, caffe2_xavier_, normal_
 from detector.schema.ranges import Repeats, Weight, Width
 from detector.schema.signatures import checked
@@ -54,7 +55,9 @@ class MaskIoUConvFC(nn.Module):
     def loss(self, iou: Tensor, target: Tensor) -> Tensor:
         """Squared error of the IoU (R,) of the regions whose target (R,) is above 0."""
         rows = target > 0
-        return F.mse_loss(iou[rows], target[rows], reduction="sum") * (self.weight / rows.sum().clamp(min=1))
+        found, wanted = iou[rows], target[rows]
+        count = distributed.global_normalizer(len(found)) if self.training else max(len(found), 1)
+        return F.mse_loss(found, wanted, reduction="sum") * (self.weight / count)
 
 
 @torch.no_grad()
