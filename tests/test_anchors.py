@@ -21,6 +21,15 @@ def centres(anchors: torch.Tensor) -> torch.Tensor:
     return (anchors[:, :2] + anchors[:, 2:]) / 2
 
 
+def test_anchors_that_inference_made_serve_a_training():
+    generator = AnchorGenerator([4], [[8]])
+    with torch.inference_mode():
+        [made] = generator(maps((2, 3)), (8, 12))
+    shift = torch.zeros(4, requires_grad=True)
+    (made * shift).sum().backward()  # of an inference tensor this is an error
+    assert torch.equal(shift.grad, made.sum(dim=0))
+
+
 def test_rounded_anchors_equal_torchvisions():
     for size, wide, half in ((32, 23, 11), (64, 45, 23), (128, 91, 45), (256, 181, 91), (512, 362, 181)):
         sides = (wide, half), (size // 2, size // 2), (half, wide)
