@@ -116,7 +116,7 @@ def data_frame(rows: Mapping[str, Tensor], names: Sequence[str] | None, shapes: 
     try:
         import pandas
     except ImportError as error:
-        raise ImportError("a table needs pandas: pip install pandas") from error
+        raise ImportError(f"a table needs pandas: pip install pandas ({error})") from error
     columns: dict[str, Any] = dict(zip(("x1", "y1", "x2", "y2"), rows["boxes"].numpy().T))
     columns |= {singular: rows[name].numpy() for name, singular in SINGULAR.items()}
     columns |= {} if names is None else {"name": pandas.Series(names, dtype=object)}
@@ -130,7 +130,7 @@ def supervision_detections(rows: Mapping[str, Tensor], names: Sequence[str] | No
     try:
         import supervision
     except ImportError as error:
-        raise ImportError("supervision.Detections needs supervision: pip install supervision") from error
+        raise ImportError(f"supervision.Detections needs supervision: pip install supervision ({error})") from error
     data = {name: value.numpy() for name, value in rows.items() if name not in ("boxes", *SINGULAR)}
     data |= {} if names is None else {"class_name": np.array(names, dtype=str)}
     boxes, scores, labels = (rows[name].numpy() for name in ("boxes", "scores", "labels"))

@@ -126,6 +126,7 @@ def test_a_typo_is_told_with_file_path_and_nearest_key(tmp_path):
 def test_a_wrong_key_type_or_number_is_told_with_its_path():
     for path, value, message in (
         ("modle", {}, "configuration.modle: unknown key; did you mean 'model'?"),
+        ("model.neck.typ", "panet", "model.neck.typ: unknown key; did you mean 'type'?"),
         ("model.roi_head.pool.sample", 2, "model.roi_head.pool.sample: unknown key; did you mean 'samples'?"),
         ("model.roi_head.box_head.convs", 4, "model.roi_head.box_head.convs: unknown key"),  # those of another head
         ("model.backbone.depth", "50", "model.backbone.depth: expected one of 18, 34, 50, 101, 152, got '50'"),

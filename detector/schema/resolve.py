@@ -23,7 +23,7 @@ def resolve(
     """The constructor that a section's `type` names (the first of `types` by default) and its checked arguments."""
     arguments = as_section(section, where)
     constructor = named(arguments.pop("type", next(iter(types))), types, where, trust=trust)
-    return Call(constructor, parse_call(constructor, arguments, where, supplied=supplied))
+    return Call(constructor, parse_call(constructor, arguments, where, supplied=supplied, read=("type",)))
 
 
 def named(name: Any, types: Mapping[str, Callable], where: str, *, trust: bool) -> Callable:

@@ -59,10 +59,17 @@ def _parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def parse_call(
-    function: Callable, section: Any, where: str, *, supplied: Sequence[str] = (), base: Any = None
+    function: Callable,
+    section: Any,
+    where: str,
+    *,
+    supplied: Sequence[str] = (),
+    read: Sequence[str] = (),
+    base: Any = None,
 ) -> dict[str, Any]:
     """The keyword arguments of `function` that a section gives, apart from the `supplied` ones that the program adds.
 
+    `read` are keys of the section that the caller has taken out of it.
     `base` is an instance whose attributes stand for missing arguments. Raises ConfigError with the dotted path `where` for
     an unknown key, a missing or supplied argument, a wrong type, or a number out of range.
     """
@@ -74,7 +81,7 @@ def parse_call(
         if isinstance(section, Mapping) and name in section:
             raise ConfigError(f"{where}.{name}: the program sets this itself; remove the key")
     known = [name for name in parameters if name not in supplied]
-    check_keys(section, known, where)
+    check_keys(section, known, where, read)
     arguments = {name: _argument(value, parameters[name], f"{where}.{name}", base) for name, value in section.items()}
     required = [n for n in known if parameters[n].default is inspect.Parameter.empty and base is None]
     missing = [name for name in required if name not in section]
@@ -91,13 +98,13 @@ def _argument(value: Any, parameter: inspect.Parameter, where: str, base: Any) -
         raise ConfigError(f"{where}: expected {describe(parameter.annotation)}, got {short(value)}") from None
 
 
-def check_keys(section: Any, known: Sequence[str], where: str) -> None:
-    """Raise ConfigError if `section` is no dictionary or has a key beyond `known`; names the nearest known key."""
+def check_keys(section: Any, known: Sequence[str], where: str, read: Sequence[str] = ()) -> None:
+    """Raise ConfigError if `section` is no dictionary or has a key beyond `known`; names the nearest of these and of `read`."""
     if not isinstance(section, Mapping):
         raise ConfigError(f"{where}: expected a section of 'key: value' lines, got {short(section)}")
     for key in section:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(str(key), [*known, *read], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
             raise ConfigError(f"{where}.{key}: unknown key; {hint}")
 
