@@ -13,6 +13,8 @@ from PIL import Image
 
 import detector
 from detector.data.image import ImageError
+from detector.data.loader import _Seeded
+from detector.data.sampler import EpochIndex
 from detector.data.settings import build_dataset
 from detector.errors import ConfigError, DataError
 
@@ -58,6 +60,8 @@ def test_a_map_is_resized_with_its_image_and_learnt_from(folder):
     dataset = build_dataset(config.data, "train", fields=config.model.target_fields)
     image, target, _ = dataset[0]
     assert target.semantic.shape == image.shape[1:] != SIZE and target.semantic.dtype == torch.uint8
+    padding = _Seeded(dataset, seed=0, skip_bad=0)[EpochIndex(0, 0, is_padding=True)][1]
+    assert (padding.semantic == 255).all() and len(padding) == 0  # fills the share of a process, and is not learnt from
     half = image.shape[2] // 2
     assert (target.semantic[:, : half - 1] == 7).all() and (target.semantic[:, half + 1 :] == 255).all()
     losses = detector.build_detector(config).train()([image], [target])

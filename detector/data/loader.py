@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detector.data.image import ImageError
 from detector.data.sampler import EpochIndex, GroupedBatchSampler
+from detector.data.semantic_maps import UNLABELLED
 from detector.data.skip_bad import BadImages, Replaced, usable
 from detector.errors import DataError
 from detector.protocols import DataSet
@@ -113,8 +114,9 @@ class _Prepared(Dataset):
 
 
 def _padding_sample(image: Tensor, target: Target, image_id: int) -> tuple[Tensor, Target, int]:
-    """The image without objects, and with all of it ignored as background."""
-    return image, replace(target[:0], crowd=torch.tensor(IGNORE_ALL)), image_id
+    """The image without objects and classes of pixels, and with all of it ignored as background."""
+    semantic = None if target.semantic is None else torch.full_like(target.semantic, UNLABELLED)
+    return image, replace(target[:0], crowd=torch.tensor(IGNORE_ALL), semantic=semantic), image_id
 
 
 def _guarded(sample: Callable[[int], Any], i: int) -> Any:
