@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers.golden_rules import golden
 from helpers.necks import count
 from helpers.tiny import EMPTY, IMAGES, TARGETS, drawn, gradients, tiny_model, unmoved
 
+from detector import distributed
 from detector.errors import ConfigError
 from detector.modeling.roi_heads.semantic_head import SemanticConvs
 from detector.modeling.roi_heads.stage import Stage, to_rois
@@ -30,6 +33,16 @@ def test_the_semantic_loss_is_the_recorded_one():
     head.logits = torch.nn.Identity()
     loss = head.loss(logits, [semantic_target(m) for m in maps], (32, 40))
     assert loss.item() == pytest.approx(golden("masks/functions_masks")["semantic_loss"]["mm_loss"], rel=1e-6)
+
+
+def test_the_cells_of_all_processes_divide_the_semantic_loss(monkeypatch):
+    head = SemanticConvs([4] * 2, [4, 8], classes=2, width=8)
+    head.logits = torch.nn.Identity()
+    arguments = torch.zeros(1, 2, 4, 4), [semantic_target(torch.zeros(32, 32, dtype=torch.uint8))], (32, 32)
+    assert head.loss(*arguments).item() == pytest.approx(0.2 * math.log(2))
+    monkeypatch.setattr(distributed, "global_normalizer", lambda cells: 3 * cells)
+    assert head.loss(*arguments).item() == pytest.approx(0.2 * math.log(2) / 3)
+    assert head.eval().loss(*arguments).item() == pytest.approx(0.2 * math.log(2))
 
 
 def test_a_map_is_needed():

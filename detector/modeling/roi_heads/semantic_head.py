@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector import distributed
 from detector.modeling.layers import ConvNorm, caffe2_msra_
 from detector.modeling.roi_heads.pool import RegionPool, RoIPool
 from detector.schema.ranges import Range, Repeats, Weight, Width
@@ -71,7 +72,8 @@ class SemanticConvs(nn.Module):
         maps = [self._padded(target.semantic, padded, i) for i, target in enumerate(targets)]
         labels = torch.stack(maps)[:, :: self.stride, :: self.stride].long()  # (N, H, W)
         total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-        return total * (self.weight / labels.numel())
+        cells = distributed.global_normalizer(labels.numel()) if self.training else labels.numel()
+        return total * (self.weight / cells)
 
     def _padded(self, semantic: Tensor | None, padded: Sequence[int], i: int) -> Tensor:
         if semantic is None:
