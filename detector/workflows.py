@@ -23,6 +23,7 @@ from detector.files import check_own, make_folder, write_text
 from detector.inference.predictor import Predictor, load
 from detector.inference.tta import TTAPredictor
 from detector.protocols import DataSet
+from detector.records.keypoints import Pose
 from detector.training import run as training
 
 log = logging.getLogger("detector")
@@ -128,7 +129,8 @@ def score(
     if output is not None:
         on_rank0(make_folder, output)
         on_rank0(check_own, output, "metrics.json", "detections.json")
-    on_rank0(say_limits, dataset.annotation_file, dataset.category_ids, settings, predictor.config.model.target_fields)
+    fields, pose = predictor.config.model.target_fields, predictor.pose
+    on_rank0(say_limits, dataset.annotation_file, dataset.category_ids, settings, fields, pose)
     metrics, results = scoring.evaluate_predictor(predictor, dataset, workers=workers, scoring=settings)
     as_one_class = predictor.model.reports_proposals  # its boxes have no category
     if is_rank0():
@@ -143,10 +145,11 @@ def score(
 
 
 def say_limits(
-    annotations: Path, category_ids: list[int] | None, settings: Any, fields: Collection[str] = ()
+    annotations: Path, category_ids: list[int] | None, settings: Any, fields: Collection[str] = (),
+    pose: Pose | None = None,
 ) -> None:  # fmt: skip
     """Log what no detector can reach. Raises DataError for a file that cannot be scored."""
-    for line in scoring_limits(annotations, category_ids, settings, fields):
+    for line in scoring_limits(annotations, category_ids, settings, fields, pose):
         log.warning("note: %s", line)
 
 

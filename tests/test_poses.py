@@ -22,12 +22,14 @@ from detector.config.match_data import with_num_classes
 from detector.data.settings import build_dataset
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.evaluation.coco import evaluate_results
+from detector.evaluation.reach import scoring_limits
 from detector.files import load_tensors
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor, best_keypoints
 from detector.modeling.roi_heads.heat_maps import heat_map_cells
 from detector.modeling.roi_heads.keypoint_head import KeypointBranch
+from detector.recipe import Scoring
 from detector.records.keypoints import PERSON, Keypoints, Pose
 from detector.structures import Detections
 
@@ -118,6 +120,10 @@ def test_keypoints_of_another_order_are_not_scored(tmp_path: Path):
         assert evaluate_results(truth, [one | named])["keypoints"]["AP"] == pytest.approx(1)
     with pytest.raises(DataError, match=r"result 0.*same order"):
         evaluate_results(truth, [one | {"keypoint_names": ["right", "left"]}])
+    assert scoring_limits(truth, [1], Scoring(), ["keypoints"], Pose(["left", "right"], [])) == []
+    for names in (["right", "left"], ["left"]):  # said before the first image
+        with pytest.raises(DataError, match=r"keypoints of the model: their names.*same order"):
+            scoring_limits(truth, [1], Scoring(), ["keypoints"], Pose(names, []))
 
 
 def test_half_a_pixel_is_added_where_keypoints_are_read_and_taken_off_where_they_are_written(tmp_path: Path):

@@ -9,15 +9,18 @@ import numpy as np
 
 from detector.data.box_arrays import clip_to_images, corners, have_area
 from detector.data.coco_reader import CocoFile, read_coco_file
+from detector.evaluation.result_shapes import check_names
 from detector.evaluation.shapes import keypoint_sigmas
 from detector.recipe import Scoring
+from detector.records.keypoints import Pose
 
 IOUS = (0.5, 0.95)  # the lowest and highest threshold of COCO's AP
 
 
 def scoring_limits(
-    annotations: str | Path, category_ids: Sequence[int] | None, scoring: Scoring, fields: Collection[str] = ()
-) -> list[str]:
+    annotations: str | Path, category_ids: Sequence[int] | None, scoring: Scoring, fields: Collection[str] = (),
+    pose: Pose | None = None,
+) -> list[str]:  # fmt: skip
     """A line for each reason why a perfect detector scores less than 1, or why nothing can be scored.
 
     Args:
@@ -25,12 +28,14 @@ def scoring_limits(
         category_ids: the categories that are scored; None: all.
         scoring: the limit of detections, and whether boxes are clipped.
         fields: what the model finds beside boxes: the file is read with those that are scored, so that its faults are said now.
+        pose: what the model's keypoints mean, if that is known: the file must have the same.
 
     Raises DataError for what cannot be scored.
     """
     coco = read_coco_file(annotations, fields=scoring.fields(fields))
     if coco.keypoints is not None:
         keypoint_sigmas(coco, scoring.keypoint_sigmas)
+        check_names(pose and pose.names, coco, "keypoints of the model")
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
     names = dict(zip(coco.category_ids.tolist(), coco.category_names))
     category = coco.category_ids[coco.category_rows]

@@ -44,7 +44,7 @@ def take_shapes(
                 around = [float(v) for v in coco_mask.toBbox(rle)]
             else:
                 entry["keypoints"] = points = _points(item[key], coco, where)
-                _check_names(item.get("keypoint_names"), coco, where)
+                check_names(item.get("keypoint_names"), coco, where)
                 around = box_around(points)
             if "bbox" not in entry:
                 entry |= {"bbox": around, "area": around[2] * around[3]}
@@ -82,7 +82,7 @@ def _points(value: Any, coco: CocoFile, where: str) -> list[float]:
     return value
 
 
-def _check_names(names: Any, coco: CocoFile, where: str) -> None:
+def check_names(names: Any, coco: CocoFile, where: str) -> None:
     """Raise DataError for names in another order than that of the file, if both say them."""
     [*known] = {tuple(pose.names) for pose in coco.poses or () if pose.names}
     if names is not None and len(known) == 1 and list(names) != [*known[0]]:
