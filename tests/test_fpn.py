@@ -23,7 +23,7 @@ def identity_fpn(**settings) -> FPN:
 
 def test_levels_add_what_lies_above_them_and_further_ones_are_pooled_or_made_of_c5_or_p5():
     assert values(identity_fpn()(constant(1, 10, 100, 1000))) == [[1111], [1110], [1100], [1000], [1000]]
-    assert values(identity_fpn(fuse="average")(constant(0, 0, 0, 8))) == [[1], [2], [4], [8], [8]]
+    assert values(identity_fpn(fuse="average")(constant(4, 0, 0, 8))) == [[3], [2], [4], [8], [8]]
     c = constant(0, 0, 0, 0)
     c[3] = torch.arange(15.0).reshape(1, 1, 3, 5)
     assert identity_fpn()(c)[-1][0, 0].tolist() == [[0, 2, 4], [10, 12, 14]]
