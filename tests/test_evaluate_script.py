@@ -40,7 +40,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     split = {"images": "images", "annotations": "a.json"}
     config = parse_config({"data": {"root": ".", "train": split, "val": split, "workers": 0}}, trust=False)
     model = SimpleNamespace(reports_proposals=False)
-    predictor = SimpleNamespace(config=config, class_names=["cell"], model=model)
+    predictor = SimpleNamespace(config=config, class_names=["cell"], model=model, pose=None)
 
     def load(path: Path, trust: bool, overrides: list[str], **how: str) -> SimpleNamespace:
         if not path.exists():
