@@ -44,4 +44,4 @@ def read_heat_maps(logits: Tensor, boxes: Tensor, scores: Literal["softmax", "lo
             place[rows] = torch.stack([index % w, index.div(w, rounding_mode="floor")], dim=-1) + 0.5
     points = boxes[:, None, :2] + place * (side / pixels)[:, None]
     found = best if scores == "logit" else (best - logits.flatten(2).logsumexp(dim=2)).exp()
-    return points, found.nan_to_num()  # 0 of maps that are not finite
+    return points, found.nan_to_num(0, 0, 0)  # 0 of maps that are not finite

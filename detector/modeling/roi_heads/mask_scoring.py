@@ -45,7 +45,7 @@ class MaskScoringBranch(MaskBranch):
         logits = of_class(self.head(x), labels)
         parts = self._iou(x, logits, labels).split([len(d) for d in found])
         masked = with_masks(found, logits.sigmoid(), batch)
-        return [_ranked(d, d.scores * iou.nan_to_num()) for d, iou in zip(masked, parts)]
+        return [_ranked(d, d.scores * iou.nan_to_num(0, 0, 0)) for d, iou in zip(masked, parts)]
 
     def _iou(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """(R,) for each region's own class."""
