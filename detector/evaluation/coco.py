@@ -65,9 +65,17 @@ def evaluate_results(
     take_shapes(results, detections, coco, fields)
     if say_missing:
         say_oddities(detections, coco)
-    lowest = -1.0 if results else 0.0
     images = coco.image_ids.tolist() if image_ids is None else image_ids
     scope = Scope(coco, names, images, sorted(chosen))
+    return _metrics(scope, detections, objects, coco, fields, scoring)
+
+
+def _metrics(
+    scope: Scope, detections: list[dict[str, Any]], objects: list[dict[str, Any]], coco: CocoFile, fields: Collection[str],
+    scoring: Scoring,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """The sections of `evaluate_results`, of checked detections and annotations."""
+    lowest = -1.0 if detections else 0.0
     counts = scope.evaluated(detections, objects, STANDARD.max_detections)
     metrics: dict[str, dict[str, Any]] = {"bbox": twelve(counts, lowest)}
     per_class = scope.per_class(counts, lowest)
