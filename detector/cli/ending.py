@@ -16,15 +16,18 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
+from detector.data.workers import ignore_lost_workers, is_lost_worker
 from detector.errors import DetectorError, Interrupted
 
-STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
+# no SIGHUP on Windows
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LOST_READER = 141  # as a shell reports SIGPIPE
 Handler = Callable[[int, FrameType | None], None]
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Signal handler: SIGTERM and SIGHUP end a command as Ctrl-C does."""
+    """Signal handler: SIGTERM and SIGHUP end a command as Ctrl-C does, whose loading processes may have got it, too."""
+    ignore_lost_workers()
     raise KeyboardInterrupt(number)
 
 
@@ -33,7 +36,7 @@ class ending:
 
     Args:
         args: the parsed arguments, for `--debug`.
-        handlers: signal number -> handler while the context is open; None: `interrupt` for SIGTERM and SIGHUP.
+        handlers: signal number -> handler while the context is open; None: `interrupt` for all of STOPS.
         advice: how to continue, added to the line about an interruption.
     """
 
@@ -120,4 +123,4 @@ def _is_lost_process(error: RuntimeError) -> bool:
     """Whether PyTorch raised this because a peer or a loading process is gone."""
     from detector.distributed import is_lost_peer
 
-    return is_lost_peer(error) or "DataLoader worker" in str(error)
+    return is_lost_peer(error) or is_lost_worker(error)

@@ -19,6 +19,7 @@ from detector.data.image import ImageError
 from detector.data.sampler import EpochIndex, GroupedBatchSampler
 from detector.data.semantic_maps import UNLABELLED
 from detector.data.skip_bad import BadImages, Replaced, usable
+from detector.data.workers import is_from_data_set, lost_worker
 from detector.errors import DataError
 from detector.protocols import DataSet
 from detector.rng import seeded
@@ -38,7 +39,8 @@ class ImageLoader(DataLoader):
         super().__init__(dataset, collate_fn=collate, generator=torch.Generator(), **options)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while (batch := self._next(batches)) is not None:
             if isinstance(batch, Replaced):
                 self.bad.add(batch.bad)
                 batch = batch.sample
@@ -49,6 +51,15 @@ class ImageLoader(DataLoader):
                     # a reference cycle of error and frame would keep the workers alive for 10 s
                     del batch
             yield batch
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch, None after the last one. Raises RuntimeError if a loading process died."""
+        try:
+            return next(batches, None)
+        except (OSError, EOFError) as error:
+            if self.num_workers and not is_from_data_set(error):
+                raise lost_worker() from error
+            raise
 
 
 def train_loader(

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from detector import distributed
+from detector.data.workers import ignore_lost_workers, is_lost_worker
 from detector.errors import CheckpointError, DataError, DetectorError
 from detector.files import write_atomically
 from detector.training.signals import Stop
@@ -24,6 +25,7 @@ def lost_process_explained(stop: Stop, last: Path) -> Iterator[None]:
         explained = explain_lost_process(error, last)
         if explained is None:
             raise
+        ignore_lost_workers()  # another may die while this one is explained
         # a signal sent to all processes at once may reach another process first
         time.sleep(0.2)
         stop.check()
@@ -33,7 +35,7 @@ def lost_process_explained(stop: Stop, last: Path) -> Iterator[None]:
 def explain_lost_process(error: Exception, last: Path) -> DetectorError | None:
     """The error to raise instead of one that PyTorch raises because a process has left; None for any other."""
     text = str(error)
-    if "DataLoader worker" in text:
+    if is_lost_worker(error):
         return DataError(
             f"a process that loads images died ({text}). If memory ran out, lower data.workers or train.batch_size; "
             f"then continue from {last} with --resume"

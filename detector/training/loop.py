@@ -18,6 +18,7 @@ from detector.checkpoint import save_checkpoint
 from detector.config.config import Config
 from detector.data.loader import train_loader
 from detector.data.sampler import GroupedBatchSampler, repeats_of
+from detector.data.workers import deferred_sigchld
 from detector.device import memory_mib
 from detector.errors import CheckpointError
 from detector.files import NotWritten
@@ -30,7 +31,7 @@ from detector.training.criterion import criterion_of
 from detector.training.diagnostics import explain_non_finite, lost_process_explained
 from detector.training.metrics import COLUMNS, make_writers
 from detector.training.optim import learning_rate
-from detector.training.signals import Stop, deferred_sigchld
+from detector.training.signals import Stop
 from detector.training.step import NonFiniteLoss, TrainStep
 from detector.training.validate import validate
 

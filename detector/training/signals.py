@@ -5,42 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from detector import distributed
+from detector.data.workers import ignore_lost_workers, in_main_thread
 from detector.errors import Interrupted
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 TIME_UP = 124  # exit status, as of timeout(1)
-
-
-def _in_main_thread() -> bool:
-    """Whether this thread may handle signals."""
-    return threading.current_thread() is threading.main_thread()
-
-
-@contextmanager
-def deferred_sigchld() -> Iterator[None]:
-    """Defer SIGCHLD to the end of the context: PyTorch raises a worker's death from its handler, even during a save."""
-    if not hasattr(signal, "SIGCHLD") or not _in_main_thread():  # on Windows
-        yield
-        return
-    received: list[tuple[int, FrameType | None]] = []
-
-    def record(number: int, frame: FrameType | None) -> None:
-        received.append((number, frame))
-
-    handler = signal.signal(signal.SIGCHLD, record)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
-        if received and callable(handler):
-            handler(*received[0])
 
 
 class Stop:
@@ -57,14 +30,11 @@ class Stop:
 
     def __enter__(self) -> Stop:
         # nohup ignores SIGHUP, and this must stay so
-        handled = [number for number in SIGNALS if _in_main_thread() and signal.getsignal(number) != signal.SIG_IGN]
+        handled = [number for number in SIGNALS if in_main_thread() and signal.getsignal(number) != signal.SIG_IGN]
         self._handlers = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self.signal and self._handlers and hasattr(signal, "SIGCHLD"):
-            # the signal ended loading processes, too, and PyTorch would raise their death wherever the program then is
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -82,11 +52,12 @@ class Stop:
 
     def check(self) -> None:
         """Raise Interrupted if the processes agreed to stop, or this process has a reason to."""
-        if self.agreed is not None:
-            raise self.agreed from distributed.SharedError()
-        reason = self._interrupted(self.signal, self._is_late())
-        if reason is not None:
-            raise reason
+        reason = self.agreed or self._interrupted(self.signal, self._is_late())
+        if reason is None:
+            return
+        if self.signal:
+            ignore_lost_workers()  # the signal may have ended them, too
+        raise reason from (distributed.SharedError() if self.agreed is not None else None)
 
     def _is_late(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
