@@ -81,7 +81,7 @@ class ProposalGenerator(Protocol):
     def losses(self, p: list[Tensor], batch: Batch, targets: list[Target]) -> tuple[list[Proposals], dict[str, Tensor]]:
         """losses(p, batch, targets) gives the proposals of every image and the losses by name."""
 
-    def propose(self, p: list[Tensor], batch: Batch) -> list[Proposals]:
+    def propose(self, p: list[Tensor], batch: Batch) -> Sequence[Proposals]:
         """propose(p, batch) gives the proposals of every image."""
 
 
@@ -166,7 +166,7 @@ class SecondStage(Protocol):
     ) -> dict[str, Tensor]:
         """losses(p, proposals, batch, targets) gives the losses by name."""
 
-    def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
+    def detect(self, p: list[Tensor], proposals: Sequence[Proposals], batch: Batch) -> list[Detections]:
         """detect(p, proposals, batch) gives the Detections of every image."""
 
 

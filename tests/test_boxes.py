@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from detector.modeling.boxes import box_area, box_iou, clip_boxes, decode, encode, intersection, is_larger_than
 from detector.modeling.nms import soft_nms, suppress
+from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead
-from detector.structures import Detections
+from detector.structures import Detections, Proposals
 
 RPN, ROI = (1, 1, 1, 1), (10, 10, 5, 5)
 NONE = torch.zeros(0, 4)
@@ -84,8 +85,8 @@ SETTINGS = dict(iou=0.3, min_score=0.01, limit=100)
 def soft(boxes, scores, group=None, **settings) -> tuple[list[int], list[float]]:
     boxes, scores = torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores)
     group = torch.zeros(len(boxes), dtype=torch.long) if group is None else torch.tensor(group)
-    index, score = soft_nms(boxes, scores, group, **(SETTINGS | settings))
-    return index.tolist(), score.tolist()
+    index, score, valid = soft_nms(boxes, scores, group, **(SETTINGS | settings))
+    return index[valid].tolist(), score[valid].tolist()
 
 
 def test_groups_do_not_see_each_other_and_the_best_come_first_and_only_so_many():
@@ -93,8 +94,9 @@ def test_groups_do_not_see_each_other_and_the_best_come_first_and_only_so_many()
     assert soft([], [], kind="linear") == soft([], [], kind="gaussian") == ([], [])
     boxes, rule = torch.tensor([A, B, C]).repeat(30, 1) + torch.rand(90, 4), dict(iou=0.95, min_score=0.01, limit=9)
     for kind in ("hard", "linear", "gaussian"):
-        index, scores = suppress(boxes, torch.rand(90), torch.zeros(90), kind=kind, **rule)
-        assert len(index) == len(scores) == 9 == len(set(index.tolist()))
+        group, valid = torch.zeros(90, dtype=torch.long), torch.rand(90) < 0.8
+        index, scores, left = suppress(boxes, torch.rand(90), group, valid, kind=kind, **rule)
+        assert len(index) == len(scores) == 9 == len(set(index.tolist())) and left.all() and valid[index].all()
         assert (scores.diff() <= 0).all()
 
 
@@ -118,7 +120,8 @@ def test_soft_nms_equals_a_slow_oracle(kind):
     boxes = torch.cat([low, low + 10 + 30 * torch.rand(80, 2)], dim=1)
     scores, group = torch.rand(80) * 0.9 + 0.1, torch.randint(0, 3, (80,))
     for limit in (1000, 7):
-        index, score = soft_nms(boxes, scores, group, kind=kind, iou=0.3, min_score=0.05, limit=limit)
+        index, score, valid = soft_nms(boxes, scores, group, kind=kind, iou=0.3, min_score=0.05, limit=limit)
+        index, score = index[valid], score[valid]
         expected = slow_soft_nms(boxes, scores, group, kind, 0.3, 0.05)[:limit]
         assert index.tolist() == [i for i, _ in expected] and len(expected) > min(limit, 15) - 1
         torch.testing.assert_close(score, torch.tensor([s for _, s in expected]))
@@ -136,7 +139,8 @@ def detect(scores: list[list[float]], boxes: list[list[float]], **settings) -> D
     box_head.width = 1
     head = RoIHead(RoIPool([1], [4], levels=1), box_head, 2, **grouped(RoIHead, **settings))
     logits, deltas = torch.tensor(scores).log(), torch.zeros(len(boxes), 2, 4)
-    return head.postprocess(logits, deltas, [torch.tensor(boxes)], [(60, 90)])[0]
+    rows = Padded.of([Proposals(torch.tensor(boxes), torch.zeros(len(boxes)))])
+    return head.postprocess(logits, deltas, rows, [(60, 90)])[0]
 
 
 SCORES = [[0.6, 0.0, 0.4], [0.0, 0.9, 0.1]]  # A is of class 0, B of class 1

@@ -7,14 +7,13 @@ import torch
 from helpers.golden_rules import assert_near, golden
 from helpers.tiny import grouped
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from detector.modeling.anchors import AnchorGenerator, cell_anchors, grid_anchors
 from detector.modeling.boxes import box_iou, clip_boxes, decode, encode
 from detector.modeling.layers import balanced_l1
 from detector.modeling.levels import fpn_level
 from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, Matching
-from detector.modeling.nms import soft_nms
+from detector.modeling.nms import nms, soft_nms
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.stage import Regions
@@ -190,9 +189,9 @@ def test_nms(iou):
     lowest = lowest_of_equals(record)
     boxes, scores, classes = (torch.tensor(record[key]) for key in ("boxes", "scores", "classes"))
     kept = record["kept"]
-    of_each_class = batched_nms(boxes, scores, classes, float(iou)).tolist()
+    of_each_class = nms(boxes, scores, float(iou), classes).tolist()
     assert of_each_class == kept[f"batched_{iou}"] == kept[f"d2_batched_{iou}"]
-    of_all = batched_nms(boxes, scores, torch.zeros_like(classes), float(iou)).tolist()
+    of_all = nms(boxes, scores, float(iou)).tolist()
     assert of_all == kept[f"nms_{iou}"]
     for found, theirs in [(of_each_class, kept[f"mm_batched_{iou}"]), (of_all, kept[f"mm_nms_{iou}"])]:
         assert {lowest[i] for i in theirs} == set(found)
@@ -221,7 +220,8 @@ def test_soft_nms(kind, iou, min_score, by_class, name):
     lowest = lowest_of_equals(record)
     boxes, scores, classes = (torch.tensor(record[key]) for key in ("boxes", "scores", "classes"))
     group = classes if by_class else torch.zeros_like(classes)
-    index, score = soft_nms(boxes, scores, group, kind=kind, iou=iou, min_score=min_score, limit=1000)
+    index, score, valid = soft_nms(boxes, scores, group, kind=kind, iou=iou, min_score=min_score, limit=1000)
+    index, score = index[valid], score[valid]
     expected = record["soft"][name]
     assert [lowest[i] for i in index.tolist()] == [lowest[i] for i in expected["indices"]]
     assert_near(score, expected["scores"])

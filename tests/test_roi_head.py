@@ -10,6 +10,7 @@ import torch
 from helpers.tiny import batch_of, grouped, proposals, to_target
 
 from detector.modeling.boxes import box_iou, decode, encode
+from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.box_head import TwoFC
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead, to_rois
@@ -41,7 +42,12 @@ def detect(boxes: Rows, scores: Rows, deltas: torch.Tensor | None = None, **sett
     scores = torch.as_tensor(scores, dtype=torch.float32)
     deltas = torch.zeros(len(boxes), scores.shape[1] - 1, 4) if deltas is None else deltas
     head = make_head(num_classes=scores.shape[1] - 1, **settings)
-    return head.postprocess(scores.log(), deltas, [boxes], [SIZE])[0]
+    return head.postprocess(scores.log(), deltas, given(boxes), [SIZE])[0]
+
+
+def given(*boxes: torch.Tensor) -> Padded[Proposals]:
+    """These boxes of each image as its proposals."""
+    return Padded.of([Proposals(b, torch.zeros(len(b))) for b in boxes])
 
 
 A, B, C = [0, 0, 20, 20], [2, 0, 22, 20], [50, 30, 80, 50]  # A and B overlap by 18 / 22
@@ -126,8 +132,8 @@ def test_a_region_whose_numbers_are_bad_is_not_detected_and_does_not_hide_others
 
 def test_images_are_told_apart():
     head = make_head(score_threshold=0.0, nms_iou=1.0)
-    boxes = [torch.tensor([A, C]).float(), torch.zeros(0, 4), torch.tensor([B]).float()]
-    found = head.postprocess(torch.zeros(3, 4), torch.zeros(3, 3, 4), boxes, [SIZE] * 3)
+    rows = given(torch.tensor([A, C]).float(), torch.zeros(0, 4), torch.tensor([B]).float())  # 3 images, 2 rows each
+    found = head.postprocess(torch.zeros(6, 4), torch.zeros(6, 3, 4), rows, [SIZE] * 3)
     assert [len(f) for f in found] == [6, 0, 3]
     assert found[2].boxes.tolist() == [B] * 3
 

@@ -27,6 +27,7 @@ from detector.errors import CheckpointError, ConfigError
 from detector.inference.predictor import Predictor, to_original
 from detector.interop.torchvision import TORCHVISION
 from detector.modeling.layers import is_foldable
+from detector.modeling.padded import Padded
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.stage import to_rois
@@ -148,11 +149,11 @@ class OwnCandidate:
         batch = watch("pre", model.preprocess.batch, [prepared], self.device, dtype)
         batch.proposals = [sample.proposals.to(self.device)]
         p = watch("model", model.pyramid, batch.images)
-        proposals = watch("model", model.rpn.propose, p, batch)
+        proposals = watch("model", lambda: list(model.rpn.propose(p, batch)))
         if isinstance(head, RoIHead):
-            boxes = [r.boxes for r in proposals]
-            logits, deltas = watch("model", lambda: head.stage(head.pool(p, to_rois(boxes))))
-            found = watch("post", head.postprocess, logits, deltas, boxes, batch.sizes)
+            regions = Padded.of(proposals)
+            logits, deltas = watch("model", lambda: head.stage(head.pool(p, to_rois(regions.rows.boxes))))
+            found = watch("post", lambda: list(head.postprocess(logits, deltas, regions, batch.sizes)))
             found = watch("model", head.complete, p, found, batch)
         else:  # where network and suppression cannot be told apart
             found = watch("model", head.detect, p, proposals, batch)

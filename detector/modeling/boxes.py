@@ -45,8 +45,8 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def is_larger_than(boxes: Tensor, side: float) -> Tensor:
-    """(R, 4) -> (R,) bool: finite, and both sides >= `side` (> 0 where `side` is 0)."""
-    w, h = (boxes[:, 2:] - boxes[:, :2]).unbind(dim=-1)
+    """(..., 4) -> (...) bool: finite, and both sides >= `side` (> 0 where `side` is 0)."""
+    w, h = (boxes[..., 2:] - boxes[..., :2]).unbind(dim=-1)
     large = (w >= side) & (h >= side) & (w > 0) & (h > 0)
     return large & torch.isfinite(boxes).all(dim=-1)
 

@@ -107,6 +107,8 @@ class GeneralizedRCNN(nn.Module):
         """Both stages on a batch of preprocessed images."""
         p = self.pyramid(batch.images)
         regions = self.rpn.propose(p, batch)
+        if batch.images.device.type == "cpu":  # where padding costs time and a look at it does not
+            regions = list(regions)
         found = self.roi_head.detect(p, regions, batch)
         return [replace(d, proposals=r) for d, r in zip(found, regions)]
 

@@ -10,14 +10,14 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, nms
 
 from detector import distributed
 from detector.modeling.anchors import AnchorGenerator, inside_border, inside_padding
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.layers import normal_, smooth_l1
 from detector.modeling.matching import Matching
-from detector.modeling.nms import shifted_nms
+from detector.modeling.nms import best_rows, left_by_nms, nms
+from detector.modeling.padded import Padded
 from detector.modeling.preprocess import round_up
 from detector.modeling.sampling import Sampling
 from detector.records.geometry import Size
@@ -49,7 +49,8 @@ class ProposalSelection:
     """Boxes with a shorter side, in pixels, are dropped."""
     rank: Literal["logit", "sigmoid_in_nms", "sigmoid"] = "logit"
     """What ranks boxes: the logit; the logit before NMS and its float32 sigmoid in NMS (torchvision); or the sigmoid in both
-    (MMDetection). The sigmoid of logits above 17 is 1, so these boxes tie, and the framework's sort decides."""
+    (MMDetection). The sigmoid of logits above 17 is 1, so these boxes tie: the first comes first, in MMDetection that which its
+    sort puts first."""
 
     def best_of_level(self, logits: Tensor, *, training: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, P) of one level -> scores, logits and rows of the anchors that NMS sees, (N, k) each."""
@@ -66,16 +67,27 @@ class ProposalSelection:
         return scores.gather(1, row), logits.gather(1, row), row
 
     def __call__(
-        self, scores: Tensor, logits: Tensor, boxes: Tensor, levels: Tensor, size: Size, *, training: bool
-    ) -> Proposals:
-        """Scores (k,), logits (k,), boxes (k, 4), levels (k,) of one image of size (h, w) -> proposals, best first."""
+        self, scores: Tensor, logits: Tensor, boxes: Tensor, levels: Sequence[int], sizes: Sequence[Size], *, training: bool
+    ) -> Padded[Proposals]:  # fmt: skip
+        """The proposals of N images of these (h, w) `sizes`, best first.
+
+        Scores (N, P), logits (N, P) and boxes (N, P, 4) have the rows of one level after those of another, `levels` of each.
+        """
         finite = logits.isfinite() & boxes.isfinite().all(dim=-1)
-        boxes = clip_boxes(boxes, size)
-        valid = torch.where(finite & is_larger_than(boxes, self.min_size))[0]
-        scores, logits, boxes, levels = scores[valid], logits[valid], boxes[valid], levels[valid]
-        suppress = shifted_nms if self.rank == "sigmoid" else batched_nms
-        best = suppress(boxes, scores, levels, self.nms_iou)[: self.post_nms[0 if training else 1]]
-        return Proposals(boxes[best], logits[best])
+        boxes = torch.stack([clip_boxes(b, size) for b, size in zip(boxes, sizes)])
+        valid = finite & is_larger_than(boxes, self.min_size)
+        if self.rank == "sigmoid":
+            scores = _as_ranks(torch.where(valid, scores, -torch.inf))
+        images = zip(boxes, scores, valid)
+        left = torch.stack([self._left(b.split(levels), s.split(levels), v.split(levels)) for b, s, v in images])
+        row, valid = best_rows(scores, left, self.post_nms[0 if training else 1])
+        boxes = torch.where(valid[..., None], boxes.gather(1, row[..., None].expand(-1, -1, 4)), 0)
+        return Padded(Proposals(boxes, logits.gather(1, row)), valid)
+
+    def _left(self, boxes: Sequence[Tensor], scores: Sequence[Tensor], valid: Sequence[Tensor]) -> Tensor:
+        """(P,) bool: what NMS leaves of the levels of an image, each by itself."""
+        levels = zip(boxes, scores, valid)
+        return torch.cat([left_by_nms(b, s, v, self.nms_iou) for b, s, v in levels])
 
     def merge(self, views: Sequence[Proposals]) -> Proposals:
         """The proposals of several views of one image, in its pixels, as those of one."""
@@ -88,6 +100,13 @@ class ProposalSelection:
             if len(best) == wanted:
                 break
         return together[best]
+
+
+def _as_ranks(scores: Tensor) -> Tensor:
+    """Scores (N, P) as numbers that differ, P for the best: a sort that is not stable decides about equal ones."""
+    order = scores.sort(dim=1, descending=True).indices
+    count = scores.shape[1]
+    return torch.zeros_like(scores).scatter(1, order, torch.arange(count, 0, -1.0).to(scores).expand_as(scores))
 
 
 class AnchorSample(NamedTuple):
@@ -198,12 +217,11 @@ class RPN(nn.Module):
         objectness, box = self.loss(
             torch.cat(logits, dim=1), torch.cat(deltas, dim=1), every, samples, self.coder, count
         )
-        return self.propose_from(logits, deltas, anchors, batch.sizes, training=True), {
-            "rpn_objectness": objectness, "rpn_box": box
-        }  # fmt: skip
+        proposals = self.propose_from(logits, deltas, anchors, batch.sizes, training=True)
+        return list(proposals), {"rpn_objectness": objectness, "rpn_box": box}
 
-    def propose(self, p: list[Tensor], batch: Batch) -> list[Proposals]:
-        """Proposals of every image as at test time."""
+    def propose(self, p: list[Tensor], batch: Batch) -> Padded[Proposals]:
+        """Proposals of every image as at test time; the shapes depend on that of the batch alone."""
         logits, deltas = self.head(p)
         anchors = self.anchors(p, batch.images.shape[-2:])
         return self.propose_from(logits, deltas, anchors, batch.sizes, training=False)
@@ -225,23 +243,20 @@ class RPN(nn.Module):
     @torch.no_grad()
     def propose_from(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[Size], *, training: bool
-    ) -> list[Proposals]:
+    ) -> Padded[Proposals]:
         """The best anchors of every level, and only those, are decoded; then `selection`."""
-        scores, kept, boxes, levels = [], [], [], []
-        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors)):
+        scores, kept, boxes = [], [], []
+        for logit, delta, anchor in zip(logits, deltas, anchors):
             logit = torch.where(logit.isfinite(), logit, -torch.inf)  # topk would take NaN for the best
             best, logit, row = self.selection.best_of_level(logit, training=training)  # (N, k)
             scores.append(best)
             kept.append(logit)
             delta = delta.gather(1, row[..., None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(delta, anchor[row]))  # (N, k, 4)
-            levels.append(torch.full_like(row[0], level))
         score, logit, box = (torch.cat(parts, dim=1) for parts in (scores, kept, boxes))
-        level_of = torch.cat(levels)
         if self.selection.rank == "sigmoid_in_nms":
             score = logit.sigmoid()
-        images = zip(score, logit, box, sizes)
-        return [self.selection(s, x, b, level_of, size, training=training) for s, x, b, size in images]
+        return self.selection(score, logit, box, [x.shape[1] for x in scores], sizes, training=training)
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, size: Size, target: Target) -> AnchorSample:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder, DeltaWeight, clip_boxes, is_larger_than
 from detector.modeling.matching import Matching
+from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.mask_branch import MaskBranch, positives, with_masks
 from detector.modeling.roi_heads.roi_head import select
 from detector.modeling.roi_heads.selection import DetectionSelection
@@ -116,13 +117,20 @@ class Cascade(nn.Module):
             boxes = self._next(refine(stage, deltas, boxes, batch.sizes), regions)
         return losses
 
-    def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
-        """The final boxes of every image, best first: those of the last stage, with the average score of all."""
-        boxes, outputs, deltas = zip(*self.run(p, [r.boxes for r in proposals], batch.sizes))
-        logits = torch.stack(outputs)  # (stages, R, K + 1)
+    def detect(self, p: list[Tensor], proposals: Sequence[Proposals], batch: Batch) -> list[Detections]:
+        """The final boxes of every image, best first, with masks where there are branches."""
+        return self.complete(p, list(self.find(p, Padded.of(proposals), batch)), batch)
+
+    def find(self, p: list[Tensor], proposals: Padded[Proposals], batch: Batch) -> Padded[Detections]:
+        """The final boxes of every image, best first: those of the last stage, with the average score of all.
+
+        The shapes depend on those of the arguments alone.
+        """
+        boxes, outputs, deltas = zip(*self.run(p, list(proposals.rows.boxes), batch.sizes))
+        logits = torch.stack(outputs)  # (stages, N*R, K + 1)
         scores = logits.mean(dim=0).softmax(dim=-1) if self.average == "logits" else logits.softmax(dim=-1).mean(dim=0)
-        found = select(scores[:, :-1], deltas[-1], boxes[-1], batch.sizes, self.stages[-1].coder, self.selection)
-        return self.complete(p, found, batch)
+        last, coder = torch.stack(boxes[-1]), self.stages[-1].coder
+        return select(scores[:, :-1], deltas[-1], last, proposals.valid, batch.sizes, coder, self.selection)
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image, whose boxes are final, with the mean of all heads' masks, where there are any."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder, DeltaWeight
 from detector.modeling.layers import ConvNorm, caffe2_msra_
+from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.cascade import Cascade, refine
 from detector.modeling.roi_heads.mask_branch import MaskBranch, of_class, positives, with_masks
 from detector.modeling.roi_heads.selection import DetectionSelection
@@ -100,9 +101,13 @@ class HTC(Cascade):
             losses[f"roi_mask_{number}"] = self._mask_loss(number, p, again, batch, targets)
         return losses
 
-    def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
+    def detect(self, p: list[Tensor], proposals: Sequence[Proposals], batch: Batch) -> list[Detections]:
         """The final boxes of every image, best first, with masks."""
         return super().detect(self.fused(p), proposals, batch)
+
+    def find(self, p: list[Tensor], proposals: Padded[Proposals], batch: Batch) -> Padded[Detections]:
+        """The final boxes of every image, best first; the shapes depend on those of the arguments alone."""
+        return super().find(self.fused(p), proposals, batch)
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image, whose boxes are final, with the masks of the last head."""

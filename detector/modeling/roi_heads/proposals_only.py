@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from detector.modeling.padded import Padded
 from detector.schema.ranges import Count
 from detector.schema.signatures import checked
 from detector.structures import Batch, Detections, Proposals, Target
@@ -43,14 +45,19 @@ class ProposalsOnly(nn.Module):
         """Nothing beyond the RPN's own losses."""
         return {}
 
-    def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
+    def detect(self, p: list[Tensor], proposals: Sequence[Proposals], batch: Batch) -> list[Detections]:
         """The best proposals of every image, their score the sigmoid of the objectness."""
-        return [self.postprocess(of_image) for of_image in proposals]
+        return list(self.find(p, Padded.of(proposals), batch))
+
+    def find(self, p: list[Tensor], proposals: Padded[Proposals], batch: Batch) -> Padded[Detections]:
+        """The same; the shapes depend on those of the arguments alone."""
+        return Padded(self.postprocess(proposals.rows), proposals.valid[:, : self.selection.max_detections])
 
     def postprocess(self, proposals: Proposals) -> Detections:
-        """Proposals of one image, best first, as detections of class 0."""
-        boxes, scores = (x[: self.selection.max_detections].float() for x in (proposals.boxes, proposals.scores))
-        return Detections(boxes, scores.sigmoid(), scores.new_zeros(len(scores)).long())
+        """Proposals (..., R), best first, as detections of class 0."""
+        limit = self.selection.max_detections
+        boxes, scores = proposals.boxes[..., :limit, :].float(), proposals.scores[..., :limit].float()
+        return Detections(boxes, scores.sigmoid(), torch.zeros_like(scores, dtype=torch.int64))
 
     def merge(self, views: Sequence[Detections], proposals: Proposals) -> Detections:
         """The merged proposals of several views of one image (test-time augmentation)."""

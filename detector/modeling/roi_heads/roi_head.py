@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder
 from detector.modeling.matching import Matching
+from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.keypoint_head import KeypointBranch
 from detector.modeling.roi_heads.mask_branch import MaskBranch, positives
 from detector.modeling.roi_heads.selection import DetectionSelection
@@ -97,11 +98,14 @@ class RoIHead(nn.Module):
             losses |= self.mask.losses(x, of_objects, batch, targets)
         return losses if self.keypoint is None else losses | self.keypoint.losses(p, of_objects, targets)
 
-    def detect(self, p: list[Tensor], proposals: list[Proposals], batch: Batch) -> list[Detections]:
+    def detect(self, p: list[Tensor], proposals: Sequence[Proposals], batch: Batch) -> list[Detections]:
         """The final boxes of every image, best first, with what the branches find in them."""
-        boxes = [r.boxes for r in proposals]
-        logits, deltas = self.stage(self.pool(p, to_rois(boxes)))
-        return self.complete(p, self.postprocess(logits, deltas, boxes, batch.sizes), batch)
+        return self.complete(p, list(self.find(p, Padded.of(proposals), batch)), batch)
+
+    def find(self, p: list[Tensor], proposals: Padded[Proposals], batch: Batch) -> Padded[Detections]:
+        """The final boxes of every image, best first; the shapes depend on those of the arguments alone."""
+        logits, deltas = self.stage(self.pool(p, to_rois(proposals.rows.boxes)))
+        return self.postprocess(logits, deltas, proposals, batch.sizes)
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image, whose boxes are final, with their masks and keypoints where there are branches."""
@@ -120,9 +124,12 @@ class RoIHead(nn.Module):
         maps = self.stage.box_head.maps(pooled)
         return *self.stage.predict(self.stage.box_head.mean(maps)), maps
 
-    def postprocess(self, logits: Tensor, deltas: Tensor, boxes: list[Tensor], sizes: list[Size]) -> list[Detections]:
-        """Logits (R, K+1) and deltas (R, K or 1, 4) of the regions `boxes` of all images -> detections of every image."""
-        return select(logits.softmax(dim=1)[:, :-1], deltas, boxes, sizes, self.stage.coder, self.selection)
+    def postprocess(
+        self, logits: Tensor, deltas: Tensor, proposals: Padded[Proposals], sizes: Sequence[Size]
+    ) -> Padded[Detections]:
+        """Logits (N*R, K+1) and deltas (N*R, K or 1, 4) of the proposals of all images -> detections of every image."""
+        scores = logits.softmax(dim=1)[:, :-1]
+        return select(scores, deltas, proposals.rows.boxes, proposals.valid, sizes, self.stage.coder, self.selection)
 
     def merge(self, views: Sequence[Detections], proposals: Proposals) -> Detections:
         """The detections of several views of one image as those of one (test-time augmentation)."""
@@ -132,12 +139,12 @@ class RoIHead(nn.Module):
 def select(
     scores: Tensor,
     deltas: Tensor,
-    boxes: list[Tensor],
-    sizes: list[Size],
+    boxes: Tensor,
+    valid: Tensor,
+    sizes: Sequence[Size],
     coder: BoxCoder,
     selection: DetectionSelection,
-) -> list[Detections]:
-    """`selection` for the rows of every image: scores (R, K), deltas (R, K or 1, 4) of the regions of all images."""
-    counts = [len(b) for b in boxes]
-    rows = zip(scores.split(counts), deltas.split(counts), boxes, sizes)
-    return [selection(s, d, b, coder, size) for s, d, b, size in rows]
+) -> Padded[Detections]:
+    """`selection` for scores (N*R, K) and deltas (N*R, K or 1, 4) of the boxes (N, R, 4) of all images."""
+    scores, deltas = (x.unflatten(0, valid.shape) for x in (scores, deltas))
+    return selection(scores, deltas, boxes, valid, coder, sizes)

@@ -8,14 +8,18 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
-from detector.modeling.nms import suppress
+from detector.modeling.nms import nms, suppress
+from detector.modeling.padded import Padded
 from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range, Weight
 from detector.schema.signatures import checked
 from detector.structures import Detections
+
+CANDIDATES = (
+    4096  # classes of regions of an image that NMS sees, the best: more would matter if so many left fewer than wanted
+)
 
 
 @checked
@@ -38,27 +42,53 @@ class DetectionSelection:
     min_size: Weight = 0.0
     """Boxes with a shorter side, in pixels, are dropped."""
 
-    def __call__(self, scores: Tensor, deltas: Tensor, boxes: Tensor, coder: BoxCoder, size: Size) -> Detections:
-        """Scores (R, K), deltas (R, K or 1, 4) on boxes (R, 4) of one image of size (h, w) -> detections, best first."""
-        row, label = torch.where(scores > self.score_threshold)  # never true of NaN
-        column = label if deltas.shape[1] > 1 else torch.zeros_like(label)
-        box = coder.decode(deltas[row, column], boxes[row])  # only the candidates
+    def __call__(
+        self, scores: Tensor, deltas: Tensor, boxes: Tensor, valid: Tensor, coder: BoxCoder, sizes: Sequence[Size]
+    ) -> Padded[Detections]:
+        """The detections of N images of these (h, w) `sizes`, best first.
+
+        Scores (N, R, K) and deltas (N, R, K or 1, 4) belong to the boxes (N, R, 4) that are `valid` (N, R).
+        """
+        candidate = (scores > self.score_threshold) & valid[..., None]  # never of NaN
+        index = self._best(torch.where(candidate, scores, -1).flatten(1))  # (N, M)
+        region, label = index // scores.shape[2], index % scores.shape[2]
+        column = label if deltas.shape[2] > 1 else torch.zeros_like(label)
+        delta = _rows(deltas.flatten(1, 2), region * deltas.shape[2] + column)
+        box = coder.decode(delta, _rows(boxes, region))  # only the candidates
         finite = box.isfinite().all(dim=-1)
-        box = clip_boxes(box, size)
-        valid = torch.where(finite & is_larger_than(box, self.min_size))[0]
-        box, score, label = box[valid], scores[row[valid], label[valid]], label[valid]
-        best, score = suppress(
-            box, score, self._group(label), kind=self.nms, iou=self.nms_iou, min_score=self.soft_min_score,
+        box = torch.stack([clip_boxes(b, size) for b, size in zip(box, sizes)])
+        valid = candidate.flatten(1).gather(1, index) & finite & is_larger_than(box, self.min_size)
+        images = zip(box, scores.flatten(1).gather(1, index), label, valid)
+        found = [self._suppressed(*of_image) for of_image in images]
+        boxes, scores, labels, valid = (torch.stack(parts) for parts in zip(*found))
+        return Padded(Detections(boxes, scores, labels), valid)
+
+    def _best(self, scores: Tensor) -> Tensor:
+        """Indices (N, M) of the best of all classes of all regions (N, R*K), in their order."""
+        count = max(CANDIDATES, self.max_detections)
+        if scores.shape[1] <= count:
+            return torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+        return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+    def _suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        """The boxes, scores and labels of the best M candidates of an image that are left, and which of them are valid."""
+        best, score, valid = suppress(
+            boxes, scores, self._group(labels), valid, kind=self.nms, iou=self.nms_iou, min_score=self.soft_min_score,
             limit=self.max_detections,
         )  # fmt: skip
-        return Detections(box[best], score, label[best])
+        return torch.where(valid[:, None], boxes[best], 0), torch.where(valid, score, 0), labels[best], valid
 
     def merge(self, views: Sequence[Detections]) -> Detections:
         """The detections of several views of one image, in its pixels, as those of one, by hard NMS."""
         together = Detections.joined(views)
-        best = batched_nms(together.boxes, together.scores, self._group(together.labels), self.nms_iou)
+        best = nms(together.boxes, together.scores, self.nms_iou, self._group(together.labels))
         return together[best[: self.max_detections]]
 
     def _group(self, labels: Tensor) -> Tensor:
         """Boxes of different groups do not suppress each other."""
         return torch.zeros_like(labels) if self.class_agnostic_nms else labels
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """(N, R, 4) at index (N, M) -> (N, M, 4)."""
+    return values.gather(1, index[..., None].expand(-1, -1, 4))

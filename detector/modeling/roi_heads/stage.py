@@ -21,8 +21,8 @@ from detector.schema.signatures import checked
 from detector.structures import Target
 
 
-def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes (R_i, 4) of N images -> one (R, 5) tensor [image, x1, y1, x2, y2]."""
+def to_rois(boxes: Sequence[Tensor] | Tensor) -> Tensor:
+    """Boxes (R_i, 4) of N images, or (N, R, 4) -> one (R, 5) tensor [image, x1, y1, x2, y2]."""
     return torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)])
 
 
