@@ -130,7 +130,7 @@ def test_soft_nms_equals_a_slow_oracle(kind):
 def test_linear_decay_begins_at_its_iou():
     boxes, scores = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 2]]), torch.tensor([0.75, 0.5])
     for iou, left in ((0.5, 0.25), (0.501, 0.5)):
-        _, score = soft_nms(boxes, scores, torch.zeros(2), kind="linear", iou=iou, min_score=0.05, limit=9)
+        _, score, _ = soft_nms(boxes, scores, torch.zeros(2), kind="linear", iou=iou, min_score=0.05, limit=9)
         assert score.tolist() == [0.75, left]
 
 

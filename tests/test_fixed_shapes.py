@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detector.config.config import build_detector, load_config
 from detector.modeling.padded import Padded
 from detector.modeling.rcnn import GeneralizedRCNN
+from detector.modeling.shapes import fixed_shapes
 from detector.structures import Batch, Detections, Proposals
 
 SHAPES = Path(__file__).parents[1] / "configs" / "shapes"
@@ -26,7 +27,7 @@ REFUSED = {
     "unique_consecutive",
 }
 FEW = [
-    "model.rpn.selection.nms_iou=0.3",
+    "model.rpn.selection.nms_iou=0.1",
     "model.rpn.selection.post_nms=[200,200]",
     "model.roi_head.selection.max_detections=10",
 ]
@@ -87,7 +88,7 @@ def test_shapes_do_not_depend_on_what_is_found(name: str):
     model = detector_of(name)
     images = [picture(100, 120), picture(128, 128, seed=1)]
     batch = model.preprocess.batch(images, torch.device("cpu"), torch.float32)
-    with FixedShapes() as mode:
+    with FixedShapes() as mode, fixed_shapes():
         proposals, rows, valid = find(model, batch)
     assert len(mode.lists) > 1
     expected = model.detect_batch(batch)

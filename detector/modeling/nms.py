@@ -1,4 +1,4 @@
-"""Suppression of boxes by better ones: hard, and soft (Bodla et al. 2017, arXiv 1704.03504).
+"""Suppression of boxes by better ones: hard, and soft (Bodla et al. 2017, arXiv 1704.04503).
 
 No shape depends on the data: all rows stay, some of them are `valid`. What torchvision's kernel keeps, a list of unknown
 length, becomes a mask at once.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.modeling.preprocess import ImagePreprocessor
 from detector.modeling.roi_heads.selection import DetectionSelection
+from detector.modeling.shapes import may_look
 from detector.protocols import ProposalGenerator, SecondStage
 from detector.structures import Batch, Detections, Proposals, Target, check_fields, image_size
 
@@ -107,7 +108,7 @@ class GeneralizedRCNN(nn.Module):
         """Both stages on a batch of preprocessed images."""
         p = self.pyramid(batch.images)
         regions = self.rpn.propose(p, batch)
-        if batch.images.device.type == "cpu":  # where padding costs time and a look at it does not
+        if may_look(batch.images.device):
             regions = list(regions)
         found = self.roi_head.detect(p, regions, batch)
         return [replace(d, proposals=r) for d, r in zip(found, regions)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -14,6 +14,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 from detector.modeling.layers import log2_stride
 from detector.modeling.levels import Rounding, fpn_level
 from detector.modeling.roi_heads.points import grid_points, in_image, read_points
+from detector.modeling.shapes import is_portable, may_look
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
 
@@ -45,12 +46,8 @@ class RegionPool(nn.Module):
         self.channels, self.strides = channels[0], list(strides[:levels])
         self.size, self.samples, self.aligned = size, samples, aligned
 
-    def _gathers(self, x: Tensor) -> bool:
-        """Whether `roi_align` is faster than torchvision's kernel."""
-        return self.samples > 0 and x.device.type == "cpu"
-
     def _align(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
-        if self._gathers(x):
+        if self.samples > 0 and x.device.type == "cpu" and not is_portable():
             return roi_align(x, rois, self.size, 1 / stride, self.samples, self.aligned)
         args = (rois, self.size, 1 / stride, self.samples, self.aligned)
         return torchvision_roi_align(x.float().contiguous(), *args).to(x.dtype)
@@ -95,13 +92,13 @@ class RoIPool(RegionPool):
 
     def forward(self, p: list[Tensor], rois: Tensor) -> Tensor:
         """Levels (N, C, H, W) and (R, 5) rois [image, x1, y1, x2, y2] -> (R, C, size, size)."""
-        if len(self.strides) == 1:
-            return self._align(p[0], rois, self.strides[0])
         k_min, k_max = (log2_stride(s) for s in (self.strides[0], self.strides[-1]))
         level = fpn_level(rois[:, 1:], k_min, k_max, self.k0, self.canonical_size, self.level_rounding)
-        if self._gathers(p[0]):
-            maps, scales = p[: len(self.strides)], [1 / stride for stride in self.strides]
-            return roi_align_by_level(maps, level - k_min, rois, self.size, scales, self.samples, self.aligned)
+        if not may_look(rois.device) and not is_portable():
+            out = self._align(p[0], rois, self.strides[0])
+            for k, (x, stride) in enumerate(zip(p[1:], self.strides[1:]), start=k_min + 1):
+                out = torch.where((level == k)[:, None, None, None], self._align(x, rois, stride), out)
+            return out
         shape = (len(rois), self.channels, self.size, self.size)
         out = torch.empty(shape, dtype=p[0].dtype, device=rois.device)
         for k, (x, stride) in enumerate(zip(p, self.strides), start=k_min):
@@ -164,63 +161,41 @@ class PointPool(nn.Module):
 
 
 def roi_align(x: Tensor, rois: Tensor, size: int, scale: float, samples: int, aligned: bool) -> Tensor:
-    """(N, C, H, W), (R, 5) -> (R, C, size, size): every bin is the mean of samples x samples bilinear readings."""
-    level = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
-    return roi_align_by_level([x], level, rois, size, [scale], samples, aligned)
-
-
-def roi_align_by_level(
-    maps: Sequence[Tensor],
-    level: Tensor,
-    rois: Tensor,
-    size: int,
-    scales: Sequence[float],
-    samples: int,
-    aligned: bool,
-) -> Tensor:
-    """RoIAlign of each region from one of several maps (N, C, H, W), of `scales` cells a pixel: that of its `level` (R,).
+    """(N, C, H, W), (R, 5) -> (R, C, size, size): every bin is the mean of samples x samples bilinear readings.
 
     Each reading is a weighted sum of four cells, so a bin is a weighted sum of 4 * samples**2 rows of the channels-last
     map, and a gather of rows keeps a CPU's vector units busy where torchvision's kernel walks one channel at a time
-    (about four times as fast, and it runs in bfloat16). The rows of all maps lie in one table: no shape depends on how many
-    regions there are on a level.
+    (about four times as fast, and it runs in bfloat16).
     """
-    c = maps[0].shape[1]
-    tables = [x.permute(0, 2, 3, 1).reshape(-1, c) for x in maps]  # (N*H*W, C) each, a view if the map is channels-last
-    cells = tables[0] if len(tables) == 1 else torch.cat(tables)
-    first = [0, *accumulate(len(table) for table in tables[:-1])]
-    first, height, width = torch.tensor([first, *zip(*(x.shape[2:] for x in maps))], device=rois.device)[
-        :, level
-    ]  # (R,)
-    half, scale = 0.5 if aligned else 0.0, rois.new_tensor(scales)[level, None]
+    _, c, height, width = x.shape
+    half = 0.5 if aligned else 0.0
     low, high = rois[:, 1:3] * scale - half, rois[:, 3:5] * scale - half  # (R, 2) x, y
     side = high - low if aligned else (high - low).clamp(min=1)
     cols, wx = _taps(low[:, 0], side[:, 0], size, samples, width)  # (R, size, 2 * samples)
     rows, wy = _taps(low[:, 1], side[:, 1], size, samples, height)
-    rows = rows + (rois[:, 0].long() * height)[:, None, None]  # the images lie below one another
-    start = (first[:, None, None] + rows * width[:, None, None])[:, :, None, :, None]
-    index = start + cols[:, None, :, None, :]  # (R, size, size, 2*samples, 2*samples)
+    rows = rows + rois[:, 0].long()[:, None, None] * height  # the images lie below one another
+    index = rows[:, :, None, :, None] * width + cols[:, None, :, None, :]  # (R, size, size, 2*samples, 2*samples)
     weight = wy[:, :, None, :, None] * wx[:, None, :, None, :] / samples**2
     taps = (2 * samples) ** 2
+    cells = x.permute(0, 2, 3, 1).reshape(-1, c)  # (N*H*W, C), a view if x is channels-last
     bins = F.embedding_bag(
-        index.reshape(-1, taps), cells, mode="sum", per_sample_weights=weight.reshape(-1, taps).to(cells.dtype)
+        index.reshape(-1, taps), cells, mode="sum", per_sample_weights=weight.reshape(-1, taps).to(x.dtype)
     )
     return bins.view(len(rois), size, size, c).permute(0, 3, 1, 2)
 
 
-def _taps(start: Tensor, side: Tensor, size: int, samples: int, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Along one axis of maps with `count` (R,) cells: start (R,), side (R,) in cells -> the cells of each bin and their weights.
+def _taps(start: Tensor, side: Tensor, size: int, samples: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Along one axis: start (R,), side (R,) in cells -> the cells that each bin reads and their weights.
 
     Both (R, size, 2 * samples), below and above of every sampling point. A point more than one cell outside reads 0.
     """
     offset = (torch.arange(size * samples, device=start.device, dtype=start.dtype) + 0.5) / samples  # in bins
     point = start[:, None] + offset * (side / size)[:, None]  # (R, size * samples)
-    last = (count - 1)[:, None].to(start.dtype)
-    valid = (point >= -1) & (point <= last + 1)
-    point = point.clamp(min=0).minimum(last)
+    valid = (point >= -1) & (point <= limit)
+    point = point.clamp(0, limit - 1)
     below = point.floor()
     share = point - below
-    above = (below + 1).minimum(last)
+    above = (below + 1).clamp(max=limit - 1)
     index = torch.stack([below, above], dim=-1).long()
     weight = torch.stack([1 - share, share], dim=-1) * valid[..., None]
     return index.view(-1, size, 2 * samples), weight.view(-1, size, 2 * samples)

@@ -17,9 +17,8 @@ from detector.schema.ranges import Count, Fraction, Range, Weight
 from detector.schema.signatures import checked
 from detector.structures import Detections
 
-CANDIDATES = (
-    4096  # classes of regions of an image that NMS sees, the best: more would matter if so many left fewer than wanted
-)
+# the best classes of regions of an image, which NMS sees; the others matter only where it leaves fewer of these than wanted
+CANDIDATES = 4096
 
 
 @checked
