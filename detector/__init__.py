@@ -38,7 +38,7 @@ __version__ = "0.2.0"
 _HOME = {
     "load_config": "detector.config.config",
     "build_detector": "detector.config.config",
-    "load": "detector.inference.predictor",
+    "load": "detector.export.exported",
     "train": "detector.workflows",
     "evaluate": "detector.workflows",
     "TrainingResult": "detector.workflows",

@@ -19,8 +19,9 @@ from detector.errors import Interrupted
 from detector.evaluation import run as scoring
 from detector.evaluation.reach import scoring_limits
 from detector.evaluation.tables import summary_table
+from detector.export.exported import load
 from detector.files import check_own, make_folder, write_text
-from detector.inference.predictor import Predictor, load
+from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
 from detector.protocols import DataSet
 from detector.records.keypoints import Pose

@@ -21,7 +21,7 @@ from detector.distributed import SharedError
 from detector.errors import ConfigError, Interrupted
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_SCRIPT = {"config", "split", "merge"}
+WITHOUT_SCRIPT = {"config", "export", "merge", "split"}
 OTHER_SCRIPTS = {
     "measure_loading",
     "measure_pasting",

@@ -21,6 +21,7 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"evaluation"},
     {"dataset_check"},
     {"chart"},
+    {"export"},
     {"inference"},
     {"interop"},
     {"config"},
@@ -33,7 +34,16 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
 ]
 FLOOR_OF = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others
-EXTRAS = {"av", "pandas", "safetensors", "supervision"}  # optional: imported where it is used, inside a `try`
+EXTRAS = {
+    "av",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "pandas",
+    "safetensors",
+    "supervision",
+}  # optional: imported where it is used, inside a `try`
 
 
 def imported(path: Path) -> set[str]:

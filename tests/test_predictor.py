@@ -26,7 +26,8 @@ from detector.checkpoint import save_checkpoint
 from detector.config.inherit import merge
 from detector.device import pick_device
 from detector.errors import CheckpointError, ConfigError
-from detector.inference.predictor import Predictor, load, to_original
+from detector.inference.predictor import Predictor, to_original
+from detector.inference.predictor import load_predictor as load
 from detector.modeling.layers import FrozenBatchNorm
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.structures import Detections

@@ -31,7 +31,7 @@ from detector.config.config import load_config
 from detector.data.coco import CocoDataset
 from detector.device import memory_mib, pick_precision
 from detector.evaluation.run import evaluate_predictor
-from detector.inference.predictor import load
+from detector.inference.predictor import load_predictor as load
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
 from detector.training.loop import Trainer

@@ -16,6 +16,7 @@ COMMANDS = {
     "split": "Divide a COCO file into train, val and test by share, class and group.",
     "merge": "Merge COCO files into one, or rename, join and drop the classes of one.",
     "convert-weights": "Convert the weights of another framework into a checkpoint, or a checkpoint into such weights.",
+    "export": "Write a checkpoint as a file for another engine, and check that it finds the same.",
     "compare": "Train and evaluate configurations under one recipe, and tabulate their accuracy and cost.",
     "benchmark": "Measure speed and memory of a detector, beside torchvision's where that has the same model.",
     "make-shapes": "Draw a small data set in COCO form: shapes of all scales, the same on every machine.",
@@ -23,6 +24,7 @@ COMMANDS = {
 }
 CONFIG_HELP = "a YAML file, or detector://NAME.yaml for one that comes with the package"
 CHECKPOINT_HELP = "a checkpoint, or a published detector such as torchvision/fasterrcnn_resnet50_fpn_v2"
+RUNNABLE_HELP = f"{CHECKPOINT_HELP}, or an exported file (.onnx, .xml, .pt2)"
 OVERRIDES_HELP = "changes to the configuration, for instance train.epochs=3"
 
 

@@ -12,7 +12,7 @@ import torch
 
 import detector
 from detector import workflows
-from detector.cli.arguments import CHECKPOINT_HELP, CommandParser, add_network_options
+from detector.cli.arguments import RUNNABLE_HELP, CommandParser, add_network_options
 from detector.cli.ending import ending
 from detector.config.config import parse_config
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments of one of the three uses."""
     parser = CommandParser("evaluate", usage=USAGE)
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", nargs="?", type=Path, help=CHECKPOINT_HELP)
+    add("checkpoint", metavar="CKPT", nargs="?", type=Path, help=RUNNABLE_HELP)
     add("overrides", metavar="key=value", nargs="*", help="changes to the checkpoint's configuration")
     add("--split", default="val", help="the part of the data to evaluate on (default: val)")
     add(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import detector
-from detector.cli.arguments import CHECKPOINT_HELP, CommandParser, add_network_options
+from detector.cli.arguments import RUNNABLE_HELP, CommandParser, add_network_options
 from detector.cli.ending import ending
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
 from detector.errors import DataError
@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = CommandParser("infer")
     add = parser.add_argument
-    add("checkpoint", metavar="CKPT", type=Path, help=CHECKPOINT_HELP)
+    add("checkpoint", metavar="CKPT", type=Path, help=RUNNABLE_HELP)
     add(
         "paths",
         metavar="PATH",

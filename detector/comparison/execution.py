@@ -17,7 +17,7 @@ from detector.comparison.table import SCORE, SystemRow, make_row, read_run
 from detector.data.settings import build_dataset
 from detector.errors import DetectorError
 from detector.files import make_folder
-from detector.inference.predictor import load
+from detector.inference.predictor import load_predictor
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def carry_out_all(runs: Sequence[Run], overrides: Sequence[str], *, trust: bool)
         try:
             if not was_done:
                 carry_out(run, overrides, trust=trust)
-            reports_proposals = load(run.folder / "best.pth", trust, device="cpu").model.reports_proposals
+            reports_proposals = load_predictor(run.folder / "best.pth", trust, device="cpu").model.reports_proposals
             finished.append(FinishedRun(run, read_run(run.folder, rpn_alone=reports_proposals)))
             duration = "done before" if was_done else f"{cpu_seconds() - began:.0f} CPU seconds"
             line = f"{scores(finished[-1].numbers)}, {duration}"
@@ -90,7 +90,7 @@ def tabulate(finished: Sequence[FinishedRun], sizes: Mapping[str, int], *, trust
     for one in finished:
         systems.setdefault(one.run.name, []).append(one)
     firsts = [runs[0].run for runs in systems.values()]
-    predictors = [load(run.folder / "best.pth", trust, device=run.config.train.device) for run in firsts]
+    predictors = [load_predictor(run.folder / "best.pth", trust, device=run.config.train.device) for run in firsts]
     datasets = [build_dataset(run.config.needed_data(), "val") for run in firsts]
     flops = [count_flops(*both) for both in zip(predictors, datasets)]
     times = milliseconds(predictors, datasets)

@@ -58,6 +58,13 @@ class Resize:
         """Resize an image for evaluation, to the largest short side, without randomness."""
         return _resized(image, resized_size(*image_size(image), max(self.sides), self.long))
 
+    def resize_within(self, image: Tensor, limit: Size) -> Tensor:
+        """As `resize_image`, and smaller where the result would be larger than `limit`, (h, w)."""
+        size = image_size(image)
+        h, w = resized_size(*size, max(self.sides), self.long)
+        factor = min(1.0, limit[0] / h, limit[1] / w)
+        return _resized(image, (h, w) if factor == 1 else (max(1, int(h * factor)), max(1, int(w * factor))))
+
     def evaluation(self) -> Resize:
         """The resizing of evaluation: the largest short side."""
         return Resize(max(self.sides), self.long)

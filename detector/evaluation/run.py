@@ -38,9 +38,9 @@ def evaluate_predictor(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Detect on every image and score the detections: (metrics, results in COCO form), the same on all processes.
 
-    Metrics are those of `evaluate_results` and, under "proposals", of `proposal_recall`. The results have the ids of the
-    annotation file; those of a detector that reports proposals are scored as ONE_CLASS. Detections of classes that the data
-    set does not have are left out.
+    Metrics are those of `evaluate_results` and, where the detector gives proposals, of `proposal_recall` under "proposals". The
+    results have the ids of the annotation file; those of a detector that reports proposals are scored as ONE_CLASS. Detections of
+    classes that the data set does not have are left out.
 
     Args:
         predictor: the detector.
@@ -52,6 +52,7 @@ def evaluate_predictor(
         scoring: how detections are scored beside COCO's standard metrics.
     """
     results: list[dict[str, Any]] = []
+    image_ids: list[int] = []
     proposals: dict[int, Tensor] = {}
     fields: set[str] = set()
     as_one_class = predictor.model.reports_proposals
@@ -61,23 +62,26 @@ def evaluate_predictor(
         rows = found.to_coco(image_id, category_ids)
         results += [row for row in rows if row["category_id"] is not None]
         fields |= {name for name in KEY_OF if getattr(found, name) is not None}
-        proposals[image_id] = _proposals_of(found).boxes
+        image_ids.append(image_id)
+        if found.proposals is not None:
+            proposals[image_id] = found.proposals.boxes
 
     def score() -> dict[str, dict[str, Any]]:
         truth, classes = dataset.annotation_file, dataset.category_ids
         # by id: a data set of the user's own may name its classes otherwise than the file
         rows = [{key: value for key, value in row.items() if key != "category_name"} for row in results]
         metrics = evaluate_results(
-            truth, rows, list(proposals), classes, fields=fields, as_one_class=as_one_class, scoring=scoring
+            truth, rows, image_ids, classes, fields=fields, as_one_class=as_one_class, scoring=scoring
         )
-        return metrics | {"proposals": proposal_recall(truth, proposals, classes)}
+        return metrics | {"proposals": proposal_recall(truth, proposals, classes)} if proposals else metrics
 
     return on_rank0(score), results
 
 
 def _proposals_of(found: Detections) -> Proposals:
     """The first stage's boxes, which a predictor keeps with the detections."""
-    assert found.proposals is not None
+    if found.proposals is None:
+        raise DataError("an exported file gives detections alone; write the proposals of its checkpoint")
     return found.proposals
 
 

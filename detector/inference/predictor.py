@@ -42,7 +42,7 @@ NO_DATA = {
 AT_ONCE = 8  # pictures of a forward pass
 
 
-def load(
+def load_predictor(
     path: str | Path, trust: bool = False, *, overrides: Sequence[str] = (), device: str = "auto",
     precision: str = "float32", kind: type[Predictor] | None = None,
 ) -> Predictor:  # fmt: skip

@@ -37,11 +37,16 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(shared > 0, shared / union, 0.0)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Move (..., 4) boxes into the image: x into [0, w], y into [0, h]; `size` is (h, w)."""
+def clip_boxes(boxes: Tensor, size: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
+    """Move (..., 4) boxes into the image: x into [0, w], y into [0, h]; `size` is (h, w), which may be tensors of one number."""
     h, w = size
     x1, y1, x2, y2 = boxes.unbind(dim=-1)
-    return torch.stack([x1.clamp(0, w), y1.clamp(0, h), x2.clamp(0, w), y2.clamp(0, h)], dim=-1)
+    return torch.stack([_within(x1, w), _within(y1, h), _within(x2, w), _within(y2, h)], dim=-1)
+
+
+def _within(x: Tensor, limit: int | Tensor) -> Tensor:
+    """Values moved into [0, limit]."""
+    return x.clamp(min=0).minimum(limit.to(x)) if isinstance(limit, Tensor) else x.clamp(0, limit)
 
 
 def is_larger_than(boxes: Tensor, side: float) -> Tensor:

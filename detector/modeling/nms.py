@@ -13,25 +13,36 @@ import torchvision
 from torch import Tensor
 
 from detector.modeling.boxes import box_iou
+from detector.modeling.shapes import is_portable
+
+GRID = 16  # columns in which groups are laid out for other engines
 
 
 def nms(boxes: Tensor, scores: Tensor, iou: float, group: Tensor | None = None) -> Tensor:
     """Indices of what hard NMS leaves of boxes (R, 4) with scores (R,), best first; equal scores in the order of rows.
 
-    Boxes of different `group` (R,) do not see each other: they are moved apart, in float64, which loses no digit by it.
+    Boxes of different `group` (R,) do not see each other: they are moved apart. In float64 no digit is lost by it; other engines
+    have float32 alone, and a place in a grid keeps the numbers small (80 classes in 1333 pixels: to 0.002 pixels).
     """
     if group is not None and len(boxes):
-        boxes = boxes.double() + (group * (boxes.max() + 1))[:, None]
+        span = boxes.max() + 1
+        if is_portable():
+            boxes = boxes + torch.stack([group % GRID, group // GRID] * 2, dim=1) * span
+        else:
+            boxes = boxes.double() + (group * span)[:, None]
     return torchvision.ops.nms(boxes, scores.to(boxes), iou)
 
 
 def left_by_nms(boxes: Tensor, scores: Tensor, valid: Tensor, iou: float, group: Tensor | None = None) -> Tensor:
     """(R,) bool: those of the `valid` (R,) boxes (R, 4) with scores (R,) that `nms` leaves; coordinates are at least 0."""
-    # All others lie in one place outside the image and come first: the first of them suppresses the rest, which then cost next
-    # to nothing.
-    boxes = torch.where(valid[:, None], boxes, boxes.new_tensor([-2, -2, -1, -1]))
-    kept = nms(boxes, torch.where(valid, scores, torch.inf), iou, None if group is None else group * valid)
-    return torch.zeros_like(valid).index_fill(0, kept, True) & valid
+    # Two boxes outside the image come first. The invalid ones lie where the first does, which suppresses them, so that they cost
+    # next to nothing. There are two because torchvision tells a compiler that at least two boxes are kept.
+    outside = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    boxes = torch.cat([outside, torch.where(valid[:, None], boxes, outside[0])])
+    scores = torch.cat([scores.new_full((2,), torch.inf), torch.where(valid, scores, torch.inf)])
+    group = None if group is None else torch.cat([group.new_zeros(2), group * valid])
+    kept = nms(boxes, scores, iou, group)
+    return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, kept, True)[2:] & valid
 
 
 def best_rows(scores: Tensor, wanted: Tensor, limit: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +50,11 @@ def best_rows(scores: Tensor, wanted: Tensor, limit: int) -> tuple[Tensor, Tenso
 
     (..., R), (..., R) bool -> (..., limit) both. Equal scores stay in the order of rows.
     """
-    order = torch.where(wanted, scores, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[..., :limit]
+    ranked = torch.where(wanted, scores, -torch.inf)
+    if is_portable():  # the engines' TopK keeps this order; they have no sort
+        order = ranked.topk(min(limit, ranked.shape[-1]), dim=-1).indices
+    else:
+        order = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :limit]
     return order, wanted.gather(-1, order)
 
 

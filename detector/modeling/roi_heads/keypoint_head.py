@@ -93,13 +93,11 @@ class KeypointBranch(nn.Module):
 
     def detect(self, p: list[Tensor], found: Sequence[Detections]) -> list[Detections]:
         """The detections of every image, with their keypoints."""
-        boxes = [d.boxes for d in found]
-        logits = self.head(self.pool(p, to_rois(boxes)))
-        points, scores = read_heat_maps(logits, torch.cat(boxes), self.head.scores)
-        visible = torch.ones_like(scores, dtype=torch.int64)
-        counts = [len(d) for d in found]
-        parts = zip(found, *(x.split(counts) for x in (points, visible, scores)), strict=True)
-        return [replace(d, keypoints=Keypoints(p, v, s, offset=self.head.offset)) for d, p, v, s in parts]
+        return with_keypoints(found, self.heat_maps(p, [d.boxes for d in found]), self.head.scores, self.head.offset)
+
+    def heat_maps(self, p: list[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """The logits (R, J, M, M) of the boxes (R_i, 4) of every image."""
+        return self.head(self.pool(p, to_rois(boxes)))
 
     def _keypoints(self, target: Target, i: int) -> Keypoints:
         found = target.keypoints
@@ -107,3 +105,14 @@ class KeypointBranch(nn.Module):
             held = "none" if found is None else f"{found.points.shape[1]} of each object"
             raise ValueError(f"target {i}: the model learns {self.head.keypoints} keypoints, and there are {held}")
         return found
+
+
+def with_keypoints(
+    found: Sequence[Detections], heat_maps: Tensor, scores: Literal["softmax", "logit"], offset: float
+) -> list[Detections]:
+    """The detections of every image with the keypoints of their heat maps (D, J, M, M), which has those of all images."""
+    points, values = read_heat_maps(heat_maps, torch.cat([d.boxes for d in found]), scores)
+    visible = torch.ones_like(values, dtype=torch.int64)
+    counts = [len(d) for d in found]
+    parts = zip(found, *(x.split(counts) for x in (points, visible, values)), strict=True)
+    return [replace(d, keypoints=Keypoints(p, v, s, offset=offset)) for d, p, v, s in parts]

@@ -109,12 +109,17 @@ class RoIHead(nn.Module):
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image, whose boxes are final, with their masks and keypoints where there are branches."""
-        if self.mask is not None:
-            boxes = [d.boxes for d in found]
-            own = self.mask.pool is not None
-            x = self.mask.read(p, boxes) if own else self.stage.box_head.maps(self.pool(p, to_rois(boxes)))
-            found = self.mask.detect(x, found, batch)
+        found = self.masked(p, found, batch)
         return found if self.keypoint is None else self.keypoint.detect(p, found)
+
+    def masked(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
+        """The detections of every image, whose boxes are final, with their masks if there is a mask branch."""
+        if self.mask is None:
+            return found
+        boxes = [d.boxes for d in found]
+        own = self.mask.pool is not None
+        x = self.mask.read(p, boxes) if own else self.stage.box_head.maps(self.pool(p, to_rois(boxes)))
+        return self.mask.detect(x, found, batch)
 
     def _outputs(self, p: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Class logits and deltas of the regions of all images; and the box head's maps if a branch reads them, too (C4)."""

@@ -1,0 +1,66 @@
+"""`detector export CKPT --to onnx --check IMAGES --output FILE [--size H W] [--batch N] [--split val]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+
+from detector import workflows
+from detector.cli.arguments import CHECKPOINT_HELP, CommandParser
+from detector.cli.ending import ending
+from detector.evaluation.run import evaluate_predictor
+from detector.export.engines import TARGETS
+from detector.export.run import export
+from detector.inference.predictor import Predictor
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = CommandParser("export")
+    add = parser.add_argument
+    add("checkpoint", metavar="CKPT", type=Path, help=CHECKPOINT_HELP)
+    add("overrides", metavar="key=value", nargs="*", help="changes to the checkpoint's configuration")
+    add("--to", choices=TARGETS, required=True, help="pt2: torch.export; onnx: ONNX Runtime; openvino: OpenVINO")
+    add("--output", metavar="FILE", type=Path, required=True, help="new; report.json is written beside it")
+    add(
+        "--check", metavar="PATH", nargs="+", required=True,
+        help="images, folders or quoted patterns in which the file must find what the checkpoint finds",
+    )  # fmt: skip
+    add(
+        "--size", metavar=("H", "W"), type=int, nargs=2,
+        help="pixels of the graph; images are resized to fit (default: the size of most images of --check)",
+    )  # fmt: skip
+    add("--batch", metavar="N", type=int, default=1, help="images at once (default: 1)")
+    add("--split", metavar="NAME", help="also compare the AP of both on this part of the data, such as val")
+    add("--trust", action="store_true", help="import the custom code that the checkpoint refers to")
+    args = parser.parse_intermixed_args(argv)
+    if args.batch < 1 or (args.size and min(args.size) < 1):
+        parser.error("--batch and --size must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write and check a file; the exit status, 1 if it finds something else."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with ending(args) as end:
+        report = export(
+            args.checkpoint, args.to, args.output, args.check, size=args.size, batch=args.batch, overrides=args.overrides,
+            trust=args.trust, score=partial(ap, args.split) if args.split else None,
+        )  # fmt: skip
+        if "ap" in report:
+            print(
+                f"AP on {args.split}: checkpoint {report['ap']['checkpoint']:.4f}, export {report['ap']['export']:.4f}"
+            )
+        end.status = int(not report["ok"])
+    return end.status
+
+
+def ap(split: str, predictor: Predictor) -> float:
+    """COCO's AP of the boxes on a split of the detector's data."""
+    dataset, workers = workflows.open_split(predictor, split)
+    metrics, _ = evaluate_predictor(predictor, dataset, workers=workers)
+    return float(metrics["bbox"]["AP"])

@@ -1,0 +1,58 @@
+"""What an exported file says of itself: all that is needed around the graph. It travels inside the file, as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from detector import __version__
+from detector.errors import CheckpointError
+from detector.records.geometry import Size
+
+FORMAT = "detector export 1"
+KEY = "detector"  # under which each kind of file keeps it
+
+
+@dataclass(frozen=True)
+class Card:
+    """The classes, the sizes and the configuration of an exported detector."""
+
+    class_names: list[str]
+    category_ids: list[int]
+    config: dict[str, Any]
+    """The configuration of the checkpoint: how images are resized, thresholds, NMS."""
+    size: Size
+    """(h, w) of the images that the graph takes, in pixels."""
+    batch: int
+    """How many it takes at once."""
+    outputs: list[str]
+    """What it returns, in order (`DetectionGraph.forward`)."""
+    proposals_only: bool
+    """Whether the detections are proposals, of one class."""
+    pose: dict[str, Any] | None = None
+    """Names and skeleton of its keypoints."""
+    keypoints: dict[str, Any] | None = None
+    """How heat maps are read: `scores` and `offset` of the keypoint head."""
+    precision: str = "float32"
+    versions: dict[str, str] = field(default_factory=lambda: {"detector": __version__})
+
+    def dumps(self) -> str:
+        """As JSON."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def loads(cls, text: str | None, path: Path) -> Card:
+        """From JSON. Raises CheckpointError for the content of a file that `detector export` did not write."""
+        try:
+            content = json.loads(text or "{}")
+            if content.pop("format", None) != FORMAT:
+                raise ValueError("no description of a detector")
+            known = {f.name for f in fields(cls)}
+            h, w = map(int, content["size"])
+            return cls(**{key: value for key, value in content.items() if key in known} | {"size": (h, w)})
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: not written by `detector export` ({error}); export the checkpoint again"
+            ) from error

@@ -1,0 +1,30 @@
+"""The table of docs/export.md, every detector of configs/shapes in every engine: `PYTHONPATH=. python tests/export_table.py`."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from helpers.exports import SHAPES, parity
+
+from detector.export.engines import TARGETS
+
+
+def cell(name: str, target: str) -> str:
+    """What was found in both, and the largest difference; or why there is no file."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = parity(name, target, Path(folder))
+    except Exception as error:
+        return f"no: {type(error).__name__}"
+    alone = found.only_checkpoint + found.only_export
+    shown = f"{found.both} of {found.both + found.only_checkpoint}, {found.box:.0e} px, {found.score:.0e}"
+    return shown if found.ok else f"**{shown}**, {alone} in one alone"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print("| detector |", *(f"{target} |" for target in TARGETS))
+    print("|---|" + "---|" * len(TARGETS))
+    for name in sys.argv[1:] or sorted(path.stem for path in SHAPES.glob("*.yaml")):
+        print(f"| {name} |", *(f"{cell(name, target)} |" for target in TARGETS), flush=True)

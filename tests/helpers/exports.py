@@ -1,0 +1,48 @@
+"""A detector of the comparison as a file of another engine, and what both find in an image that the export never saw."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from detector.config.config import build_detector, load_config
+from detector.export.agreement import Agreement, agreement
+from detector.export.engines import TARGETS
+from detector.export.exported import Eager, ExportedModel
+from detector.export.graph import DetectionGraph
+from detector.export.run import card_of
+from detector.inference.predictor import Predictor
+from helpers.tiny import picture
+
+SHAPES = Path(__file__).parents[2] / "configs" / "shapes"
+SMALL = ["model.num_classes=3", "model.rpn.selection.post_nms=[200,200]", "model.roi_head.selection.max_detections=20"]
+
+
+def spread_predictor(name: str) -> Predictor:
+    """An untrained detector whose scores differ: equal ones would let each engine choose another box."""
+    torch.manual_seed(0)
+    config = load_config(SHAPES / f"{name}.yaml", SMALL)
+    model = build_detector(config)
+    nn.init.normal_(model.rpn.deltas.weight, std=0.05)
+    for stage in getattr(model.roi_head, "stages", [getattr(model.roi_head, "stage", None)]):
+        if stage is not None:
+            nn.init.normal_(stage.class_score.weight, std=0.05)
+    return Predictor(model, config, ["a", "b", "c"], [1, 2, 3], device="cpu", in_place=True)
+
+
+def parity(name: str, target: str, folder: Path) -> Agreement:
+    """Of the graph as PyTorch runs it with its own operators, and of the file."""
+    predictor = spread_predictor(name)
+    side = max(128, predictor.model.preprocess.divisor)
+    graph = DetectionGraph(predictor.model, portable=True).eval()
+    inputs = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.tensor([[100, 120]])
+    with torch.no_grad():
+        graph(*inputs)
+    card = card_of(predictor, graph.outputs, (side, side), 1)
+    path = folder / f"{name}{TARGETS[target].suffix}"
+    TARGETS[target].write(graph, inputs, card, path)
+    eager, exported = Eager(DetectionGraph(predictor.model, portable=False), card), TARGETS[target](path)
+    image = [picture(90, 128, seed=3)]
+    with torch.inference_mode():
+        [found], [again] = (ExportedModel(engine).detect(image) for engine in (eager, exported))
+    return agreement(name, found, again, 0.05)
