@@ -20,6 +20,7 @@ from detector.modeling.nms import best_rows, left_by_nms, nms
 from detector.modeling.padded import Padded
 from detector.modeling.preprocess import round_up
 from detector.modeling.sampling import Sampling
+from detector.modeling.shapes import may_look
 from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range, Weight, Width
 from detector.schema.signatures import checked
@@ -80,6 +81,8 @@ class ProposalSelection:
             scores = _as_ranks(torch.where(valid, scores, -torch.inf))
         images = zip(boxes, scores, valid)
         left = torch.stack([self._left(b.split(levels), s.split(levels), v.split(levels)) for b, s, v in images])
+        if self.rank == "sigmoid_in_nms" and may_look(scores.device):
+            scores = torch.stack([_as_torchvision_ranks(*of_image) for of_image in zip(scores, left, valid)])
         row, valid = best_rows(scores, left, self.post_nms[0 if training else 1])
         boxes = torch.where(valid[..., None], boxes.gather(1, row[..., None].expand(-1, -1, 4)), 0)
         return Padded(Proposals(boxes, logits.gather(1, row)), valid)
@@ -107,6 +110,13 @@ def _as_ranks(scores: Tensor) -> Tensor:
     order = scores.sort(dim=1, descending=True).indices
     count = scores.shape[1]
     return torch.zeros_like(scores).scatter(1, order, torch.arange(count, 0, -1.0).to(scores).expand_as(scores))
+
+
+def _as_torchvision_ranks(scores: Tensor, left: Tensor, valid: Tensor) -> Tensor:
+    """Scores (P,) as ranks, the best highest, of what NMS has left: of more than 1000 boxes torchvision sorts these alone."""
+    kept = torch.where(left)[0]
+    order = scores[kept].sort(descending=True, stable=int(valid.sum()) <= 1000).indices
+    return torch.zeros_like(scores).index_copy(0, kept[order], torch.arange(len(kept), 0, -1.0).to(scores))
 
 
 class AnchorSample(NamedTuple):

@@ -214,7 +214,8 @@ class Trainer:
             self._save("last.pth")
         if leave:
             self._check_saved()
-        self.stop.check()
+        if leave or distributed.world_size() == 1:  # of several none leaves alone: a signal since then waits
+            self.stop.check()
 
     def _save_interval(self) -> float:
         """Seconds between two writes of last.pth."""
