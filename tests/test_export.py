@@ -152,6 +152,13 @@ def test_an_image_is_made_smaller_only_where_it_does_not_fit():
     assert torch.equal(rule.resize_within(picture(90, 120), (999, 999)), rule.resize_image(picture(90, 120)))
 
 
+def test_the_old_roads_say_which_one_leads_there():
+    model, images = tiny_model().eval(), [picture(64, 64)]
+    for road in (lambda: torch.jit.trace(model, (images,)), lambda: torch.jit.script(model)):
+        with pytest.raises(RuntimeError, match="use `detector export CKPT --to onnx"):
+            road()
+
+
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 70]])
 FOUND = Detections(BOXES, torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0, 1, 1]))
 

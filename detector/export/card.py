@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from detector import __version__
 from detector.errors import CheckpointError
 from detector.records.geometry import Size
 
@@ -35,8 +34,7 @@ class Card:
     """Names and skeleton of its keypoints."""
     keypoints: dict[str, Any] | None = None
     """How heat maps are read: `scores` and `offset` of the keypoint head."""
-    precision: str = "float32"
-    versions: dict[str, str] = field(default_factory=lambda: {"detector": __version__})
+    versions: dict[str, str] = field(default_factory=dict)
 
     def dumps(self) -> str:
         """As JSON."""

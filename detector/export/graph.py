@@ -43,7 +43,8 @@ class DetectionGraph(nn.Module):
         Boxes (N, D, 4) are in pixels of the images, scores (N, D), labels (N, D), NO_OBJECT where a row holds nothing. Masks
         (N, D, M, M) are probabilities within the boxes, mask_scores (N, D), heat_maps (N, D, J, M, M) logits within the boxes.
         """
-        batch, head = self._batch(images, sizes), self._head()
+        batch = self._batch(images, sizes)
+        head: Any = self.model.roi_head  # an export needs more of it than its protocol names
         with fixed_shapes(portable=self.portable):
             p = self.model.pyramid(batch.images)
             found = head.find(p, self.model.rpn.propose(p, batch), batch)
@@ -53,10 +54,6 @@ class DetectionGraph(nn.Module):
             }  # fmt: skip
         self.outputs = list(values)
         return tuple(values.values())
-
-    def _head(self) -> Any:
-        """The second stage, of which an export needs more than its protocol names."""
-        return self.model.roi_head
 
     def _shapes(self, head: Any, p: list[Tensor], rows: list, batch: Batch) -> dict[str, Tensor]:
         """Masks and heat maps of N images with D rows each, where there are branches for them."""

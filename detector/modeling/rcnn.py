@@ -15,6 +15,11 @@ from detector.modeling.shapes import may_look
 from detector.protocols import ProposalGenerator, SecondStage
 from detector.structures import Batch, Detections, Proposals, Target, check_fields, image_size
 
+NO_TRACE = (
+    "a detector cannot be traced or scripted by torch.jit, whose trace would keep one image's numbers of boxes: use `detector "
+    "export CKPT --to onnx|openvino|pt2`, which checks its result"
+)
+
 
 class GeneralizedRCNN(nn.Module):
     """A pyramid of features, a first stage that proposes regions, a second one that classifies them.
@@ -55,7 +60,13 @@ class GeneralizedRCNN(nn.Module):
 
         `proposals` of every image, in its pixels, are for a detector without an RPN; its targets may hold them, too.
         """
+        if torch.jit.is_tracing():
+            raise RuntimeError(NO_TRACE)
         return self.detect(images, proposals) if targets is None else self.losses(images, targets, proposals)
+
+    def __prepare_scriptable__(self) -> None:
+        """torch.jit.script asks for what it shall compile."""
+        raise RuntimeError(NO_TRACE)
 
     def losses(
         self,
