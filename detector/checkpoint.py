@@ -97,6 +97,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = load_tensors(path)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely
+        if path.suffix in (".onnx", ".xml", ".pt2"):
+            raise CheckpointError(f"{path}: an exported file, which only runs; give its checkpoint") from error
         raise CheckpointError(
             f"{path}: damaged, or holds more than plain tensors and numbers; it was not read"
         ) from error

@@ -17,8 +17,8 @@ def cell(name: str, target: str) -> str:
             found = parity(name, target, Path(folder))
     except Exception as error:
         return f"no: {type(error).__name__}"
-    alone = found.only_checkpoint + found.only_export
-    shown = f"{found.both} of {found.both + found.only_checkpoint}, {found.box:.0e} px, {found.score:.0e}"
+    alone = found.only_first + found.only_second
+    shown = f"{found.both} of {found.both + found.only_first}, {found.box:.0e} px, {found.score:.0e}"
     return shown if found.ok else f"**{shown}**, {alone} in one alone"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="pixels of the graph; images are resized to fit (default: the size of most images of --check)",
     )  # fmt: skip
     add("--batch", metavar="N", type=int, default=1, help="images at once (default: 1)")
-    add("--split", metavar="NAME", help="also compare the AP of both on this part of the data, such as val")
+    add("--split", metavar="NAME", help="also compare the AP of both, of boxes, on this part of the data, such as val")
     add("--trust", action="store_true", help="import the custom code that the checkpoint refers to")
     args = parser.parse_intermixed_args(argv)
     if args.batch < 1 or (args.size and min(args.size) < 1):
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     with ending(args) as end:
         report = export(
             args.checkpoint, args.to, args.output, args.check, size=args.size, batch=args.batch, overrides=args.overrides,
-            trust=args.trust, score=partial(ap, args.split) if args.split else None,
+            trust=args.trust, scorer=partial(scorer_of, args.split) if args.split else None,
         )  # fmt: skip
         if "ap" in report:
             print(
@@ -59,8 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     return end.status
 
 
-def ap(split: str, predictor: Predictor) -> float:
-    """COCO's AP of the boxes on a split of the detector's data."""
+def scorer_of(split: str, predictor: Predictor) -> Callable[[Predictor], float]:
+    """The function that gives COCO's AP of the boxes on a split of the detector's data."""
     dataset, workers = workflows.open_split(predictor, split)
-    metrics, _ = evaluate_predictor(predictor, dataset, workers=workers)
-    return float(metrics["bbox"]["AP"])
+
+    def score(other: Predictor) -> float:
+        metrics, _ = evaluate_predictor(other, dataset, workers=workers)
+        return float(metrics["bbox"]["AP"])
+
+    return score

@@ -63,7 +63,7 @@ class Resize:
         size = image_size(image)
         h, w = resized_size(*size, max(self.sides), self.long)
         factor = min(1.0, limit[0] / h, limit[1] / w)
-        return _resized(image, (h, w) if factor == 1 else (max(1, int(h * factor)), max(1, int(w * factor))))
+        return _resized(image, (h, w) if factor == 1 else (max(1, round(h * factor)), max(1, round(w * factor))))
 
     def evaluation(self) -> Resize:
         """The resizing of evaluation: the largest short side."""

@@ -1,7 +1,8 @@
-"""Whether an exported file finds what the checkpoint finds, in real images."""
+"""Whether two detectors find the same in the same pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,57 +11,69 @@ from torch import Tensor
 from detector.modeling.boxes import box_iou
 from detector.structures import Detections
 
-BOX, SCORE = 0.05, 1e-3  # pixels, and the difference of scores, that an export may have
-MASK = 0.02  # and of a mask's probability
+# what an export may differ by: pixels of a box, scores, a mask's probability, pixels of a keypoint
+TOLERANCE = {"box": 0.05, "score": 1e-3, "mask": 0.02, "keypoint": 0.5}
 
 
 @dataclass
 class Agreement:
-    """What two detectors found in the same image."""
+    """What two detectors found in one image. The differences are the largest among detections that both have."""
 
     image: str
     both: int = 0
     """Detections that both have."""
-    only_checkpoint: int = 0
-    only_export: int = 0
+    only_first: int = 0
+    only_second: int = 0
     at_a_limit: int = 0
-    """Of those that one alone has: their score is as good as that of the last row, or the threshold."""
+    """Of those that one alone has: within the tolerance of the score threshold, or of the last row where all rows are full."""
+    ties: int = 0
+    """Pairs of which NMS kept another of two boxes with equal scores; their boxes are not compared."""
     box: float = 0.0
-    """The largest difference of a coordinate in pixels, among those that both have."""
     score: float = 0.0
     mask: float = 0.0
-    """The largest difference of a mask's probability."""
-    ok: bool = True
+    keypoint: float = 0.0
 
-    def judge(self) -> Agreement:
-        """With `ok` as the tolerances say."""
-        missing = self.only_checkpoint + self.only_export - self.at_a_limit
-        self.ok = missing == 0 and self.box <= BOX and self.score <= SCORE and self.mask <= MASK
-        return self
+    @property
+    def ok(self) -> bool:
+        """Whether they differ by rounding alone."""
+        alone = self.only_first + self.only_second - self.at_a_limit
+        return alone == 0 and all(getattr(self, name) <= most for name, most in TOLERANCE.items())
 
     def row(self) -> dict[str, object]:
         """For report.json."""
-        return asdict(self)
+        return asdict(self) | {"ok": self.ok}
 
 
-def agreement(image: str, checkpoint: Detections, export: Detections, threshold: float) -> Agreement:
-    """Pairs of equal label and nearest box; `threshold` is the least score that the detector reports."""
+def agreement(
+    image: str, first: Detections, second: Detections, *, threshold: float, limit: int,
+    candidates: Callable[[], Detections] | None = None,
+) -> Agreement:  # fmt: skip
+    """Pairs of equal label and nearest box.
+
+    Args:
+        image: its name.
+        first: what one detector found.
+        second: what the other found.
+        threshold: the least score that they report.
+        limit: how many rows they have.
+        candidates: what the first has before suppression, if that is known; asked for where boxes differ.
+    """
     result = Agreement(image)
-    first, second = _pairs(checkpoint, export)
-    result.both = len(first)
-    rest_first, rest_second = _others(len(checkpoint), first), _others(len(export), second)
-    result.only_checkpoint, result.only_export = len(rest_first), len(rest_second)
+    a, b = _pairs(first, second)
+    rest_a, rest_b = _others(len(first), a), _others(len(second), b)
+    result.both, result.only_first, result.only_second = len(a), len(rest_a), len(rest_b)
     result.at_a_limit = sum(
-        _at_a_limit(found.scores[rest], found.scores, threshold)
-        for found, rest in ((checkpoint, rest_first), (export, rest_second))
+        _at_a_limit(found, rest, threshold, limit) for found, rest in ((first, rest_a), (second, rest_b))
     )
-    if len(first):
-        result.box = float((checkpoint.boxes[first] - export.boxes[second]).abs().max())
-        result.score = float((checkpoint.scores[first] - export.scores[second]).abs().max())
-        if checkpoint.masks is not None and export.masks is not None:
-            a, b = checkpoint.masks.probabilities[first].float(), export.masks.probabilities[second].float()
-            result.mask = float((a - b).abs().max())
-    return result.judge()
+    if len(a):
+        moved = (first.boxes[a] - second.boxes[b]).abs().amax(dim=1)
+        if candidates is not None and float(moved.max()) > TOLERANCE["box"]:
+            tied = (moved > TOLERANCE["box"]) & _has_twin(second[b], candidates())
+            result.ties = int(tied.sum())
+            a, b, moved = a[~tied], b[~tied], moved[~tied]
+        for name, difference in {"box": moved, **_differences(first[a], second[b])}.items():
+            setattr(result, name, float(difference.max()) if difference.numel() else 0.0)
+    return result
 
 
 def _pairs(a: Detections, b: Detections) -> tuple[Tensor, Tensor]:
@@ -68,12 +81,11 @@ def _pairs(a: Detections, b: Detections) -> tuple[Tensor, Tensor]:
     iou = box_iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels)
     near = (a.scores[:, None] - b.scores).abs()
     rows: list[tuple[int, int]] = []
-    for i in range(len(a)):
-        if iou.shape[1] and float(iou[i].max()) >= 0.5:
-            j = int((iou[i] - near[i]).argmax())
-            if iou[i, j] >= 0.5:
-                rows.append((i, j))
-                iou[:, j] = -1
+    for i in range(len(a) if len(b) else 0):
+        j = int(torch.where(iou[i] >= 0.5, iou[i] - near[i], -2).argmax())
+        if iou[i, j] >= 0.5:
+            rows.append((i, j))
+            iou[:, j] = -1
     pairs = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
@@ -85,6 +97,26 @@ def _others(count: int, rows: Tensor) -> Tensor:
     return torch.where(other)[0]
 
 
-def _at_a_limit(scores: Tensor, every: Tensor, threshold: float) -> int:
-    """How many of the scores a difference within the tolerance could take below the threshold, or below the last row."""
-    return 0 if not len(scores) else int((scores <= max(threshold, float(every.min())) + SCORE).sum())
+def _at_a_limit(found: Detections, rest: Tensor, threshold: float, limit: int) -> int:
+    """How many of the `rest` a difference within the tolerance could take below the threshold, or below the last row."""
+    least = float(found.scores.min()) if len(found) >= limit > 0 else threshold
+    return int((found.scores[rest] <= max(threshold, least) + TOLERANCE["score"]).sum())
+
+
+def _has_twin(found: Detections, candidates: Detections) -> Tensor:
+    """(D,) bool: whether a candidate has that label, and that box and score within the tolerance."""
+    box = (found.boxes[:, None] - candidates.boxes).abs().amax(dim=2) <= TOLERANCE["box"]
+    score = (found.scores[:, None] - candidates.scores).abs() <= TOLERANCE["score"]
+    return (box & score & (found.labels[:, None] == candidates.labels)).any(dim=1)
+
+
+def _differences(a: Detections, b: Detections) -> dict[str, Tensor]:
+    """Absolute differences of all that aligned detections have beside boxes."""
+    values = {"score": (a.scores - b.scores).abs()}
+    if a.masks is not None and b.masks is not None:
+        values["mask"] = (a.masks.probabilities.float() - b.masks.probabilities.float()).abs()
+        if a.masks.scores is not None and b.masks.scores is not None:
+            values["score"] = torch.maximum(values["score"], (a.masks.scores - b.masks.scores).abs())
+    if a.keypoints is not None and b.keypoints is not None:
+        values["keypoint"] = (a.keypoints.points - b.keypoints.points).abs()
+    return values

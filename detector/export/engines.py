@@ -45,7 +45,7 @@ def optional(module: str, extra: str) -> Any:
 class TorchFile:
     """A program of torch.export (.pt2), for Python and for compilers that start from it."""
 
-    suffix, runs_code = ".pt2", True
+    suffix, runs_code, modules = ".pt2", True, ()
 
     def __init__(self, path: Path):
         found = {KEY: ""}
@@ -70,7 +70,7 @@ class TorchFile:
 class OnnxFile:
     """An ONNX model (.onnx), run by ONNX Runtime."""
 
-    suffix, runs_code = ".onnx", False
+    suffix, runs_code, modules = ".onnx", False, ("onnx", "onnxscript", "onnxruntime")
 
     def __init__(self, path: Path):
         runtime = optional("onnxruntime", "onnx")
@@ -110,7 +110,7 @@ class OnnxFile:
 class OpenVinoFile:
     """An OpenVINO model: .xml with its weights beside it in .bin."""
 
-    suffix, runs_code = ".xml", False
+    suffix, runs_code, modules = ".xml", False, ("openvino", "onnx", "onnxscript")
 
     def __init__(self, path: Path):
         openvino = optional("openvino", "openvino")
@@ -141,25 +141,64 @@ class OpenVinoFile:
 
 
 TARGETS: dict[str, type[Any]] = {"pt2": TorchFile, "onnx": OnnxFile, "openvino": OpenVinoFile}
+MOST_PIXELS = 10**9  # of a batch
+RANKS = {"boxes": 3, "scores": 2, "labels": 2, "masks": 4, "mask_scores": 2, "heat_maps": 5}
 BY_SUFFIX = {target.suffix: target for target in TARGETS.values()}
 
 
 def open_engine(path: Path, *, trust: bool = False) -> Engine:
-    """An exported file, ready to run on the CPU. Raises CheckpointError for one that is missing, damaged or not an export."""
+    """An exported file, ready to run on the CPU, after a first run on a blank image.
+
+    Raises CheckpointError for one that is missing, damaged or not an export.
+    """
     target = BY_SUFFIX[path.suffix]
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+    for file in target.files(path):
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file")
     if target.runs_code and not trust:
         raise CheckpointError(
-            f"{path}: reading a {path.suffix} file may run code in it; if you trust its origin, add --trust"
+            f"{path}: reading a {path.suffix} file may run code in it; if you trust its origin, add --trust, or trust=True"
         )
     try:
-        return target(path)
+        with quiet():
+            engine = target(path)
+        check_card(engine)
     except DetectorError:
         raise
     except Exception as error:  # each engine has errors of its own
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise CheckpointError(f"{path}: cannot be read ({first[0]}); export the checkpoint again") from error
+        lines = [
+            line
+            for line in str(error).splitlines()
+            if line.strip() and not line.startswith(("Exception from", "Check"))
+        ]
+        raise CheckpointError(
+            f"{path}: cannot be read ({lines[0].strip() if lines else type(error).__name__}); export the checkpoint again"
+        ) from error
+    return engine
+
+
+def check_card(engine: Engine) -> None:
+    """Run a blank image. Raises ValueError where what the file says of itself is not what it computes."""
+    card = engine.card
+    (h, w), count = card.size, card.batch
+    if not (isinstance(count, int) and 1 <= count and 1 <= h and 1 <= w and count * h * w <= MOST_PIXELS):
+        raise ValueError(f"no size of a graph: {count} images of {h} x {w} pixels")
+    names, ids = card.class_names, card.category_ids
+    if not (isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids) == len({*ids}) > 0):
+        raise ValueError("class names and category ids do not fit")
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(number, int) for number in ids):
+        raise ValueError("class names are texts, category ids are whole numbers")
+    found = engine(torch.zeros(count, 3, h, w, dtype=torch.uint8), torch.tensor([[h, w]] * count))
+    ranks = dict(zip(card.outputs, (x.ndim for x in found), strict=True))
+    rows = {tuple(x.shape[:2]) for x in found}
+    if (
+        {name: RANKS.get(name) for name in ranks} != ranks
+        or not {"boxes", "scores", "labels"} <= ranks.keys()
+        or len(rows) != 1
+    ):
+        raise ValueError(f"the outputs are not {', '.join(card.outputs)}")
+    if ("heat_maps" in ranks) != (card.keypoints is not None):
+        raise ValueError("heat maps without a rule of reading them, or the reverse")
 
 
 @torch.no_grad()

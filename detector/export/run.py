@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor
 
 from detector import __version__
 from detector.config.config import Config
-from detector.errors import ConfigError
-from detector.export.agreement import BOX, MASK, SCORE, Agreement, agreement
+from detector.errors import ConfigError, DataError
+from detector.export.agreement import TOLERANCE, Agreement, agreement
 from detector.export.card import Card
-from detector.export.engines import TARGETS
+from detector.export.engines import TARGETS, optional
 from detector.export.exported import Eager, over
 from detector.export.graph import DetectionGraph, padded
 from detector.files import check_new_file, make_folder, write_text
@@ -28,17 +32,20 @@ from detector.inference.predictor import Predictor, load_predictor
 from detector.modeling.preprocess import round_up
 from detector.progress import Progress
 from detector.records.geometry import Size
-from detector.structures import image_size
+from detector.structures import Detections, image_size
 
+Score = Callable[[Predictor], float]
 SAMPLE = 200  # images whose sizes decide about that of the graph
 
 
 def export(
     checkpoint: Path, to: str, output: Path, images: Sequence[str], *, size: Sequence[int] | None = None, batch: int = 1,
-    overrides: Sequence[str] = (), trust: bool = False, score: Callable[[Predictor], float] | None = None,
+    overrides: Sequence[str] = (), trust: bool = False, scorer: Callable[[Predictor], Score] | None = None,
     show: Callable[[str], object] = print,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `output` and report.json beside it; returns the report, whose "ok" says whether both find the same.
+
+    The file gets its name when it is checked; an interruption leaves nothing.
 
     Args:
         checkpoint: of this project, or the name of a published detector.
@@ -49,7 +56,7 @@ def export(
         batch: images at once.
         overrides: changes to the checkpoint's configuration.
         trust: import the custom code that the checkpoint refers to.
-        score: the AP of a predictor; None: it is not compared.
+        scorer: of the checkpoint, the function that gives the AP of it and of the export; None: it is not compared.
         show: receives lines about what is found.
 
     Raises ConfigError, DataError and CheckpointError for wrong input, before anything is written.
@@ -57,28 +64,35 @@ def export(
     target, report_file = TARGETS[to], output.parent / "report.json"
     if output.suffix != target.suffix:
         raise ConfigError(f"--output {output}: a file for {to} ends in {target.suffix}")
-    for path in target.files(output) + [report_file]:
-        check_new_file(path)
-    jobs = find_images(images, output.parent)
+    for path in [*target.files(output), report_file]:
+        check_new_file(path, "name a file in another folder")
+    for module in target.modules:
+        optional(module, to)
+    jobs = find_images(images, output.with_name(f".{output.name}.none"))  # no pictures are written
     predictor = load_predictor(checkpoint, trust, overrides=overrides, device="cpu")
     if predictor.model.needs_proposals:
         raise ConfigError(f"{checkpoint}: a detector without an RPN (model.rpn is precomputed) cannot be exported")
+    score = None if scorer is None else scorer(predictor)
     size = graph_size(predictor, size, [job.path for job in jobs])
     make_folder(output.parent, "name another file")
-    card = write(predictor, target, output, size, batch)
-    show(f"{output}: {batch} x 3 x {size[0]} x {size[1]} -> {', '.join(card.outputs)}")
-    exported = over(target(output))
-    report = verify(predictor, exported, [job.path for job in jobs], card)
-    for line in lines(report):
-        show(line)
-    if score is not None:
-        report["ap"] = {"checkpoint": score(predictor), "export": score(exported)}
+    with TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
+        made = Path(folder) / output.name
+        card = write(predictor, target, made, size, batch)
+        show(f"{output}: {batch} x 3 x {size[0]} x {size[1]} -> {', '.join(card.outputs)}")
+        exported = over(target(made))
+        report = verify(predictor, exported, [job.path for job in jobs], card)
+        for line in lines(report):
+            show(line)
+        if score is not None:
+            report["ap"] = {"checkpoint": score(predictor), "export": score(exported)}
+        for source, place in zip(target.files(made), target.files(output), strict=True):
+            source.replace(place)
     write_text(report_file, json.dumps(report, indent=2) + "\n")
     return report
 
 
 def graph_size(predictor: Predictor, wanted: Sequence[int] | None, images: Sequence[Path]) -> Size:
-    """(h, w) of the graph: the size to which most of the images are padded, unless one is given."""
+    """(h, w) of the graph, a multiple of the divisor: the size to which most images are padded, unless one is given."""
     if wanted is not None:
         return round_up(wanted, predictor.model.preprocess.divisor)
     prepared = (predictor.prepare(predictor.read(path)) for path in images[:SAMPLE])
@@ -86,13 +100,18 @@ def graph_size(predictor: Predictor, wanted: Sequence[int] | None, images: Seque
 
 
 def write(predictor: Predictor, target: Any, output: Path, size: Size, batch: int) -> Card:
-    """Write the file; returns what it says of itself."""
+    """Write the file; returns what it says of itself. Raises DataError if there is no room for it."""
     graph = DetectionGraph(predictor.model, portable=True).eval()
     inputs = padded([torch.full((3, *size), 114, dtype=torch.uint8)] * batch, size)
     with torch.no_grad():
         graph(*inputs)  # after which it knows its outputs, and has the anchors of this size
     card = card_of(predictor, graph.outputs, size, batch)
-    target.write(graph, inputs, card, output)
+    try:
+        target.write(graph, inputs, card, output)
+    except OSError as error:
+        raise DataError(
+            f"{output.parent.parent}: cannot be written to ({error}); make room, or name another file"
+        ) from error
     return card
 
 
@@ -111,57 +130,96 @@ def card_of(predictor: Predictor, outputs: list[str], size: Size, batch: int) ->
 
 
 def verify(predictor: Predictor, exported: Predictor, images: Sequence[Path], card: Card) -> dict[str, Any]:
-    """The report about what both find in the same images, resized for the graph and padded to its size.
+    """The report about three detectors: the export, the checkpoint on the same padded pixels, and the checkpoint as it is used.
 
-    Padding changes what a detector finds near the border; `padding` says how much, beside the checkpoint without it.
+    The first two must agree. The last two differ where the graph's size makes an image smaller or pads it.
     """
-    resize = partial(predictor.resize.resize_within, limit=card.size)
-    same = over(Eager(DetectionGraph(predictor.model, portable=False), card))
-    threshold = getattr(getattr(predictor.model.roi_head, "selection", None), "score_threshold", 0.0)
+    same, loose = (
+        over(Eager(DetectionGraph(m, portable=False), card)) for m in (predictor.model, unsuppressed(predictor))
+    )
+    selection: Any = getattr(predictor.model.roi_head, "selection", None)
+    rule = {"threshold": getattr(selection, "score_threshold", 0.0), "limit": selection.max_detections}
     rows: list[Agreement] = []
-    unpadded: list[Agreement] = []
-    seconds: tuple[list[float], list[float]] = ([], [])
+    in_use: list[Agreement] = []
+    smaller, seconds = 0, ([], [])  # type: tuple[int, tuple[list[float], list[float]]]
     with Progress(total=len(images), unit="img", desc="check") as bar:
-        for path in images:
-            image = predictor.read(path)
-            prepared, size = resize(image), image_size(image)
-            found = []
-            for i, side in enumerate((predictor, exported)):
-                begun = time.perf_counter()
-                found += side.detect([prepared], [size])
-                seconds[i].append(time.perf_counter() - begun)
-            unpadded.append(agreement(str(path), found[0], found[1], threshold))
-            rows.append(agreement(str(path), same.detect([prepared], [size])[0], found[1], threshold))
-            bar.update()
+        for first in range(0, len(images), card.batch):
+            names = [str(path) for path in images[first : first + card.batch]]
+            pictures = [predictor.read(path) for path in images[first : first + card.batch]]
+            sizes, own = [image_size(p) for p in pictures], [predictor.prepare(p) for p in pictures]
+            prepared = [exported.prepare(p) for p in pictures]
+            smaller += sum(a.shape != b.shape for a, b in zip(own, prepared))
+            as_used = _timed(seconds[0], predictor.detect, own, sizes)
+            found = _timed(seconds[1], exported.detect, prepared, sizes)
+            for i, (name, used, want, got) in enumerate(zip(names, as_used, same.detect(prepared, sizes), found)):
+                every = partial(_one, loose, prepared[i], sizes[i])
+                rows.append(agreement(name, want, got, candidates=every, **rule))
+                in_use.append(agreement(name, used, want, **rule))
+            bar.update(len(pictures))
     return {
-        "ok": all(row.ok for row in rows), "tolerance": {"box_px": BOX, "score": SCORE, "mask": MASK},
-        "images": len(rows), "both": sum(row.both for row in rows),
-        "only_checkpoint": sum(row.only_checkpoint for row in rows), "only_export": sum(row.only_export for row in rows),
-        "at_a_limit": sum(row.at_a_limit for row in rows),
-        "largest": {name: max(getattr(row, name) for row in rows) for name in ("box", "score", "mask")},
-        "padding": {
-            "images": sum(not row.ok for row in unpadded),
-            "only_checkpoint": sum(row.only_checkpoint for row in unpadded),
-            "only_export": sum(row.only_export for row in unpadded),
+        "ok": all(row.ok for row in rows) and any(row.both for row in rows), "tolerance": TOLERANCE, "images": len(rows),
+        "both": sum(row.both for row in rows), "only_checkpoint": sum(row.only_first for row in rows),
+        "only_export": sum(row.only_second for row in rows), "at_a_limit": sum(row.at_a_limit for row in rows),
+        "ties": sum(row.ties for row in rows), "largest": {key: max(getattr(row, key) for row in rows) for key in TOLERANCE},
+        "checkpoint_at_its_own_size": {
+            "images_made_smaller": smaller, "images_that_differ": sum(not row.ok for row in in_use),
+            "only_at_its_own_size": sum(row.only_first for row in in_use),
+            "only_at_that_of_the_graph": sum(row.only_second for row in in_use),
         },
         "median_ms_per_image": {"checkpoint": 1e3 * median(seconds[0]), "export": 1e3 * median(seconds[1])},
-        "versions": card.versions, "size": card.size, "batch": card.batch, "by_image": [row.row() for row in rows],
+        "outputs": card.outputs, "versions": card.versions, "size": card.size, "batch": card.batch,
+        "by_image": [row.row() for row in rows],
     }  # fmt: skip
+
+
+def unsuppressed(predictor: Predictor) -> Any:
+    """The detector without suppression of its detections, for boxes among which rounding chooses."""
+    model: Any = copy.copy(predictor.model)
+    if hasattr(getattr(model.roi_head, "selection", None), "nms_iou"):
+        model._modules = dict(model._modules) | {"roi_head": copy.copy(model.roi_head)}
+        model.roi_head.selection = replace(model.roi_head.selection, nms="hard", nms_iou=1.0, max_detections=4000)
+    return model
+
+
+def _one(predictor: Predictor, image: Tensor, size: Size) -> Detections:
+    return predictor.detect([image], [size])[0]
+
+
+def _timed(seconds: list[float], detect: Callable[..., list[Detections]], *batch: list) -> list[Detections]:
+    """What `detect` finds in a batch; its time for each image is appended."""
+    begun = time.perf_counter()
+    found = detect(*batch)
+    seconds.append((time.perf_counter() - begun) / len(found))
+    return found
 
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report in words."""
-    largest, alone = report["largest"], report["only_checkpoint"] + report["only_export"]
-    found = [
-        f"{report['images']} images: {report['both']} detections in both, {alone} in one alone"
-        f" ({report['at_a_limit']} of them at the score threshold or in the last row); largest difference"
-        f" {largest['box']:.2g} px, {largest['score']:.1g} in score"
+    alone = report["only_checkpoint"] + report["only_export"]
+    units = {"box": "px", "score": "in score", "mask": "in a mask", "keypoint": "px of a keypoint"}
+    shown = [
+        "box",
+        "score",
+        *(["mask"] * ("masks" in report["outputs"])),
+        *(["keypoint"] * ("heat_maps" in report["outputs"])),
     ]
-    padding, (h, w) = report["padding"], report["size"]
-    if padding["images"]:
+    largest = ", ".join(f"{report['largest'][name]:.1g} {units[name]}" for name in shown)
+    found = [
+        f"{report['images']} images: {report['both']} detections in both, {alone} in one alone; differences up to {largest}"
+    ]
+    if report["at_a_limit"] or report["ties"]:
         found.append(
-            f"padding to {h} x {w} changes what the checkpoint itself finds in {padding['images']} of them: "
-            f"{padding['only_checkpoint']} detections without it, {padding['only_export']} with it"
+            f"decided by rounding: {report['at_a_limit']} at the score threshold or in the last row, {report['ties']} of two "
+            "boxes with equal scores"
+        )
+    use, (h, w) = report["checkpoint_at_its_own_size"], report["size"]
+    if use["images_that_differ"]:
+        found.append(
+            f"the size {h} x {w}, for which {use['images_made_smaller']} images are made smaller and others padded, changes what"
+            f" the checkpoint itself finds in {use['images_that_differ']}: {use['only_at_its_own_size']} detections only at its"
+            f" own size, {use['only_at_that_of_the_graph']} only at this one"
         )
     bad = [row["image"] for row in report["by_image"] if not row["ok"]]
+    if not report["both"]:
+        return [*found, "NOT checked: nothing is found in these images; give others to --check"]
     return [*found, f"NOT the same in {len(bad)} images, such as {bad[0]}: see report.json" if bad else "the same"]

@@ -45,4 +45,4 @@ def parity(name: str, target: str, folder: Path) -> Agreement:
     image = [picture(90, 128, seed=3)]
     with torch.inference_mode():
         [found], [again] = (ExportedModel(engine).detect(image) for engine in (eager, exported))
-    return agreement(name, found, again, 0.05)
+    return agreement(name, found, again, threshold=0.05, limit=20)
