@@ -134,8 +134,8 @@ class OpenVinoFile:
         """Translate the graph by way of ONNX, which OpenVINO reads best."""
         openvino = optional("openvino", "openvino")
         with tempfile.TemporaryDirectory() as folder, quiet():
-            OnnxFile.write(graph, inputs, card, Path(folder) / "model.onnx")
-            model = openvino.convert_model(Path(folder) / "model.onnx")
+            OnnxFile.write(graph, inputs, card, Path(folder) / "graph.onnx")
+            model = openvino.convert_model(Path(folder) / "graph.onnx")
             model.set_rt_info(card.dumps(), [KEY])
             openvino.save_model(model, path, compress_to_fp16=False)
 
