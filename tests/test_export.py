@@ -55,7 +55,8 @@ def export(folder: Path, to: str, output: Path, *more: str) -> int:
     return main([str(folder / "a.pth"), "--to", to, "--output", str(output), "--check", str(folder / "photos"), *more])
 
 
-@pytest.mark.parametrize("to", ["pt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "openvino"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["pt2", "onnx", "openvino"])
 def test_a_file_finds_what_the_checkpoint_finds_says_so_and_takes_its_place(
     folder: Path, tmp_path: Path, to: str, capsys
 ):
