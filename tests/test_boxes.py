@@ -134,6 +134,12 @@ def test_linear_decay_begins_at_its_iou():
         assert score.tolist() == [0.75, left]
 
 
+def test_the_weakest_of_thousands_of_candidates_is_found():
+    crowd = [[0, 0, 30, 30]] * 4200
+    found = detect([[0.6, 0.1, 0.3]] * len(crowd) + [[0.3, 0.1, 0.6]], [*crowd, [50, 50, 80, 55]], score_threshold=0.2)
+    assert found.boxes.tolist() == [[0, 0, 30, 30], [50, 50, 80, 55]]
+
+
 def detect(scores: list[list[float]], boxes: list[list[float]], **settings) -> Detections:
     box_head = torch.nn.Identity()
     box_head.width = 1

@@ -12,12 +12,14 @@ from torch import Tensor
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.nms import nms, suppress
 from detector.modeling.padded import Padded
+from detector.modeling.shapes import may_look
 from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range, Weight
 from detector.schema.signatures import checked
 from detector.structures import Detections
 
-# the best classes of regions of an image, which NMS sees; the others matter only where it leaves fewer of these than wanted
+# Where shapes are fixed, NMS sees this many classes of regions of an image, the best. The others matter only if it leaves fewer of
+# these than are wanted.
 CANDIDATES = 4096
 
 
@@ -63,8 +65,11 @@ class DetectionSelection:
         return Padded(Detections(boxes, scores, labels), valid)
 
     def _best(self, scores: Tensor) -> Tensor:
-        """Indices (N, M) of the best of all classes of all regions (N, R*K), in their order."""
-        count = max(CANDIDATES, self.max_detections)
+        """Indices (N, M) of what NMS sees of all classes of all regions (N, R*K), in their order; no candidate has -1."""
+        if may_look(scores.device):
+            count = int((scores >= 0).sum(dim=1).max())
+        else:
+            count = max(CANDIDATES, self.max_detections)
         if scores.shape[1] <= count:
             return torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
         return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
