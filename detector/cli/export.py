@@ -53,9 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             trust=args.trust, scorer=partial(scorer_of, args.split) if args.split else None,
         )  # fmt: skip
         if "ap" in report:
-            print(
-                f"AP on {args.split}: checkpoint {report['ap']['checkpoint']:.4f}, export {report['ap']['export']:.4f}"
-            )
+            both = report["ap"]
+            print(f"AP of the boxes on {args.split}: checkpoint {both['checkpoint']:.4f}, export {both['export']:.4f}")
         end.status = int(not report["ok"])
     return end.status
 

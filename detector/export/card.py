@@ -27,7 +27,7 @@ class Card:
     batch: int
     """How many it takes at once."""
     outputs: list[str]
-    """What it returns, in order (`DetectionGraph.forward`)."""
+    """What it returns, in order (`DetectionGraph.find`)."""
     proposals_only: bool
     """Whether the detections are proposals, of one class."""
     pose: dict[str, Any] | None = None

@@ -31,7 +31,7 @@ class Engine(Protocol):
     card: Card
 
     def __call__(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """The arguments and results of `DetectionGraph.forward`."""
+        """The arguments of `DetectionGraph.find`, and its values."""
 
 
 def optional(module: str, extra: str) -> Any:

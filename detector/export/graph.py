@@ -32,13 +32,16 @@ class DetectionGraph(nn.Module):
     def __init__(self, model: GeneralizedRCNN, *, portable: bool):
         super().__init__()
         self.model, self.portable = model, portable
-        self.outputs = ["boxes", "scores", "labels"]
         # torch.onnx would find the name `mean` twice
         self.register_buffer("pixel_mean", model.preprocess.mean.clone())
         self.register_buffer("pixel_std", model.preprocess.std.clone())
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """uint8 RGB images (N, 3, H, W), padded right and below, and their int64 sizes (N, 2) -> `outputs`, D rows an image.
+        """The values of `find`, in its order."""
+        return tuple(self.find(images, sizes).values())
+
+    def find(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """uint8 RGB images (N, 3, H, W), padded right and below, and their int64 sizes (N, 2) -> the outputs, D rows an image.
 
         Boxes (N, D, 4) are in pixels of the images, scores (N, D), labels (N, D), NO_OBJECT where a row holds nothing. Masks
         (N, D, M, M) are probabilities within the boxes, mask_scores (N, D), heat_maps (N, D, J, M, M) logits within the boxes.
@@ -48,12 +51,9 @@ class DetectionGraph(nn.Module):
         with fixed_shapes(portable=self.portable):
             p = self.model.pyramid(batch.images)
             found = head.find(p, self.model.rpn.propose(p, batch), batch)
-            values = {
-                "boxes": found.rows.boxes, "scores": found.rows.scores,
-                "labels": torch.where(found.valid, found.rows.labels, NO_OBJECT), **self._shapes(head, p, found.whole(), batch),
-            }  # fmt: skip
-        self.outputs = list(values)
-        return tuple(values.values())
+            labels = torch.where(found.valid, found.rows.labels, NO_OBJECT)
+            shapes = self._shapes(head, p, found.whole(), batch)
+        return {"boxes": found.rows.boxes, "scores": found.rows.scores, "labels": labels, **shapes}
 
     def _shapes(self, head: Any, p: list[Tensor], rows: list, batch: Batch) -> dict[str, Tensor]:
         """Masks and heat maps of N images with D rows each, where there are branches for them."""

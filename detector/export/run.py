@@ -23,13 +23,14 @@ from detector.config.config import Config
 from detector.errors import ConfigError, DataError
 from detector.export.agreement import TOLERANCE, Agreement, agreement
 from detector.export.card import Card
-from detector.export.engines import TARGETS, optional
+from detector.export.engines import TARGETS, open_engine, optional
 from detector.export.exported import Eager, over
 from detector.export.graph import DetectionGraph, padded
 from detector.files import check_new_file, make_folder, write_text
 from detector.inference.folder import find_images
 from detector.inference.predictor import Predictor, load_predictor
 from detector.modeling.preprocess import round_up
+from detector.modeling.roi_heads.selection import CANDIDATES, DetectionSelection
 from detector.progress import Progress
 from detector.records.geometry import Size
 from detector.structures import Detections, image_size
@@ -79,7 +80,7 @@ def export(
         made = Path(folder) / output.name
         card = write(predictor, target, made, size, batch)
         show(f"{output}: {batch} x 3 x {size[0]} x {size[1]} -> {', '.join(card.outputs)}")
-        exported = over(target(made))
+        exported = over(open_engine(made, trust=True))  # as a user will
         report = verify(predictor, exported, [job.path for job in jobs], card)
         for line in lines(report):
             show(line)
@@ -104,8 +105,8 @@ def write(predictor: Predictor, target: Any, output: Path, size: Size, batch: in
     graph = DetectionGraph(predictor.model, portable=True).eval()
     inputs = padded([torch.full((3, *size), 114, dtype=torch.uint8)] * batch, size)
     with torch.no_grad():
-        graph(*inputs)  # after which it knows its outputs, and has the anchors of this size
-    card = card_of(predictor, graph.outputs, size, batch)
+        outputs = list(graph.find(*inputs))  # which also makes the anchors of this size
+    card = card_of(predictor, outputs, size, batch)
     try:
         target.write(graph, inputs, card, output)
     except OSError as error:
@@ -137,8 +138,8 @@ def verify(predictor: Predictor, exported: Predictor, images: Sequence[Path], ca
     same, loose = (
         over(Eager(DetectionGraph(m, portable=False), card)) for m in (predictor.model, unsuppressed(predictor))
     )
-    selection: Any = getattr(predictor.model.roi_head, "selection", None)
-    rule = {"threshold": getattr(selection, "score_threshold", 0.0), "limit": selection.max_detections}
+    head: Any = predictor.model.roi_head
+    rule = {"threshold": least_score(head.selection), "limit": head.selection.max_detections}
     rows: list[Agreement] = []
     in_use: list[Agreement] = []
     smaller, seconds = 0, ([], [])  # type: tuple[int, tuple[list[float], list[float]]]
@@ -172,12 +173,18 @@ def verify(predictor: Predictor, exported: Predictor, images: Sequence[Path], ca
     }  # fmt: skip
 
 
+def least_score(selection: Any) -> float:
+    """Below which a second stage reports nothing."""
+    if not isinstance(selection, DetectionSelection):  # the best proposals, whatever their scores
+        return 0.0
+    return selection.score_threshold if selection.nms == "hard" else selection.soft_min_score
+
+
 def unsuppressed(predictor: Predictor) -> Any:
     """The detector without suppression of its detections, for boxes among which rounding chooses."""
-    model: Any = copy.copy(predictor.model)
-    if hasattr(getattr(model.roi_head, "selection", None), "nms_iou"):
-        model._modules = dict(model._modules) | {"roi_head": copy.copy(model.roi_head)}
-        model.roi_head.selection = replace(model.roi_head.selection, nms="hard", nms_iou=1.0, max_detections=4000)
+    model: Any = copy.deepcopy(predictor.model)
+    if isinstance(model.roi_head.selection, DetectionSelection):
+        model.roi_head.selection = replace(model.roi_head.selection, nms="hard", nms_iou=1.0, max_detections=CANDIDATES)
     return model
 
 

@@ -37,8 +37,8 @@ def parity(name: str, target: str, folder: Path) -> Agreement:
     graph = DetectionGraph(predictor.model, portable=True).eval()
     inputs = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.tensor([[100, 120]])
     with torch.no_grad():
-        graph(*inputs)
-    card = card_of(predictor, graph.outputs, (side, side), 1)
+        outputs = list(graph.find(*inputs))
+    card = card_of(predictor, outputs, (side, side), 1)
     path = folder / f"{name}{TARGETS[target].suffix}"
     TARGETS[target].write(graph, inputs, card, path)
     eager, exported = Eager(DetectionGraph(predictor.model, portable=False), card), TARGETS[target](path)

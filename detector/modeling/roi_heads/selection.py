@@ -18,8 +18,8 @@ from detector.schema.ranges import Count, Fraction, Range, Weight
 from detector.schema.signatures import checked
 from detector.structures import Detections
 
-# Where shapes are fixed, NMS sees this many classes of regions of an image, the best. The others matter only if it leaves fewer of
-# these than are wanted.
+# Where shapes are fixed, NMS sees this many classes of regions of an image, the best. The others matter only if it leaves
+# fewer of these than are wanted.
 CANDIDATES = 4096
 
 
