@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -75,11 +77,26 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 by instructions of its own; False where that is not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and not set(_processor().split()).isdisjoint(BFLOAT16_FLAGS)
+
+
+def describe_device(device: torch.device) -> str:
+    """The name of a GPU; of a processor its name, threads and instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    known = re.search(r"^model name\s*: (.*)$", _processor(), re.MULTILINE)
+    name = known.group(1) if known else platform.machine()
+    bfloat16 = "with" if has_bfloat16(device) else "without"
+    level = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {torch.get_num_threads()} threads, {level}, {bfloat16} bfloat16 instructions"
+
+
+def _processor() -> str:
+    """What Linux says of the processors; "" elsewhere."""
     try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    return device.type == "cpu" and not words.isdisjoint(BFLOAT16_FLAGS)
+        return ""
 
 
 def _product_seconds(precision: str, device: torch.device) -> float:

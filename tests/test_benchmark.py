@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from helpers.exports import spread_predictor
 from helpers.golden_rules import PROJECT
 
-from detector.cli.benchmark import difference
+from detector.cli.benchmark import difference, main
 from detector.comparison.candidates import BenchmarkInput, Setup, Stopwatch, make_candidate, make_input
+from detector.comparison.roads import ROADS, road
+from detector.export.engines import TARGETS
+from detector.export.run import write
 from detector.structures import Detections
 
 SIZE = (64, 96)
@@ -47,3 +54,43 @@ def test_a_configuration_is_measured_with_what_it_learns(name):
         found = make_candidate(measured, "float32").infer(sample, Stopwatch(torch.device("cpu")))
         assert len(found) > 0 and (found.masks is not None) == (name in ("mask_scoring", "htc"))
         make_candidate(measured, "float32", training=True).train_step(sample)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ("shapes/fpn.yaml", ["compiled"]),
+        (
+            "compat/torchvision_fasterrcnn_resnet50_fpn.yaml",
+            ["openvino", "torchvision in onnx", "torchvision in openvino"],
+        ),
+    ],
+)
+def test_every_road_finds_the_same(config, names):
+    measured = setup(config, "model.num_classes=3")
+    with make_input(SIZE) as sample:
+        eager = found_by(measured, "float32", sample)
+        for name in names:
+            watch = Stopwatch(torch.device("cpu"))
+            found = road(measured, name).infer(sample, watch)
+            assert name in ROADS and watch.cpu > 0 and watch.seconds["model"] > 0
+            assert len(found) == len(eager) > 5, name
+            gap = (found.boxes[:, None] - eager.boxes).abs().amax(-1) + (
+                found.scores[:, None] - eager.scores
+            ).abs() * 1e3
+            assert gap.amin(dim=1).max() < 0.05, name
+
+
+def test_an_exported_file_is_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    predictor, path = spread_predictor("fpn"), tmp_path / "model.onnx"
+    write(predictor, TARGETS["onnx"], path, SIZE, 1)
+    assert main([str(path), "--pairs", "1", "--json", str(tmp_path / "figures.json")]) == 0
+    said = capsys.readouterr().out
+    assert f"{path} at 64 x 96" in said and "training" not in said
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    row = figures["infer"][str(path)]
+    assert list(figures) == ["infer"] and row["total"] > 0 and row["cpu"] > 0 and row["peak_mib"] > 50
+    with pytest.raises(SystemExit):
+        main([str(path), "model.num_classes=3"])
+    assert "an exported file is measured as it is" in capsys.readouterr().err
