@@ -5,7 +5,7 @@ DETECTOR := $(RUN) -m detector
 QUICK := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadgroup
 RESUME = $(if $(wildcard runs/demo/last.pth),--resume)
 
-.PHONY: install demo test test-all torture lint keys wheel
+.PHONY: install demo test test-all torture gpu lint keys wheel
 
 install: .venv/installed  # the environment, in .venv
 
@@ -28,6 +28,10 @@ test-all: install lint  # these and the slow proofs
 
 torture: install  # many provoked faults (docs/reliability.md); under 25 minutes on two cores
 	$(RUN) -m pytest -m torture
+
+gpu:  # the tests that need a GPU, and its speed; under 8 minutes on one, with the packages that `python3` has
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu
+	PYTHONPATH=. $(PYTHON) scripts/benchmark_gpu.py
 
 lint: install  # style, and no more errors of the type checker than before
 	.venv/bin/ruff check .
