@@ -12,8 +12,8 @@ from helpers.tiny import picture
 from detector.config.config import build_detector, load_config
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
-from detector.structures import Batch
 from detector.rng import make_deterministic
+from detector.structures import Batch
 from detector.training.step import TrainStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
