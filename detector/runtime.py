@@ -1,6 +1,6 @@
 """Run a file that `detector export` wrote, .onnx or .xml, without PyTorch: on NumPy, Pillow and the file's engine alone.
 
-It needs no other file of the package and may be copied: `python runtime.py model.onnx photo.jpg --output found.json`. It finds
+It needs no other file of the package and may be copied: `python runtime.py detector.onnx photo.jpg --output found.json`. It finds
 what `detector.load` finds with the same file, by the same rules written for NumPy; tests/test_runtime.py compares the two.
 """
 
@@ -93,8 +93,8 @@ class Runtime:
             self.card, data = card, card["config"].get("data") or {}
             self.resize = data.get("resize") or {"short": 800, "long": 1333}
             self.max_pixels = data.get("max_pixels") or MAX_PIXELS
-            classes = (["object"], [1]) if card["proposals_only"] else (card["class_names"], card["category_ids"])
-            self.names, self.ids = classes
+            self.names: list[str] = ["object"] if card["proposals_only"] else card["class_names"]
+            self.ids: list[int] = [1] if card["proposals_only"] else card["category_ids"]
             self(np.zeros((8, 8, 3), dtype=np.uint8))  # what it says of itself is what it computes
         except ModuleNotFoundError as error:
             raise WrongInput(f"{path}: needs {error.name}, which is not installed: pip install {error.name}") from error
@@ -118,8 +118,8 @@ class Runtime:
         rows = {name: value[0] for name, value in zip(self.card["outputs"], values, strict=True)}
         keep = (rows["labels"] >= 0) & (rows["scores"] >= score)  # a row of label -1 holds nothing
         rows = {name: value[keep] for name, value in rows.items()}
-        scale, labels = np.float32([w / new_w, h / new_h]), rows["labels"].tolist()
-        boxes = np.clip(rows["boxes"] * np.tile(scale, 2), 0, np.float32([w, h, w, h]))
+        scale, labels = np.array([w / new_w, h / new_h], dtype=np.float32), rows["labels"].tolist()
+        boxes = np.clip(rows["boxes"] * np.tile(scale, 2), 0, np.array([w, h, w, h], dtype=np.float32))
         names, ids = [self.names[label] for label in labels], [self.ids[label] for label in labels]
         found = Found((h, w), boxes, rows["scores"], rows["labels"], names, ids)
         if "masks" in rows:
@@ -216,7 +216,7 @@ def read_heat_map_array(logits: np.ndarray, boxes: np.ndarray, scores: str) -> n
         for point, cells in zip(row, maps):
             large = rows @ cells @ columns.T
             y, x = np.unravel_index(large.argmax(), large.shape)
-            point[:2] = box[:2] + np.float32([x + 0.5, y + 0.5]) * (side / np.ceil(side))
+            point[:2] = box[:2] + np.array([x + 0.5, y + 0.5]) * (side / np.ceil(side))
             point[2] = large[y, x] if scores == "logit" else 1 / np.exp(cells - large[y, x]).sum()  # its softmax
     return np.nan_to_num(points, posinf=0, neginf=0)
 
@@ -248,7 +248,7 @@ def find_pictures(paths: Sequence[str]) -> list[tuple[Path, str]]:
 def table(name: str, found: Found) -> str:
     """Aligned lines: a headline, and a row for each object."""
     name, width = name.encode(errors="replace").decode(), max(map(len, ["class", *found.names]))
-    lines = [f"score  {'class':{width}}" + "".join(f"{side:>9}" for side in ("x1", "y1", "x2", "y2"))]
+    lines = [f"score  {'class':{width}}       x1       y1       x2       y2"] * bool(found.names)
     for score, label, box in zip(found.scores, found.names, found.boxes):
         lines.append(f"{score:5.3f}  {label:{width}}" + "".join(f"{side:9.1f}" for side in box))
     return "\n  ".join([f"{name}: {len(found.names)} objects", *lines])
