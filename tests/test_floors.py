@@ -30,7 +30,7 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"structures"},
     {"records"},
     {"coco_format", "distributed", "files", "renames", "rows", "schema", "yaml_reader"},
-    {"errors", "progress", "rng"},
+    {"errors", "progress", "rng", "runtime"},
 ]
 FLOOR_OF = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others
