@@ -248,7 +248,8 @@ def find_pictures(paths: Sequence[str]) -> list[tuple[Path, str]]:
 def table(name: str, found: Found) -> str:
     """Aligned lines: a headline, and a row for each object."""
     name, width = name.encode(errors="replace").decode(), max(map(len, ["class", *found.names]))
-    lines = [f"score  {'class':{width}}       x1       y1       x2       y2"] * bool(found.names)
+    heads = "".join(f"{side:>9}" for side in ("x1", "y1", "x2", "y2"))
+    lines = [f"score  {'class':{width}}{heads}"] * bool(found.names)
     for score, label, box in zip(found.scores, found.names, found.boxes):
         lines.append(f"{score:5.3f}  {label:{width}}" + "".join(f"{side:9.1f}" for side in box))
     return "\n  ".join([f"{name}: {len(found.names)} objects", *lines])
@@ -277,7 +278,7 @@ def detect(model: Path, paths: Sequence[str], output: Path | None, score: float)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Detect objects in images; the exit status: 0 done, 2 wrong input, 130 Ctrl-C."""
+    """Detect objects in images; the exit status: 0 done, 2 wrong input, 130 Ctrl-C, 141 a lost reader."""
     parser = argparse.ArgumentParser("detector-runtime", description="Run an exported detector, without PyTorch.")
     add = parser.add_argument
     add("model", metavar="MODEL", type=Path, help="of `detector export`: .onnx (ONNX Runtime) or .xml (OpenVINO)")
@@ -290,6 +291,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         detect(args.model, args.images, args.output, args.score)
     except (WrongInput, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError):
+            os._exit(141)  # a reader of the tables that stopped, as `head` does; Python would complain once more
         print(f"error: {error}" if str(error) else "stopped by SIGINT", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0

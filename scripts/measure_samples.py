@@ -62,7 +62,10 @@ def make_pictures(folder: Path, count: int = 32) -> list[Path]:
 def own() -> dict[str, Callable[[Path], object]]:
     """Decoding, and all of a sample, as `detector train` makes it."""
     transform = Compose([Resize(SHORT, LONG), HorizontalFlip()])
-    return {"decode": read_image, "sample": lambda path: transform(read_image(path), Target(BOXES.clone(), LABELS.clone()))}
+    return {
+        "decode": read_image,
+        "sample": lambda path: transform(read_image(path), Target(BOXES.clone(), LABELS.clone())),
+    }
 
 
 def torchvisions() -> dict[str, Callable[[Path], object]]:

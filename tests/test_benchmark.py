@@ -82,6 +82,7 @@ def test_every_road_finds_the_same(config, names):
             assert gap.amin(dim=1).max() < 0.05, name
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     predictor, path = spread_predictor("fpn"), tmp_path / "model.onnx"
     write(predictor, TARGETS["onnx"], path, SIZE, 1)
