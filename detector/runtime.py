@@ -20,8 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMAT, KEY = "detector export 1", "detector"  # of the description in an exported file, and the name it has there
-ENGINES = {".onnx": "onnxruntime", ".xml": "openvino"}
-MAX_PIXELS = 89_478_485
+ENGINES, MAX_PIXELS = {".onnx": "onnxruntime", ".xml": "openvino"}, 89_478_485
 FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split()
 SUFFIXES = """.avif .bmp .dib .gif .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff
     .webp""".split()
@@ -248,8 +247,7 @@ def find_pictures(paths: Sequence[str]) -> list[tuple[Path, str]]:
 def table(name: str, found: Found) -> str:
     """Aligned lines: a headline, and a row for each object."""
     name, width = name.encode(errors="replace").decode(), max(map(len, ["class", *found.names]))
-    heads = "".join(f"{side:>9}" for side in ("x1", "y1", "x2", "y2"))
-    lines = [f"score  {'class':{width}}{heads}"] * bool(found.names)
+    lines = [f"score  {'class':{width}}       x1       y1       x2       y2"] * bool(found.names)
     for score, label, box in zip(found.scores, found.names, found.boxes):
         lines.append(f"{score:5.3f}  {label:{width}}" + "".join(f"{side:9.1f}" for side in box))
     return "\n  ".join([f"{name}: {len(found.names)} objects", *lines])
@@ -290,9 +288,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--score must lie in 0..1, not {args.score}")
     try:
         detect(args.model, args.images, args.output, args.score)
+    except BrokenPipeError:
+        os._exit(141)  # a reader of the tables that stopped, as `head` does; Python would complain once more
     except (WrongInput, OSError, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError):
-            os._exit(141)  # a reader of the tables that stopped, as `head` does; Python would complain once more
         print(f"error: {error}" if str(error) else "stopped by SIGINT", file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
