@@ -27,6 +27,8 @@ OTHER_SCRIPTS = {
     "measure_pasting",
     "overfit_masks",
     "check_types",
+    "benchmark_gpu",
+    "measure_samples",
 }  # for those who work on the project
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
