@@ -72,7 +72,7 @@ def test_eight_images_are_overfitted(tmp_path):
     rows = train(
         "faster_rcnn_r50_fpn_1x_coco.yaml", tmp_path / "run", f"data.root={root}", "model.backbone.depth=18",
         "model.neck.width=128", "model.roi_head.sampling.batch_per_image=128", "model.roi_head.box_head.width=512",
-        "data.resize.short=[256]", "data.resize.long=384", "data.transforms=[]", "train.epochs=60", "train.batch_size=4",
+        "data.resize.short=[192]", "data.resize.long=288", "data.transforms=[]", "train.epochs=60", "train.batch_size=4",
         "train.optimizer=adamw", "train.lr=3e-4", "train.weight_decay=1e-4", "train.warmup_steps=20", "train.clip_norm=10",
         "train.schedule=cosine", "train.evaluate_every=60", "train.save_seconds=1000",
     )  # fmt: skip
