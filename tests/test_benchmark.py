@@ -95,3 +95,10 @@ def test_an_exported_file_is_measured_alone(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main([str(path), "model.num_classes=3"])
     assert "an exported file is measured as it is" in capsys.readouterr().err
+
+
+def test_a_file_that_may_run_code_needs_trust_at_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "model.pt2"
+    path.touch()
+    assert main([str(path), "--size", "64", "96"]) == main([str(path)]) == 2
+    assert capsys.readouterr().err.count("--trust") == 2

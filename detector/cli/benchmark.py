@@ -201,8 +201,9 @@ def benchmark(args: argparse.Namespace) -> None:
 
 def make_setup(args: argparse.Namespace) -> Setup:
     """What the arguments say to measure."""
-    size = open_engine(Path(args.config), trust=args.trust).card.size if args.file and not args.size else args.size
-    return Setup(args.config, args.overrides, args.device, tuple(size or (800, 1216)))
+    # opened first, whatever the size: the check of --trust is here
+    own = open_engine(Path(args.config), trust=args.trust).card.size if args.file else (800, 1216)
+    return Setup(args.config, args.overrides, args.device, tuple(args.size or own))
 
 
 def main(argv: list[str] | None = None) -> int:
