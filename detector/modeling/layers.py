@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector import distributed
+from detector.modeling.convolution import Conv2d, convolve
 
 Model = TypeVar("Model", bound=nn.Module)
 Norm = Literal["frozen", "affine", "batch", "sync", "group"]
@@ -122,12 +123,12 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """norm(conv(x)). A frozen norm scales the filters instead of the much larger map."""
-    if not isinstance(norm, FrozenBatchNorm) or type(conv) is not nn.Conv2d:  # SAC has more than one set of filters
+    if not isinstance(norm, FrozenBatchNorm) or type(conv) is not Conv2d:  # SAC has more than one set of filters
         return norm(conv(x))
     scale, shift = norm.scale_shift()
     weight = conv.weight * scale[:, None, None, None]
     shift = shift if conv.bias is None else conv.bias * scale + shift
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return convolve(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 @torch.no_grad()
@@ -162,7 +163,7 @@ class ConvNorm(nn.Module):
         eps: float = 1e-5,
     ):  # fmt: skip
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=bias or norm is None)
+        self.conv: nn.Conv2d = Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=bias or norm is None)
         self.norm = nn.Identity() if norm is None else make_norm(norm, c_out, eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import caffe2_msra_
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
@@ -52,7 +53,7 @@ class RecursivePyramid(nn.Module):
         for again in copies:
             again.add_feedback(width)
         self.aspp = ASPP(width)
-        self.gate = nn.Conv2d(width, 1, 1)
+        self.gate = Conv2d(width, 1, 1)
         for parameter in self.gate.parameters():
             nn.init.zeros_(parameter)
         self.channels, self.strides = neck.channels, neck.strides
@@ -84,10 +85,10 @@ class ASPP(nn.Module):
         width = channels // 4
         self.views = nn.ModuleList(
             [
-                nn.Conv2d(channels, width, 1),
-                nn.Conv2d(channels, width, 3, padding=3, dilation=3),
-                nn.Conv2d(channels, width, 3, padding=6, dilation=6),
-                nn.Conv2d(channels, width, 1),
+                Conv2d(channels, width, 1),
+                Conv2d(channels, width, 3, padding=3, dilation=3),
+                Conv2d(channels, width, 3, padding=6, dilation=6),
+                Conv2d(channels, width, 1),
             ]
         )
         caffe2_msra_(self.views)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detector import distributed
 from detector.modeling.anchors import AnchorGenerator, inside_border, inside_padding
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import normal_, smooth_l1
 from detector.modeling.matching import Matching
 from detector.modeling.nms import best_rows, left_by_nms, nms
@@ -208,9 +209,9 @@ class RPN(nn.Module):
         if len(set(channels)) != 1:
             raise ValueError(f"one head serves all levels, but they have {list(channels)} channels")
         widths = [channels[0]] + [width or channels[0]] * convs
-        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.objectness = nn.Conv2d(widths[-1], anchors.per_cell, 1)
-        self.deltas = nn.Conv2d(widths[-1], 4 * anchors.per_cell, 1)
+        self.conv = nn.ModuleList(Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.objectness = Conv2d(widths[-1], anchors.per_cell, 1)
+        self.deltas = Conv2d(widths[-1], 4 * anchors.per_cell, 1)
         for layer in [*self.conv, self.objectness, self.deltas]:
             normal_(layer, std=0.01)
         self.anchors, self.coder = anchors, coder

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detector.modeling.backbones.imagenet import Loaded, check_trained_with, load_imagenet
 from detector.modeling.backbones.sac import SAC, AWSConv
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import Norm, caffe2_msra_, conv_norm, folded, is_foldable, make_norm
 from detector.modeling.preprocess import ImagePreprocessor
 from detector.schema.ranges import Fraction, Range, Width
@@ -19,7 +20,7 @@ from detector.schema.signatures import checked
 BLOCK_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 # all convolutions, and the 3x3 one (the second one of a basic block) in layer2..layer4
 CONVS: dict[str, tuple[Callable, Callable]] = {
-    "plain": (nn.Conv2d, nn.Conv2d),
+    "plain": (Conv2d, Conv2d),
     "aws": (AWSConv, AWSConv),
     "sac": (AWSConv, SAC),
     "deformable_sac": (AWSConv, partial(SAC, deformable=True)),
@@ -51,7 +52,7 @@ class Block(nn.Module):
 
     def add_feedback(self, channels: int) -> None:
         """Add a convolution of a feedback map with `channels` channels to the sum before the last ReLU, initially 0."""
-        self.rfp_conv = nn.Conv2d(channels, self.c_out, 1)
+        self.rfp_conv = Conv2d(channels, self.c_out, 1)
         for parameter in self.rfp_conv.parameters():
             nn.init.zeros_(parameter)
 

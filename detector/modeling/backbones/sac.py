@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from detector.modeling.convolution import Conv2d, convolve
+
 VARIANCE_EPS = 1e-5  # added to the variance of a filter
 
 
@@ -33,7 +35,7 @@ class AWSConv(nn.Conv2d):
         return self.weight_gamma * ((self.weight - mean) / std) + self.weight_beta
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.filters().to(x.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return convolve(x, self.filters().to(x.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     @torch.no_grad()
     def start_plain(self) -> None:
@@ -70,12 +72,12 @@ class SAC(AWSConv):
     ):
         super().__init__(c_in, c_out, kernel, stride, **options)
         self.weight_diff = nn.Parameter(torch.zeros_like(self.weight))
-        self.switch = nn.Conv2d(c_in, 1, 1, stride)
-        self.pre_context = nn.Conv2d(c_in, c_in, 1)
-        self.post_context = nn.Conv2d(c_out, c_out, 1)
+        self.switch = Conv2d(c_in, 1, 1, stride)
+        self.pre_context = Conv2d(c_in, c_in, 1)
+        self.post_context = Conv2d(c_out, c_out, 1)
         taps = 2 * kernel**2  # (dy, dx) of every tap, row by row
-        self.offset_s = nn.Conv2d(c_in, taps, 3, stride, padding=1) if deformable else None
-        self.offset_l = nn.Conv2d(c_in, taps, 3, stride, padding=1) if deformable else None
+        self.offset_s = Conv2d(c_in, taps, 3, stride, padding=1) if deformable else None
+        self.offset_l = Conv2d(c_in, taps, 3, stride, padding=1) if deformable else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pre_context(global_mean(x))
@@ -91,7 +93,7 @@ class SAC(AWSConv):
         """The convolution with dilation and padding multiplied by `times`."""
         dilation, padding = ((times * d, times * d) for d in (int(self.dilation[0]), int(self.padding[0])))
         if offset is None:
-            return F.conv2d(x, weight.to(x.dtype), None, self.stride, padding, dilation, self.groups)
+            return convolve(x, weight.to(x.dtype), None, self.stride, padding, dilation, self.groups)
         full = weight.dtype  # float32: the kernel does not support bfloat16
         y = deform_conv2d(x.to(full), offset(near).to(full), weight, None, self.stride, padding, dilation)
         return y.to(x.dtype)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import glorot_
 from detector.modeling.necks.fpn import subsample, up
 from detector.schema.ranges import Width
@@ -34,9 +35,9 @@ class AugFPN(nn.Module):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: Width = 256):
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.lateral = nn.ModuleList(Conv2d(c, width, 1) for c in channels)
         self.residual = ResidualFeatureAugmentation(channels[-1], width)
-        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        self.output = nn.ModuleList(Conv2d(width, width, 3, padding=1) for _ in channels)
         glorot_(self)
         self.channels, self.strides = [width] * (len(channels) + 1), [*strides, 2 * strides[-1]]
         self.lateral_strides = list(strides)
@@ -56,7 +57,7 @@ class ResidualFeatureAugmentation(nn.Module):
 
     def __init__(self, channels: int, width: int):
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for _ in RATIOS)
+        self.lateral = nn.ModuleList(Conv2d(channels, width, 1) for _ in RATIOS)
         self.attention = AdaptiveSpatialFusion(len(RATIOS), width)
 
     def forward(self, c5: Tensor) -> Tensor:
@@ -76,9 +77,7 @@ class AdaptiveSpatialFusion(nn.Sequential):
     """
 
     def __init__(self, maps: int, width: int):
-        super().__init__(
-            nn.Conv2d(maps * width, width, 1), nn.ReLU(), nn.Conv2d(width, maps, 3, padding=1), nn.Sigmoid()
-        )
+        super().__init__(Conv2d(maps * width, width, 1), nn.ReLU(), Conv2d(width, maps, 3, padding=1), nn.Sigmoid())
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         weights = super().forward(torch.cat(xs, dim=1))  # (N, L, H, W)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import caffe2_msra_, normal_
 from detector.modeling.necks.fpn import FPN
 from detector.schema.ranges import Width
@@ -62,7 +63,7 @@ class ConvReLU(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv2d(width, width, 3, padding=1)
         caffe2_msra_(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class NonLocal(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.theta, self.phi, self.g, self.out = (nn.Conv2d(width, width, 1) for _ in range(4))
+        self.theta, self.phi, self.g, self.out = (Conv2d(width, width, 1) for _ in range(4))
         for conv in (self.theta, self.phi, self.g):
             normal_(conv, std=0.01)
         normal_(self.out, std=0)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import ConvNorm, Norm, glorot_
 from detector.modeling.necks.fpn import up
 from detector.schema.ranges import Repeats, Width
@@ -112,7 +113,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.normalise = {"fast": fast_normalised, "softmax": partial(torch.softmax, dim=0), "sum": None}[fuse]
         self.weight = None if self.normalise is None else nn.Parameter(torch.ones(maps))
-        depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        depthwise = Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.conv = nn.Sequential(depthwise, conv(width, width, 1)) if separable else conv(width, width, 3)
 
     def forward(self, *x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import ConvNorm, Norm, caffe2_xavier_
 from detector.schema.ranges import Width
 from detector.schema.signatures import checked
@@ -93,8 +94,8 @@ class ConvP6P7(nn.Module):
     def __init__(self, c_in: int, width: int, *, relu: bool):
         super().__init__()
         self.relu = nn.ReLU() if relu else nn.Identity()
-        self.p6 = nn.Conv2d(c_in, width, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.p6 = Conv2d(c_in, width, 3, stride=2, padding=1)
+        self.p7 = Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         p6 = self.p6(x)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import ConvNorm, Norm, caffe2_msra_, normal_
 from detector.modeling.roi_heads.mask_targets import MaskTargets
 from detector.schema.ranges import Width
@@ -45,7 +46,7 @@ class AdaptiveFusedMaskHead(nn.Module):
         self.convs = nn.ModuleList(ConvNorm(width, width, 3, norm=norm) for _ in range(2))
         self.conv4 = ConvNorm(width, width, 3, norm=norm)
         self.deconv = nn.ConvTranspose2d(width, width, 2, stride=2)
-        self.predictor = nn.Conv2d(width, num_classes, 1)
+        self.predictor = Conv2d(width, num_classes, 1)
         self.fc_convs = nn.ModuleList(ConvNorm(width, c, 3, norm=norm) for c in (width, width // 2))
         self.fc = nn.Linear(width // 2 * size**2, (2 * size) ** 2)
         caffe2_msra_(self)

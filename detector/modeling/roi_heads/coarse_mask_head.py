@@ -7,6 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import caffe2_msra_, caffe2_xavier_, normal_
 from detector.modeling.roi_heads.mask_targets import MaskTargets
 from detector.schema.ranges import Width
@@ -37,8 +38,8 @@ class CoarseMaskHead(nn.Module):
                 f"this mask head halves a region, and the pool gives {size} cells along each side, an odd number"
             )
         wide = channels > conv_width
-        self.reduce = nn.Conv2d(channels, conv_width, 1) if wide else None
-        self.downsample = nn.Conv2d(conv_width if wide else channels, conv_width, 2, stride=2)
+        self.reduce = Conv2d(channels, conv_width, 1) if wide else None
+        self.downsample = Conv2d(conv_width if wide else channels, conv_width, 2, stride=2)
         self.size, self.num_classes, self.targets = size // 2, num_classes, targets
         self.fc1, self.fc2 = nn.Linear(conv_width * self.size**2, width), nn.Linear(width, width)
         self.logits = nn.Linear(width, num_classes * self.size**2)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import ConvNorm, Norm, caffe2_msra_, normal_
 from detector.modeling.roi_heads.mask_targets import MaskTargets
 from detector.schema.ranges import Range, Width
@@ -38,7 +39,7 @@ class ConvUpsample(nn.Module):
         widths = [channels] + [width] * convs
         self.convs = nn.ModuleList(ConvNorm(a, b, 3, norm=norm) for a, b in zip(widths, widths[1:]))
         self.deconv = nn.ConvTranspose2d(widths[-1], width, 2, stride=2)
-        self.predictor = nn.Conv2d(width, 1 if class_agnostic else num_classes, 1)
+        self.predictor = Conv2d(width, 1 if class_agnostic else num_classes, 1)
         self.size, self.targets = 2 * size, targets
         _initialise(self, init)
 

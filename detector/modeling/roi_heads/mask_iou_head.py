@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector import distributed
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import caffe2_msra_, caffe2_xavier_, normal_
 from detector.schema.ranges import Repeats, Weight, Width
 from detector.schema.signatures import checked
@@ -37,7 +38,7 @@ class MaskIoUConvFC(nn.Module):
         super().__init__()
         widths = [channels + 1] + [conv_width] * convs
         strides = [1] * (convs - 1) + [2]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, s, 1) for a, b, s in zip(widths, widths[1:], strides))
+        self.convs = nn.ModuleList(Conv2d(a, b, 3, s, 1) for a, b, s in zip(widths, widths[1:], strides))
         self.fc1, self.fc2 = nn.Linear(conv_width * (-(-size // 2)) ** 2, width), nn.Linear(width, width)
         self.iou = nn.Linear(width, num_classes)
         caffe2_msra_(self.convs)

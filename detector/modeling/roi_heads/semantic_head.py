@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector import distributed
+from detector.modeling.convolution import Conv2d
 from detector.modeling.layers import ConvNorm, caffe2_msra_
 from detector.modeling.roi_heads.pool import RegionPool, RoIPool
 from detector.schema.ranges import Range, Repeats, Weight, Width
@@ -45,7 +46,7 @@ class SemanticConvs(nn.Module):
         self.lateral = nn.ModuleList(ConvNorm(c, width, 1) for c in channels)
         self.convs = nn.ModuleList(ConvNorm(width, width, 3) for _ in range(convs))
         self.embedding = ConvNorm(width, width, 1)
-        self.logits = nn.Conv2d(width, classes, 1)
+        self.logits = Conv2d(width, classes, 1)
         caffe2_msra_(self)
         self.level, self.stride, self.width, self.weight = level, strides[level], width, weight
 
