@@ -185,11 +185,14 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return dist_functional.all_reduce(x)
 
 
-def global_normalizer(count: int) -> float:
+def global_normalizer(count: int | Tensor) -> float | Tensor:
     """Divisor for the sum of one process, so that the mean over processes equals the mean over all counted items.
 
-    It is `count` summed over all processes, at least 1, divided by their number. All processes must call it.
+    It is `count` summed over all processes, at least 1, divided by their number. All processes must call it. A count on the
+    device, a tensor () that the host does not know, stays there.
     """
+    if isinstance(count, Tensor):
+        return all_reduce_mean(count.float()).clamp(min=1 / world_size())
     if world_size() == 1:
         return max(count, 1)
     total = torch.tensor(count)

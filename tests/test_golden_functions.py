@@ -18,6 +18,7 @@ from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.stage import Regions
 from detector.modeling.rpn import RPN, AnchorSample
+from detector.modeling.sampling import Sample
 from detector.structures import Batch, Proposals, Target
 
 
@@ -235,8 +236,9 @@ class GivenAnchors(RPN):
         self.labels = labels
 
     def sample(self, anchors, size, target):
-        positive, negative = (torch.where(self.labels == label)[0] for label in (POSITIVE, NEGATIVE))
-        return AnchorSample(positive, negative, target.boxes[positive])
+        chosen = torch.cat([torch.where(self.labels == label)[0] for label in (POSITIVE, NEGATIVE)])
+        positives = int((self.labels == POSITIVE).sum())
+        return AnchorSample(Sample(chosen, self.labels[chosen], positives), target.boxes[chosen[:positives]])
 
 
 def rpn_losses(record: dict, **settings) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from detector.modeling import matching as module
 from detector.modeling.boxes import box_iou
 from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, Matching
 from detector.modeling.sampling import Sampling
+from detector.modeling.shapes import fixed_shapes
 
 RPN = dict(pos_iou=0.7, neg_iou=0.3)  # with an ignore band
 ROI = dict(pos_iou=0.5, neg_iou=0.5)  # without
@@ -176,19 +178,26 @@ def labels(positive: int = 0, negative: int = 0, ignore: int = 0) -> torch.Tenso
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(1, 12), st.floats(0, 1))
 def test_each_index_once_and_of_the_right_label(positives, negatives, ignored, num, fraction):
     label = labels(positives, negatives, ignored)
-    positive, negative = Sampling(num, fraction)(label)
-    assert (label[positive] == POSITIVE).all() and (label[negative] == NEGATIVE).all()
-    assert len(positive.unique()) == len(positive) == min(positives, int(num * fraction))
-    assert len(negative.unique()) == len(negative) == min(negatives, num - len(positive))
+    for fixed in (False, True):
+        with fixed_shapes() if fixed else nullcontext():
+            index, kind, slots = Sampling(num, fraction)(label)
+        filled, most = kind != IGNORE, min(int(num * fraction), len(label))
+        assert len(index.unique()) == len(index) == (min(num, len(label)) if fixed else filled.sum())
+        assert torch.equal(label[index][filled], kind[filled]) and not (kind[slots:] == POSITIVE).any()
+        positive, negative = ((kind == wanted).sum() for wanted in (POSITIVE, NEGATIVE))
+        assert positive == min(positives, most) and negative == min(negatives, num - positive)
+        assert slots == (most if fixed else positive)
 
 
-def test_the_draw_is_torchs_and_every_candidate_has_its_chance():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_draw_is_torchs_and_every_candidate_has_its_chance(fixed):
     label, sampling = labels(6, 20), Sampling(6, 0.5)
-    torch.manual_seed(1)
-    first = sampling(label)
-    torch.manual_seed(1)
-    assert all(torch.equal(a, b) for a, b in zip(first, sampling(label)))
-    drawn = torch.cat([torch.cat(sampling(label)) for _ in range(200)])
+    with fixed_shapes() if fixed else nullcontext():
+        torch.manual_seed(1)
+        first = sampling(label)
+        torch.manual_seed(1)
+        assert torch.equal(first.index, sampling(label).index)
+        drawn = torch.cat([sampling(label).index for _ in range(200)])
     share = drawn.bincount(minlength=26) / 200
     assert ((share[label == POSITIVE] - 3 / 6).abs() < 0.15).all()  # 3 of 6 positives, 3 of 20 negatives in a draw
     assert ((share[label == NEGATIVE] - 3 / 20).abs() < 0.15).all()

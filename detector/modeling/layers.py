@@ -111,6 +111,12 @@ def _by_running(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
+def reads_whole_batch(module: nn.Module) -> bool:
+    """Whether a norm in `module` has the statistics of its batch in training, so that padding would change them."""
+    batch_norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(not isinstance(m, AffineBatchNorm) for m in batch_norms)
+
+
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """A norm layer for `channels` channels; "group" has 32 groups (Wu and He 2018, arXiv 1803.08494)."""
     if norm == "group":
@@ -217,6 +223,16 @@ def _fill(module: nn.Module, weight_: Callable[[Tensor], Tensor]) -> None:
             weight_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def only(rows: Tensor, wanted: Tensor, found: Tensor) -> Tensor:
+    """What `found` (R, ...) is compared with: `wanted`, and itself beyond the `rows` (R,) bool, where a distance is then 0."""
+    return torch.where(rows.view(-1, *[1] * (found.ndim - 1)), wanted, found.detach())
+
+
+def at_least(count: Any, least: int) -> Any:
+    """The greater of the two; a count on the device stays there."""
+    return count.clamp(min=least) if isinstance(count, Tensor) else max(count, least)
 
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:

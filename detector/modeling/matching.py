@@ -49,18 +49,18 @@ class Matching:
         """
         label, gt_index = self.assign(_IoUBlocks(gt_boxes, candidates), len(candidates), candidates.device)
         if crowd is not None and len(crowd):
-            label[(label == NEGATIVE) & in_crowd(candidates, crowd)] = IGNORE
+            label = torch.where((label == NEGATIVE) & in_crowd(candidates, crowd), IGNORE, label)
         return label, gt_index
 
     def assign(self, blocks: Iterable[Tensor], num: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The rules over blocks (g, P) of rows of one IoU matrix with `num` = P columns."""
         best_iou, gt_index = _best_object(blocks, num, device)
         label = torch.full_like(gt_index, IGNORE)
-        label[best_iou < (self.pos_iou if self.neg_iou is None else self.neg_iou)] = NEGATIVE
-        label[best_iou >= self.pos_iou] = POSITIVE
+        label.masked_fill_(best_iou < (self.pos_iou if self.neg_iou is None else self.neg_iou), NEGATIVE)
+        label.masked_fill_(best_iou >= self.pos_iou, POSITIVE)
         if self.low_quality:
             forced_by = _low_quality_matches(blocks, num, device, self.min_pos_iou)
-            label[forced_by >= 0] = POSITIVE
+            label.masked_fill_(forced_by >= 0, POSITIVE)
             if self.low_quality == "force_gt":
                 gt_index = torch.where(forced_by >= 0, forced_by, gt_index)
         return label, gt_index

@@ -81,6 +81,8 @@ class GeneralizedRCNN(nn.Module):
         batch = self._batch(images, [target.proposals for target in on_device] if proposals is None else proposals)
         p = self.pyramid(batch.images)
         regions, rpn_losses = self.rpn.losses(p, batch, on_device)
+        if may_look(batch.images.device):
+            regions = list(regions)
         return rpn_losses | self.roi_head.losses(p, regions, batch, on_device)
 
     @torch.no_grad()

@@ -15,12 +15,12 @@ from detector import distributed
 from detector.modeling.anchors import AnchorGenerator, inside_border, inside_padding
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.convolution import Conv2d
-from detector.modeling.layers import normal_, smooth_l1
-from detector.modeling.matching import Matching
+from detector.modeling.layers import at_least, normal_, only, smooth_l1
+from detector.modeling.matching import IGNORE, POSITIVE, Matching
 from detector.modeling.nms import best_rows, left_by_nms, nms
 from detector.modeling.padded import Padded
 from detector.modeling.preprocess import round_up
-from detector.modeling.sampling import Sampling
+from detector.modeling.sampling import Sample, Sampling
 from detector.modeling.shapes import may_look
 from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range, Weight, Width
@@ -123,9 +123,8 @@ def _as_torchvision_ranks(scores: Tensor, left: Tensor, valid: Tensor) -> Tensor
 class AnchorSample(NamedTuple):
     """The anchors of an image that training learns from."""
 
-    positive: Tensor  # (p,) indices
-    negative: Tensor  # (n,) indices
-    matched_gt_boxes: Tensor  # (p, 4) the positives' regression targets
+    chosen: Sample
+    matched_gt_boxes: Tensor  # (chosen.slots, 4) the positives' regression targets
 
 
 @checked
@@ -150,22 +149,26 @@ class RPNLoss:
         anchors: Tensor,
         samples: Sequence[AnchorSample],
         coder: BoxCoder,
-        count: float,
+        count: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, P), deltas (N, P, 4), anchors (P, 4) -> objectness and box loss, both divided by `count`."""
         objectness, box = logits.new_zeros(()), logits.new_zeros(())
-        for logit, delta, (positive, negative, gt_boxes) in zip(logits, deltas, samples):
-            box = box + smooth_l1(delta[positive], coder.encode(anchors[positive], gt_boxes), self.beta)
-            objectness = objectness + F.softplus(-logit[positive]).sum() + F.softplus(logit[negative]).sum()
+        for logit, delta, ((index, label, slots), gt_boxes) in zip(logits, deltas, samples):
+            positive, found = label == POSITIVE, delta[index[:slots]]
+            wanted = coder.encode(anchors[index[:slots]], gt_boxes)
+            box = box + smooth_l1(found, only(positive[:slots], wanted, found), self.beta)
+            chosen = logit[index]
+            each = F.softplus(torch.where(positive, -chosen, chosen))
+            objectness = objectness + torch.where(label == IGNORE, 0, each).sum()
         return objectness * (self.objectness_weight / count), box * (self.box_weight / count)
 
-    def count(self, samples: Sequence[AnchorSample], batch_per_image: int, *, training: bool) -> float:
+    def count(self, samples: Sequence[AnchorSample], batch_per_image: int, *, training: bool) -> float | Tensor:
         """The normalizer of a batch, of all processes together in training."""
         if self.normalizer == "batch_size":
             return len(samples) * batch_per_image
         least = 1 if self.normalizer == "num_sampled_min1" else 0
-        count = sum(max(len(kind), least) for s in samples for kind in (s.positive, s.negative))
-        return distributed.global_normalizer(count) if training else max(count, 1)
+        count = sum(at_least(kind, least) for s in samples for kind in s.chosen.counts())
+        return distributed.global_normalizer(count) if training else at_least(count, 1)
 
 
 @checked
@@ -218,7 +221,9 @@ class RPN(nn.Module):
         self.matching, self.sampling, self.selection, self.loss = matching, sampling, selection, loss
         self.allowed_border, self.padded_to = allowed_border, padded_to
 
-    def losses(self, p: list[Tensor], batch: Batch, targets: list[Target]) -> tuple[list[Proposals], dict[str, Tensor]]:
+    def losses(
+        self, p: list[Tensor], batch: Batch, targets: list[Target]
+    ) -> tuple[Padded[Proposals], dict[str, Tensor]]:
         """Proposals of every image as in training, and {"rpn_objectness", "rpn_box"}."""
         logits, deltas = self.head(p)
         anchors = self.anchors(p, batch.images.shape[-2:])
@@ -229,7 +234,7 @@ class RPN(nn.Module):
             torch.cat(logits, dim=1), torch.cat(deltas, dim=1), every, samples, self.coder, count
         )
         proposals = self.propose_from(logits, deltas, anchors, batch.sizes, training=True)
-        return list(proposals), {"rpn_objectness": objectness, "rpn_box": box}
+        return proposals, {"rpn_objectness": objectness, "rpn_box": box}
 
     def propose(self, p: list[Tensor], batch: Batch) -> Padded[Proposals]:
         """Proposals of every image as at test time; the shapes depend on that of the batch alone."""
@@ -272,10 +277,12 @@ class RPN(nn.Module):
     @torch.no_grad()
     def sample(self, anchors: Tensor, size: Size, target: Target) -> AnchorSample:
         """What training learns from the anchors (P, 4) of an image."""
-        valid = torch.where(self._valid_anchors(anchors, size))[0]  # an object's best anchor is the best of these
-        label, gt_index = self.matching(target.boxes, anchors[valid], target.crowd)
-        positive, negative = self.sampling(label)
-        return AnchorSample(valid[positive], valid[negative], target.boxes[gt_index[positive]])
+        valid = self._valid_anchors(anchors, size)
+        # an object's best anchor is the best of the valid ones: the others touch nothing
+        label, gt_index = self.matching(target.boxes, torch.where(valid[:, None], anchors, 0), target.crowd)
+        index, label, slots = self.sampling(torch.where(valid, label, IGNORE))
+        slots = slots if len(target) else 0
+        return AnchorSample(Sample(index, label, slots), target.boxes[gt_index[index[:slots]]])
 
     def _valid_anchors(self, anchors: Tensor, size: Size) -> Tensor:
         """(P, 4) -> (P,) bool: anchors near enough to the image to be trained."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class _Rule:
@@ -34,6 +35,11 @@ def fixed_shapes(*, portable: bool = False) -> Iterator[None]:
 def may_look(device: torch.device) -> bool:
     """Whether a shape may depend on data."""
     return device.type == "cpu" and not _Rule.fixed and not torch.compiler.is_compiling()
+
+
+def known(count: Tensor) -> int | Tensor:
+    """A number of rows (), which the host knows where it may look."""
+    return int(count) if may_look(count.device) else count
 
 
 def is_portable() -> bool:

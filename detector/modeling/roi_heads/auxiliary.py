@@ -13,7 +13,7 @@ from detector.modeling.roi_heads.mask_branch import MaskBranch
 from detector.modeling.roi_heads.pool import AllLevelPool
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.selection import DetectionSelection
-from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
+from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, boxes_of, to_rois
 from detector.modeling.sampling import Sampling
 from detector.schema.ranges import Weight
 from detector.schema.signatures import checked
@@ -81,7 +81,7 @@ class AuxiliaryRoIHead(RoIHead):
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
         """The standard head's and, in training, {"aux_class", "aux_box"}, each summed over the levels."""
-        regions = self.stage.sample([r.boxes for r in proposals], targets)
+        regions = self.stage.sample(boxes_of(proposals), targets)
         losses = self.losses_of(p, regions, batch, targets)
         return losses | self._auxiliary_losses(p, regions, targets) if self.training else losses
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from detector.modeling.boxes import BoxCoder, DeltaWeight, clip_boxes, is_larger_than
 from detector.modeling.matching import Matching
 from detector.modeling.padded import Padded
-from detector.modeling.roi_heads.mask_branch import MaskBranch, positives, with_masks
+from detector.modeling.roi_heads.mask_branch import MaskBranch, with_masks
 from detector.modeling.roi_heads.roi_head import select
 from detector.modeling.roi_heads.selection import DetectionSelection
-from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
+from detector.modeling.roi_heads.stage import EMPTY, RegionLoss, Regions, Stage, boxes_of, positives, to_rois
 from detector.modeling.sampling import Sampling
+from detector.modeling.shapes import may_look
 from detector.records.geometry import Size
 from detector.schema.ranges import IoU, Weight
 from detector.schema.signatures import checked
@@ -106,7 +107,7 @@ class Cascade(nn.Module):
         """
         whole = p
         p = [_scaled(x, 1 / len(self.stages)) for x in p] if self.scale_gradient else p
-        boxes, losses = [r.boxes for r in proposals], {}
+        boxes, losses = boxes_of(proposals), {}
         for number, stage in enumerate(self.stages, start=1):
             regions = stage.sample(boxes, targets, use_all=number > 1 and not self.resample)
             boxes = [r.boxes for r in regions]
@@ -144,7 +145,8 @@ class Cascade(nn.Module):
         self, number: int, p: list[Tensor], regions: list[Regions], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:  # fmt: skip
         """Of the stage with that number."""
-        mask, of_objects = self.masks[number - 1], positives(regions, self.num_classes)
+        mask = self.masks[number - 1]
+        of_objects = positives(regions, self.num_classes, alone=mask.alone)
         losses = mask.losses(mask.read(p, [r.boxes for r in of_objects]), of_objects, batch, targets)
         if self.mask_heads == "one":
             return losses
@@ -165,8 +167,10 @@ class Cascade(nn.Module):
 
     def _next(self, boxes: list[Tensor], regions: list[Regions]) -> list[Tensor]:
         """Which refined boxes the next stage learns from; ground truth is left out where it will be appended again."""
-        keep = [is_larger_than(b, 0) & ~(r.is_gt & self.resample) for b, r in zip(boxes, regions)]
-        return [b[k] for b, k in zip(boxes, keep)]
+        keep = [is_larger_than(b, 0) & ~(r.is_gt & self.resample) & (r.labels != EMPTY) for b, r in zip(boxes, regions)]
+        if may_look(boxes[0].device):
+            return [b[k] for b, k in zip(boxes, keep)]
+        return [torch.where(k[:, None], b, 0) for b, k in zip(boxes, keep)]
 
 
 @torch.no_grad()

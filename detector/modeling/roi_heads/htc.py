@@ -12,10 +12,10 @@ from detector.modeling.boxes import BoxCoder, DeltaWeight
 from detector.modeling.layers import ConvNorm, caffe2_msra_
 from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.cascade import Cascade, refine
-from detector.modeling.roi_heads.mask_branch import MaskBranch, of_class, positives, with_masks
+from detector.modeling.roi_heads.mask_branch import MaskBranch, of_class, with_masks
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.modeling.roi_heads.semantic_head import FusedLevels, FusedPool, SemanticConvs
-from detector.modeling.roi_heads.stage import RegionLoss, Regions, to_rois
+from detector.modeling.roi_heads.stage import RegionLoss, Regions, boxes_of, positives, to_rois
 from detector.modeling.sampling import Sampling
 from detector.schema.ranges import IoU, Weight
 from detector.schema.signatures import checked
@@ -90,14 +90,15 @@ class HTC(Cascade):
     ) -> dict[str, Tensor]:
         """{"roi_class_1", "roi_box_1", "roi_mask_1", "roi_class_2", ...}, and "roi_semantic" where there is a semantic branch."""
         p, losses = self._semantics(p, batch, targets)
-        boxes = [r.boxes for r in proposals]
+        boxes = boxes_of(proposals)
+        alone = any(mask.alone for mask in self.masks)
         for number, stage in enumerate(self.stages, start=1):
             regions = stage.sample(boxes, targets)
             boxes = [r.boxes for r in regions]
             logits, deltas = stage(self.pool(p, to_rois(boxes)))
             losses[f"roi_class_{number}"], losses[f"roi_box_{number}"] = stage.losses(logits, deltas, regions, targets)
             boxes = self._next(refine(stage, deltas, boxes, batch.sizes), regions)
-            again = positives(stage.sample(boxes, targets), self.num_classes)
+            again = positives(stage.sample(boxes, targets), self.num_classes, alone=alone)
             losses[f"roi_mask_{number}"] = self._mask_loss(number, p, again, batch, targets)
         return losses
 

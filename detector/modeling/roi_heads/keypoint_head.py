@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector import distributed
-from detector.modeling.layers import ConvNorm, caffe2_msra_
+from detector.modeling.layers import ConvNorm, at_least, caffe2_msra_
 from detector.modeling.roi_heads.heat_maps import heat_map_cells, read_heat_maps
-from detector.modeling.roi_heads.stage import Regions, to_rois
+from detector.modeling.roi_heads.stage import Regions, filled, to_rois
+from detector.modeling.shapes import known, may_look
 from detector.records.keypoints import Keypoints
 from detector.schema.ranges import Count, Range, Weight, Width
 from detector.schema.signatures import checked
@@ -60,10 +61,12 @@ class KeypointConvUpsample(nn.Module):
 
     def loss(self, logits: Tensor, cells: Tensor, valid: Tensor, images: int) -> Tensor:
         """Cross-entropy over all cells of a map: logits (R, J, M, M), target cells (R, J), of the valid (R, J) alone."""
-        maps = logits.flatten(2)[valid]  # (V, M * M)
-        count = len(maps) if self.positives_per_image is None else images * self.keypoints * self.positives_per_image
-        divisor = distributed.global_normalizer(count) if self.training else max(count, 1)
-        return F.cross_entropy(maps, cells[valid], reduction="sum") * (self.weight / divisor)
+        fixed = self.positives_per_image
+        count = known(valid.sum()) if fixed is None else images * self.keypoints * fixed
+        divisor = distributed.global_normalizer(count) if self.training else at_least(count, 1)
+        wanted = torch.where(valid, cells, -1).flatten()
+        total = F.cross_entropy(logits.flatten(2).flatten(0, 1), wanted, reduction="sum", ignore_index=-1)
+        return total * (self.weight / divisor)
 
 
 class KeypointBranch(nn.Module):
@@ -84,7 +87,9 @@ class KeypointBranch(nn.Module):
         for i, (r, target) in enumerate(zip(regions, targets, strict=True)):
             keypoints = self._keypoints(target, i)[r.gt_index]
             cell, inside = heat_map_cells(keypoints, r.boxes, 4 * self.pool.size)
-            seen = inside.any(dim=1)  # as Detectron2 selects; the loss of the others is 0
+            inside = inside & filled(r.labels)[0][:, None]
+            # as Detectron2 selects; the loss of the others is 0
+            seen = inside.any(dim=1) if may_look(inside.device) else slice(None)
             cells.append(cell[seen])
             valid.append(inside[seen])
             boxes.append(r.boxes[seen])

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector import distributed
-from detector.modeling.roi_heads.stage import Regions, to_rois
+from detector.modeling.layers import at_least, reads_whole_batch
+from detector.modeling.roi_heads.stage import Regions, filled, to_rois
 from detector.records.region_masks import RegionMasks
 from detector.structures import Batch, Detections, Target
 
@@ -22,11 +23,14 @@ class MaskBranch(nn.Module):
     Args:
         pool: levels and regions -> pooled regions; None where the branch reads maps that the box head has made (C4).
         head: pooled regions -> mask logits (R, K or 1, M, M).
+
+    `alone`: padding would change what the head learns.
     """
 
     def __init__(self, pool: Any, head: Any):
         super().__init__()
         self.pool, self.head = pool, head
+        self.alone = reads_whole_batch(self)
 
     def read(self, p: list[Tensor], boxes: Sequence[Tensor]) -> Any:
         """What the head takes of the boxes (R_i, 4) of every image, by the branch's own pool."""
@@ -38,13 +42,16 @@ class MaskBranch(nn.Module):
 
     def loss(self, logits: Tensor, regions: Sequence[Regions], batch: Batch, targets: Sequence[Target]) -> Tensor:
         """Cross-entropy of each cell's logit (R, K or 1, M, M) for the region's class, the mean over all positive regions."""
-        found = of_class(logits, torch.cat([r.labels for r in regions]))  # (P, M, M)
-        return self.compare(found, torch.cat([self.target_masks(r, t, batch) for r, t in zip(regions, targets)]))
+        labels = torch.cat([r.labels for r in regions])
+        wanted = torch.cat([self.target_masks(r, t, batch) for r, t in zip(regions, targets)])
+        return self.compare(of_class(logits, labels), wanted, labels)
 
-    def compare(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Cross-entropy of logits (P, ...) against 0..1 (P, ...), the mean over all positive regions."""
-        count = distributed.global_normalizer(len(found)) if self.training else max(len(found), 1)
-        cells = F.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
+    def compare(self, found: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of logits (P, ...) against 0..1 (P, ...), the mean over all positive regions, by their labels (P,)."""
+        rows, count = filled(labels)
+        count = distributed.global_normalizer(count) if self.training else at_least(count, 1)
+        weight = rows.to(found.dtype).view(-1, *[1] * (found.ndim - 1))
+        cells = F.binary_cross_entropy_with_logits(found, wanted, weight, reduction="sum")
         return cells / (count * found.shape[1:].numel())
 
     def target_masks(self, regions: Regions, target: Target, batch: Batch) -> Tensor:
@@ -63,7 +70,7 @@ class MaskBranch(nn.Module):
 
 def of_class(logits: Tensor, labels: Tensor) -> Tensor:
     """The mask logits (R, M, M) of each region's own class, of (R, K or 1, M, M); float32."""
-    column = labels if logits.shape[1] > 1 else torch.zeros_like(labels)
+    column = labels.clamp(min=0) if logits.shape[1] > 1 else torch.zeros_like(labels)  # an empty row has any
     return logits[torch.arange(len(labels), device=labels.device), column].float()
 
 
@@ -71,8 +78,3 @@ def with_masks(found: Sequence[Detections], probabilities: Tensor, batch: Batch)
     """The detections of every image with their masks, of which `probabilities` (D, M, M) has those of all images."""
     parts = probabilities.split([len(d) for d in found])
     return [replace(d, masks=RegionMasks(m, d.boxes, size)) for d, m, size in zip(found, parts, batch.sizes)]
-
-
-def positives(regions: Sequence[Regions], num_classes: int) -> list[Regions]:
-    """The regions of every image that are matched to an object."""
-    return [r[r.labels < num_classes] for r in regions]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from detector import distributed
 from detector.modeling.convolution import Conv2d
-from detector.modeling.layers import caffe2_msra_, caffe2_xavier_, normal_
+from detector.modeling.layers import at_least, caffe2_msra_, caffe2_xavier_, normal_, only
+from detector.modeling.shapes import known
 from detector.schema.ranges import Repeats, Weight, Width
 from detector.schema.signatures import checked
 
@@ -56,9 +57,9 @@ class MaskIoUConvFC(nn.Module):
     def loss(self, iou: Tensor, target: Tensor) -> Tensor:
         """Squared error of the IoU (R,) of the regions whose target (R,) is above 0."""
         rows = target > 0
-        found, wanted = iou[rows], target[rows]
-        count = distributed.global_normalizer(len(found)) if self.training else max(len(found), 1)
-        return F.mse_loss(found, wanted, reduction="sum") * (self.weight / count)
+        count = known(rows.sum())
+        count = distributed.global_normalizer(count) if self.training else at_least(count, 1)
+        return F.mse_loss(iou, only(rows, target, iou), reduction="sum") * (self.weight / count)
 
 
 @torch.no_grad()

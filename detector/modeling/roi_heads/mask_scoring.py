@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detector.modeling.roi_heads.mask_branch import MaskBranch, of_class, with_masks
 from detector.modeling.roi_heads.mask_iou_head import MaskIoUConvFC, mask_iou_target, share_inside
-from detector.modeling.roi_heads.stage import Regions
+from detector.modeling.roi_heads.stage import Regions, filled
 from detector.structures import Batch, Detections, Target
 
 
@@ -37,7 +37,8 @@ class MaskScoringBranch(MaskBranch):
         wanted = torch.cat([self.target_masks(r, t, batch) for r, t in zip(regions, targets)])
         iou = self._iou(x, found, labels)
         target = mask_iou_target(found, wanted, torch.cat([_share(r, t) for r, t in zip(regions, targets)]))
-        return {"roi_mask": self.compare(found, wanted), "roi_mask_iou": self.iou_head.loss(iou, target)}
+        target = torch.where(filled(labels)[0], target, 0)
+        return {"roi_mask": self.compare(found, wanted, labels), "roi_mask_iou": self.iou_head.loss(iou, target)}
 
     def detect(self, x: Tensor, found: Sequence[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image with masks, whose scores are those of the classes times the expected IoU."""
@@ -49,7 +50,7 @@ class MaskScoringBranch(MaskBranch):
 
     def _iou(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """(R,) for each region's own class."""
-        return self.iou_head(x, logits).gather(1, labels[:, None])[:, 0]
+        return self.iou_head(x, logits).gather(1, labels.clamp(min=0)[:, None])[:, 0]
 
 
 def _ranked(found: Detections, scores: Tensor) -> Detections:

@@ -103,7 +103,7 @@ class PointRendBranch(MaskBranch):
         parts = points.split([len(r) for r in regions])
         inside = torch.cat([_labels_at(at, r, t) for at, r, t in zip(parts, regions, targets)])
         found = self._logits_at(points, x, coarse, labels)
-        return {"roi_mask": self.compare(own, cells), "roi_mask_point": self.compare(found, inside)}
+        return {"roi_mask": self.compare(own, cells, labels), "roi_mask_point": self.compare(found, inside, labels)}
 
     def probabilities(self, x: RegionMaps, labels: Tensor) -> Tensor:
         """(R, M, M) in 0..1 for the `labels` (R,) of regions, refined; a part of the regions at a time."""
@@ -122,7 +122,7 @@ class PointRendBranch(MaskBranch):
         features = read_points(x.finest, image, in_image(points, boxes) / self.stride)
         rows = torch.arange(len(coarse), device=coarse.device)
         by_class = self.point_head(features, read_points(coarse, rows, points * coarse.shape[-1]))
-        return by_class[rows, :, labels]
+        return by_class[rows, :, labels.clamp(min=0)]  # an empty row has any
 
 
 def _labels_at(points: Tensor, regions: Regions, target: Target) -> Tensor:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder
 from detector.modeling.matching import Matching
 from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.keypoint_head import KeypointBranch
-from detector.modeling.roi_heads.mask_branch import MaskBranch, positives
+from detector.modeling.roi_heads.mask_branch import MaskBranch
 from detector.modeling.roi_heads.selection import DetectionSelection
-from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, to_rois
+from detector.modeling.roi_heads.stage import RegionLoss, Regions, Stage, boxes_of, positive_rows, positives, to_rois
 from detector.modeling.sampling import Sampling
 from detector.records.geometry import Size
 from detector.structures import Batch, Detections, Proposals, Target
@@ -78,7 +77,7 @@ class RoIHead(nn.Module):
         self, p: list[Tensor], proposals: list[Proposals], batch: Batch, targets: list[Target]
     ) -> dict[str, Tensor]:
         """{"roi_class", "roi_box"}, divided by the number of sampled regions, and "roi_mask", "roi_keypoint" of the branches."""
-        regions = self.stage.sample([r.boxes for r in proposals], targets)
+        regions = self.stage.sample(boxes_of(proposals), targets)
         return self.losses_of(p, regions, batch, targets)
 
     def losses_of(
@@ -92,9 +91,11 @@ class RoIHead(nn.Module):
         of_objects = self.stage.moved(deltas, regions) if moved else positives(regions, self.num_classes)
         if self.mask is not None:
             if maps is None:
+                if self.mask.alone:
+                    of_objects = positives(of_objects, self.num_classes, alone=True)
                 x = self.mask.read(p, [r.boxes for r in of_objects])
             else:
-                x = maps[torch.cat([r.labels for r in regions]) < self.num_classes]
+                x = maps[positive_rows(regions, self.num_classes)]
             losses |= self.mask.losses(x, of_objects, batch, targets)
         return losses if self.keypoint is None else losses | self.keypoint.losses(p, of_objects, targets)
 

@@ -11,19 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector import distributed
-from detector.modeling.boxes import BoxCoder
-from detector.modeling.layers import balanced_l1, normal_, smooth_l1
-from detector.modeling.matching import Matching
+from detector.modeling.boxes import BoxCoder, is_larger_than
+from detector.modeling.layers import at_least, balanced_l1, normal_, only, reads_whole_batch, smooth_l1
+from detector.modeling.matching import IGNORE, NEGATIVE, POSITIVE, Matching
+from detector.modeling.padded import Padded
 from detector.modeling.sampling import Sampling, everything
+from detector.modeling.shapes import may_look
 from detector.records.record import Record, boxes_field, rows_field
 from detector.schema.ranges import Weight
 from detector.schema.signatures import checked
-from detector.structures import Target
+from detector.structures import Proposals, Target
+
+EMPTY = -1  # the label of a row that holds no region
 
 
 def to_rois(boxes: Sequence[Tensor] | Tensor) -> Tensor:
     """Boxes (R_i, 4) of N images, or (N, R, 4) -> one (R, 5) tensor [image, x1, y1, x2, y2]."""
     return torch.cat([F.pad(b, (1, 0), value=float(i)) for i, b in enumerate(boxes)])
+
+
+def boxes_of(proposals: Sequence[Proposals]) -> list[Tensor]:
+    """The boxes (R_i, 4) of every image; where shapes are fixed, those without an area are padding."""
+    padded = isinstance(proposals, Padded) and not may_look(proposals.valid.device)
+    return [r.boxes for r in (proposals.whole() if padded else proposals)]
 
 
 @dataclass
@@ -33,11 +43,38 @@ class Regions(Record):
     boxes: Tensor = boxes_field()
     """(S, 4) xyxy."""
     labels: Tensor = rows_field()
-    """(S,) in 0..K, K for background."""
+    """(S,) in 0..K, K for background, or EMPTY."""
     gt_index: Tensor = rows_field()
     """(S,) row of the matched object in the image's target; means something only for positives."""
     is_gt: Tensor = rows_field()
     """(S,) bool: a ground-truth box that was appended to the proposals."""
+    slots: int | None = None
+    """No positive comes after so many rows, where that is known."""
+
+
+def positives(regions: Sequence[Regions], num_classes: int, *, alone: bool = False) -> list[Regions]:
+    """The regions of every image that are matched to an object.
+
+    Where shapes are fixed, all rows before the last that may be one; the others of them are EMPTY. `alone`: without these.
+    """
+    if alone or may_look(regions[0].labels.device):
+        return [r[(r.labels < num_classes) & (r.labels != EMPTY)] for r in regions]
+    first = [r[: r.slots] for r in regions]
+    return [replace(r, labels=torch.where(r.labels < num_classes, r.labels, EMPTY)) for r in first]
+
+
+def positive_rows(regions: Sequence[Regions], num_classes: int) -> Tensor:
+    """The rows (P,) of `positives` among the regions of all images."""
+    if may_look(regions[0].labels.device):
+        return torch.where(torch.cat([r.labels for r in regions]) < num_classes)[0]
+    rows = torch.arange(sum(map(len, regions)), device=regions[0].labels.device).split([len(r) for r in regions])
+    return torch.cat([row[: r.slots] for row, r in zip(rows, regions)])
+
+
+def filled(labels: Tensor) -> tuple[Tensor, int | Tensor]:
+    """Which rows (S,) are not EMPTY, and how many: a number of the device where shapes are fixed."""
+    rows = labels != EMPTY
+    return rows, len(rows) if may_look(labels.device) else rows.sum()
 
 
 @checked
@@ -59,11 +96,11 @@ class RegionLoss:
             raise ValueError("beta: the balanced L1 loss needs a corner above 0 (1 in Libra R-CNN)")
 
     def __call__(
-        self, logits: Tensor, labels: Tensor, deltas: Tensor, target_deltas: Tensor, count: float
+        self, logits: Tensor, labels: Tensor, deltas: Tensor, target_deltas: Tensor, count: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits (S, K+1) against labels (S,), deltas (P, 4) of positives against their targets: both divided by `count`."""
         box_loss = balanced_l1 if self.box_loss == "balanced_l1" else smooth_l1
-        class_sum = F.cross_entropy(logits, labels, reduction="sum")
+        class_sum = F.cross_entropy(logits, labels, reduction="sum", ignore_index=EMPTY)
         box_sum = box_loss(deltas, target_deltas, self.beta)
         return class_sum * (self.class_weight / count), box_sum * (self.box_weight / count)
 
@@ -92,6 +129,7 @@ class Stage(nn.Module):
         normal_(self.class_score, std=0.01)
         normal_(self.box_delta, std=0.001)
         self.matching, self.sampling, self.coder, self.loss = matching, sampling, coder, loss
+        self.alone = reads_whole_batch(self)
 
     def forward(self, pooled: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
         """What the pool gives of R regions -> class logits (R, K+1) and deltas (R, K or 1, 4), float32."""
@@ -104,45 +142,50 @@ class Stage(nn.Module):
     def sample(self, boxes: Sequence[Tensor], targets: Sequence[Target], *, use_all: bool = False) -> list[Regions]:
         """The regions to learn from, of the `boxes` (R_i, 4) of every image and its ground-truth boxes.
 
+        Boxes without an area are never learnt from: rows that hold nothing where shapes are fixed.
         `use_all`: all of the boxes and nothing else, as in the later stages of Detectron2's cascade.
         """
-        return [self._sample(b, t, use_all) for b, t in zip(boxes, targets)]
+        regions = [self._sample(b, t, use_all) for b, t in zip(boxes, targets)]
+        return [r[r.labels != EMPTY] for r in regions] if self.alone else regions
 
     @torch.no_grad()
     def _sample(self, proposals: Tensor, target: Target, use_all: bool) -> Regions:
         # appended ground truth gives the first positives to learn from
         boxes = proposals if use_all else torch.cat([proposals, target.boxes])
         label, gt_index = self.matching(target.boxes, boxes, target.crowd)
-        positive, negative = everything(label) if use_all else self.sampling(label)
-        chosen = torch.cat([positive, negative])
-        background = torch.full_like(negative, self.num_classes)
-        labels = torch.cat([target.labels[gt_index[positive]], background])
-        return Regions(boxes[chosen], labels, gt_index[chosen], chosen >= len(proposals))
+        label = torch.where(is_larger_than(boxes, 0), label, IGNORE)
+        chosen, kind, slots = everything(label) if use_all else self.sampling(label)
+        slots, gt_index = slots if len(target) else 0, gt_index[chosen]
+        labels = torch.where(kind == NEGATIVE, self.num_classes, EMPTY)
+        of_objects = torch.where(kind[:slots] == POSITIVE, target.labels[gt_index[:slots]], labels[:slots])
+        labels = torch.cat([of_objects, labels[slots:]])
+        return Regions(boxes[chosen], labels, gt_index, chosen >= len(proposals), slots)
 
     def losses(
         self, logits: Tensor, deltas: Tensor, regions: Sequence[Regions], targets: Sequence[Target]
     ) -> tuple[Tensor, Tensor]:
         """Class and box loss of the output on the sampled regions of all images, both divided by their number."""
         label = torch.cat([r.labels for r in regions])
-        count = distributed.global_normalizer(len(label)) if self.training else max(len(label), 1)
-        positive = torch.where(label < self.num_classes)[0]
-        column = label[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
-        source = torch.cat([r.boxes for r in regions])[positive]
-        matched_gt_boxes = torch.cat([self._matched(r, t) for r, t in zip(regions, targets)])
-        return self.loss(logits, label, deltas[positive, column], self.coder.encode(source, matched_gt_boxes), count)
+        _, count = filled(label)
+        count = distributed.global_normalizer(count) if self.training else at_least(count, 1)
+        found, of_objects = self._deltas(deltas, regions)
+        matched_gt_boxes = torch.cat([t.boxes[r.gt_index] for r, t in zip(of_objects, targets)])
+        wanted = self.coder.encode(torch.cat([r.boxes for r in of_objects]), matched_gt_boxes)
+        rows, _ = filled(torch.cat([r.labels for r in of_objects]))
+        return self.loss(logits, label, found, only(rows, wanted, found), count)
 
     @torch.no_grad()
     def moved(self, deltas: Tensor, regions: Sequence[Regions]) -> list[Regions]:
         """The positive regions of every image, their boxes where the deltas (S, K or 1, 4) of all regions move them."""
-        kept = [r[r.labels < self.num_classes] for r in regions]
-        label = torch.cat([r.labels for r in regions])
-        positive = torch.where(label < self.num_classes)[0]
-        column = label[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
+        found, kept = self._deltas(deltas, regions)
         source = torch.cat([r.boxes for r in kept])
-        boxes = self.coder.decode(deltas[positive, column], source)
+        boxes = self.coder.decode(found, source)
         boxes = torch.where(boxes.isfinite().all(dim=-1, keepdim=True), boxes, source)
         return [replace(r, boxes=b) for r, b in zip(kept, boxes.split([len(r) for r in kept]))]
 
-    def _matched(self, regions: Regions, target: Target) -> Tensor:
-        """The regression targets (P, 4) of the positives of an image."""
-        return target.boxes[regions.gt_index[regions.labels < self.num_classes]]
+    def _deltas(self, deltas: Tensor, regions: Sequence[Regions]) -> tuple[Tensor, list[Regions]]:
+        """Of the deltas (S, K or 1, 4) those of the positives for their class (P, 4), and the positives of every image."""
+        kept = positives(regions, self.num_classes)
+        label = torch.cat([r.labels for r in kept]).clamp(min=0)
+        column = label if deltas.shape[1] > 1 else torch.zeros_like(label)
+        return deltas[positive_rows(regions, self.num_classes), column], kept
