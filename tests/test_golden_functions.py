@@ -17,7 +17,8 @@ from detector.modeling.nms import nms, soft_nms
 from detector.modeling.roi_heads.pool import RoIPool
 from detector.modeling.roi_heads.roi_head import RoIHead
 from detector.modeling.roi_heads.stage import Regions
-from detector.modeling.rpn import RPN, AnchorSample
+from detector.modeling.rpn import RPN
+from detector.modeling.rpn_loss import AnchorSample
 from detector.modeling.sampling import Sample
 from detector.structures import Batch, Proposals, Target
 
@@ -247,7 +248,8 @@ def rpn_losses(record: dict, **settings) -> tuple[Tensor, Tensor]:
     rpn = GivenAnchors(rows["labels"], **settings)
     samples = [rpn.sample(rows["anchors"], (8, 8), target)]
     count = rpn.loss.count(samples, rpn.sampling.batch_per_image, training=True)
-    return rpn.loss(rows["logits"][None], rows["deltas"][None], rows["anchors"], samples, rpn.coder, count)
+    chosen = samples[0].chosen.index
+    return rpn.loss([rows["logits"][chosen]], [rows["deltas"][chosen]], rows["anchors"], samples, rpn.coder, count)
 
 
 MM, D2 = dict(normalizer="num_sampled_min1"), dict(batch_per_image=256, normalizer="batch_size")

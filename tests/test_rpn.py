@@ -226,6 +226,34 @@ def test_losses_equal_a_loop(beta):
         assert [loss.item() for loss in losses.values()] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("convs", [0, 1, 2])
+def test_the_head_at_some_anchors_is_the_whole_head_there_with_its_gradients(convs):
+    torch.manual_seed(0)
+    anchors = AnchorGenerator(STRIDES, SIZES, (0.5, 1, 2))
+    rpn = RPN([4, 4], anchors, **grouped(RPN, convs=convs, width=6)).double()
+    for layer in [*rpn.conv, rpn.objectness, rpn.deltas]:
+        nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+    p = [torch.randn(2, 4 if convs else 6, h, w, dtype=torch.float64, requires_grad=True) for h, w in ((3, 5), (2, 3))]
+    if not convs:
+        rpn.objectness, rpn.deltas = nn.Conv2d(6, 3, 1).double(), nn.Conv2d(6, 12, 1).double()
+    number = 3 * (3 * 5 + 2 * 3)  # anchors of an image
+    rows = [torch.arange(number), torch.randint(number, (40,))]  # every one once; some, a few of them twice
+    parameters = [*p, *rpn.parameters()]
+    logits, deltas = (torch.cat(x, dim=1).double() for x in rpn.head(p))
+    whole = [(logits[i, r], deltas[i, r]) for i, r in enumerate(rows)]
+    some = list(zip(*rpn.predict_at(rpn.trunk(p), rows)))
+    total = 0
+    for (logit, delta), (expected, moved) in zip(some, whole, strict=True):
+        torch.testing.assert_close(logit.double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(delta.double(), moved, rtol=1e-5, atol=1e-5)
+        total = total + (torch.randn_like(expected) * torch.stack([logit.double(), expected])).sum(dim=1)
+        total = total + (torch.randn_like(moved) * torch.stack([delta.double(), moved])).sum(dim=(1, 2))
+    mine, theirs = (torch.autograd.grad(x, parameters, retain_graph=True) for x in total)
+    for found, expected in zip(mine, theirs, strict=True):
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def normalisers(objects: list[Target], **settings) -> dict[str, float]:
     """The objectness loss of logits that are all 0, in units of log(2): sampled anchors over what they are divided by."""
     rpn = bare_rpn((8,), ((16,),), **settings)

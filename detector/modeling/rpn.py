@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector import distributed
 from detector.modeling.anchors import AnchorGenerator, inside_border, inside_padding
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.convolution import Conv2d
-from detector.modeling.layers import at_least, normal_, only, smooth_l1
-from detector.modeling.matching import IGNORE, POSITIVE, Matching
+from detector.modeling.layers import normal_
+from detector.modeling.matching import IGNORE, Matching
 from detector.modeling.nms import best_rows, left_by_nms, nms
 from detector.modeling.padded import Padded
 from detector.modeling.preprocess import round_up
+from detector.modeling.rpn_loss import AnchorSample, RPNLoss
 from detector.modeling.sampling import Sample, Sampling
 from detector.modeling.shapes import may_look
 from detector.records.geometry import Size
-from detector.schema.ranges import Count, Fraction, Range, Weight, Width
+from detector.schema.ranges import Count, Fraction, Range, Width
 from detector.schema.signatures import checked
 from detector.structures import Batch, Proposals, Target
 
@@ -34,6 +34,23 @@ def flatten_level(x: Tensor, k: int) -> Tensor:
     """(N, A*K, H, W) -> (N, H*W*A, K) float32, the row order of `grid_anchors`."""
     n = len(x)
     return x.permute(0, 2, 3, 1).reshape(n, -1, k).float()  # (N, H, W, A*K) -> (N, H*W*A, K)
+
+
+def patches_at(p: Sequence[Tensor], image: Tensor, cell: Tensor, side: int) -> Tensor:
+    """Levels (N, C, H, W) -> (S, side * side * C): the square around each cell (S,) of an `image` (S,), 0 beyond its level.
+
+    Cells are numbered through all levels, row by row.
+    """
+    around, out = torch.arange(side, device=cell.device) - side // 2, p[0].new_zeros(())
+    for x in p:
+        _, c, h, w = x.shape
+        y, column = (cell // w)[:, None, None] + around[:, None], (cell % w)[:, None, None] + around
+        inside = ((cell >= 0) & (cell < h * w))[:, None, None] & (y >= 0) & (y < h) & (column >= 0) & (column < w)
+        index = torch.where(inside, (image[:, None, None] * h + y) * w + column, 0)  # (S, side, side)
+        found = F.embedding(index, x.permute(0, 2, 3, 1).reshape(-1, c))
+        out = torch.where(inside[..., None], found, out)  # a cell lies on one level
+        cell = cell - h * w
+    return out.flatten(1)
 
 
 @checked
@@ -120,57 +137,6 @@ def _as_torchvision_ranks(scores: Tensor, left: Tensor, valid: Tensor) -> Tensor
     return torch.zeros_like(scores).index_copy(0, kept[order], torch.arange(len(kept), 0, -1.0).to(scores))
 
 
-class AnchorSample(NamedTuple):
-    """The anchors of an image that training learns from."""
-
-    chosen: Sample
-    matched_gt_boxes: Tensor  # (chosen.slots, 4) the positives' regression targets
-
-
-@checked
-@dataclass(frozen=True)
-class RPNLoss:
-    """Binary cross-entropy of the objectness and smooth L1 of the deltas (Faster R-CNN, eq. 1), by one normalizer."""
-
-    normalizer: Literal["num_sampled", "batch_size", "num_sampled_min1"] = "num_sampled"
-    """What both sums are divided by: the sampled anchors; images times `batch_per_image` (Detectron2); or the sampled
-    anchors, where none of a kind in an image count as one (MMDetection)."""
-    beta: Weight = 1 / 9
-    """Corner of smooth L1; 0 is L1."""
-    objectness_weight: Weight = 1.0
-    """Factor of the objectness loss."""
-    box_weight: Weight = 1.0
-    """Factor of the box loss."""
-
-    def __call__(
-        self,
-        logits: Tensor,
-        deltas: Tensor,
-        anchors: Tensor,
-        samples: Sequence[AnchorSample],
-        coder: BoxCoder,
-        count: float | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (N, P), deltas (N, P, 4), anchors (P, 4) -> objectness and box loss, both divided by `count`."""
-        objectness, box = logits.new_zeros(()), logits.new_zeros(())
-        for logit, delta, ((index, label, slots), gt_boxes) in zip(logits, deltas, samples):
-            positive, found = label == POSITIVE, delta[index[:slots]]
-            wanted = coder.encode(anchors[index[:slots]], gt_boxes)
-            box = box + smooth_l1(found, only(positive[:slots], wanted, found), self.beta)
-            chosen = logit[index]
-            each = F.softplus(torch.where(positive, -chosen, chosen))
-            objectness = objectness + torch.where(label == IGNORE, 0, each).sum()
-        return objectness * (self.objectness_weight / count), box * (self.box_weight / count)
-
-    def count(self, samples: Sequence[AnchorSample], batch_per_image: int, *, training: bool) -> float | Tensor:
-        """The normalizer of a batch, of all processes together in training."""
-        if self.normalizer == "batch_size":
-            return len(samples) * batch_per_image
-        least = 1 if self.normalizer == "num_sampled_min1" else 0
-        count = sum(at_least(kind, least) for s in samples for kind in s.chosen.counts())
-        return distributed.global_normalizer(count) if training else at_least(count, 1)
-
-
 @checked
 class RPN(nn.Module):
     """Levels -> proposals.
@@ -225,15 +191,15 @@ class RPN(nn.Module):
         self, p: list[Tensor], batch: Batch, targets: list[Target]
     ) -> tuple[Padded[Proposals], dict[str, Tensor]]:
         """Proposals of every image as in training, and {"rpn_objectness", "rpn_box"}."""
-        logits, deltas = self.head(p)
+        p = self.trunk(p)
         anchors = self.anchors(p, batch.images.shape[-2:])
         every = torch.cat(anchors)
         samples = [self.sample(every, size, target) for size, target in zip(batch.sizes, targets)]
         count = self.loss.count(samples, self.sampling.batch_per_image, training=self.training)
-        objectness, box = self.loss(
-            torch.cat(logits, dim=1), torch.cat(deltas, dim=1), every, samples, self.coder, count
-        )
-        proposals = self.propose_from(logits, deltas, anchors, batch.sizes, training=True)
+        logits, deltas = self.predict_at(p, [sample.chosen.index for sample in samples])
+        objectness, box = self.loss(logits, deltas, every, samples, self.coder, count)
+        with torch.no_grad():
+            proposals = self.propose_from(*self.predict(p), anchors, batch.sizes, training=True)
         return proposals, {"rpn_objectness": objectness, "rpn_box": box}
 
     def propose(self, p: list[Tensor], batch: Batch) -> Padded[Proposals]:
@@ -244,13 +210,38 @@ class RPN(nn.Module):
 
     def head(self, p: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: objectness logits (N, H*W*A) and deltas (N, H*W*A, 4)."""
+        return self.predict(self.trunk(p))
+
+    def trunk(self, p: list[Tensor]) -> list[Tensor]:
+        """The levels after all convolutions but the last."""
+        for conv in self.conv[:-1]:
+            p = [F.relu_(conv(x)) for x in p]
+        return p
+
+    def predict(self, p: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the last convolution and the predictors make of the trunk's levels."""
         logits, deltas = [], []
         for x in p:
-            for conv in self.conv:
+            for conv in self.conv[-1:]:
                 x = F.relu_(conv(x))
             logits.append(flatten_level(self.objectness(x), 1)[..., 0])
             deltas.append(flatten_level(self.deltas(x), 4))
         return logits, deltas
+
+    def predict_at(self, p: list[Tensor], rows: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Logits (S,) and deltas (S, 4) of the anchors `rows` (S,) of every image, which count through all levels.
+
+        They are those of `predict`. Training needs no others: all other gradients are 0.
+        """
+        counts, row = [len(r) for r in rows], torch.cat(list(rows))
+        image = torch.cat([torch.full_like(r, i) for i, r in enumerate(rows)])
+        x = patches_at(p, image, row // self.anchors.per_cell, side=3 if len(self.conv) else 1)
+        for conv in self.conv[-1:]:
+            x = F.relu_(F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias))
+        chosen = torch.arange(len(row), device=row.device), row % self.anchors.per_cell
+        logits = F.linear(x, self.objectness.weight.flatten(1), self.objectness.bias).float()
+        deltas = F.linear(x, self.deltas.weight.flatten(1), self.deltas.bias).float()
+        return logits[chosen].split(counts), deltas.unflatten(1, (-1, 4))[chosen].split(counts)
 
     def merge(self, views: Sequence[Proposals]) -> Proposals:
         """The proposals of several views of one image as those of one (test-time augmentation)."""
