@@ -28,6 +28,7 @@ REFUSED = {
     "_unique2",
     "unique_dim",
     "unique_consecutive",
+    "lift_fresh",  # a tensor of numbers that the host writes: on a GPU it waits for the copy
 }
 FEW = [
     "model.rpn.selection.nms_iou=0.1",

@@ -39,7 +39,7 @@ class ExportCandidate:
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
 
-    @torch.inference_mode()
+    @torch.no_grad()  # a compiler would take the tensors of inference_mode for others, and begin again
     def infer(self, sample: BenchmarkInput, watch: Stopwatch) -> Detections:
         """One image from the file to detections, whose masks are pasted."""
         predictor = self.predictor
@@ -53,12 +53,12 @@ class ExportCandidate:
 
 
 class CompiledEngine(Eager):
-    """The graph by torch.compile, in one piece, which takes a minute or more."""
+    """The graph by torch.compile, in one piece, its weights packed for this processor, which takes a minute or more."""
 
     def __init__(self, graph: DetectionGraph, card: Card):
         compiled: Any = torch.compile(graph, fullgraph=True)
         super().__init__(compiled, card)
-        with torch.inference_mode(), quiet():
+        with torch.no_grad(), quiet(), torch._inductor.config.patch(freezing=True):
             self(*blank(card.size))
 
 
@@ -114,7 +114,7 @@ def own_road(setup: Setup, name: str) -> ExportCandidate:
     size = round_up(setup.size, predictor.model.preprocess.divisor)
     if name == "compiled":
         graph = DetectionGraph(predictor.model, portable=False).eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             outputs = list(graph.find(*blank(size)))  # which also makes the anchors of this size
         return ExportCandidate(with_engine(predictor, CompiledEngine(graph, card_of(predictor, outputs, size, 1))))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # an engine may still read the file

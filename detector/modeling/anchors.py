@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from detector.modeling.shapes import constants
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
 
@@ -50,7 +51,7 @@ def inside_border(anchors: Tensor, size: tuple[int, int], border: float) -> Tens
     On the right and below by less, as in Detectron2 and mmdetection.
     """
     h, w = size
-    low, high = anchors[:, :2] >= -border, anchors[:, 2:] < anchors.new_tensor([w, h]) + border
+    low, high = anchors[:, :2] >= -border, anchors[:, 2:] < constants([w, h], anchors) + border
     return (low & high).all(dim=-1)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from detector.modeling.shapes import constants
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
 
@@ -64,7 +65,7 @@ def encode(source: Tensor, target: Tensor, weights: Sequence[float] = (1, 1, 1, 
     """
     (from_centre, from_side), (to_centre, to_side) = _centre_form(source), _centre_form(target)
     deltas = torch.cat([(to_centre - from_centre) / from_side, torch.log(to_side / from_side)], dim=-1)
-    return deltas * deltas.new_tensor(weights)
+    return deltas * constants(weights, deltas)
 
 
 def decode(deltas: Tensor, source: Tensor, weights: Sequence[float] = (1, 1, 1, 1), clamp_both: bool = False) -> Tensor:
@@ -73,7 +74,7 @@ def decode(deltas: Tensor, source: Tensor, weights: Sequence[float] = (1, 1, 1, 
     dw, dh are clamped above at log(1000/16); `clamp_both` clamps them below as well (MMDetection).
     """
     centre, side = _centre_form(source)
-    deltas = deltas / deltas.new_tensor(weights)
+    deltas = deltas / constants(weights, deltas)
     log_scale = deltas[..., 2:].clamp(-MAX_LOG_SCALE if clamp_both else None, MAX_LOG_SCALE)
     centre = deltas[..., :2] * side + centre
     half = 0.5 * torch.exp(log_scale) * side

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor
 
 from detector.modeling.boxes import box_iou
-from detector.modeling.shapes import is_portable
+from detector.modeling.shapes import constants, is_portable
 
 GRID = 16  # columns in which groups are laid out for other engines
 
@@ -37,7 +37,7 @@ def left_by_nms(boxes: Tensor, scores: Tensor, valid: Tensor, iou: float, group:
     """(R,) bool: those of the `valid` (R,) boxes (R, 4) with scores (R,) that `nms` leaves; coordinates are at least 0."""
     # Two boxes outside the image come first. The invalid ones lie where the first does, which suppresses them, so that they cost
     # next to nothing. There are two because torchvision tells a compiler that at least two boxes are kept.
-    outside = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    outside = constants([-2, -2, -1, -1, -4, -4, -3, -3], boxes).view(2, 4)
     boxes = torch.cat([outside, torch.where(valid[:, None], boxes, outside[0])])
     scores = torch.cat([scores.new_full((2,), torch.inf), torch.where(valid, scores, torch.inf)])
     group = None if group is None else torch.cat([group.new_zeros(2), group * valid])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.modeling.shapes import constants
 from detector.records.record import Record
 
 Rec = TypeVar("Rec", bound=Record)
@@ -38,7 +39,8 @@ class Padded(Sequence[Rec], Generic[Rec]):
         fields = [record.row_fields() for record in records]
         values = {name: torch.stack([_lengthened(of_image[name], most) for of_image in fields]) for name in fields[0]}
         device = next(iter(values.values())).device
-        valid = torch.arange(most, device=device) < torch.tensor(counts, device=device)[:, None]
+        rows = torch.arange(most, device=device)
+        valid = rows < constants(counts, rows)[:, None]
         return cls(replace(records[0], **values), valid)
 
     def whole(self) -> list[Rec]:

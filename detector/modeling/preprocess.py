@@ -64,7 +64,7 @@ class ImagePreprocessor:
         h, w = max(p[0] for p in padded), max(p[1] for p in padded)
         shape, layout = (len(images), 3, h, w), torch.channels_last
         out = torch.empty(shape, device=device, dtype=dtype, memory_format=layout).zero_()
-        mean, std = self.mean.to(device), self.std.to(device)
+        mean, std = (x.to(device, non_blocking=True) for x in (self.mean, self.std))
         for slot, image in zip(out, images):
             image = image.to(device, non_blocking=True)
             image = image.flip(0) if self.order == "bgr" else image

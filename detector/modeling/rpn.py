@@ -126,8 +126,8 @@ class ProposalSelection:
 def _as_ranks(scores: Tensor) -> Tensor:
     """Scores (N, P) as numbers that differ, P for the best: a sort that is not stable decides about equal ones."""
     order = scores.sort(dim=1, descending=True).indices
-    count = scores.shape[1]
-    return torch.zeros_like(scores).scatter(1, order, torch.arange(count, 0, -1.0).to(scores).expand_as(scores))
+    ranks = torch.arange(scores.shape[1], 0, -1.0, device=scores.device, dtype=scores.dtype)
+    return torch.zeros_like(scores).scatter(1, order, ranks.expand_as(scores))
 
 
 def _as_torchvision_ranks(scores: Tensor, left: Tensor, valid: Tensor) -> Tensor:

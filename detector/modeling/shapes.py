@@ -6,7 +6,7 @@ host wait for each look, and a compiled or exported graph cannot have such shape
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,6 +40,11 @@ def may_look(device: torch.device) -> bool:
 def known(count: Tensor) -> int | Tensor:
     """A number of rows (), which the host knows where it may look."""
     return int(count) if may_look(count.device) else count
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """The values (n,) with the type and the device of another tensor: filled in there, as a copy would wait for the device."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def is_portable() -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.modeling.shapes import constants
 from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range
 from detector.schema.signatures import checked
@@ -57,9 +58,9 @@ def _taps(rows: Tensor, points: Tensor, size: torch.Size | Size) -> tuple[Tensor
     place = points - 0.5
     low = place.floor()
     share = (place - low)[..., None, :]  # (R, P, 1, 2)
-    step = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=points.device)  # x, y
+    step = constants([0, 0, 1, 0, 0, 1, 1, 1], points).view(4, 2)  # x, y
     cell = low[..., None, :] + step  # (R, P, 4, 2)
-    inside = ((cell >= 0) & (cell < torch.tensor([w, h], device=points.device))).all(dim=-1)
+    inside = ((cell >= 0) & (cell < constants([w, h], points))).all(dim=-1)
     column, row = torch.where(inside[..., None], cell, 0).long().unbind(dim=-1)
     weight = torch.where(step == 1, share, 1 - share).prod(dim=-1)
     return (rows.view(-1, 1, 1) * h + row) * w + column, torch.where(inside, weight, 0)
