@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.tiny import CONFIG, DATA, assert_same_detections, built, picture, predictor_of, tiny_model
+from helpers.tiny import CONFIG, DATA, assert_same_detections, built, columns, picture, predictor_of, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -124,12 +124,10 @@ def test_the_part_of_an_object_that_a_border_cuts_gives_way_to_the_whole_object_
     # 75..95 is whole on the left; on the right, which begins at 80, 15 of its 20 pixels are seen
     whole, part = (75, 10, 95, 30, 0.6, 1), (0, 10, 15, 30, 0.9, 1)
     assert merged(rows(whole), rows(part)) == [[75, 10, 95, 30, 0.6, 1]]
-    assert merged(rows(whole), rows((0, 10, 15, 30, 0.9, 2))) == [
-        [80, 10, 95, 30, 0.9, 2],
-        [75, 10, 95, 30, 0.6, 1],
-    ]  # another class
-    assert len(merged(rows(whole), rows((0, 10, 15, 30, 0.9, 2)), across_classes=True)) == 1
-    # a part of a tenth of it, whose IoU is 0.1
+    other_class = (0, 10, 15, 30, 0.9, 2)
+    assert merged(rows(whole), rows(other_class)) == [[80, 10, 95, 30, 0.9, 2], [75, 10, 95, 30, 0.6, 1]]
+    assert len(merged(rows(whole), rows(other_class), across_classes=True)) == 1
+    # half of it, whose IoU is not above 0.5
     assert merged(rows((70, 10, 90, 30, 0.6, 1)), rows((0, 10, 10, 30, 0.9, 1))) == [[70, 10, 90, 30, 0.6, 1]]
 
 
@@ -153,16 +151,13 @@ def slow_merge(found: list[Detections], windows: list, image: tuple[int, int], i
     """The rule of `merge_windows`, box by box."""
     entries = []
     for view, (d, window) in enumerate(zip(found, windows)):
-        for box, score, label, cut in zip(
-            d.boxes, d.scores.tolist(), d.labels.tolist(), are_cut(d.boxes, window, image).tolist()
-        ):
-            x1, y1, x2, y2 = (box + torch.tensor([window[1], window[0]] * 2)).tolist()
-            entries.append((cut, -score, len(entries), view, label, (x1, y1, x2, y2)))
+        for (*box, score, label), cut in zip(listed(d.placed(window, image)), are_cut(d.boxes, window, image).tolist()):
+            entries.append((cut, -score, len(entries), view, label, tuple(box)))
     kept: list = []
     for entry in sorted(entries):
         if not any(same_object(entry, other, iou) for other in kept):
             kept.append(entry)
-    return {(*box, round(-score, 5), label) for _, score, _, _, label, box in kept}
+    return {(*box, -score, label) for _, score, _, _, label, box in kept}
 
 
 def same_object(a: tuple, b: tuple, iou: float) -> bool:
@@ -186,11 +181,8 @@ def test_merging_is_what_a_loop_over_all_boxes_gives(seed, iou, whole):
         high = torch.minimum(low + 4 + torch.rand(12, 2) * 30, torch.tensor([w, h]).float())
         found.append(Detections(torch.cat([low, high], dim=1), torch.rand(12), torch.randint(2, (12,))))
     left = merge_windows(found, windows, image, iou=iou)
-    got = {
-        (*box, round(score, 5), label)
-        for box, score, label in zip(*(x.tolist() for x in (left.boxes, left.scores, left.labels)))
-    }
-    assert got == slow_merge(found, windows, image, iou) and len(got) < 12 * len(windows)
+    assert {tuple(row) for row in listed(left)} == slow_merge(found, windows, image, iou)
+    assert len(left) < 12 * len(windows)
     assert (left.scores.diff() <= 0).all()
 
 
