@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ class FakePredictor:
     def __init__(self):
         self.batches: list[int] = []
 
-    def __call__(self, images: list[Tensor]) -> list[Detections]:
+    def stream(self, images: Iterable[Tensor], batch: int, tiles: None) -> Iterator[Detections]:
+        images = list(images)
         self.batches.append(len(images))
-        return [self.find(image.shape[2], image.shape[1]) for image in images]
+        return iter([self.find(image.shape[2], image.shape[1]) for image in images])
 
     def check_pictures(self) -> None:
         """Pictures are enough."""

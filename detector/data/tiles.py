@@ -7,14 +7,12 @@ large its objects become.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 from detector.data.transforms import Side
 from detector.records.geometry import Size, Window
 from detector.schema.ranges import Fraction, Range
 from detector.schema.signatures import checked
-
-Grid = TypeVar("Grid", bound="TileGrid")
 
 
 @checked
@@ -59,6 +57,10 @@ class Tiles(TileGrid):
         """The windows of an image of size (h, w) that a detector sees: the whole image, if it is wanted, and the tiles."""
         windows = self.windows(image)
         return [(0, 0, *image), *windows] if self.whole and len(windows) > 1 else windows
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a report."""
+        return {"size": list(self.sides), "overlap": self.overlap, "whole": self.whole}
 
     def __str__(self) -> str:
         return f"{super().__str__()}, {'and the whole image' if self.whole else 'without the whole image'}"
