@@ -22,6 +22,7 @@ from detector.evaluation.reach import scoring_limits
 from detector.evaluation.tables import summary_table
 from detector.export.exported import load
 from detector.files import check_own, make_folder, write_text
+from detector.inference.in_tiles import untiled_note
 from detector.inference.predictor import Predictor, TiledPredictor
 from detector.inference.tta import TTAPredictor
 from detector.protocols import DataSet
@@ -117,7 +118,7 @@ def evaluate(
 
 def open_split(predictor: Predictor, split: str) -> tuple[DataSet, int]:
     """All images of a split of the detector's data, and the number of loading processes."""
-    data = replace(predictor.config.needed_data(), keep_empty=True)
+    data = replace(predictor.config.needed_data(), keep_empty=True, tiles=None)
     dataset = build_dataset(data, split, class_names=predictor.class_names)
     if is_rank0():
         log.info("%s: %s", split, report_of(dataset))
@@ -135,12 +136,14 @@ def score(
     if output is not None:
         on_rank0(make_folder, output)
         on_rank0(check_own, output, "metrics.json", "detections.json")
+    if is_rank0() and not isinstance(predictor, TiledPredictor) and (note := untiled_note(predictor.config)):
+        log.warning("%s", note)
     fields, pose = predictor.config.model.target_fields, predictor.pose
     on_rank0(say_limits, dataset.annotation_file, dataset.category_ids, settings, fields, pose)
     metrics, results = scoring.evaluate_predictor(predictor, dataset, workers=workers, scoring=settings)
     as_one_class = predictor.model.reports_proposals  # its boxes have no category
     if isinstance(predictor, TiledPredictor):
-        metrics = {"tiles": predictor.tiles.as_dict()} | metrics
+        metrics = metrics | {"tiles": predictor.tiles.as_dict()}
     if is_rank0():
         if as_one_class:
             show("an RPN alone: all classes are one, the AP is that of its best proposals\n")

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ class FakePredictor:
     max_pixels = 10_000
     bit_depth = None
     label_ids = (3, 7)
+    config = SimpleNamespace(data=None)
 
     def __init__(self):
         self.batches: list[int] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
 from detector.errors import DataError
 from detector.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
+from detector.inference.in_tiles import untiled_note
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
 from detector.interop.fetch import checkpoint_file
@@ -67,6 +69,8 @@ def infer(args: argparse.Namespace) -> None:
         checkpoint, args.trust, overrides=args.overrides, device=args.device, precision=args.precision, kind=kind
     )
     predictor.check_pictures()
+    if is_rank0() and not args.tiles and (note := untiled_note(predictor.config)):
+        print(note, file=sys.stderr)
     folder = on_rank0(make_folder, args.output)
     options = {"score": args.score, "batch_size": args.batch, "tiles": args.tiles}
     results, failed = infer_images(predictor, jobs, folder, **options)

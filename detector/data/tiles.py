@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
+
+from detector.data.box_arrays import clip_to_images
 from detector.data.transforms import Side
 from detector.records.geometry import Size, Window
 from detector.schema.ranges import Fraction, Range
@@ -39,6 +42,21 @@ class TileGrid:
         (h, w), (tile_h, tile_w) = image, (min(tile, side) for tile, side in zip(self.sides, image))
         tops, lefts = _starts(h, tile_h, self.overlap), _starts(w, tile_w, self.overlap)
         return [(top, left, tile_h, tile_w) for top in tops for left in lefts]
+
+    def nearest(self, boxes: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (B, 4) in images of sizes (B, 2) h, w -> those in the pixels of a tile, and its size (B, 2).
+
+        It is the tile whose middle is nearest to that of the box, which is clipped to it.
+        """
+        sizes, moved = np.minimum(images, self.sides), boxes.copy()
+        for axis, ends in enumerate(([1, 3], [0, 2])):
+            for length in np.unique(images[:, axis]).tolist():
+                rows, tile = np.flatnonzero(images[:, axis] == length), min(length, self.sides[axis])
+                starts = np.array(_starts(length, tile, self.overlap))
+                wanted = boxes[rows][:, ends].mean(axis=1) - tile / 2
+                after = np.searchsorted((starts[1:] + starts[:-1]) / 2, wanted)
+                moved[rows[:, None], ends] -= starts[after][:, None]
+        return clip_to_images(moved, sizes), sizes
 
     def __str__(self) -> str:
         h, w = self.sides
@@ -74,6 +92,10 @@ class TrainingTiles(TileGrid):
     keep: Fraction = 0.3
     """Least share of the area of an object's box that lies in a tile, for the object to be learnt there. What a tile shows of
     other objects is neither object nor background."""
+
+    def learns(self, shares: np.ndarray) -> np.ndarray:
+        """(B,) bool: whether objects with these shares of their area (B,) in a tile are learnt there."""
+        return (shares > 0) & (shares >= self.keep)
 
     def of_evaluation(self) -> Tiles:
         """The same tiles for a detector."""

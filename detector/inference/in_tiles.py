@@ -52,6 +52,16 @@ def detect_in_tiles(
     return merged
 
 
+def untiled_note(config: Config) -> str:
+    """What to say where a detector that was trained on tiles looks at whole images; empty for another one."""
+    tiles = None if config.data is None else config.data.tiles
+    if tiles is None:
+        return ""
+    h, w = tiles.sides
+    size = h if h == w else f"{h}x{w}"
+    return f"note: this detector was trained on {tiles}, and now sees whole images; --tiles {size} shows it such tiles"
+
+
 def merging_rule(detector: WindowDetector) -> dict[str, Any]:
     """How a detector tells that two boxes are one object: `iou` and `across_classes` of its own suppression."""
     key = "rpn" if detector.model.reports_proposals else "roi_head"
