@@ -37,7 +37,7 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
     apart = detections.masks is not None or detections.keypoints is not None
     colours = [class_colour(i) for i in (range(len(detections)) if apart else detections.labels.tolist())]
     if detections.masks is not None:
-        picture = draw_masks(picture, detections.masks, colours, full)
+        draw_masks(picture, detections.masks, colours, full)
     most = MOST_INK if detections.masks is None else LESS_INK
     line, seam, opacity = _line_style(detections.boxes, picture.size, full, most)
     pen = ImageDraw.Draw(picture, "RGBA")
