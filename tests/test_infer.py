@@ -238,6 +238,16 @@ def test_lines_and_letters_grow_with_the_image_and_labels_avoid_each_other():
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
+def test_small_objects_in_a_large_image_are_not_hidden_by_their_lines_and_letters():
+    def marked(side: int) -> int:
+        box = [100.0, 100.0, 110.0, 112.0]
+        return int(
+            (as_tensor(draw_detections(canvas(side, side), detections(box, names=["cell"]))) != 128).any(dim=2).sum()
+        )
+
+    assert marked(4000) == marked(1000) < 2000  # pixels, of which a line of 17 and letters of 80 would take 30,000
+
+
 def test_any_size_and_box_and_class_without_a_name_can_be_drawn_and_the_image_itself_is_not():
     image = torch.randint(0, 256, (3, 50, 40), dtype=torch.uint8)
     assert torch.equal(as_tensor(draw_detections(image, detections())), image.permute(1, 2, 0))
