@@ -131,7 +131,7 @@ def compare(folder: Path, side: int) -> None:
         print(f"| {name} | {tiles} | {scale:.2f} | {' | '.join(f'{score:.3f}' for score in scores)} | {seconds:.2f} |")
 
 
-def measure_memory(folder: Path, side: int, checkpoint: Path | None) -> None:
+def measure_memory(folder: Path, side: int, tile: int, checkpoint: Path | None) -> None:
     """Print the peak memory and the time of `detector infer --tiles` for one image."""
     path = folder / f"large_{side}.jpg"
     if not path.exists():
@@ -141,7 +141,7 @@ def measure_memory(folder: Path, side: int, checkpoint: Path | None) -> None:
         rows = [np.concatenate([fields[k] for k in rng.randint(64, size=count)], axis=1) for _ in range(count)]
         pixels = np.concatenate(rows)[:side, :side]
         Image.fromarray(pixels).save(path, quality=90)
-    options = ["--output", folder / "found", "--tiles", TILE, "--device", "cpu", f"data.max_pixels={side * side}"]
+    options = ["--output", folder / "found", "--tiles", tile, "--device", "cpu", f"data.max_pixels={side * side}"]
     command = [sys.executable, "-m", "detector", "infer", checkpoint or trained(folder, "tiles"), path, *options]
     began = time.monotonic()
     subprocess.run([str(word) for word in command], check=True)
@@ -160,12 +160,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="for the drawn images and the trainings; what is there is used again")
     parser.add_argument("--side", type=int, default=1600, help="of the images, in pixels (default: 1600)")
     parser.add_argument("--memory", action="store_true", help="measure the memory of one large image instead")
+    parser.add_argument("--tile", type=int, default=TILE, help=f"of the one large image, in pixels (default: {TILE})")
     parser.add_argument(
         "--checkpoint", type=Path, help="of the detector whose memory is measured (default: that on tiles)"
     )
     args = parser.parse_args()
     if args.memory:
-        measure_memory(args.folder, args.side, args.checkpoint)
+        measure_memory(args.folder, args.side, args.tile, args.checkpoint)
     else:
         compare(args.folder, args.side)
 
