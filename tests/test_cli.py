@@ -29,6 +29,7 @@ OTHER_SCRIPTS = {
     "check_types",
     "benchmark_gpu",
     "measure_samples",
+    "measure_tiles",
 }  # for those who work on the project
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
