@@ -45,6 +45,7 @@ _HOME = {
     "Predictor": "detector.inference.predictor",
     "Config": "detector.config.config",
     "Detections": "detector.structures",
+    "Tiles": "detector.data.tiles",
     "DetectorError": "detector.errors",
 }
 __all__ = sorted(_HOME)

@@ -14,6 +14,7 @@ from typing import Any
 from detector.config.config import Config, load_config
 from detector.data.describe import report_of
 from detector.data.settings import build_dataset
+from detector.data.tiles import Tiles
 from detector.distributed import is_rank0, on_rank0
 from detector.errors import Interrupted
 from detector.evaluation import run as scoring
@@ -21,9 +22,11 @@ from detector.evaluation.reach import scoring_limits
 from detector.evaluation.tables import summary_table
 from detector.export.exported import load
 from detector.files import check_own, make_folder, write_text
-from detector.inference.predictor import Predictor
+from detector.inference.in_tiles import untiled_note
+from detector.inference.predictor import Predictor, TiledPredictor
 from detector.inference.tta import TTAPredictor
 from detector.protocols import DataSet
+from detector.records.geometry import Size
 from detector.records.keypoints import Pose
 from detector.training import run as training
 
@@ -82,10 +85,11 @@ def train(
 def evaluate(
     checkpoint: str | Path | Predictor, *, split: str = "val", overrides: Sequence[str] = (), trust: bool = False,
     output: str | Path | None = None, device: str = "auto", precision: str = "float32", tta: bool = False,
+    tiles: int | Size | Tiles | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The metrics of a detector on a split of its data: {"bbox": COCO's twelve, "per_class": ..., "proposals": ...}.
 
-    With masks also "segm" and "boundary", with keypoints "keypoints".
+    With masks also "segm" and "boundary", with keypoints "keypoints", with tiles "tiles": what they were.
 
     Raises DetectorError for what is wrong with the checkpoint, the data or the folder.
 
@@ -98,6 +102,7 @@ def evaluate(
         device: as for `detector.load`.
         precision: of the network, float32 or bfloat16.
         tta: merge the scales and flips of data.tta.
+        tiles: look at the tiles of every image, as `Predictor.tiled` does.
     """
     with shown_log():
         if isinstance(checkpoint, Predictor):
@@ -106,13 +111,14 @@ def evaluate(
         else:
             kind = TTAPredictor if tta else Predictor
             checkpoint = load(checkpoint, trust, overrides=overrides, device=device, precision=precision, kind=kind)
+        checkpoint = checkpoint if tiles is None else checkpoint.tiled(tiles)
         dataset, workers = open_split(checkpoint, split)
         return score(checkpoint, dataset, workers, None if output is None else Path(output), log.info)
 
 
 def open_split(predictor: Predictor, split: str) -> tuple[DataSet, int]:
     """All images of a split of the detector's data, and the number of loading processes."""
-    data = replace(predictor.config.needed_data(), keep_empty=True)
+    data = replace(predictor.config.needed_data(), keep_empty=True, tiles=None)
     dataset = build_dataset(data, split, class_names=predictor.class_names)
     if is_rank0():
         log.info("%s: %s", split, report_of(dataset))
@@ -130,13 +136,19 @@ def score(
     if output is not None:
         on_rank0(make_folder, output)
         on_rank0(check_own, output, "metrics.json", "detections.json")
+    if is_rank0() and not isinstance(predictor, TiledPredictor) and (note := untiled_note(predictor.config)):
+        log.warning("%s", note)
     fields, pose = predictor.config.model.target_fields, predictor.pose
     on_rank0(say_limits, dataset.annotation_file, dataset.category_ids, settings, fields, pose)
     metrics, results = scoring.evaluate_predictor(predictor, dataset, workers=workers, scoring=settings)
     as_one_class = predictor.model.reports_proposals  # its boxes have no category
+    if isinstance(predictor, TiledPredictor):
+        metrics = metrics | {"tiles": predictor.tiles.as_dict()}
     if is_rank0():
         if as_one_class:
             show("an RPN alone: all classes are one, the AP is that of its best proposals\n")
+        if isinstance(predictor, TiledPredictor):
+            show(f"in {predictor.tiles}\n")
         show(summary_table(metrics))
     if output is not None and is_rank0():
         write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")

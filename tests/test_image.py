@@ -287,3 +287,13 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path
     make(tmp_path / "a.jpg")
     with pytest.raises(ImageError, match=r"a\.jpg: (not a readable|no such) image"):
         read_image(tmp_path / "a.jpg")
+
+
+def test_a_large_picture_is_copied_in_strips_to_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    picture = Image.fromarray(np.random.RandomState(0).randint(0, 256, (37, 20, 3), dtype=np.uint8))
+    picture.save(tmp_path / "a.png")
+    whole = read_image(tmp_path / "a.png")
+    for pixels in (20 * 5, 20 * 37, 1):  # strips of five rows, all rows, one row
+        monkeypatch.setattr("detector.data.image.STRIP", pixels)
+        strips = read_image(tmp_path / "a.png")
+        assert torch.equal(strips, whole) and strips.stride() == whole.stride()

@@ -3,7 +3,9 @@
 import itertools
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,13 +28,15 @@ class FakePredictor:
     max_pixels = 10_000
     bit_depth = None
     label_ids = (3, 7)
+    config = SimpleNamespace(data=None)
 
     def __init__(self):
         self.batches: list[int] = []
 
-    def __call__(self, images: list[Tensor]) -> list[Detections]:
+    def stream(self, images: Iterable[Tensor], batch: int, tiles: None) -> Iterator[Detections]:
+        images = list(images)
         self.batches.append(len(images))
-        return [self.find(image.shape[2], image.shape[1]) for image in images]
+        return iter([self.find(image.shape[2], image.shape[1]) for image in images])
 
     def check_pictures(self) -> None:
         """Pictures are enough."""
@@ -232,6 +236,16 @@ def test_lines_and_letters_grow_with_the_image_and_labels_avoid_each_other():
         assert x1 >= 0 and y1 >= 0 and x2 <= 200 and y2 <= 120
     for a, b in itertools.combinations(placed, 2):
         assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_small_objects_in_a_large_image_are_not_hidden_by_their_lines_and_letters():
+    def marked(side: int) -> int:
+        box = [100.0, 100.0, 110.0, 112.0]
+        return int(
+            (as_tensor(draw_detections(canvas(side, side), detections(box, names=["cell"]))) != 128).any(dim=2).sum()
+        )
+
+    assert marked(4000) == marked(1000) < 2000  # pixels, of which a line of 17 and letters of 80 would take 30,000
 
 
 def test_any_size_and_box_and_class_without_a_name_can_be_drawn_and_the_image_itself_is_not():

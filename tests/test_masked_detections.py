@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -104,3 +105,16 @@ def test_a_crowd_hides_no_more_than_one_object():
     picture = draw_detections(checks.to(torch.uint8).expand(3, -1, -1).clone(), found)
     light = torch.from_numpy(np.asarray(picture).copy()).float().mean(dim=2)
     assert light[checks > 0].mean() - light[checks == 0].mean() > 25
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50])
+def test_a_large_picture_is_drawn_in_bands_to_the_same_pixels(rows: int, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(rows)
+    low = torch.rand(12, 2) * torch.tensor([1000.0, 500])
+    boxes = torch.cat([low, low + 20 + torch.rand(12, 2) * 200], dim=1).minimum(torch.tensor([1000.0, 500, 1000, 500]))
+    size = (500, 1000)
+    masks = RegionMasks(F.interpolate(torch.rand(12, 1, 5, 5), size=28, mode="bilinear")[:, 0], boxes, size)
+    found = Detections(boxes, torch.rand(12), torch.arange(12) % 3, ["a", "b", "c"], masks=masks)
+    whole = drawn(found, size)
+    monkeypatch.setattr("detector.inference.mask_drawing.BAND", rows * 1000)
+    assert torch.equal(drawn(found, size), whole) and (whole != 128).any()

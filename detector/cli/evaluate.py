@@ -14,6 +14,7 @@ import detector
 from detector import workflows
 from detector.cli.arguments import RUNNABLE_HELP, CommandParser, add_network_options
 from detector.cli.ending import ending
+from detector.cli.tiling import add_tile_options, chosen_tiles
 from detector.config.config import parse_config
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
 from detector.evaluation.coco import evaluate_results
@@ -26,7 +27,7 @@ from detector.inference.tta import TTAPredictor
 from detector.interop.fetch import checkpoint_file, is_published
 
 NETWORK_USAGE = "[--split val] [--tta] [--device D] [--precision P] [--trust] [key=value ...]"
-USAGE = f"""detector evaluate CKPT [--output DIR] {NETWORK_USAGE}
+USAGE = f"""detector evaluate CKPT [--output DIR] [--tiles SIZE [--overlap SHARE] [--no-whole]] {NETWORK_USAGE}
        detector evaluate CKPT --proposals FILE {NETWORK_USAGE}
        detector evaluate --detections FILE --annotations FILE [--output DIR] [evaluate.KEY=value ...]"""
 
@@ -47,8 +48,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--detections", metavar="FILE", type=Path, help="score this file of COCO results; needs --annotations")
     add("--annotations", metavar="FILE", type=Path, help="the COCO annotations to score --detections on")
     add("--output", metavar="DIR", type=Path, help="where to write (default: the folder of the checkpoint)")
+    add_tile_options(parser)
     add_network_options(parser)
     args = parser.parse_intermixed_args(argv)
+    args.tiles = chosen_tiles(parser, args)
     if args.detections and args.checkpoint and "=" in args.checkpoint.name:  # there is no checkpoint
         args.overrides, args.checkpoint = [str(args.checkpoint), *args.overrides], None
     if args.detections and not all(change.startswith("evaluate.") for change in args.overrides):
@@ -59,6 +62,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("give either a checkpoint, or --detections and --annotations")
     if args.proposals and (args.detections or args.output):
         parser.error("--proposals FILE goes with a checkpoint and without --output: FILE is all that is written")
+    if args.tiles and (args.proposals or args.detections):
+        parser.error("--tiles goes with a checkpoint that is scored: a file of proposals is that of whole images")
     if args.checkpoint and is_published(args.checkpoint) and not (args.output or args.proposals):
         parser.error("a published detector has no folder of its own: say by --output where to write")
     return args
@@ -80,7 +85,8 @@ def open_checkpoint(args: argparse.Namespace) -> Predictor:
     """CKPT as the options say."""
     options = {"overrides": args.overrides, "device": args.device, "precision": args.precision}
     kind = TTAPredictor if args.tta else Predictor
-    return detector.load(on_rank0(checkpoint_file, args.checkpoint), args.trust, kind=kind, **options)
+    predictor = detector.load(on_rank0(checkpoint_file, args.checkpoint), args.trust, kind=kind, **options)
+    return predictor.tiled(args.tiles) if args.tiles else predictor
 
 
 def score_checkpoint(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from PIL import Image
 import detector
 from detector.cli.arguments import RUNNABLE_HELP, CommandParser, add_network_options
 from detector.cli.ending import ending
+from detector.cli.tiling import add_tile_options, chosen_tiles
 from detector.distributed import is_rank0, on_rank0, processes, raise_on_all
 from detector.errors import DataError
 from detector.files import check_folder, make_folder
 from detector.inference.folder import find_images, infer_images
+from detector.inference.in_tiles import untiled_note
 from detector.inference.predictor import Predictor
 from detector.inference.tta import TTAPredictor
 from detector.interop.fetch import checkpoint_file
@@ -38,9 +41,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--annotations", metavar="FILE", type=Path, help="a COCO file of these images, whose image ids the results take"
     )
     add("--score", type=float, default=0.5, help="the least score of a box, 0..1 (default: 0.5)")
-    add("--batch", metavar="N", type=int, default=4, help="images at once (default: 4)")
+    add("--batch", metavar="N", type=int, default=4, help="images, or tiles of an image, at once (default: 4)")
+    add_tile_options(parser)
     add_network_options(parser)
     args = parser.parse_intermixed_args(argv)
+    args.tiles = chosen_tiles(parser, args)
     is_override = re.compile(r"(model|data)\.[\w.]+=").match
     args.overrides = [path for path in args.paths if is_override(path)]
     args.paths = [path for path in args.paths if not is_override(path)]
@@ -64,10 +69,14 @@ def infer(args: argparse.Namespace) -> None:
         checkpoint, args.trust, overrides=args.overrides, device=args.device, precision=args.precision, kind=kind
     )
     predictor.check_pictures()
+    if is_rank0() and not args.tiles and (note := untiled_note(predictor.config)):
+        print(note, file=sys.stderr)
     folder = on_rank0(make_folder, args.output)
-    results, failed = infer_images(predictor, jobs, folder, score=args.score, batch_size=args.batch)
+    options = {"score": args.score, "batch_size": args.batch, "tiles": args.tiles}
+    results, failed = infer_images(predictor, jobs, folder, **options)
     if is_rank0():
-        print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} objects in detections.json")
+        how = f"; {args.tiles}" if args.tiles else ""
+        print(f"{folder}: {len(jobs) - len(failed)} pictures; {len(results)} objects in detections.json{how}")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} images could not be read, see above")
 

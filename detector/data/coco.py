@@ -158,16 +158,24 @@ class CocoDataset(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Target, int]:
         """Image uint8 (3, H, W), its objects and its id, after the transform if there is one."""
+        return *self.finished(*self.plain(i)), int(self.image_ids[i])
+
+    def plain(self, i: int) -> tuple[Tensor, Target]:
+        """The image and all that is known of it, without the transform."""
         image, target = self.image(i), self.target(i)
         if self.semantic is not None:
             target = replace(target, semantic=read_semantic_map(self.semantic, self.file_names[i], image_size(image)))
+        return image, target
+
+    def finished(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
+        """An image, or a part of one, after the transform if there is one, its objects with the fields that are read."""
         if self.transform is not None:
             image, target = self.transform(image, target)
         if "masks" in self.fields:
             target = target.drawn(image_size(image))
         if "outlines" not in self.fields:
             target = replace(target, outlines=None)
-        return image, target, int(self.image_ids[i])
+        return image, target
 
     def path(self, i: int) -> Path:
         """The path of an image file. Raises DataError if it leads out of the image folder."""

@@ -38,6 +38,7 @@ UPRIGHT = {  # EXIF orientation -> its inverse; 1 is upright
     8: Image.Transpose.ROTATE_90,
 }
 DEPTHS = (8, 10, 12, 14, 16)  # bits of grey that sensors have
+STRIP = 2**22  # pixels that are copied at once
 MAX_SAMPLE = 281  # the TIFF tag with the largest value that a sample may have
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
@@ -136,7 +137,19 @@ def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Tensor:
     rgb, turn = _rgb(image, bit_depth), UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     upright = rgb if turn is None else rgb.transpose(turn)
     # (H, W, 3) -> (3, H, W), channels last in memory: torchvision resizes this layout two to five times as fast
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    return torch.from_numpy(_pixels(upright)).permute(2, 0, 1)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an RGB image, a strip of rows after the other: NumPy would copy a large one twice."""
+    w, h = image.size
+    rows = max(1, STRIP // w)
+    if rows >= h:
+        return np.array(image)
+    pixels = np.empty((h, w, 3), dtype=np.uint8)
+    for top in range(0, h, rows):
+        pixels[top : top + rows] = np.asarray(image.crop((0, top, w, min(top + rows, h))))
+    return pixels
 
 
 def _rgb(image: Image.Image, bit_depth: int | None) -> Image.Image:
@@ -150,7 +163,7 @@ def _rgb(image: Image.Image, bit_depth: int | None) -> Image.Image:
         image = Image.fromarray(to_bytes(values, bit_depth, _stated(image)))
     if "transparency" in image.info:  # colours first: Pillow warns when a palette loses its transparency unasked
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def to_bytes(values: np.ndarray, bit_depth: int | None, stated: int = 0) -> np.ndarray:

@@ -12,6 +12,8 @@ from detector.data.coco import CocoDataset
 from detector.data.copy_paste import CopyPaste, PastingDataset
 from detector.data.image import MAX_PIXELS
 from detector.data.own_targets import OwnTargets
+from detector.data.tiled_dataset import TiledDataset
+from detector.data.tiles import TrainingTiles
 from detector.data.transforms import (
     ColorJitter,
     Compose,
@@ -83,6 +85,8 @@ class DataSettings:
     """Images that cannot be read and that training does without; evaluation stops at the first."""
     resize: Resize = field(default_factory=lambda: Resize(800, 1333))
     """Scaling of images; evaluation and inference use the largest short side."""
+    tiles: TrainingTiles | None = None
+    """Train on tiles of images, for small objects in large images, and score each epoch on them; null: on whole images."""
     copy_paste: CopyPaste | None = None
     """Objects of another training image pasted into each, by their outlines; null: none."""
     tta: ImagePyramid = field(default_factory=ImagePyramid)
@@ -227,6 +231,8 @@ def build_dataset(
     options = _options(settings, split, class_names, transform, read, keypoint_offset)
     dataset = settings.type(*settings.paths(split), **options)
     check_part(dataset, DataSet, "data.type")
-    if read and not isinstance(dataset, CocoDataset):
+    if split == "train" and settings.tiles is not None:
+        dataset = TiledDataset(dataset, settings.tiles, keep_empty=settings.keep_empty)
+    elif read and not isinstance(dataset, CocoDataset):
         dataset = OwnTargets(dataset, read)
     return PastingDataset(dataset, pasted, fields) if pasted else dataset

@@ -33,7 +33,7 @@ def usable(dataset: Dataset, index: int, error: ImageError, most: int) -> Replac
     """
     bad = {index: str(error)}
     for other in _others(dataset.sizes, index):
-        if len(bad) > most:
+        if len(set(bad.values())) > most:  # the tiles of an image have one reason
             break
         try:
             return Replaced(dataset[other], bad)
@@ -62,7 +62,7 @@ class BadImages:
     def add(self, bad: Mapping[int, str]) -> None:
         """Log new ones. Raises DataError with all of them when there are more than `most`."""
         for index, reason in bad.items():
-            if index not in self.found:
+            if reason not in self.found.values():
                 self.found[index] = reason
                 if len(self.found) <= self.most:
                     log.warning("another image replaces a bad one (%d of %d): %s", len(self.found), self.most, reason)

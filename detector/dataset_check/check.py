@@ -69,7 +69,7 @@ def check_data(
     """
     settings = config.needed_data()
     detector = build_detector(config if config.model.num_classes else config.with_num_classes(1), pretrained=False)
-    result = CheckResult(str(source), geometry(detector, settings.resize), Findings())
+    result = CheckResult(str(source), geometry(detector, settings.resize, settings.tiles), Findings())
     splits = []
     given = {name: name for name in SPLITS if getattr(settings, name) is not None}
     for name, key in ({alone: SPLITS[0]} if alone else given).items():

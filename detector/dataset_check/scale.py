@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detector.data.tiles import TileGrid
 from detector.data.transforms import Resize, resized_size
 from detector.modeling.anchors import AnchorGenerator
 from detector.modeling.layers import log2_stride
@@ -28,7 +29,10 @@ class Scaled:
 
 @dataclass
 class Geometry:
-    """The sizes, levels and anchors of a configuration. `anchors` is None if the detector has no AnchorGenerator."""
+    """The sizes, levels and anchors of a configuration. `anchors` is None if the detector has no AnchorGenerator.
+
+    With `tiles` an image is one of its tiles, that with the object in its middle.
+    """
 
     resize: Resize
     preprocess: Preprocessor
@@ -39,6 +43,7 @@ class Geometry:
     anchors: AnchorGenerator | None
     pos_iou: float
     border: float | None
+    tiles: TileGrid | None = None
 
     def scaled(self, boxes: np.ndarray, labels: np.ndarray, images: np.ndarray) -> Scaled:
         """The objects at the largest short side of `data.resize`, as evaluation sees them.
@@ -48,6 +53,8 @@ class Geometry:
             labels: (B,) index of the class.
             images: (B, 2) height and width of each one's image.
         """
+        if self.tiles is not None:
+            boxes, images = self.tiles.nearest(boxes, images)
         sizes, which = np.unique(images, axis=0, return_inverse=True)
         which = which.reshape(-1)
         resized = np.array([self._resized(*size) for size in sizes.tolist()], dtype=np.int64).reshape(-1, 4)[which]
@@ -64,8 +71,8 @@ class Geometry:
         return fpn_level(found, *self.levels, self.k0, self.canonical_size, rounding=self.level_rounding).numpy()
 
 
-def geometry(detector: Any, resize: Resize) -> Geometry:
-    """The geometry of a GeneralizedRCNN on images of `data.resize`."""
+def geometry(detector: Any, resize: Resize, tiles: TileGrid | None = None) -> Geometry:
+    """The geometry of a GeneralizedRCNN on images of `data.resize`, or on tiles of them."""
     pool = getattr(detector.roi_head, "pool", None)
     strides = getattr(pool, "strides", detector.pyramid.strides[:4])
     anchors, matching = getattr(detector.rpn, "anchors", None), getattr(detector.rpn, "matching", None)
@@ -79,6 +86,7 @@ def geometry(detector: Any, resize: Resize) -> Geometry:
         anchors=anchors if isinstance(anchors, AnchorGenerator) else None,
         pos_iou=getattr(matching, "pos_iou", 0.7),
         border=getattr(detector.rpn, "allowed_border", None),
+        tiles=tiles,
     )
 
 

@@ -22,22 +22,26 @@ LEAST_LUMINANCE = 0.22  # a contrast of (0.22 + 0.05) / 0.05 = 5.4 to black; WCA
 MOST_INK = 0.4  # of the picture, under lines and halos; more boxes have thinner lines
 LESS_INK = 0.1  # of boxes around masks, which must not hide them
 LEAST_OPACITY = 0.1  # of lines one pixel wide, in a crowd that would still hide the picture
+LEAST_LINE, LEAST_FONT = 2, 13  # pixels, to which small objects may reduce those of a large picture
 HALO = (0, 0, 0, 130)  # a dark outline around the bright lines, for light images
 
 
 def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
-    """Draw boxes, class names and scores on a uint8 RGB image (3, H, W); line width and font scale with its size.
+    """Draw boxes, class names and scores on a uint8 RGB image (3, H, W).
 
+    Line width and font scale with the image, and stay small where its objects are small, which they would hide.
     Masks are filled and outlined, keypoints joined where their skeleton is known; then each object has its own colour, else
     each class. In a crowd lines are thin, labels that would hide better ones are left out, and a note says how many.
     """
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     short, long = sorted(picture.size)
-    full = max(1, round(short / 240))
+    typical = _typical_side(detections.boxes)
+    full = max(1, min(round(short / 240), max(LEAST_LINE, round(typical / 8))))
+    size = max(10, min(round(long / 50), max(LEAST_FONT, round(typical))))
     apart = detections.masks is not None or detections.keypoints is not None
     colours = [class_colour(i) for i in (range(len(detections)) if apart else detections.labels.tolist())]
     if detections.masks is not None:
-        picture = draw_masks(picture, detections.masks, colours, full)
+        draw_masks(picture, detections.masks, colours, full)
     most = MOST_INK if detections.masks is None else LESS_INK
     line, seam, opacity = _line_style(detections.boxes, picture.size, full, most)
     pen = ImageDraw.Draw(picture, "RGBA")
@@ -49,13 +53,13 @@ def draw_detections(image: Tensor, detections: Detections) -> Image.Image:
     if detections.keypoints is not None:
         draw_keypoints(pen, detections, colours, full)
     margin = 2 * line
-    labels = _labels(detections, max(10, round(long / 50)), picture.width - 2 * margin)
+    labels = _labels(detections, size, picture.width - 2 * margin)
     sizes = [(label.width + 2 * margin, label.ascent + label.descent) for label in labels]
     plates = place_labels(boxes, sizes, picture.size)
     for plate, colour, label in reversed(list(zip(plates, colours, labels))):
         if plate is not None:
             _plate(picture, plate, label, margin, colour, BLACK)
-    _note_left_out(picture, plates, max(10, round(long / 60)))
+    _note_left_out(picture, plates, max(10, min(round(long / 60), size)))
     return picture
 
 
@@ -87,6 +91,11 @@ def luminance(colour: Sequence[float]) -> float:
     """Relative luminance of an sRGB colour (0..255 each), as in WCAG 2: 0 black .. 1 white."""
     r, g, b = ((c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def _typical_side(boxes: Tensor) -> float:
+    """The median of the longer sides of boxes (D, 4); zero without any."""
+    return (boxes[:, 2:] - boxes[:, :2]).amax(dim=1).median().item() if len(boxes) else 0.0
 
 
 def _line_style(boxes: Tensor, picture: tuple[int, int], line: int, share: float) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from detector.data.coco_reader import read_coco_file
 from detector.data.image import WRITABLE, read_image
 from detector.data.image_names import match_names
+from detector.data.tiles import Tiles
 from detector.distributed import is_rank0, map_sharded
 from detector.errors import DataError
 from detector.files import write_text
@@ -62,7 +63,13 @@ def find_images(paths: Sequence[str], output: Path, annotations: Path | None = N
 
 
 def infer_images(
-    predictor: Predictor, jobs: Sequence[Job], output: Path, *, score: float, batch_size: int
+    predictor: Predictor,
+    jobs: Sequence[Job],
+    output: Path,
+    *,
+    score: float,
+    batch_size: int,
+    tiles: Tiles | None = None,
 ) -> tuple[list[dict[str, Any]], list[Job]]:
     """Write the drawn images and `output`/detections.json; returns the results and the jobs with an unreadable image.
 
@@ -76,15 +83,18 @@ def infer_images(
         output: folder of detections.json.
         score: minimum score of a detection.
         batch_size: images per forward pass.
+        tiles: look at the tiles of an image, then `batch_size` of them per forward pass.
     """
+    at_once = 1 if tiles else batch_size  # images in memory
     results: list[dict[str, Any]] = []
     failed: list[Job] = []
 
     def detect(shard: list[Job]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
-        for start in range(0, len(shard), batch_size):
-            batch = shard[start : start + batch_size]
+        for start in range(0, len(shard), at_once):
+            batch = shard[start : start + at_once]
             images = [_read(job, predictor) for job in batch]
-            detections = iter(predictor([image for image in images if isinstance(image, Tensor)]))
+            readable = (image for image in images if isinstance(image, Tensor))
+            detections = predictor.stream(readable, batch=batch_size, tiles=tiles)
             for job, image in zip(batch, images):
                 if isinstance(image, DataError):
                     yield job, [], str(image)
@@ -97,7 +107,7 @@ def infer_images(
 
     bar = Progress(total=len(jobs), desc="infer", unit="img", shown=is_rank0())
     with bar, _results_written_on_exit(output, results):
-        for job, rows, error in map_sharded(jobs, detect, batch_size):
+        for job, rows, error in map_sharded(jobs, detect, at_once):
             results += rows
             if error:
                 failed.append(job)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,37 +20,82 @@ Colour = tuple[int, int, int]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 OPACITY = 0.4  # of a mask, so that its object is seen
 SHADE = 0.5  # what remains of the light of pixels around an object, for outlines on bright ground
+BAND = 2**22  # pixels that are drawn at once
 MOST_EDGE = 0.3  # of all masked pixels, under outlines; a crowd's are thinner
 
 
-def draw_masks(picture: Image.Image, masks: RegionMasks, colours: Sequence[Colour], line: int) -> Image.Image:
-    """The picture with every mask translucent in its colour, and with outlines `line` wide.
+def draw_masks(picture: Image.Image, masks: RegionMasks, colours: Sequence[Colour], line: int) -> None:
+    """Draw every mask translucent in its colour on an RGB picture, with outlines `line` wide.
 
     A pixel has the colour of one mask, that of the smallest box, however many overlap: a tie on a person is seen, and a crowd
-    hides no more of the picture than one object.
+    hides no more of the picture than one object. A large picture is drawn a band of rows after the other.
     """
     order = (masks.boxes[:, 2:] - masks.boxes[:, :2]).prod(dim=1).argsort(stable=True)
-    owner = _owners(masks[order], picture.height, picture.width)
-    owned = owner < len(masks)
-    edge, rim = _borders(owner, owned, line)
-    while line > 1 and edge.sum() > MOST_EDGE * owned.sum():
-        line -= 1
-        edge, rim = _borders(owner, owned, line)
-    pixels = np.asarray(picture.convert("RGB")).copy()
-    pixels[rim] = SHADE * pixels[rim]
+    masks = masks[order]
     palette = np.array(colours, dtype=np.float32).reshape(-1, 3)[order.numpy()]
-    opacity = np.where(edge, 1.0, OPACITY)[owned][:, None]
-    pixels[owned] = (1 - opacity) * pixels[owned] + opacity * palette[owner[owned]]
-    return Image.fromarray(pixels)
+    owners = functools.lru_cache(maxsize=1)(functools.partial(_owners, masks, picture.width))  # one band is made once
+    while line > 1 and _edge_share(owners, len(masks), picture.size, line) > MOST_EDGE:
+        line -= 1
+    for top, owner, owned, edge, rim in _bands(owners, len(masks), picture.size, line):
+        pixels = np.array(picture.crop((0, top, picture.width, top + len(owner))))
+        pixels[rim] = SHADE * pixels[rim]
+        opacity = np.where(edge, 1.0, OPACITY)[owned][:, None]
+        pixels[owned] = (1 - opacity) * pixels[owned] + opacity * palette[owner[owned]]
+        picture.paste(Image.fromarray(pixels), (0, top))
 
 
-def _owners(masks: RegionMasks, height: int, width: int) -> np.ndarray:
+Owners = Callable[[int, int], np.ndarray]
+
+
+def _edge_share(owners: Owners, none: int, picture: tuple[int, int], line: int) -> float:
+    """The share of all masked pixels that lie under outlines."""
+    counts = [(int(edge.sum()), int(owned.sum())) for _, _, owned, edge, _ in _bands(owners, none, picture, line)]
+    edges, pixels = map(sum, zip(*counts))
+    return edges / max(pixels, 1)
+
+
+class Band(NamedTuple):
+    """Rows of a picture."""
+
+    top: int
+    owner: np.ndarray
     """(h, w) the first mask at each pixel, and their number where there is none."""
-    owner = np.full((height, width), len(masks), dtype=np.int32)
-    for row, (top, left, values) in masks.patches():
+    owned: np.ndarray
+    """(h, w) where there is one."""
+    edge: np.ndarray
+    """(h, w) within each mask at its edge, of two that touch within the first."""
+    rim: np.ndarray
+    """(h, w) outside around all masks."""
+
+
+def _bands(owners: Owners, none: int, picture: tuple[int, int], line: int) -> Iterator[Band]:
+    """The picture (width, height) from top to bottom; `owners` gives the masks at its pixels, and `none` where there are none.
+
+    Outlines reach `line` pixels, so that as many rows more are looked at.
+    """
+    width, height = picture
+    rows = max(BAND // width, 1)
+    for top in range(0, height, rows):
+        first, end = max(top - line, 0), min(top + rows + line, height)
+        owner = owners(first, end)
+        owned = owner < none
+        edge, rim = _borders(owner, owned, line)
+        inner = slice(top - first, min(top + rows, height) - first)
+        yield Band(top, owner[inner], owned[inner], edge[inner], rim[inner])
+
+
+def _owners(masks: RegionMasks, width: int, first: int, end: int) -> np.ndarray:
+    """(end - first, width) the first mask at each pixel of these rows, and their number where there is none."""
+    owner = np.full((end - first, width), len(masks), dtype=np.int32)
+    low, high = masks.boxes[:, 1], masks.boxes[:, 3]
+    reach = (high - low) / masks.probabilities.shape[-1]  # a mask reaches beyond its box by half a cell
+    near = torch.where((low - reach < end) & (high + reach > first))[0]
+    moved = masks.boxes[near] - torch.tensor([0.0, first, 0.0, first])
+    there = replace(masks[near], boxes=moved, size=(end - first, width))
+    for place, (top, left, values) in there.patches():
         h, w = values.shape
         window = owner[top : top + h, left : left + w]
-        window[values.numpy() & (window == len(masks))] = row
+        window[values.numpy() & (window == len(masks))] = int(near[place])
     return owner
 
 

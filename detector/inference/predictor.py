@@ -16,11 +16,13 @@ from detector.checkpoint import load_weights, pose_of, read_checkpoint, with_old
 from detector.coco_format import ONE_CLASS
 from detector.config.config import Config, build_detector, parse_config
 from detector.data.image import MAX_PIXELS, check_pixels
+from detector.data.tiles import Tiles, tiles_of
 from detector.data.transforms import Resize
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
 from detector.inference.drawing import plot
 from detector.inference.filters import DetectionFilter
+from detector.inference.in_tiles import detect_in_tiles
 from detector.inference.pictures import Picture, is_picture, iterate_pictures, read_picture
 from detector.interop.fetch import checkpoint_file
 from detector.modeling.boxes import clip_boxes
@@ -120,7 +122,7 @@ class Predictor:
 
     def __call__(
         self, source: Source, *, bgr: bool = False, score: float = 0.0, classes: Classes | None = None,
-        max_detections: int | None = None,
+        max_detections: int | None = None, tiles: int | Size | Tiles | None = None,
     ) -> Detections | list[Detections]:  # fmt: skip
         """Detections in the pixels of one picture; for anything else a list of them, all that `stream` yields.
 
@@ -128,16 +130,12 @@ class Predictor:
         closed), a PIL image, a NumPy array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) of uint8 or uint16, or a uint8 RGB tensor
         (3, H, W). The other arguments are those of `stream`, as are its errors.
         """
-        if not is_picture(source):
-            found = self.stream(source, bgr=bgr, score=score, classes=classes, max_detections=max_detections)
-            return list(found)
-        self.check_pictures()
-        keep = self._filter(score, classes, max_detections)
-        return keep(next(self._stream(iter([source]), 1, bgr)))
+        found = self.stream(source, bgr=bgr, score=score, classes=classes, max_detections=max_detections, tiles=tiles)
+        return next(found) if is_picture(source) else list(found)
 
     def stream(
         self, source: Source, *, batch: int = AT_ONCE, bgr: bool = False, score: float = 0.0,
-        classes: Classes | None = None, max_detections: int | None = None,
+        classes: Classes | None = None, max_detections: int | None = None, tiles: int | Size | Tiles | None = None,
     ) -> Iterator[Detections]:  # fmt: skip
         """The Detections of every picture in order, a batch at a time; memory does not grow with their number.
 
@@ -155,13 +153,23 @@ class Predictor:
                 `model.roi_head.selection`.
             classes: names or labels of the classes to return.
             max_detections: the best so many of each picture.
+            tiles: find small objects in large pictures: see `tiled`. One picture is then in memory at a time, and `batch` is the
+                number of tiles in a forward pass.
         """
+        if tiles is not None:
+            return self.tiled(tiles).stream(
+                source, batch=batch, bgr=bgr, score=score, classes=classes, max_detections=max_detections
+            )
         self.check_pictures()
         if batch < 1:
             raise ValueError(f"batch={batch}: expected at least 1")
         keep = self._filter(score, classes, max_detections)
         pictures = iterate_pictures(source, self.max_pixels)
         return (keep(found) for found in self._stream(pictures, batch, bgr))
+
+    def tiled(self, tiles: int | Size | Tiles) -> TiledPredictor:
+        """This predictor on tiles of every picture: their size in pixels, one number or (height, width), or Tiles."""
+        return TiledPredictor(self, tiles_of(tiles))
 
     def _stream(self, pictures: Iterator[Picture], batch: int, bgr: bool) -> Iterator[Detections]:
         """Batches of pictures; those before a picture that cannot be read are detected before its error is raised."""
@@ -232,6 +240,46 @@ class Predictor:
     def posed(self, found: Detections) -> Detections:
         """Detections whose keypoints, if they have any, say what they mean."""
         return found if found.keypoints is None else replace(found, keypoints=replace(found.keypoints, pose=self.pose))
+
+
+class TiledPredictor(Predictor):
+    """Another predictor on the tiles of every picture, and on the whole picture unless `tiles` says otherwise.
+
+    The limit `max_detections` of the model holds for each tile; a picture has all that is left when they are merged, as it has
+    more objects the larger it is.
+
+    Args:
+        predictor: that looks at a tile; test-time augmentation and exported files are others.
+        tiles: their size and overlap.
+        batch: tiles of a forward pass.
+    """
+
+    def __init__(self, predictor: Predictor, tiles: Tiles, batch: int = AT_ONCE):
+        vars(self).update(vars(predictor))
+        self.predictor, self.tiles, self.batch = predictor, tiles, batch
+        self.prepare = (
+            _as_it_is  # tiles are cut one batch after the other, so that memory does not grow with the picture
+        )
+
+    def tiled(self, tiles: int | Size | Tiles) -> TiledPredictor:
+        """The same with other tiles."""
+        return self.predictor.tiled(tiles)
+
+    def _stream(self, pictures: Iterator[Picture], batch: int, bgr: bool) -> Iterator[Detections]:
+        """One picture after the other, whose tiles make batches."""
+        return super(TiledPredictor, TiledPredictor(self.predictor, self.tiles, batch))._stream(pictures, 1, bgr)
+
+    def detect(
+        self, images: Sequence[Tensor], sizes: Sequence[Size], proposals: Sequence[Proposals] | None = None
+    ) -> list[Detections]:
+        """Like Predictor.detect, of images in their original size."""
+        given = [None] * len(images) if proposals is None else proposals
+        pairs = zip(images, given, strict=True)
+        return [detect_in_tiles(self.predictor, image, self.tiles, self.batch, regions) for image, regions in pairs]
+
+
+def _as_it_is(image: Tensor) -> Tensor:
+    return image
 
 
 def to_prepared(proposals: Proposals, image: Tensor, size: Size) -> Proposals:

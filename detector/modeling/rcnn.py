@@ -128,12 +128,14 @@ class GeneralizedRCNN(nn.Module):
 
     def merge(self, views: Sequence[Detections]) -> Detections:
         """What was detected in several views of one image, in its pixels, as one (test-time augmentation)."""
-        proposals = (
-            self.rpn.merge([view.proposals for view in views]) if hasattr(self.rpn, "merge") else views[0].proposals
-        )
+        proposals = self.merge_proposals([view.proposals for view in views])
         if hasattr(self.roi_head, "merge"):
             return replace(self.roi_head.merge(views, proposals), proposals=proposals)
         return replace(DetectionSelection().merge(views), proposals=proposals)
+
+    def merge_proposals(self, views: Sequence[Proposals | None]) -> Proposals | None:
+        """The first stage's boxes in several views of one image, in its pixels, as those of one."""
+        return self.rpn.merge(views) if hasattr(self.rpn, "merge") else views[0]
 
     def _batch(self, images: Sequence[Tensor], proposals: Sequence[Proposals | None]) -> Batch:
         device = self._device()

@@ -1,6 +1,6 @@
-"""How the values of a field follow their image when it is resized, mirrored, flipped or cropped.
+"""How the values of a field follow their image when it is resized, mirrored, flipped, cropped or placed in a larger one.
 
-A kind is a class with a function for each of the four; sizes are (h, w), and a window is (top, left, h, w).
+A kind is a class with a function for each of the five; sizes are (h, w), and a window is (top, left, h, w).
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ class Rows:
     def cropped(x: Tensor, window: Window) -> Tensor:
         return x
 
+    @staticmethod
+    def placed(x: Tensor, window: Window, size: Size) -> Tensor:
+        return x
+
 
 class Boxes(Rows):
     """(n, 4) xyxy in pixels of the image."""
@@ -56,6 +60,10 @@ class Boxes(Rows):
         moved = x - torch.tensor([left, top] * 2).to(x)
         return moved.clamp(min=0).minimum(torch.tensor([w, h] * 2).to(x))
 
+    @staticmethod
+    def placed(x: Tensor, window: Window, size: Size) -> Tensor:
+        return x + torch.tensor([window[1], window[0]] * 2).to(x)
+
 
 class Points(Rows):
     """(n, J, 2) x, y in pixels of the image. Points outside a window keep their coordinates."""
@@ -75,6 +83,10 @@ class Points(Rows):
     @staticmethod
     def cropped(x: Tensor, window: Window) -> Tensor:
         return x - torch.tensor([window[1], window[0]]).to(x)
+
+    @staticmethod
+    def placed(x: Tensor, window: Window, size: Size) -> Tensor:
+        return x + torch.tensor([window[1], window[0]]).to(x)
 
 
 class Bitmaps(Rows):
@@ -100,6 +112,11 @@ class Bitmaps(Rows):
     def cropped(x: Tensor, window: Window) -> Tensor:
         top, left, h, w = window
         return x[..., top : top + h, left : left + w]
+
+    @staticmethod
+    def placed(x: Tensor, window: Window, size: Size) -> Tensor:
+        top, left, h, w = window
+        return F.pad(x, (left, size[1] - left - w, top, size[0] - top - h))
 
 
 def tight_boxes(bitmaps: Tensor) -> Tensor:

@@ -124,6 +124,11 @@ class Outlines(Record):
         size = torch.tensor(window[2:], dtype=torch.int32)
         return self._moved_to(lambda kind, x: kind.cropped(x, window), size.expand_as(self.sizes))
 
+    def placed(self, window: Window, size: Size) -> Outlines:
+        """In the pixels of the image of that size whose window they are in."""
+        sizes = torch.tensor(size, dtype=torch.int32)
+        return self._moved_to(lambda kind, x: kind.placed(x, window, size), sizes.expand_as(self.sizes))
+
     def _moved_to(self, move: Callable[[Any, Tensor], Tensor], sizes: Tensor) -> Outlines:
         """With points and bitmaps moved by the functions of geometry.py."""
         runs = [self._runs(i) for i in range(len(self))] if len(self.runs) else []

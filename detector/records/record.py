@@ -85,7 +85,8 @@ class Record:
     def with_boxes(self: Rec, change: Callable[[Tensor], Tensor]) -> Rec:
         """`change`, (n, 4) -> (n, 4), applied to every field of boxes, those of nested records included.
 
-        Nothing else moves with the boxes: use `resized`, `mirrored`, `flipped` or `cropped` for what happens to an image.
+        Nothing else moves with the boxes: use `resized`, `mirrored`, `flipped`, `cropped` or `placed` for what happens to an
+        image.
         """
         return self._replaced(
             lambda value, kind: change(value) if kind.values is Boxes else value, lambda r, kind: r.with_boxes(change)
@@ -106,6 +107,10 @@ class Record:
     def cropped(self: Rec, window: Window) -> Rec:
         """In the pixels of a window (top, left, h, w) of the image; boxes are clipped to it, and no row is dropped."""
         return self._moved("cropped", window)
+
+    def placed(self: Rec, window: Window, size: Size) -> Rec:
+        """From the pixels of a window (top, left, h, w) to those of its image of size (h, w): the way back from `cropped`."""
+        return self._moved("placed", window, size)
 
     def _moved(self: Rec, operation: str, *arguments: Any) -> Rec:
         return self._replaced(

@@ -80,6 +80,10 @@ class RegionMasks(Record):
         """The boxes and their content upside down."""
         return replace(super().flipped(height), probabilities=self.probabilities.flip(-2))
 
+    def placed(self, window: Window, size: Size) -> RegionMasks:
+        """The boxes in the pixels of the image."""
+        return replace(super().placed(window, size), size=size)
+
     def cropped(self, window: Window) -> RegionMasks:
         """Not defined: a cropped box would need its mask resampled."""
         raise NotImplementedError("masks of detections cannot be cropped: crop the image and detect there")

@@ -27,9 +27,13 @@ def announce(trainer: Trainer, started: str | None) -> None:
         )
         for line in scoring_limits(file, ids, trainer.config.evaluate, fields):
             log.warning("val: %s", line)
-        for line in doubts_about(trainer.train_set, model, trainer.config.needed_data().resize):
+        data = trainer.config.needed_data()
+        for line in doubts_about(trainer.train_set, model, data.resize, data.tiles):
             log.warning("train: %s", line)
     log.info("%s", class_table_of(trainer.train_set))
+    tiles = trainer.config.needed_data().tiles
+    if tiles is not None:
+        log.info("each epoch is scored in %s: `--tiles` of evaluate and infer does the same", tiles.of_evaluation())
     count = sum(p.numel() for p in model.parameters())
     world = distributed.world_size()
     device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"

@@ -7,10 +7,11 @@ import numpy as np
 from detector.data.coco import CocoDataset
 from detector.data.image import used_bits
 from detector.data.plausible import REMEDIES
+from detector.data.tiles import TileGrid
 from detector.data.transforms import Resize
 from detector.data.wrapped_dataset import WrappedDataset
 from detector.dataset_check.anchors import anchor_fit, reach_of_anchors
-from detector.dataset_check.scale import geometry
+from detector.dataset_check.scale import Geometry, geometry
 from detector.errors import DataError
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.protocols import DataSet
@@ -19,7 +20,9 @@ MOST_OBJECTS = 20_000  # that anchors are compared with
 MOST_IMAGES = 8  # that are opened to see how many bits they use
 
 
-def doubts_about(train_set: DataSet, model: GeneralizedRCNN, resize: Resize) -> list[str]:
+def doubts_about(
+    train_set: DataSet, model: GeneralizedRCNN, resize: Resize, tiles: TileGrid | None = None
+) -> list[str]:  # fmt: skip
     """Lines with number and remedy, none for a data set of the user's own class."""
     while isinstance(train_set, WrappedDataset):  # its samples are others, its annotations the same
         train_set = train_set.dataset
@@ -28,11 +31,10 @@ def doubts_about(train_set: DataSet, model: GeneralizedRCNN, resize: Resize) -> 
     lines = [f"{doubt.kind}: {doubt.note}; {REMEDIES[doubt.kind]}" for doubt in train_set.doubts]
     if train_set.labelled_keypoints() == 0:
         lines.append("no object has a labelled keypoint, so none is learnt; label some, or train without keypoint_head")
-    return [*lines, *_anchors(train_set, model, resize), *_bits(train_set)]
+    return [*lines, *_anchors(train_set, geometry(model, resize, tiles)), *_bits(train_set)]
 
 
-def _anchors(train_set: CocoDataset, model: GeneralizedRCNN, resize: Resize) -> list[str]:
-    shape = geometry(model, resize)
+def _anchors(train_set: CocoDataset, shape: Geometry) -> list[str]:
     if shape.anchors is None:
         return []
     step = -(-len(train_set.objects()[0]) // MOST_OBJECTS) or 1

@@ -8,6 +8,7 @@ import torch
 
 from detector import distributed
 from detector.config.config import Config
+from detector.data.tiled_dataset import TiledDataset
 from detector.evaluation.run import evaluate_predictor
 from detector.inference.predictor import Predictor
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -23,7 +24,8 @@ def validate(
 ) -> dict[str, float]:  # fmt: skip
     """SCORES, `val_loss`, and SHAPE_SCORES of what the model finds, the same on all processes, which share the images.
 
-    The model is left in eval mode. The state of the random generators does not change.
+    With `data.tiles` it is scored on such tiles and the whole image, and the loss is that of the tiles. The model is left in eval
+    mode. The state of the random generators does not change.
 
     Args:
         model: the detector.
@@ -36,6 +38,9 @@ def validate(
         check: called before each image; it may raise to stop.
     """
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
+    tiles, parts = config.needed_data().tiles, val
+    if tiles is not None:  # as the model was trained
+        predictor, parts = predictor.tiled(tiles.of_evaluation()), TiledDataset(val, tiles, keep_empty=True)
     shapes = Scoring(keypoint_sigmas=config.evaluate.keypoint_sigmas, shapes=config.evaluate.shapes)
     metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check, scoring=shapes)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
@@ -45,9 +50,9 @@ def validate(
     @torch.no_grad()
     def loss_of_shard() -> float:
         total = 0.0
-        for i in range(distributed.rank(), len(val), distributed.world_size()):
+        for i in range(distributed.rank(), len(parts), distributed.world_size()):
             check()
-            image, target, _ = val[i]
+            image, target, _ = parts[i]
             resized, target = predictor.resize(image, target)
             torch.manual_seed(mix(seed, i))  # the same samples in each evaluation, for any number of processes
             total += float(sum(model([resized], [target]).values()))
@@ -56,4 +61,4 @@ def validate(
     model.eval()
     with torch.random.fork_rng():
         shards = distributed.gather(distributed.raise_on_all(loss_of_shard))
-    return {"val_loss": sum(shards) / len(val), **scores}
+    return {"val_loss": sum(shards) / len(parts), **scores}
