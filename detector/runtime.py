@@ -111,7 +111,9 @@ class Runtime:
         size = max(1, int(h * factor + 0.5)), max(1, int(w * factor + 0.5))  # what the checkpoint makes of it
         factor = min(1.0, most_h / size[0], most_w / size[1])  # the graph may be smaller
         new_h, new_w = size if factor == 1 else [max(1, round(side * factor)) for side in size]
-        batch = np.zeros((self.card["batch"], 3, most_h, most_w), dtype=np.uint8)  # the image, once or several times
+        step, least = self.card.get("divisor", 1), self.card.get("least_size") or (most_h, most_w)  # for several sizes
+        padded = [max(low, -(-side // step) * step) for side, low in zip((new_h, new_w), least)]
+        batch = np.zeros((self.card["batch"], 3, *padded), dtype=np.uint8)  # the image, once or several times
         batch[:, :, :new_h, :new_w] = resize_pixels(pixels, (new_h, new_w)).transpose(2, 0, 1)
         values = self._run(batch, np.array([[new_h, new_w]] * len(batch), dtype=np.int64))
         rows = {name: value[0] for name, value in zip(self.card["outputs"], values, strict=True)}
@@ -140,8 +142,7 @@ def _started(engine: Any, path: str) -> tuple[str | None, Any]:
         return description, lambda images, sizes: session.run(None, {"images": images, "sizes": sizes})
     model = engine.Core().read_model(path)
     description = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
-    # without the hint it computes in bfloat16 where the processor has instructions for it
-    compiled = engine.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = engine.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # else perhaps in bfloat16
     return description, lambda *inputs: [np.array(x) for x in compiled(inputs).to_tuple()]
 
 
@@ -158,8 +159,7 @@ def read_pixels(picture: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         image.load()  # which may change its mode
         if image.mode[0] in "FI":
             raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}); save it with 8")
-        upright = ImageOps.exif_transpose(image)
-        # Pillow warns when a palette loses its transparency unasked
+        upright = ImageOps.exif_transpose(image)  # RGBA first: Pillow warns of a palette's transparency that is lost
         return np.asarray((upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB"))
     except Exception as error:  # decoders raise many kinds of errors for damaged files
         name = picture if isinstance(picture, str | Path) else type(picture).__name__

@@ -1,7 +1,6 @@
 """An exported file finds what its checkpoint finds, says so itself, and is used in its place."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ from detector.checkpoint import save_checkpoint
 from detector.cli.export import main
 from detector.config.inherit import merge
 from detector.data.transforms import Resize
-from detector.errors import CheckpointError, ConfigError
-from detector.export.agreement import Agreement, agreement
+from detector.errors import CheckpointError, ConfigError, DetectorError
+from detector.export import calibration, torch_files
+from detector.export.calibration import CalibrationImages
 from detector.export.card import Card
-from detector.export.engines import check_card
 from detector.export.graph import DetectionGraph, padded
-from detector.records.keypoints import Keypoints
-from detector.records.region_masks import RegionMasks
-from detector.structures import Detections
+from detector.export.torch_files import is_compiled
+from detector.runtime import Runtime
 
 TINY = {"data": {"root": ".", "train": {"images": "i", "annotations": "a.json"}, "val": {"images": "i", "annotations": "a.json"},
                  "resize": {"short": 96, "long": 128}}}  # fmt: skip
@@ -75,6 +73,77 @@ def test_a_file_finds_what_the_checkpoint_finds_says_so_and_takes_its_place(
     assert exported(wide).names == checkpoint(wide).names and exported(wide).category_ids == IDS
     photos = sorted(str(path) for path in folder.glob("photos/*"))
     assert [len(found) for found in exported(photos)] == [len(exported(path)) for path in photos]
+
+
+@pytest.mark.slow
+def test_int8_is_calibrated_checked_by_a_rule_of_its_own_and_says_what_it_is(folder: Path, tmp_path: Path):
+    pytest.importorskip("nncf")
+    output = tmp_path / "a.xml"
+    status = export(folder, "openvino", output, "--precision", "int8", "--calibrate", str(folder / "photos"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["precision"] == "int8" and status == int(not report["ok"])
+    text = output.read_text()
+    assert text.count('type="FakeQuantize"') > 20
+    loaded, found = detector.load(output), Runtime(output)(picture_of(folder))
+    assert loaded.model.card.precision == "int8" and loaded(picture_of(folder)).names == found.names != []
+
+
+@pytest.mark.slow
+def test_one_file_takes_images_of_several_sizes(folder: Path, tmp_path: Path, capsys):
+    output = tmp_path / "a.pt2"
+    assert export(folder, "pt2", output, "--dynamic") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("1 x 3 x 96..128 x 96..128 -> boxes, scores, labels") and said[-1] == "the same"
+    own = json.loads((tmp_path / "report.json").read_text())["checkpoint_at_its_own_size"]
+    assert own["images_made_smaller"] == 0 and own["images_that_differ"] == 0
+    exported, checkpoint = detector.load(output, trust=True), detector.load(folder / "a.pth", device="cpu")
+    for photo in sorted(folder.glob("photos/*.png")):  # wide and tall
+        assert_same_detections(exported(str(photo)), checkpoint(str(photo)))
+
+
+def test_without_a_compiler_native_code_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def none() -> str:
+        raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr(torch_files, "get_cpp_compiler", none)
+    assert export(folder, "aoti", tmp_path / "a.pt2") == 2
+    assert "--to aoti needs a C++ compiler" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert export(folder, "aoti", tmp_path / "a.pt2", "--dynamic") == 2
+    assert "--dynamic: not for aoti" in capsys.readouterr().err and not is_compiled(folder / "a.pth")
+
+
+def picture_of(folder: Path) -> str:
+    return str(folder / "photos" / "1.png")
+
+
+def test_a_precision_that_an_engine_lacks_is_refused_with_those_that_have_it(folder: Path, tmp_path: Path, capsys):
+    for to, name, precision, remedy in [
+        ("pt2", "a.pt2", "float16", "choose --to onnx or openvino"),
+        ("onnx", "a.onnx", "int8", "choose --to openvino"),
+    ]:
+        assert export(folder, to, tmp_path / name, "--precision", precision) == 2
+        assert f"--precision {precision}: not for {to}; {remedy}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export(folder, "openvino", tmp_path / "a.xml", "--calibrate", str(folder / "photos"))
+    assert "--calibrate is for --precision int8" in capsys.readouterr().err
+    predictor = detector.load(folder / "a.pth", device="cpu")
+    with pytest.raises(DetectorError, match="or name images for int8 by --calibrate"):
+        CalibrationImages(predictor, [], (96, 128), 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_takes_images_evenly_and_in_whole_batches(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    predictor = detector.load(folder / "a.pth", device="cpu")
+    [(images, sizes)] = CalibrationImages(predictor, [str(folder / "photos")], (96, 128), 4)
+    assert images.shape == (4, 3, 96, 128) and sizes.tolist() == [[96, 128]] * 3 + [[96, 72]]
+    monkeypatch.setattr(calibration, "ENOUGH", 2)
+    two = CalibrationImages(predictor, [str(folder / "photos")], (96, 128), 1)
+    assert two.groups == [[0], [1]] and len(list(two)) == 2 and two[0][0].shape == (1, 3, 96, 128)
 
 
 def test_a_difference_ends_with_1_and_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -133,37 +202,6 @@ def test_a_file_that_is_not_an_export_is_refused(folder: Path, tmp_path: Path):
         Card.loads('{"format": "another"}', path)
 
 
-class Fake:
-    """An engine that returns one row an image, and its description."""
-
-    def __init__(self, **card: Any) -> None:
-        given = {
-            "class_names": ["a"],
-            "category_ids": [1],
-            "config": {},
-            "size": (8, 8),
-            "batch": 1,
-            "proposals_only": False,
-        }
-        self.card = Card(**given | {"outputs": ["boxes", "scores", "labels"]} | card)
-
-    def __call__(self, images: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
-        n = len(images)
-        return [torch.zeros(n, 1, 4), torch.zeros(n, 1), torch.zeros(n, 1, dtype=torch.int64)]
-
-
-def test_a_description_that_does_not_fit_the_graph_is_refused():
-    check_card(Fake())
-    for card in (
-        {"batch": 0}, {"batch": 10**9}, {"batch": "1"}, {"size": (0, 8)}, {"size": (10**6, 10**6)}, {"class_names": []},
-        {"class_names": "a"}, {"class_names": ["a", "b"]}, {"class_names": [1]}, {"category_ids": ["1"]}, {"outputs": ["boxes"]},
-        {"class_names": ["a", "b"], "category_ids": [1, 1]}, {"outputs": ["boxes", "labels", "scores", "masks"]},
-        {"outputs": ["scores", "boxes", "labels"]}, {"keypoints": {"scores": "logit", "offset": 0.0}},
-    ):  # fmt: skip
-        with pytest.raises(ValueError):
-            check_card(Fake(**card))
-
-
 def test_what_the_file_computes_cannot_be_changed(tmp_path: Path):
     for options in ({"overrides": ["model.rpn.convs=2"]}, {"device": "cuda"}, {"precision": "bfloat16"}):
         with pytest.raises(ConfigError, match="an exported file runs on the CPU and as it is, without "):
@@ -199,68 +237,6 @@ def test_the_old_roads_say_which_one_leads_there():
     for road in (lambda: torch.jit.trace(model, (images,)), lambda: torch.jit.script(model)):
         with pytest.raises(RuntimeError, match="use `detector export CKPT --to onnx"):
             road()
-
-
-BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 70]])
-FOUND = Detections(BOXES, torch.tensor([0.9, 0.5, 0.1]), torch.tensor([0, 1, 1]))
-
-
-def agree(first: Detections, second: Detections, limit: int = 100, **more: Any) -> Agreement:
-    return agreement("a", first, second, threshold=0.05, limit=limit, **more)
-
-
-def test_agreement_of_hand_made_detections():
-    same = agree(FOUND, FOUND)
-    assert same.ok and same.both == 3 and same.box == same.score == 0
-    assert agree(FOUND, FOUND[[2, 0, 1]]) == same
-    for change, box, score in [
-        ({"boxes": BOXES + torch.tensor([0, 0, 0, 0.04])}, 0.04, 0.0),
-        ({"scores": FOUND.scores - 5e-4}, 0.0, 5e-4),
-    ]:
-        near = agree(FOUND, replace(FOUND, **change))
-        assert near.ok and near.box == pytest.approx(box, abs=1e-5) and near.score == pytest.approx(score, abs=1e-6)
-    assert not agree(FOUND, replace(FOUND, boxes=BOXES + torch.tensor([0, 0, 0, 0.06]))).ok
-    assert not agree(FOUND, replace(FOUND, scores=FOUND.scores - 2e-3)).ok
-    assert agree(FOUND[:0], FOUND[:0]) == Agreement("a")
-
-
-def test_what_one_has_alone_is_excused_only_at_the_threshold_and_in_the_last_of_full_rows():
-    for first, second in [(FOUND[:1], FOUND[:0]), (FOUND, FOUND[:2]), (FOUND[1:], FOUND), (FOUND[:0], FOUND)]:
-        assert not agree(first, second).ok and not agree(second, first).ok
-    for change in ({"labels": torch.tensor([0, 1, 0])}, {"boxes": BOXES + torch.tensor([[0.0], [0], [100]])}):
-        other = agree(FOUND, replace(FOUND, **change))
-        assert not other.ok and other.only_first == other.only_second == 1 and other.at_a_limit == 0
-    last = agree(FOUND, FOUND[:2], limit=3)
-    assert last.ok and last.only_first == last.at_a_limit == 1
-    assert not agree(FOUND, FOUND[1:], limit=3).ok
-    low = replace(FOUND, scores=torch.tensor([0.9, 0.5, 0.0505]))
-    assert agree(low, FOUND[:2]).ok and not agree(low, FOUND[:1]).ok
-
-
-def test_a_box_of_equal_score_that_nms_had_to_choose_from_is_a_tie():
-    twin = replace(FOUND, boxes=BOXES + torch.tensor([[3.0], [0], [0]]) * torch.tensor([0, 0, 1, 0]))
-    both = Detections.joined([FOUND, twin[:1]])
-    assert not agree(FOUND, twin).ok and not agree(FOUND, twin, candidates=lambda: FOUND).ok
-    tie = agree(FOUND, twin, candidates=lambda: both)
-    assert tie.ok and tie.ties == 1 and tie.box == 0
-    better = replace(both, scores=torch.tensor([0.9, 0.5, 0.1, 0.7]))
-    assert not agree(FOUND, twin, candidates=lambda: better).ok
-
-
-def test_masks_their_scores_and_keypoints_are_compared():
-    def with_shapes(cell: float, score: float, x: float) -> Detections:
-        masks = RegionMasks(torch.full((3, 4, 4), cell), BOXES, (90, 90), FOUND.scores - score)
-        points = Keypoints(torch.full((3, 2, 2), x), torch.ones(3, 2), torch.ones(3, 2))
-        return replace(FOUND, masks=masks, keypoints=points)
-
-    given = with_shapes(0.5, 0, 7)
-    for other, name, value in [
-        (with_shapes(0.6, 0, 7), "mask", 0.1),
-        (with_shapes(0.5, 0.01, 7), "score", 0.01),
-        (with_shapes(0.5, 0, 9), "keypoint", 2),
-    ]:
-        found = agree(given, other)
-        assert not found.ok and getattr(found, name) == pytest.approx(value, abs=1e-6)
 
 
 @pytest.mark.slow

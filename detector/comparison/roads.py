@@ -19,9 +19,10 @@ from detector.comparison.candidates import (
 )
 from detector.data.image import read_image
 from detector.export.card import Card
-from detector.export.engines import BY_SUFFIX, TARGETS, open_engine, optional, quiet
+from detector.export.engines import BY_SUFFIX, TARGETS, open_engine
 from detector.export.exported import Eager, over
 from detector.export.graph import DetectionGraph
+from detector.export.packages import optional, quiet
 from detector.export.run import card_of, write
 from detector.inference.predictor import Predictor, to_original
 from detector.modeling.preprocess import round_up

@@ -52,7 +52,9 @@ class ExportedModel(nn.Module):
         for first in range(0, len(images), count):
             part = [image.cpu() for image in images[first : first + count]]
             filled = part + [part[-1]] * (count - len(part))
-            rows = dict(zip(self.card.outputs, self.engine(*padded(filled, self.card.size)), strict=True))
+            rows = dict(
+                zip(self.card.outputs, self.engine(*padded(filled, self.card.padded_size(filled))), strict=True)
+            )
             found += [self._detections({name: x[i] for name, x in rows.items()}, image) for i, image in enumerate(part)]
         return found
 

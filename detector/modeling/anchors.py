@@ -120,6 +120,8 @@ class AnchorGenerator(nn.Module):
         return (padded[0] // size[0], padded[1] // size[1]) if self.strides_from_image else (stride, stride)
 
     def _level(self, level: int, size: torch.Size, step: tuple[int, int], device: torch.device) -> Tensor:
+        if any(isinstance(side, torch.SymInt) for side in size):  # an export for images of any size
+            return grid_anchors(self._cells[level].to(device), size[0], size[1], step)
         key = (level, tuple(size), step, device)
         if key not in self._cache:
             if len(self._cache) == CACHED:

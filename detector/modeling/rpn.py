@@ -254,6 +254,12 @@ class RPN(nn.Module):
         """The best anchors of every level, and only those, are decoded; then `selection`."""
         scores, kept, boxes = [], [], []
         for logit, delta, anchor in zip(logits, deltas, anchors):
+            if isinstance(
+                logit.shape[1], torch.SymInt
+            ):  # an export for images of any size: `pre_nms` rows of every level
+                room = self.selection.pre_nms[0 if training else 1]
+                logit = F.pad(logit, (0, room), value=-torch.inf)
+                delta, anchor = F.pad(delta, (0, 0, 0, room)), F.pad(anchor, (0, 0, 0, room))
             logit = torch.where(logit.isfinite(), logit, -torch.inf)  # topk would take NaN for the best
             best, logit, row = self.selection.best_of_level(logit, training=training)  # (N, k)
             scores.append(best)
