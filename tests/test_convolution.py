@@ -49,6 +49,7 @@ def test_values_and_gradients_are_torchs(slow, case, bias, layout):
     found = convolve(x, weight, b, stride, padding, dilation, 1)
     assert torch.equal(found, expected) and slow
     towards = torch.randn_like(expected)
+    assert torch.autograd.grad(found, weight, towards, retain_graph=True)[0].stride() == weight.stride()
     for mine, theirs in zip(
         torch.autograd.grad(found, inputs, towards), torch.autograd.grad(expected, inputs, towards)
     ):

@@ -248,6 +248,11 @@ def test_the_head_at_some_anchors_is_the_whole_head_there_with_its_gradients(con
         torch.testing.assert_close(delta.double(), moved, rtol=1e-5, atol=1e-5)
         total = total + (torch.randn_like(expected) * torch.stack([logit.double(), expected])).sum(dim=1)
         total = total + (torch.randn_like(moved) * torch.stack([delta.double(), moved])).sum(dim=(1, 2))
+    for conv in (*rpn.conv[-1:], rpn.objectness, rpn.deltas):
+        conv.to(memory_format=torch.channels_last)
+        logit, delta = (x[0] for x in rpn.predict_at(rpn.trunk(p), rows))
+        strides = torch.autograd.grad(logit.sum() + delta.sum(), conv.weight)[0].stride()
+        assert strides == conv.weight.stride()  # of another layout DistributedDataParallel warns
     mine, theirs = (torch.autograd.grad(x, parameters, retain_graph=True) for x in total)
     for found, expected in zip(mine, theirs, strict=True):
         assert expected.abs().max() > 0.1

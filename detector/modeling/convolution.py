@@ -64,4 +64,5 @@ class _Convolution(torch.autograd.Function):
         of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         dx = backward(grad, x, weight, None, *ctx.rest, (True, False, False))[0] if of_x else None
         dw = backward(grad.contiguous(), x.contiguous(), weight.contiguous(), None, *ctx.rest, (False, True, False))[1]
+        dw = torch.empty_like(weight).copy_(dw)  # in its layout: DistributedDataParallel warns of another
         return dx, dw, grad.sum((0, 2, 3)) if of_bias else None, None, None, None

@@ -53,6 +53,11 @@ def patches_at(p: Sequence[Tensor], image: Tensor, cell: Tensor, side: int) -> T
     return out.flatten(1)
 
 
+def _linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution at single places: squares of `patches_at` (S, k * k * C) -> (S, channels)."""
+    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
 @checked
 @dataclass(frozen=True)
 class ProposalSelection:
@@ -237,10 +242,9 @@ class RPN(nn.Module):
         image = torch.cat([torch.full_like(r, i) for i, r in enumerate(rows)])
         x = patches_at(p, image, row // self.anchors.per_cell, side=3 if len(self.conv) else 1)
         for conv in self.conv[-1:]:
-            x = F.relu_(F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias))
+            x = F.relu_(_linear(conv, x))
         chosen = torch.arange(len(row), device=row.device), row % self.anchors.per_cell
-        logits = F.linear(x, self.objectness.weight.flatten(1), self.objectness.bias).float()
-        deltas = F.linear(x, self.deltas.weight.flatten(1), self.deltas.bias).float()
+        logits, deltas = _linear(self.objectness, x).float(), _linear(self.deltas, x).float()
         return logits[chosen].split(counts), deltas.unflatten(1, (-1, 4))[chosen].split(counts)
 
     def merge(self, views: Sequence[Proposals]) -> Proposals:
