@@ -28,7 +28,7 @@ from detector.data.coco import CocoDataset
 from detector.data.settings import build_dataset
 from detector.data.tiled_dataset import TiledDataset, part_of, shares
 from detector.data.tiles import Tiles, TrainingTiles
-from detector.errors import ConfigError
+from detector.errors import ConfigError, DataError
 from detector.records.keypoints import Keypoints
 from detector.records.outlines import Outlines
 from detector.structures import Target
@@ -99,6 +99,13 @@ def test_the_index_has_every_tile_with_an_object_and_its_picture(data: Path):
     some = TiledDataset(plain, TrainingTiles(48, 0.0), keep_empty=False)
     assert len(some) == len(np.unique(owner)) < 24 and all(len(some[i][1]) for i in range(len(some)))
     assert some.report.endswith(f"; {len(some)} tiles of 48 x 48 pixels, overlap 0, with {len(owner)} objects")
+
+
+def test_where_no_tile_shows_enough_of_any_object_the_keys_are_named(data: Path):
+    with pytest.raises(
+        DataError, match=r"train.json: no tile shows 1 of an object; raise data\.tiles\.size or lower data\.tiles\.keep"
+    ):
+        TiledDataset(CocoDataset(data / "images", data / "train.json"), TrainingTiles(8, 0.0, keep=1), keep_empty=False)
 
 
 def corners(size: np.ndarray) -> list[tuple[int, int]]:

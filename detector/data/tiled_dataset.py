@@ -11,7 +11,7 @@ from torch import Tensor
 from detector.data.coco import CocoDataset
 from detector.data.tiles import TrainingTiles
 from detector.data.wrapped_dataset import WrappedDataset
-from detector.errors import ConfigError
+from detector.errors import ConfigError, DataError
 from detector.protocols import DataSet
 from detector.records.geometry import Window
 from detector.structures import Target
@@ -27,7 +27,7 @@ class TiledDataset(WrappedDataset):
         tiles: where the tiles lie, and which objects are learnt in them.
         keep_empty: keep tiles without objects to learn.
 
-    Raises ConfigError for a data set that is no CocoDataset.
+    Raises ConfigError for a data set that is no CocoDataset, DataError where no tile is left.
     """
 
     dataset: CocoDataset
@@ -50,6 +50,11 @@ class TiledDataset(WrappedDataset):
                     image_of.append(i)
                     windows.append(window)
                     learnt.append(found)
+        if not image_of:
+            raise DataError(
+                f"{dataset.annotation_file}: no tile shows {tiles.keep:g} of an object; raise data.tiles.size or "
+                "lower data.tiles.keep"
+            )
         self._image_of, self._windows = np.array(image_of), np.array(windows).reshape(-1, 4)
         self._owner = np.repeat(np.arange(len(learnt)), [len(found) for found in learnt])
         self._labels = np.concatenate([labels[:0], *learnt])
