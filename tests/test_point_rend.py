@@ -47,6 +47,7 @@ from detector.modeling.roi_heads.points import (
 )
 from detector.modeling.roi_heads.pool import PointPool
 from detector.modeling.roi_heads.stage import Regions
+from detector.modeling.shapes import fixed_shapes
 from detector.records.region_masks import RegionMasks
 from detector.structures import Target
 
@@ -104,6 +105,8 @@ def test_readings_are_those_of_grid_sample_and_so_are_their_gradients():
     places = torch.rand(3, 40, 2) * 1.4 - 0.2  # in sides of the map, some outside
     expected = F.grid_sample(maps[rows], 2 * places[:, :, None] - 1, align_corners=False)[..., 0].transpose(1, 2)
     found = read_points(maps, rows, places * torch.tensor([7.0, 5]))
+    with fixed_shapes(portable=True):  # as other engines compute it
+        assert torch.allclose(read_points(maps, rows, places * torch.tensor([7.0, 5])), found, atol=1e-6)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(found)
     pairs = [torch.autograd.grad((read * weights).sum(), maps)[0] for read in (found, expected)]

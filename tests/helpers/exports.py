@@ -21,8 +21,8 @@ SMALL = ["model.num_classes=3", "model.rpn.selection.post_nms=[200,200]", "model
 def spread_predictor(name: str) -> Predictor:
     """An untrained detector whose scores differ: equal ones would let each engine choose another box."""
     torch.manual_seed(0)
-    config = load_config(SHAPES / f"{name}.yaml", SMALL)
-    model = build_detector(config)
+    config = load_config(SHAPES / f"{name}.yaml" if "/" not in name else SHAPES.parent / f"{name}.yaml", SMALL)
+    model = build_detector(config, pretrained=False)
     nn.init.normal_(model.rpn.deltas.weight, std=0.05)
     for stage in getattr(model.roi_head, "stages", [getattr(model.roi_head, "stage", None)]):
         if stage is not None:
@@ -39,7 +39,7 @@ def parity(name: str, target: str, folder: Path) -> Agreement:
     with torch.no_grad():
         outputs = list(graph.find(*inputs))
     card = card_of(predictor, outputs, (side, side), 1)
-    path = folder / f"{name}{TARGETS[target].suffix}"
+    path = folder / f"{Path(name).name}{TARGETS[target].suffix}"
     TARGETS[target].write(graph, inputs, card, path)
     eager, exported = Eager(DetectionGraph(predictor.model, portable=False), card), TARGETS[target](path)
     image = [picture(90, 128, seed=3)]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.modeling.shapes import constants
+from detector.modeling.shapes import constants, is_portable
 from detector.records.geometry import Size
 from detector.schema.ranges import Count, Fraction, Range
 from detector.schema.signatures import checked
@@ -40,6 +40,9 @@ def read_points(maps: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     c = maps.shape[1]
     cells = maps.permute(0, 2, 3, 1).reshape(-1, c)  # (N*H*W, C)
     index, weight = _taps(rows, points, maps.shape[-2:])
+    if is_portable():  # OpenVINO has no embedding_bag
+        taps = zip(index.unbind(dim=-1), weight.to(cells.dtype).unbind(dim=-1))
+        return sum((cells[i] * w[..., None] for i, w in taps), start=cells.new_zeros(()))
     read = F.embedding_bag(
         index.view(-1, 4), cells, mode="sum", per_sample_weights=weight.view(-1, 4).to(cells.dtype)
     )  # as RoIAlign (pool.py) gathers rows
