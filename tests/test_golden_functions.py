@@ -248,7 +248,7 @@ def rpn_losses(record: dict, **settings) -> tuple[Tensor, Tensor]:
     rpn = GivenAnchors(rows["labels"], **settings)
     samples = [rpn.sample(rows["anchors"], (8, 8), target)]
     count = rpn.loss.count(samples, rpn.sampling.batch_per_image, training=True)
-    chosen = samples[0].chosen.index
+    chosen = samples[0].chosen.rows
     return rpn.loss([rows["logits"][chosen]], [rows["deltas"][chosen]], rows["anchors"], samples, rpn.coder, count)
 
 

@@ -196,8 +196,8 @@ def test_the_draw_is_torchs_and_every_candidate_has_its_chance(fixed):
         torch.manual_seed(1)
         first = sampling(label)
         torch.manual_seed(1)
-        assert torch.equal(first.index, sampling(label).index)
-        drawn = torch.cat([sampling(label).index for _ in range(200)])
+        assert torch.equal(first.rows, sampling(label).rows)
+        drawn = torch.cat([sampling(label).rows for _ in range(200)])
     share = drawn.bincount(minlength=26) / 200
     assert ((share[label == POSITIVE] - 3 / 6).abs() < 0.15).all()  # 3 of 6 positives, 3 of 20 negatives in a draw
     assert ((share[label == NEGATIVE] - 3 / 20).abs() < 0.15).all()

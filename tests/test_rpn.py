@@ -314,7 +314,7 @@ def test_which_anchors_train_by_borders_padding_crowds_and_force():
     for low_quality in ("keep_best_gt", "force_gt"):
         rpn = one_level(low_quality=low_quality, min_pos_iou=0.3)
         chosen, goal = rpn.sample(torch.cat(rpn.anchors(random_maps(rpn), (64, 96))), SIZE, objects)
-        goals[low_quality] = goal[chosen.index[: chosen.slots] == 2 * 12 + 2].tolist()
+        goals[low_quality] = goal[chosen.rows[: chosen.slots] == 2 * 12 + 2].tolist()
     assert goals == {"keep_best_gt": [[8, 8, 24, 24]], "force_gt": [[12, 8, 20, 26]]}
     crowd = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), crowd=torch.tensor([[-20.0, -20, 48, 90]]))
     background = reached(one_level(), crowd)

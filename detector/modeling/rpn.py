@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ def patches_at(p: Sequence[Tensor], image: Tensor, cell: Tensor, side: int) -> T
     return out.flatten(1)
 
 
-def _linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _linear(conv: Any, x: Tensor) -> Tensor:
     """The convolution at single places: squares of `patches_at` (S, k * k * C) -> (S, channels)."""
     return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
@@ -201,7 +201,7 @@ class RPN(nn.Module):
         every = torch.cat(anchors)
         samples = [self.sample(every, size, target) for size, target in zip(batch.sizes, targets)]
         count = self.loss.count(samples, self.sampling.batch_per_image, training=self.training)
-        logits, deltas = self.predict_at(p, [sample.chosen.index for sample in samples])
+        logits, deltas = self.predict_at(p, [sample.chosen.rows for sample in samples])
         objectness, box = self.loss(logits, deltas, every, samples, self.coder, count)
         with torch.no_grad():
             proposals = self.propose_from(*self.predict(p), anchors, batch.sizes, training=True)

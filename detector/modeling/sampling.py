@@ -17,7 +17,7 @@ from detector.schema.signatures import checked
 class Sample(NamedTuple):
     """The candidates of an image that training learns from, positives before negatives."""
 
-    index: Tensor
+    rows: Tensor
     """(S,) of the candidates."""
     label: Tensor
     """(S,) POSITIVE, NEGATIVE, or IGNORE of a row that holds nothing; there are such rows only where shapes are fixed."""

@@ -49,10 +49,10 @@ class MaskBranch(nn.Module):
     def compare(self, found: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of logits (P, ...) against 0..1 (P, ...), the mean over all positive regions, by their labels (P,)."""
         rows, count = filled(labels)
-        count = distributed.global_normalizer(count) if self.training else at_least(count, 1)
+        divisor = distributed.global_normalizer(count) if self.training else at_least(count, 1)
         weight = rows.to(found.dtype).view(-1, *[1] * (found.ndim - 1))
         cells = F.binary_cross_entropy_with_logits(found, wanted, weight, reduction="sum")
-        return cells / (count * found.shape[1:].numel())
+        return cells / (divisor * found.shape[1:].numel())
 
     def target_masks(self, regions: Regions, target: Target, batch: Batch) -> Tensor:
         """(P, M, M) in 0..1 of the positive `regions` of an image."""

@@ -58,8 +58,8 @@ class MaskIoUConvFC(nn.Module):
         """Squared error of the IoU (R,) of the regions whose target (R,) is above 0."""
         rows = target > 0
         count = known(rows.sum())
-        count = distributed.global_normalizer(count) if self.training else at_least(count, 1)
-        return F.mse_loss(iou, only(rows, target, iou), reduction="sum") * (self.weight / count)
+        divisor = distributed.global_normalizer(count) if self.training else at_least(count, 1)
+        return F.mse_loss(iou, only(rows, target, iou), reduction="sum") * (self.weight / divisor)
 
 
 @torch.no_grad()

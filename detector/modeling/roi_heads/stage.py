@@ -32,8 +32,9 @@ def to_rois(boxes: Sequence[Tensor] | Tensor) -> Tensor:
 
 def boxes_of(proposals: Sequence[Proposals]) -> list[Tensor]:
     """The boxes (R_i, 4) of every image; where shapes are fixed, those without an area are padding."""
-    padded = isinstance(proposals, Padded) and not may_look(proposals.valid.device)
-    return [r.boxes for r in (proposals.whole() if padded else proposals)]
+    if isinstance(proposals, Padded) and not may_look(proposals.valid.device):
+        return [r.boxes for r in proposals.whole()]
+    return [r.boxes for r in proposals]
 
 
 @dataclass
@@ -167,12 +168,12 @@ class Stage(nn.Module):
         """Class and box loss of the output on the sampled regions of all images, both divided by their number."""
         label = torch.cat([r.labels for r in regions])
         _, count = filled(label)
-        count = distributed.global_normalizer(count) if self.training else at_least(count, 1)
+        divisor = distributed.global_normalizer(count) if self.training else at_least(count, 1)
         found, of_objects = self._deltas(deltas, regions)
         matched_gt_boxes = torch.cat([t.boxes[r.gt_index] for r, t in zip(of_objects, targets)])
         wanted = self.coder.encode(torch.cat([r.boxes for r in of_objects]), matched_gt_boxes)
         rows, _ = filled(torch.cat([r.labels for r in of_objects]))
-        return self.loss(logits, label, found, only(rows, wanted, found), count)
+        return self.loss(logits, label, found, only(rows, wanted, found), divisor)
 
     @torch.no_grad()
     def moved(self, deltas: Tensor, regions: Sequence[Regions]) -> list[Regions]:
