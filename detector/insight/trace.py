@@ -171,7 +171,7 @@ def _second_stage(
     outputs = head.run(p, list(padded.rows.boxes), batch.sizes)
     seen = [
         StageTrace(
-            boxes[0], _levels(head.pool, boxes[0]), logits.softmax(dim=1), _decoded(stage, deltas, boxes[0], size)
+            boxes[0], region_levels(head, boxes[0]), logits.softmax(dim=1), _decoded(stage, deltas, boxes[0], size)
         )
         for stage, (boxes, logits, deltas) in zip(stages, outputs)
     ]
@@ -186,10 +186,11 @@ def _second_stage(
     )  # fmt: skip
 
 
-def _levels(pool: Any, boxes: Tensor) -> Tensor | None:
-    """The level that each region is pooled from, where the pool chooses one."""
-    pool = getattr(pool, "pool", pool)  # one that adds the semantic embedding
-    return pool.level_of(boxes) if hasattr(pool, "level_of") else None
+def region_levels(head: Any, boxes: Tensor) -> Tensor | None:
+    """The level k (R,) of stride 2**k that a RoI head pools each box (R, 4) from; None where it reads all, or pools nothing."""
+    pool = getattr(head, "pool", None)
+    pool = getattr(pool, "pool", pool)  # of one that adds the semantic embedding
+    return None if pool is None or not hasattr(pool, "level_of") else pool.level_of(boxes)
 
 
 def _decoded(stage: Any, deltas: Tensor, boxes: Tensor, size: Size) -> Tensor:
