@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def write(args: argparse.Namespace) -> None:
+def write_page(args: argparse.Namespace) -> None:
     """Make the page of all runs; every process takes part."""
     output = args.output or args.runs[0] / FILE
     for run in args.runs:
@@ -61,5 +61,5 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with ending(args) as end, processes(torch.device("cpu")):  # results travel between processes, on the CPU
-        raise_on_all(write, args)
+        raise_on_all(write_page, args)
     return end.status

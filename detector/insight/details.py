@@ -12,8 +12,8 @@ from detector.insight.confusion import BINS
 from detector.insight.errors import KINDS
 from detector.insight.examples import PicturePair
 from detector.insight.funnel import STEPS
-from detector.insight.overview import folded, range_of
-from detector.insight.page import bar, image, points, table
+from detector.insight.overview import first_rows, range_of
+from detector.insight.page import bar, html_table, image, points, prose
 from detector.insight.run_report import RunReport
 from detector.insight.svg import escaped, spark, unit_chart
 
@@ -51,7 +51,7 @@ def classes(analysis: Analysis) -> str:
         "recall",
         "",
     ]
-    out = folded(order, lambda part: table(heads, map(_class_row, part)), "classes")
+    out = first_rows(order, lambda part: html_table(heads, map(_class_row, part)), "classes")
     out += "<p class=quiet>Best F1: the score from which detections of the class are best taken, at an IoU of 0.5.</p>"
     return out + (f"<p>Precision over recall at an IoU of 0.5:</p><div class=grid3>{charts}</div>" if charts else "")
 
@@ -107,7 +107,7 @@ def _matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
             for v in row.tolist()
         ]
         rows.append((escaped(name), *shade))
-    return table(["is \\ taken for", *map(escaped, names)], rows, kind="matrix")
+    return html_table(["is \\ taken for", *map(escaped, names)], rows, kind="matrix")
 
 
 def _pairs(off: np.ndarray, names: Sequence[str]) -> str:
@@ -116,7 +116,7 @@ def _pairs(off: np.ndarray, names: Sequence[str]) -> str:
         return "<p>No object is taken for one of another class.</p>"
     order = sorted(found.tolist(), key=lambda pair: -off[pair[0], pair[1]])[:LISTED]
     rows = [(escaped(names[is_]), escaped(names[taken]), str(off[is_, taken])) for is_, taken in order]
-    return table(["is", "taken for", "objects"], rows)
+    return html_table(["is", "taken for", "objects"], rows)
 
 
 def kinds(analysis: Analysis) -> str:
@@ -126,9 +126,9 @@ def kinds(analysis: Analysis) -> str:
     for name, cost in analysis.costs.items():
         shown, share = ("-", 0.0) if math.isnan(cost) else (points(max(cost, 0)), cost / worst)
         count = str(analysis.errors.count(name))
-        rows.append((name, f"<td class=text>{escaped(KINDS[name])}</td>", count, shown, bar(share)))
+        rows.append((name, prose(KINDS[name]), count, shown, bar(share)))
     fp, fn = analysis.errors.lost_to_false_positives(), analysis.errors.lost_to_misses()
-    out = table(["kind", "", "errors", "AP50 lost", ""], rows)
+    out = html_table(["kind", "", "errors", "AP50 lost", ""], rows)
     out += f"<p>All false detections together cost {points(fp)} AP50, all objects that are not found {points(fn)}.</p>"
     return out + (
         "<p class=quiet>TIDE (Bolya et al. 2020): AP50 with the errors of one kind repaired, less AP50 as it is. "
@@ -141,7 +141,8 @@ def misses(analysis: Analysis) -> str:
     counts = analysis.funnel
     total, objects = analysis.missed(), analysis.objects()
     if counts is None:
-        return f"<p>{total} of {objects} objects are not found. Where each is lost is followed at the end of the training.</p>"
+        reason = "the training goes on, or a stage of the detector is not of this package"
+        return f"<p>{total} of {objects} objects are not found. Where each is lost was not followed: {reason}.</p>"
     if not total:
         return f"<p>All {objects} objects are found.</p>"
     levels = sorted({name for counter in counts.values() for name in counter} - {"all", "small", "medium", "large"})
@@ -151,12 +152,12 @@ def misses(analysis: Analysis) -> str:
         if step == len(STEPS) - 1 and analysis.kind == "bbox":
             continue  # masks alone
         counter = counts[step]
-        rows.append((name, str(counter["all"]), bar(counter["all"] / total), *(str(counter[c] or NONE) for c in columns),
-                     f"<td class=text>{escaped(advice)}</td>"))  # fmt: skip
+        cells = (str(counter[column] or NONE) for column in columns)
+        rows.append((name, str(counter["all"]), bar(counter["all"] / total), *cells, prose(advice)))
     sums = [str(sum(counter[c] for counter in counts.values())) for c in ("all", *columns)]
     rows.append(("<td><b>together</b></td>", f"<td><b>{sums[0]}</b></td>", "", *sums[1:], ""))
     out = f"<p>{total} of {objects} objects are not found by any detection (IoU 0.5). Each is lost at one step:</p>"
-    return out + table(["lost as", "objects", "", *columns, "what it means"], rows)
+    return out + html_table(["lost as", "objects", "", *columns, prose("what it means", "th")], rows)
 
 
 def trust(analysis: Analysis) -> str:
@@ -176,7 +177,7 @@ def trust(analysis: Analysis) -> str:
     )
     rows = [(f"{i / BINS:.1f} to {(i + 1) / BINS:.1f}", str(c), points(s) if c else "-", points(p) if c else "-")
             for i, (c, s, p) in enumerate(zip(found.counts, found.scores, found.precision))]  # fmt: skip
-    numbers = table(["scores", "detections", "mean score", "right"], rows)
+    numbers = html_table(["scores", "detections", "mean score", "right"], rows)
     out = f"<p>Expected calibration error: {points(found.error)} points. {text}</p>"
     return f"{out}<div class=grid2>{chart}<div>{numbers}</div></div>"
 
@@ -212,4 +213,6 @@ def proposals(report: RunReport) -> str:
     if recall is None:
         return ""
     rows = [(limit, *(points(recall[limit + size]) for size in ("", *"sml"))) for limit in ("AR100", "AR1000")]
-    return "<h3>Proposals of the first stage</h3>" + table(["average recall", "all", "small", "medium", "large"], rows)
+    return "<h3>Proposals of the first stage</h3>" + html_table(
+        ["average recall", "all", "small", "medium", "large"], rows
+    )

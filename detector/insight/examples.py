@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from detector.data.box_arrays import corners
 from detector.data.describe import full_names_of
 from detector.errors import DetectorError
 from detector.evaluation.coco import Scored
@@ -28,6 +27,7 @@ CONTEXT, LEAST = 1.5, 48  # a place in sides of its box, and in pixels of the im
 RIGHT, WRONG = (0, 158, 115), (213, 62, 20)
 QUALITY = 80  # of a JPEG file
 LETTERS = 12  # pixels
+NAMED = 12  # objects and detections of a whole image whose names are drawn
 
 Box = tuple[float, float, float, float]  # xyxy, in pixels of the image
 
@@ -49,6 +49,7 @@ class _Mark:
     right: bool
     text: str
     mask: Any  # run lengths or None
+    named: bool  # whether its text is drawn
 
 
 class Examples:
@@ -82,67 +83,66 @@ class Examples:
         missed = Counter(errors.object_images[~self.agreed].tolist())
         total = wrong + missed
         for image in sorted(total, key=lambda i: (-total[i], i))[:COUNT]:
-            objects = len(self._rows[1].get(image, ()))
-            caption = f"{self._name(image)}: {wrong[image]} wrong, {missed[image]} of {objects} not found"
-            yield from self._pair(image, None, caption, WHOLE)
+            objects, found = self._rows[1].get(image, []), self._rows[0].get(image, [])
+            named = max(len(objects), len(found)) <= NAMED
+            caption = f"{self._name(image)}: {wrong[image]} wrong, {missed[image]} of {len(objects)} not found"
+            yield from self._pair(image, None, caption, objects if named else [], found if named else [])
 
     def doubtful_labels(self) -> Iterator[PicturePair]:
         """The most confident detections where nothing or another class is labelled, then the largest objects not found at all."""
         errors, taken = self.errors, Counter[int]()
         suspects = np.flatnonzero(np.isin(errors.kinds, (BKG, CLS)))  # by falling score
         for row in _few(suspects, errors.images, taken):
-            label = self._names[errors.labels[row]]
-            said = (
-                "not labelled"
-                if errors.kinds[row] == BKG
-                else f"labelled {self._names[errors.object_labels[errors.targets[row]]]}"
-            )
-            box = corners(np.array([self._boxes[1][errors.ids[row]]]))[0]
-            image = int(errors.images[row])
-            yield from self._pair(
-                image, box, f"{self._name(image)}: {label} {errors.scores[row]:.2f}, {said}", DETAIL, row
-            )
+            image, target = int(errors.images[row]), int(errors.targets[row])
+            there = [target] if errors.kinds[row] == CLS else []
+            said = f"labelled {self._names[errors.object_labels[target]]}" if there else "not labelled"
+            caption = f"{self._name(image)}: {self._names[errors.labels[row]]} {errors.scores[row]:.2f}, {said}"
+            yield from self._pair(image, self._box(1, errors.ids[row]), caption, there, [row])
         unseen = np.flatnonzero(errors.missed())
         for row in _few(unseen[np.argsort(-errors.object_areas[unseen], kind="stable")], errors.object_images, taken):
-            box, image = corners(np.array([self._boxes[0][errors.object_ids[row]]]))[0], int(errors.object_images[row])
+            image = int(errors.object_images[row])
             caption = f"{self._name(image)}: labelled {self._names[errors.object_labels[row]]}, nothing found"
-            yield from self._pair(image, box, caption, DETAIL)
+            yield from self._pair(image, self._box(0, errors.object_ids[row]), caption, [row], [])
 
     def _name(self, image: int) -> str:
         return self._full_names[self._index[self.analysis.image_ids[image]]].rpartition("/")[2]
 
     def _pair(
-        self, image: int, box: np.ndarray | None, caption: str, side: int, also: int | None = None
+        self, image: int, box: Sequence[float] | None, caption: str, objects: Sequence[int], found: Sequence[int]
     ) -> Iterator[PicturePair]:
-        """The pictures of an image, or of what is around a box; none where the image cannot be read any more."""
+        """The pictures of an image, or of what is around a box; none where the image cannot be read any more.
+
+        The rows `objects` and `found` are those whose names are drawn.
+        """
         try:
             pixels = self.dataset.image(self._index[self.analysis.image_ids[image]])
         except DetectorError:
             return
         whole = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         window = (0.0, 0.0, float(whole.width), float(whole.height)) if box is None else _around(box, whole.size)
-        marks = self._truth(image), self._found(image, also)
+        marks = self._truth(image, objects), self._found(image, found)
+        side = WHOLE if box is None else DETAIL
         yield PicturePair(caption, *(self._drawn(whole, window, of, side) for of in marks))
 
-    def _truth(self, image: int) -> list[_Mark]:
-        errors = self.errors
-        return [
-            _Mark(self._box(0, errors.object_ids[row]), bool(self.agreed[row]), self._names[errors.object_labels[row]],
-                  self._masks[0].get(errors.object_ids[row], {}).get("segmentation"))
-            for row in self._rows[1].get(image, ())
-        ]  # fmt: skip
+    def _truth(self, image: int, named: Sequence[int]) -> list[_Mark]:
+        errors, marks = self.errors, []
+        for row in self._rows[1].get(image, []):
+            number, text = errors.object_ids[row], self._names[errors.object_labels[row]]
+            mask = self._masks[0].get(number, {}).get("segmentation")
+            marks.append(_Mark(self._box(0, number), bool(self.agreed[row]), text, mask, row in named))
+        return marks
 
-    def _found(self, image: int, also: int | None) -> list[_Mark]:
-        errors, rows = self.errors, list(self._rows[0].get(image, ()))
-        rows += [] if also is None or also in rows else [also]
-        return [
-            _Mark(self._box(1, errors.ids[row]), errors.kinds[row] == HIT,
-                  f"{self._names[errors.labels[row]]} {errors.scores[row]:.2f}",
-                  self._masks[1].get(errors.ids[row], {}).get("segmentation"))
-            for row in rows
-        ]  # fmt: skip
+    def _found(self, image: int, named: Sequence[int]) -> list[_Mark]:
+        """Those that are kept, and those that are named."""
+        errors, marks = self.errors, []
+        for row in dict.fromkeys([*self._rows[0].get(image, []), *named]):
+            number, text = errors.ids[row], f"{self._names[errors.labels[row]]} {errors.scores[row]:.2f}"
+            mask = self._masks[1].get(number, {}).get("segmentation")
+            marks.append(_Mark(self._box(1, number), bool(errors.kinds[row] == HIT), text, mask, row in named))
+        return marks
 
     def _box(self, found: int, number: int) -> list[float]:
+        """xyxy of the entry of an object or, with 1, of a detection."""
         x, y, w, h = self._boxes[found][number]
         return [x, y, x + w, y + h]
 
@@ -159,7 +159,7 @@ class Examples:
                 picture.paste(Image.new("RGB", size, colour), mask=inside)
             box = [(value - start) * scale for value, start in zip(mark.box, (x1, y1, x1, y1))]
             _frame(ImageDraw.Draw(picture), box, size, colour, 2 if mark.right else 3)
-            if side == DETAIL or len(marks) <= COUNT:
+            if mark.named:
                 self._letter(picture, box, mark.text, colour)
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=QUALITY)
@@ -194,13 +194,12 @@ def _grouped(images: np.ndarray, kept: np.ndarray | None = None) -> dict[int, li
     return rows
 
 
-def _around(box: np.ndarray, size: tuple[int, int]) -> Box:
-    """A square around a box with some context, moved into the image."""
-    side = min(max((box[2:] - box[:2]).max() * (1 + CONTEXT), LEAST), *size)
-    x, y = (
-        float(np.clip((low + high - side) / 2, 0, most - side))
-        for low, high, most in zip(box[:2], box[2:], size)
-    )  # fmt: skip
+def _around(box: Sequence[float], size: tuple[int, int]) -> Box:
+    """A square around a box xyxy with some context, moved into the image."""
+    x1, y1, x2, y2 = box
+    side = min(max(x2 - x1, y2 - y1) * (1 + CONTEXT), *size)
+    side = min(max(side, LEAST), *size)
+    x, y = (min(max((a + b - side) / 2, 0), most - side) for a, b, most in ((x1, x2, size[0]), (y1, y2, size[1])))
     return x, y, x + side, y + side
 
 

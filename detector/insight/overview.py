@@ -8,11 +8,12 @@ from collections.abc import Callable
 from detector.dataset_check.check import CheckResult, Summary
 from detector.insight.analysis import SHAPES, Analysis
 from detector.insight.bootstrap import Interval
-from detector.insight.page import bar, points, table
+from detector.insight.page import bar, html_table, points, prose
 from detector.insight.run_record import RunRecord, thinned
 from detector.insight.run_report import RunReport
 from detector.insight.svg import escaped, line_chart
 from detector.insight.verdict import verdict
+from detector.modeling.layers import log2_stride
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 SHOWN = 30  # classes of a table that are shown at once
@@ -75,7 +76,7 @@ def _facts(report: RunReport) -> str:
     ]
     rows = [(escaped(name), escaped(value)) for name, value in facts]
     rows.append(("the same again", f"<code>{escaped(record.command())}</code>"))
-    return table([], rows, kind="facts")
+    return html_table([], rows, kind="facts")
 
 
 def duration(seconds: float) -> str:
@@ -113,7 +114,7 @@ def curves(report: RunReport) -> str:
             "Seconds of a step",
             {"loading": of("data_s")["data_s"], "computing": of("step_s")["step_s"]},
             x_label="step",
-            scale="zero",
+            scale="log",
         ),
         line_chart("Memory, MiB", of("memory_mib"), x_label="step", scale="zero"),
     ]
@@ -137,7 +138,7 @@ def data(report: RunReport) -> str:
         (escaped(name), str(s.images), str(s.without_objects), str(s.objects), str(s.crowd), str(len(s.classes)))
         for name, s in check.splits.items()
     ]
-    out = table(["split", "images", "without objects", "objects", "crowd regions", "classes"], rows)
+    out = html_table(["split", "images", "without objects", "objects", "crowd regions", "classes"], rows)
     return (
         out
         + _findings(check)
@@ -157,28 +158,28 @@ def _findings(check: CheckResult) -> str:
     for f in found:
         places = "; ".join(map(str, f.places[:2])) + (f" and {f.count - 2} more" if f.count > 2 else "")
         kind = f"<span class={f.severity}>{escaped(f.kind)}</span>"
-        words = (f"<td class=text>{escaped(text)}</td>" for text in (f.effect, places))
-        rows.append((kind, escaped(f.split), str(f.count), *words))
-    return table(["finding", "split", "count", "effect", "where"], rows) + f"<p class=quiet>{command}</p>"
+        rows.append((kind, escaped(f.split), str(f.count), prose(f.effect), prose(places)))
+    return (
+        html_table(["finding", "split", "count", prose("effect", "th"), prose("where", "th")], rows)
+        + f"<p class=quiet>{command}</p>"
+    )
 
 
 def _levels(check: CheckResult) -> str:
     g = check.geometry
     low, high = g.levels
+    anchors = {} if g.anchors is None else dict(zip(map(log2_stride, g.anchors.strides), g.anchors.sizes))
     rows = []
-    for k in range(low, high + 1):
+    for k in sorted({*range(low, high + 1), *anchors}):
         start, end = (g.canonical_size * 2.0 ** (edge - g.k0) for edge in (k, k + 1))
         span = " ".join([f"from {start:g}"] * (k > low) + [f"below {end:g}"] * (k < high)) or "all"
-        cells = [cell for s in check.splits.values() for cell in _share(s.levels[k], s)]
-        sizes = (
-            ""
-            if g.anchors is None or k - low >= len(g.anchors.sizes)
-            else ", ".join(f"{x:g}" for x in g.anchors.sizes[k - low])
-        )
-        rows.append((f"P{k}", span, sizes, *cells))
+        counts = [cell for s in check.splits.values() for cell in _share(s.levels.get(k, 0), s)]
+        pooled = low <= k <= high
+        sizes = ", ".join(f"{side:g}" for side in anchors.get(k, []))
+        rows.append((f"P{k}", span if pooled else "anchors alone", sizes, *(counts if pooled else [""] * len(counts))))
     heads = [cell for name in check.splits for cell in (escaped(name), "")]
     title = f"Sides (\u221a(w\u00b7h)) are in pixels of images resized to {max(g.resize.sides)} and {g.resize.long} at most."
-    return table(["read from", "side", "anchors of the level", *heads], rows) + f"<p class=quiet>{title}</p>"
+    return html_table(["level", "side of objects", "sides of anchors", *heads], rows) + f"<p class=quiet>{title}</p>"
 
 
 def _share(count: int, split: Summary) -> tuple[str, str]:
@@ -195,7 +196,7 @@ def _anchors(check: CheckResult) -> str:
     ]
     if not rows:
         return ""
-    out = table(
+    out = html_table(
         ["anchors", f"% of objects with one of IoU \u2265 {check.geometry.pos_iou:g}", "mean IoU of the best"], rows
     )
     if check.better is not None:
@@ -215,10 +216,10 @@ def _class_counts(check: CheckResult) -> str:
         ]
 
     heads = ["class", *(cell for name in check.splits for cell in (escaped(name), ""))]
-    return "<h3>Classes</h3>" + folded(names, lambda part: table(heads, rows(part)), "classes")
+    return "<h3>Objects of each class</h3>" + first_rows(names, lambda part: html_table(heads, rows(part)), "classes")
 
 
-def folded(items: list, show: Callable[[list], str], what: str) -> str:
+def first_rows(items: list, show: Callable[[list], str], what: str) -> str:
     """The first items, the others behind a line to click on."""
     out = show(items[:SHOWN])
     if len(items) > SHOWN:
@@ -234,6 +235,6 @@ def speed(report: RunReport) -> str:
     names = {"read": "reading the file", "prepare": "resizing", "detect": "detecting"}
     total = sum(found.seconds.values())
     rows = [(names[part], f"{1e3 * s:.1f} ms", bar(s / total)) for part, s in found.seconds.items()]
-    out = table(["part", "time of an image", ""], [*rows, ("together", f"{1e3 * total:.1f} ms", "")])
+    out = html_table(["part", "time of an image", ""], [*rows, ("together", f"{1e3 * total:.1f} ms", "")])
     out += f"<p>{found.parameters / 1e6:.1f} M parameters; {found.flops / 1e9:.1f} GFLOPs for the first image.</p>"
     return out + f"<p class=quiet>Median of {found.images} images, one at a time, on {escaped(found.device)}.</p>"

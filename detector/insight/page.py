@@ -28,14 +28,19 @@ def page(title: str, body: str) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
-    """A table that scrolls where the screen is narrow; cells are HTML, `<td` at the beginning of one is kept."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
+    """A table that scrolls where the screen is narrow; a cell is HTML, perhaps with its own <td ...> or <th ...>."""
+    top = "".join(cell if cell.startswith("<t") else f"<th>{cell}</th>" for cell in head)
     lines = "".join(
         f"<tr>{''.join(cell if cell.startswith('<t') else f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows
     )
     body = f"<thead><tr>{top}</tr></thead>" if head else ""
     return f'<div class=scroll><table class="{kind}">{body}<tbody>{lines}</tbody></table></div>'
+
+
+def prose(text: str, tag: str = "td") -> str:
+    """A cell of plain text to read."""
+    return f"<{tag} class=text>{escaped(text)}</{tag}>"
 
 
 def bar(share: float) -> str:

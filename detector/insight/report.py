@@ -105,9 +105,15 @@ def report_of_run(
     )
     if scored is None:
         return None
-    report = run_report(folder, config, scored, dataset, losses, data=checked_data(config), pictures=PICTURES // runs)
-    report.step, report.versions = content["training"].get("step"), content.get("versions", {})
-    report.finished, report.speed = True, measure_speed(predictor, dataset)
+    report = run_report(
+        folder, config, scored, dataset, losses, data=checked_data(config), step=content["training"].get("step"),
+        pictures=PICTURES // runs,
+    )  # fmt: skip
+    report.versions, report.finished, report.speed = (
+        content.get("versions", {}),
+        True,
+        measure_speed(predictor, dataset),
+    )
     return report
 
 
@@ -126,12 +132,12 @@ def checked_data(config: Config) -> CheckResult | str:
 
 def run_report(
     folder: Path, config: Config, scored: Scored, dataset: DataSet, losses: Mapping[int, Loss] | None, *,
-    data: CheckResult | str, samples: int = SAMPLES, pictures: int = PICTURES,
+    data: CheckResult | str, step: int | None = None, samples: int = SAMPLES, pictures: int = PICTURES,
 ) -> RunReport:  # fmt: skip
-    """The report of scored detections of a split; pictures take so many bytes at most."""
+    """The report of scored detections of a split, of a checkpoint at that step; pictures take so many bytes at most."""
     analyses = analyse(scored, losses, samples)
     examples = Examples(analyses.get("segm", analyses["bbox"]), scored, dataset)
-    report = RunReport(read_record(folder), config, analyses, scored.metrics, None, False, check=data)
+    report = RunReport(read_record(folder), config, analyses, scored.metrics, step, False, check=data)
     report.worst = _within(examples.worst_images(), pictures // 2)
     report.doubtful = _within(examples.doubtful_labels(), pictures // 2)
     return report

@@ -38,7 +38,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_label: str, scale:
         return figure(title, "<p class=quiet>nothing recorded</p>", note)
     xs = [x for points in known.values() for x, _ in points]
     ys = [y for points in known.values() for _, y in points]
-    x_ticks, y_ticks = ticks(xs), _y_ticks(ys, scale)
+    x_ticks, y_ticks = ticks([0.0, *xs]), _y_ticks(ys, scale)
     place = _Plane(x_ticks, y_ticks, log=scale == "log")
     body = place.grid(x_label)
     for number, points in enumerate(known.values()):

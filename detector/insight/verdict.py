@@ -43,7 +43,7 @@ def verdict(analysis: Analysis) -> list[str]:
     else:
         words = WORDS[worst].format(shapes=SHAPES[analysis.kind])
         lines = [
-            f"{words[0].upper()}{words[1:]}: {100 * costs[worst]:.1f} AP50 ({analysis.errors.count(worst)}).",
+            f"{words[0].upper()}{words[1:]}: {100 * costs[worst]:.1f} AP50, by {analysis.errors.count(worst)} of them.",
             ADVICE[worst],
         ]
     return lines + _doubts(analysis)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from detector.errors import DataError
 from detector.insight.analysis import Analysis
 from detector.insight.bootstrap import Interval
-from detector.insight.overview import METRICS, folded, range_of
-from detector.insight.page import points, signed, table
+from detector.insight.overview import METRICS, first_rows, range_of
+from detector.insight.page import html_table, points, signed
 from detector.insight.run_report import RunReport
 from detector.insight.svg import escaped
 
@@ -46,7 +46,7 @@ def _compared(first: Analysis, other: Analysis) -> str:
         for name in METRICS
     ]
     heads = ["", "first", "other", "difference", "95 % interval", ""]
-    out += table(heads, rows)
+    out += html_table(heads, rows)
     number = {one.name: label for label, one in enumerate(first.classes)}
     common = [(label, number[one.name]) for label, one in enumerate(other.classes) if one.name in number]
     of_class = {label: other.resampled.difference_of_class(first.resampled, label, own) for label, own in common}
@@ -60,7 +60,7 @@ def _compared(first: Analysis, other: Analysis) -> str:
     return (
         out
         + "<p>AP of each class, the largest difference first:</p>"
-        + folded(lines, lambda part: table(heads, part), "classes")
+        + first_rows(lines, lambda part: html_table(heads, part), "classes")
     )
 
 
