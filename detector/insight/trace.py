@@ -40,6 +40,18 @@ class AnchorTrace:
     """(P,) bool: NMS has left it."""
     proposal: Tensor
     """(P,) row of the proposal that it became; -1 for none."""
+    suppression: float = torch.inf
+    """IoU above which a better box of its level suppresses."""
+
+    def suppressed_by(self, anchor: int) -> int | None:
+        """The row of the anchor whose box suppresses that of another; None where NMS leaves it, or does not see it."""
+        if not self.seen[anchor] or self.left[anchor]:
+            return None
+        rival = self.left & (self.levels == self.levels[anchor]) & (self.logits >= self.logits[anchor])
+        rows = torch.where(rival)[0]
+        overlap = box_iou(self.decoded[anchor][None], self.decoded[rows])[0]
+        rows = rows[overlap > self.suppression]
+        return int(rows[self.ranks[rows].argmin()]) if len(rows) else None
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ def _first_stage(model: GeneralizedRCNN, p: list[Tensor], batch: Batch) -> tuple
         logits=torch.cat([level[0] for level in logits]),
         ranks=torch.cat([_ranks(level[0]) for level in logits]),
         decoded=clip_boxes(decoded, batch.sizes[0]),
-        seen=seen, left=kept, proposal=became,
+        seen=seen, left=kept, proposal=became, suppression=rpn.selection.nms_iou,
     ), proposals  # fmt: skip
 
 
