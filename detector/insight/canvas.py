@@ -74,7 +74,7 @@ class View:
         """Lay a map of both signs over the view: red where it is positive, blue where negative, by its greatest value."""
         values = self._of(level)
         most = float(level.values.abs().max()) or 1.0
-        colours = np.where((values > 0)[..., None], np.float32(FOR), np.float32(AGAINST))
+        colours = np.where((values > 0)[..., None], np.array(FOR), np.array(AGAINST))
         self._blend(colours, np.abs(values / most)[..., None] ** 0.7 * 0.9)
 
     def _of(self, level: LevelMap) -> np.ndarray:
@@ -92,7 +92,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Panel:
+class TitledView:
     """A picture with its title above and its caption below."""
 
     title: str
@@ -110,7 +110,7 @@ def around(
     return x, y, x + sides[0], y + sides[1]
 
 
-def compose(title: str, lines: Sequence[str], rows: Sequence[Sequence[Panel]]) -> Image.Image:
+def compose(title: str, lines: Sequence[str], rows: Sequence[Sequence[TitledView]]) -> Image.Image:
     """Rows of panels below a title and lines of text."""
     room = WIDTH - 2 * GAP
     blocks = [_wrapped(title, TITLE, room)] + [_wrapped(line, HEAD, room) for line in lines]
@@ -134,17 +134,17 @@ def panel_width(panels: int) -> int:
     return (WIDTH - GAP * (count + 1)) // count
 
 
-def _width(row: Sequence[Panel]) -> int:
+def _width(row: Sequence[TitledView]) -> int:
     return panel_width(len(row))
 
 
-def _put(picture: Image.Image, panel: Panel, x: int, y: int, width: int) -> None:
+def _put(picture: Image.Image, panel: TitledView, x: int, y: int, width: int) -> None:
     y = _write(picture, x, y, _wrapped(panel.title, HEAD, width), INK) + 6
     picture.paste(panel.picture, (x, y))
     _write(picture, x, y + panel.picture.height + 6, _wrapped(panel.caption, SMALL, width), QUIET)
 
 
-def _height(panel: Panel, width: int) -> int:
+def _height(panel: TitledView, width: int) -> int:
     return (
         _sum(_wrapped(panel.title, HEAD, width))
         + 12

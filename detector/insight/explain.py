@@ -15,7 +15,7 @@ from detector.insight.explain_facts import FOUND, LOW, NOTHING, Asked, Explanati
 from detector.insight.explain_words import words
 from detector.insight.funnel import ENOUGH
 from detector.insight.look import Look
-from detector.insight.remedies import cause_of_nothing, remedy_of
+from detector.insight.remedies import remedy_of, why_nothing
 from detector.modeling.boxes import box_area, box_iou
 
 LISTED = 20  # anchors and proposals
@@ -34,12 +34,14 @@ def explain(
     predictor.check_pictures()
     look = Look(predictor, image, asked)
     answer = _answer(look)
-    cause = cause_of_nothing(look) if look.followed is None and answer != FOUND else None
+    cause, remedy = None, remedy_of(look)
+    if look.followed is None and answer != FOUND:
+        cause, remedy = why_nothing(look)
     exhibits = exhibits_of(look)
     made = Explanation(
         explained=name, checkpoint=checkpoint, pixels=facts.PIXELS,
         size=image.shape[:0:-1], read_at=look.prepared.shape[:0:-1], asked=look.asked, answer=answer, cause=cause,
-        remedy=remedy_of(look), limits=_limits(look), counts=_counts(look), levels=_levels(look), anchors=_meeting_anchors(look),
+        remedy=remedy, limits=_limits(look), counts=_counts(look), levels=_levels(look), anchors=_meeting_anchors(look),
         before=_before(look), proposals=_proposals(look), anchor=_anchor(look), region=_region(look),
         gradient=_shares(exhibits.gradient), detections=_detections(look),
     )  # fmt: skip
@@ -73,7 +75,7 @@ def _counts(look: Look) -> facts.Counts:
 def _levels(look: Look) -> list[facts.LevelFacts]:
     a, overlap, rows = look.anchors, look.iou(look.anchors.boxes), []
     comes = look.iou(a.decoded) >= ENOUGH
-    for index, (k, stride) in enumerate(zip(look.levels, look.model.pyramid.strides)):
+    for index, (k, stride) in enumerate(zip(look.levels, look.strides)):
         here = a.levels == index
         sides = {round(v, 1) for v in _sides(look, a.boxes[here][: look.model.rpn.anchors.per_cell])}
         asked = look.box is not None

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from detector.inference.drawing import draw_detections
-from detector.insight.canvas import Colour, Panel, View, around, compose, panel_width
+from detector.insight.canvas import Colour, TitledView, View, around, compose, panel_width
 from detector.insight.exhibits import Exhibits
 from detector.insight.explain_facts import Box, Explanation, RegionFacts
 from detector.insight.explain_words import headline, remedy_words
@@ -22,14 +22,10 @@ ASKED: Colour = (255, 255, 255)
 GOOD: Colour = (0, 200, 120)
 BAD: Colour = (230, 60, 40)
 DROPPED: Colour = (255, 190, 60)
-LEVELS: tuple[Colour, ...] = (
-    (80, 180, 255),
-    (0, 220, 140),
-    (255, 200, 0),
-    (255, 120, 60),
-    (230, 90, 220),
-    (160, 160, 255),
-)
+LEVELS: dict[str, Colour] = {
+    "blue": (80, 180, 255), "green": (0, 220, 140), "yellow": (255, 200, 0), "orange": (255, 120, 60), "pink": (230, 90, 220),
+    "violet": (160, 160, 255),
+}  # fmt: skip
 FINEST = 2  # the level of the first of these colours
 SHOWN = 12  # anchors
 
@@ -37,7 +33,7 @@ SHOWN = 12  # anchors
 def explanation_png(made: Explanation, exhibits: Exhibits) -> bytes:
     """The picture as the content of a PNG file."""
     file = io.BytesIO()
-    draw_explanation(made, exhibits).save(file, "PNG", optimize=True)
+    draw_explanation(made, exhibits).save(file, "PNG")
     return file.getvalue()
 
 
@@ -51,24 +47,24 @@ def draw_explanation(made: Explanation, exhibits: Exhibits) -> Image.Image:
     return compose(f"{title[0].upper()}{title[1:]}.", lines, [*rows, list(_levels(made, exhibits))])
 
 
-def _of_image(made: Explanation, exhibits: Exhibits) -> Iterator[Panel]:
+def _of_image(made: Explanation, exhibits: Exhibits) -> Iterator[TitledView]:
     found, score, counts = exhibits.detections, made.asked.score, made.counts
     caption = f"Detections with a score of at least {score:g}: {counts.found}."
-    yield Panel("Found", _detections(exhibits, found.scores >= score), caption)
+    yield TitledView("Found", _detections(exhibits, found.scores >= score), caption)
     caption = f"Detections with lower scores: {counts.detections - counts.found}."
-    yield Panel("Nearly found", _detections(exhibits, found.scores < score), caption)
+    yield TitledView("Nearly found", _detections(exhibits, found.scores < score), caption)
     view = View(exhibits.image, _whole(exhibits), (panel_width(3), HEIGHT))
     for proposal in reversed(made.proposals):
         view.frame(proposal.box, GOOD, 2, seam=True)
     best = f", the best with an objectness of {made.proposals[0].objectness:.2f}" if made.proposals else ""
-    yield Panel("Proposals", view.picture, f"The first {len(made.proposals)} of {made.counts.proposals}{best}.")
+    yield TitledView("Proposals", view.picture, f"The first {len(made.proposals)} of {made.counts.proposals}{best}.")
 
 
-def _of_place(made: Explanation, exhibits: Exhibits, box: Box) -> Iterator[Panel]:
+def _of_place(made: Explanation, exhibits: Exhibits, box: Box) -> Iterator[TitledView]:
     whole = View(exhibits.image, _whole(exhibits), (panel_width(3), HEIGHT))
     whole.picture = _detections(exhibits, exhibits.detections.scores >= made.asked.score)
     whole.frame(box, ASKED, 3, seam=True)
-    yield Panel(
+    yield TitledView(
         "The image",
         whole.picture,
         f"White: the asked box. The detections have scores of at least {made.asked.score:g}.",
@@ -84,7 +80,7 @@ def _of_place(made: Explanation, exhibits: Exhibits, box: Box) -> Iterator[Panel
         yield _second_stage(made, made.region, exhibits, box)
 
 
-def _anchors(made: Explanation, exhibits: Exhibits, box: Box) -> Panel:
+def _anchors(made: Explanation, exhibits: Exhibits, box: Box) -> TitledView:
     view = _close(exhibits, box)
     shown = made.anchors[:SHOWN] or ([made.anchor] if made.anchor is not None else [])
     for anchor in reversed(shown):
@@ -93,10 +89,10 @@ def _anchors(made: Explanation, exhibits: Exhibits, box: Box) -> Panel:
     meeting = [f"{one.meeting} on P{one.level} ({colour_name(one.level)})" for one in made.levels if one.meeting]
     drawn = f"drawn are the best {len(shown)}" if made.anchors else "drawn is the one that comes furthest"
     caption = f"Anchors with an IoU of at least 0.5: {', '.join(meeting) or 'none'}; {drawn}."
-    return Panel("Anchors that meet it", view.picture, caption)
+    return TitledView("Anchors that meet it", view.picture, caption)
 
 
-def _proposals(made: Explanation, exhibits: Exhibits, box: Box) -> Panel:
+def _proposals(made: Explanation, exhibits: Exhibits, box: Box) -> TitledView:
     view = _close(exhibits, box)
     for one in reversed(made.before):
         if one.proposal is None:
@@ -111,27 +107,27 @@ def _proposals(made: Explanation, exhibits: Exhibits, box: Box) -> Panel:
     suppressor = (
         "; red: what suppresses it" if made.anchor is not None and made.anchor.suppressed_by is not None else ""
     )
-    return Panel(
+    return TitledView(
         "First stage: before and after suppression", view.picture,
         f"Boxes with an IoU of at least 0.5: {before} before, {after} after. Yellow: dropped, green: proposals{suppressor}.",
     )  # fmt: skip
 
 
-def _pooled(region: RegionFacts, exhibits: Exhibits, box: Box) -> Panel:
+def _pooled(region: RegionFacts, exhibits: Exhibits, box: Box) -> TitledView:
     view = _close(exhibits, box)
     stage = region.stages[0]
     colour = GOOD if stage.level is None else level_colour(stage.level)
     view.grid(stage.box, exhibits.cells, colour)
     view.frame(stage.box, colour, 3, seam=True)
     source = "all levels" if stage.level is None else f"P{stage.level}"
-    return Panel(
+    return TitledView(
         "Pooled region",
         view.picture,
         f"Proposal {region.proposal.number}, {exhibits.cells} x {exhibits.cells} cells from {source}.",
     )
 
 
-def _gradient(made: Explanation, exhibits: Exhibits, box: Box) -> Panel:
+def _gradient(made: Explanation, exhibits: Exhibits, box: Box) -> TitledView:
     gradient, shares = exhibits.gradient or [], made.gradient or {}
     level = max(gradient, key=lambda one: shares[f"P{one.level}"])
     view = _close(exhibits, box)
@@ -141,10 +137,10 @@ def _gradient(made: Explanation, exhibits: Exhibits, box: Box) -> Panel:
     what = region.name if region is not None and region.stages else "an object"
     share = f"P{level.level}, {shares[f'P{level.level}']:.2f} of the sum over all levels"
     caption = f"Gradient times activation on {share}. Red speaks for it, blue against."
-    return Panel(f"What speaks for {what}", view.picture, caption)
+    return TitledView(f"What speaks for {what}", view.picture, caption)
 
 
-def _second_stage(made: Explanation, region: RegionFacts, exhibits: Exhibits, box: Box) -> Panel:
+def _second_stage(made: Explanation, region: RegionFacts, exhibits: Exhibits, box: Box) -> TitledView:
     view = _close(exhibits, box)
     view.frame(region.proposal.box, level_colour(FINEST), 2)
     for stage in region.stages[:-1]:
@@ -159,10 +155,10 @@ def _second_stage(made: Explanation, region: RegionFacts, exhibits: Exhibits, bo
     caption.append("green: the final box")
     if region.suppressed_by is not None:
         caption.append(f"red: detection {region.suppressed_by}, which suppresses it")
-    return Panel("Second stage" if region.stages else "Reported", view.picture, "; ".join(caption) + ".")
+    return TitledView("Second stage" if region.stages else "Reported", view.picture, "; ".join(caption) + ".")
 
 
-def _levels(made: Explanation, exhibits: Exhibits) -> Iterator[Panel]:
+def _levels(made: Explanation, exhibits: Exhibits) -> Iterator[TitledView]:
     """The objectness of each level."""
     width = panel_width(len(exhibits.objectness))
     for facts, level in zip(made.levels, exhibits.objectness):
@@ -171,7 +167,7 @@ def _levels(made: Explanation, exhibits: Exhibits) -> Iterator[Panel]:
         if made.asked.box is not None:
             view.frame(made.asked.box, ASKED, 1, seam=True)
         sides = " and ".join(f"{side:g}" for side in facts.sides)
-        yield Panel(
+        yield TitledView(
             f"Objectness on P{facts.level}", view.picture,
             f"Dark 0, bright 1; highest {facts.best_objectness:.2f}. Anchors of {sides} pixels, {facts.proposals} proposals.",
         )  # fmt: skip

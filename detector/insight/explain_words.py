@@ -13,7 +13,7 @@ LOST = {
     "suppressed": "is not found: the first stage drops its box",
     "badly placed": "is not found: boxes come near it and none is placed well",
     "wrong class": "is not found: its box is taken for another class",
-    "below threshold": "is not found: its box is there, and its score is below the threshold",
+    "below threshold": "is not found: its box is there, and its score is not above the threshold",
     "suppressed at the end": "is not found: its box is dropped at the end",
 }
 FATES = {
@@ -118,7 +118,7 @@ def _first_stage(made: Explanation, anchor: AnchorFacts) -> Iterator[str]:
     count = next(level.anchors for level in made.levels if level.level == anchor.level)
     which = "Its anchor" if made.region is not None else "The anchor that comes furthest"
     yield (
-        f"{which}, on P{anchor.level}, has rank {anchor.rank} of {count} there with an objectness of {_score(anchor.objectness)}, "
+        f"{which}, on P{anchor.level}, has rank {anchor.rank} of {count} there with an objectness of {_score(anchor.objectness)} "
         f"and is moved from an IoU of {anchor.iou:.2f} to {anchor.moved_iou:.2f}."
     )
     listed = [f"{level.before} and {level.after} on P{level.level}" for level in made.levels if level.before]
@@ -127,7 +127,7 @@ def _first_stage(made: Explanation, anchor: AnchorFacts) -> Iterator[str]:
     if anchor.suppressed_by is not None:
         rival = anchor.suppressed_by
         yield (
-            f"It is suppressed by a better box at {_place(rival.box)} with an objectness of {_score(rival.objectness)}: their IoU is "
+            f"A better box at {_place(rival.box)} with an objectness of {_score(rival.objectness)} suppresses it: their IoU is "
             f"{rival.iou:.2f}, above {made.limits.rpn_iou:g}."
         )
     else:
@@ -162,7 +162,9 @@ def _end(made: Explanation, region: RegionFacts) -> Iterator[str]:
         else:
             yield f"Its score is above the threshold of {_short(limits.threshold)}, and no better detection suppresses it."
     elif made.answer == "below threshold":
-        yield f"Its score of {region.score:.3f} is not above the threshold of {_short(limits.threshold)}."
+        which = "The likeliest class there" if made.asked.name is None else "The class"
+        score = f"{_score(region.score)}, not above the threshold of {_short(limits.threshold)}"
+        yield f"{which}, {region.name}, has a score of {score}."
     elif made.answer == "suppressed at the end":
         yield f"It is not among the {limits.max_detections} best detections that are kept."
 

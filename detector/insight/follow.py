@@ -91,7 +91,7 @@ def _furthest_anchor(trace: ImageTrace, box: Tensor, step: int) -> int | None:
 
 def _with_anchor(trace: ImageTrace, followed: Followed) -> Followed:
     """With the anchor of its region."""
-    if trace.anchors is None:
+    if trace.anchors is None or followed.region is None:
         return followed
     rows = torch.where(trace.anchors.proposal == followed.region)[0]
     return replace(followed, anchor=int(rows[0])) if len(rows) else followed

@@ -35,15 +35,17 @@ class Look:
         self.names = predictor.label_names
         self.prepared = predictor.prepare(image)
         self.trace = trace(self.model, self.prepared)
+        pyramid: Any = self.model.pyramid
+        self.strides: list[int] = list(pyramid.strides)
         with torch.no_grad():
-            self.p: list[Tensor] = self.model.pyramid(self.model.batch([self.prepared], [None]).images)
+            self.p: list[Tensor] = pyramid(self.model.batch([self.prepared], [None]).images)
         if self.trace.anchors is None:
             raise ValueError("a detector without an RPN has no anchors to explain")
         self.anchors = self.trace.anchors
         (h, w), (height, width) = image_size(self.prepared), image_size(image)
         self.scale = (width / w, height / h)
         self.found = predictor.named(to_original(self.trace.detections, self.prepared, (height, width)))
-        self.levels = [log2_stride(stride) for stride in self.model.pyramid.strides]
+        self.levels = [log2_stride(stride) for stride in self.strides]
         self.asked = self._completed(asked)
         box = self.asked.box
         self.box = None if box is None else self.anchors.boxes.new_tensor(box) / self.scales()

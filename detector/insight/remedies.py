@@ -17,15 +17,14 @@ from detector.modeling.nms import left_by_nms
 FIRST, LAST = "model.rpn.selection", "model.roi_head.selection"
 MARGIN = 0.05  # of an IoU, so that a resized image's rounding does not decide
 GREATEST = 8  # times larger or smaller that an image may be read
+LEAST = 0.01  # a lower score says that there is nothing, and no threshold helps
 TRAIN = "train longer, on images with such objects"
 
 
 def remedy_of(look: Look) -> Remedy | None:
-    """For what is followed; None where it is found, and for an image as a whole in which something is."""
+    """For what is followed; None where it is found."""
     followed = look.followed
-    if followed is None:
-        return _remedy_of_nothing(look)
-    if followed.answer == FOUND:
+    if followed is None or followed.answer == FOUND:
         return None
     if followed.answer == LOW:
         score = float(look.trace.detections.scores[_detection(look, followed)])
@@ -38,6 +37,8 @@ def remedy_of(look: Look) -> Remedy | None:
     if step == THRESHOLD:
         assert followed.region is not None
         score = float(look.trace.scores[followed.region, followed.label])
+        if score < LEAST:
+            return Remedy(TRAIN)
         return Remedy("lower the threshold of the scores, or " + TRAIN, [f"{LAST}.score_threshold={_below(score)}"])
     if step == END:
         return _in_last_suppression(look, followed)
@@ -49,40 +50,39 @@ def remedy_of(look: Look) -> Remedy | None:
     )
 
 
-def cause_of_nothing(look: Look) -> str:
-    """Why no detection of an image has the asked score, in words."""
+def why_nothing(look: Look) -> tuple[str, Remedy]:
+    """Why no detection of an image has the asked score, in words, and what may help."""
     t, logits = look.trace, look.anchors.logits
-    objectness = logits.sigmoid()
+    objectness, best = logits.sigmoid(), best_score(look)
     if not torch.isfinite(logits).all() or not torch.isfinite(t.scores).all():
-        return "the network's numbers are not finite: its weights come from a training that diverged"
+        return (
+            "the network's numbers are not finite: its weights come from a training that diverged",
+            Remedy("train again with a lower train.lr, or with train.clip_norm=10"),
+        )
     if float(objectness.max() - objectness.min()) < 0.1 and 0.2 < float(objectness.median()) < 0.8:
-        return "the objectness is nearly the same everywhere: the first stage has learnt nothing yet"
+        return (
+            "the objectness is nearly the same everywhere: the first stage has learnt nothing yet",
+            Remedy("train longer, or name the checkpoint of a finished training"),
+        )
     if len(look.found):
-        return f"the best detection has a score of {best_score(look):.2f}, below the {look.asked.score:g} that is asked for"
+        cause = f"the best detection has a score of {best:.2f}, below the {look.asked.score:g} that is asked for"
+        return cause, Remedy(
+            f"show detections of lower scores; if they are wrong, {TRAIN}", [f"--score={_below(best)}"]
+        )
     if float(objectness.max()) < 0.5:
-        return "the first stage takes nothing for an object: what is in the image, or its size, differs from the training images"
-    return f"the second stage takes every proposal for background: no class has a score above {t.threshold:g}"
+        cause = "the first stage takes nothing for an object: what is in the image, or its size, differs from the training images"
+    else:
+        cause = f"the second stage takes every proposal for background: no class has a score above {t.threshold:g}"
+    if best < LEAST:
+        return cause, Remedy(TRAIN)
+    changes = [f"{LAST}.score_threshold={_below(best)}", f"--score={_below(best)}"]
+    return cause, Remedy(f"see what a lower threshold shows; if it is wrong, {TRAIN}", changes)
 
 
 def best_score(look: Look) -> float:
     """Of the detections, or of the candidates where there is none."""
     scores = look.found.scores if len(look.found) else look.trace.scores
     return float(scores.max()) if scores.numel() else 0.0
-
-
-def _remedy_of_nothing(look: Look) -> Remedy | None:
-    t = look.trace
-    if (look.found.scores >= look.asked.score).any():
-        return None
-    if not torch.isfinite(look.anchors.logits).all() or not torch.isfinite(t.scores).all():
-        return Remedy("train again with a lower train.lr, or with train.clip_norm=10")
-    best = _below(best_score(look))
-    if len(look.found):
-        return Remedy("show detections of lower scores; if they are wrong, " + TRAIN, [f"--score={best}"])
-    if best_score(look) <= 0:
-        return Remedy("no proposal is left; lower model.rpn.selection.min_size", [f"{FIRST}.min_size=0"])
-    changes = [f"{LAST}.score_threshold={best}", f"--score={best}"]
-    return Remedy("see what a lower threshold shows; if it is wrong, " + TRAIN, changes)
 
 
 def _detection(look: Look, followed: Followed) -> int:
@@ -105,8 +105,7 @@ def _in_first_stage(look: Look, followed: Followed) -> Remedy:
     row = followed.anchor
     assert row is not None and look.box is not None
     if not a.seen[row]:
-        wanted = _rounded_up(int(a.ranks[row]) + 1)
-        change = f"{FIRST}.pre_nms=[{rule.pre_nms[0]},{wanted}]"
+        change = f"{FIRST}.pre_nms=[{rule.pre_nms[0]},{_rounded_up(int(a.ranks[row]) + 1)}]"
         return Remedy("let the suppression of the first stage see more anchors, or " + TRAIN, [change])
     if a.left[row]:
         better = int((a.left & (a.logits >= a.logits[row])).sum())
@@ -182,7 +181,7 @@ def _best_overlap(look: Look, box: Tensor, factor: float) -> float:
     """The highest IoU of a box with the anchors of an image that is read larger by a factor."""
     a, (h, w) = look.anchors, look.trace.size
     best = 0.0
-    for level, stride in enumerate(look.model.pyramid.strides):
+    for level, stride in enumerate(look.strides):
         cell = a.boxes[a.levels == level][: look.model.rpn.anchors.per_cell]  # around the first cell, at (0, 0)
         centre = (box[:2] + box[2:]) / 2
         most = centre.new_tensor([w, h]) * factor
