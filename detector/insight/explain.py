@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -66,9 +67,10 @@ def _limits(look: Look) -> facts.Limits:
 
 def _counts(look: Look) -> facts.Counts:
     t, a = look.trace, look.anchors
+    found = look.found[look.found.scores >= look.asked.score]
     return facts.Counts(
         len(a.boxes), int(a.seen.sum()), int(a.left.sum()), len(t.proposals), int((t.scores > t.threshold).sum()),
-        len(look.found), int((look.found.scores >= look.asked.score).sum()),
+        len(look.found), len(found), dict(Counter(found.names).most_common()),
     )  # fmt: skip
 
 
@@ -141,7 +143,8 @@ def _rival(look: Look, row: int, rival: int) -> facts.Rival:
     proposal = int(a.proposal[rival])
     overlap = box_iou(a.decoded[row][None], a.decoded[rival][None])[0, 0]
     return facts.Rival(
-        look.to_box(a.decoded[rival]), _score(a.logits[rival].sigmoid()), _score(overlap), proposal if proposal >= 0 else None
+        box=look.to_box(a.decoded[rival]), objectness=_score(a.logits[rival].sigmoid()), iou=_score(overlap),
+        asked_iou=_score(look.iou(a.decoded[rival][None])[0]), proposal=proposal if proposal >= 0 else None,
     )  # fmt: skip
 
 

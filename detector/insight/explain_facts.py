@@ -64,6 +64,8 @@ class Rival:
     objectness: float
     iou: float
     """With the suppressed box."""
+    asked_iou: float
+    """With the asked box."""
     proposal: int | None
 
 
@@ -180,6 +182,8 @@ class Counts:
     detections: int
     found: int
     """Of at least the asked score."""
+    classes: Mapping[str, int]
+    """The same by class, the most frequent first."""
 
 
 @dataclass(frozen=True)

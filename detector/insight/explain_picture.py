@@ -64,10 +64,11 @@ def _of_place(made: Explanation, exhibits: Exhibits, box: Box) -> Iterator[Title
     whole = View(exhibits.image, _whole(exhibits), (panel_width(3), HEIGHT))
     whole.picture = _detections(exhibits, exhibits.detections.scores >= made.asked.score)
     whole.frame(box, ASKED, 3, seam=True)
+    what = "the object" if made.asked.detection is None else f"detection {made.asked.detection}"
     yield TitledView(
         "The image",
         whole.picture,
-        f"White: the asked box. The detections have scores of at least {made.asked.score:g}.",
+        f"White: {what}. The detections have scores of at least {made.asked.score:g}.",
     )
     yield _anchors(made, exhibits, box)
     yield _proposals(made, exhibits, box)
@@ -129,7 +130,8 @@ def _pooled(region: RegionFacts, exhibits: Exhibits, box: Box) -> TitledView:
 
 def _gradient(made: Explanation, exhibits: Exhibits, box: Box) -> TitledView:
     gradient, shares = exhibits.gradient or [], made.gradient or {}
-    level = max(gradient, key=lambda one: shares[f"P{one.level}"])
+    pooled = made.region.proposal.level if made.region is not None else None
+    level = max(gradient, key=lambda one: (one.level == pooled, shares[f"P{one.level}"]))
     view = _close(exhibits, box)
     view.signed(level)
     view.frame(box, ASKED, 2, seam=True)

@@ -39,7 +39,8 @@ def headline(made: Explanation) -> str:
     asked = made.asked
     if asked.about == "image":
         if made.answer == FOUND:
-            return f"{made.counts.found} objects are found with a score of at least {asked.score:g}"
+            classes = ", ".join(f"{count} {name}" for name, count in made.counts.classes.items())
+            return f"{made.counts.found} objects are found with a score of at least {asked.score:g} ({classes})"
         return f"nothing is found with a score of at least {asked.score:g}: {made.cause}"
     if made.region is not None and made.region.detection is not None:
         return _detected(made, made.region)
@@ -100,7 +101,7 @@ def _of_place(made: Explanation) -> Iterator[str]:
         yield f"The proposal, with an IoU of {_two(region.proposal.iou)}, is pooled from P{region.proposal.level}."
     elif region.stages:
         yield f"The proposal, with an IoU of {_two(region.proposal.iou)}, is pooled from all levels."
-    yield from (_stage(stage, len(region.stages)) for stage in region.stages)
+    yield from (_stage(stage, region) for stage in region.stages)
     yield from _end(made, region)
 
 
@@ -128,17 +129,19 @@ def _first_stage(made: Explanation, anchor: AnchorFacts) -> Iterator[str]:
         rival = anchor.suppressed_by
         yield (
             f"A better box at {_place(rival.box)} with an objectness of {_score(rival.objectness)} suppresses it: their IoU is "
-            f"{rival.iou:.2f}, above {made.limits.rpn_iou:g}."
+            f"{rival.iou:.2f}, above {made.limits.rpn_iou:g}; with the object it has one of {rival.asked_iou:.2f}."
         )
     else:
         said = FATES[anchor.fate].format(limits=made.limits, anchor=anchor)
         yield said[0].upper() + said[1:] + "."
 
 
-def _stage(stage: StageFacts, stages: int) -> str:
-    scores = [f"{name} {_score(score)}" for name, score in stage.scores.items()]
-    which = f"Stage {stage.stage}" if stages > 1 else "The second stage"
-    return f"{which} gives {', '.join(scores)}, and moves the box to an IoU of {stage.iou:.2f}."
+def _stage(stage: StageFacts, region: RegionFacts) -> str:
+    """What a stage says; of classes that it gives next to nothing only the one that is followed."""
+    shown = {name: score for name, score in stage.scores.items() if score >= 0.01 or name == region.name}
+    scores = ", ".join(f"{name} {_score(score)}" for name, score in shown.items())
+    which = f"Stage {stage.stage}" if len(region.stages) > 1 else "The second stage"
+    return f"{which} gives {scores}, and moves the box to an IoU of {stage.iou:.2f}."
 
 
 def _end(made: Explanation, region: RegionFacts) -> Iterator[str]:
@@ -147,13 +150,15 @@ def _end(made: Explanation, region: RegionFacts) -> Iterator[str]:
         if region.detection is None:
             yield f"It is not among the {limits.max_detections} best proposals that are reported."
         return
+    if len(region.stages) > 1:
+        yield f"Together they give {region.name} {_score(region.score)}."
     if made.answer == "wrong class":
         yield f"So {made.asked.name} is taken for {region.name}, with {region.score:.2f}."
     if region.suppressed_by is not None:
         rival = made.detections[region.suppressed_by]
         yield (
             f"Detection {rival.number}, {rival.name} {rival.score:.2f}, suppresses it: their IoU is {_two(region.overlap)}, "
-            f"above {_two(limits.iou)}."
+            f"above {_two(limits.iou)}; with the object it has one of {_two(rival.iou)}."
         )
     elif region.detection is not None:
         score = made.detections[region.detection].score

@@ -16,6 +16,7 @@ from detector.modeling.nms import left_by_nms
 
 FIRST, LAST = "model.rpn.selection", "model.roi_head.selection"
 MARGIN = 0.05  # of an IoU, so that a resized image's rounding does not decide
+MOST = 0.85  # a higher IoU would find every object many times
 GREATEST = 8  # times larger or smaller that an image may be read
 LEAST = 0.01  # a lower score says that there is nothing, and no threshold helps
 TRAIN = "train longer, on images with such objects"
@@ -42,12 +43,13 @@ def remedy_of(look: Look) -> Remedy | None:
         return Remedy("lower the threshold of the scores, or " + TRAIN, [f"{LAST}.score_threshold={_below(score)}"])
     if step == END:
         return _in_last_suppression(look, followed)
-    return Remedy(
-        {
-            CLASS: "look at the labels of both classes in the training images, and train on more that tell them apart",
-            PLACED: "train longer, or refine the boxes in several stages (model.roi_head.type=cascade)",
-        }[step]
-    )
+    if step == CLASS:
+        return Remedy(
+            "look at the labels of both classes in the training images, and train on more that tell them apart"
+        )
+    assert step == PLACED
+    refine = look.model.reports_proposals or hasattr(look.model.roi_head, "stages")
+    return Remedy(TRAIN if refine else f"{TRAIN}, or refine the boxes in several stages (model.roi_head.type=cascade)")
 
 
 def why_nothing(look: Look) -> tuple[str, Remedy]:
@@ -116,10 +118,9 @@ def _in_first_stage(look: Look, followed: Followed) -> Remedy:
     here = a.seen & (a.levels == a.levels[row])
     wanted = (box_iou(look.box[None], a.decoded)[0] >= ENOUGH)[here]
     iou = _least_iou(a.decoded[here], a.logits[here], wanted, None, rule.nms_iou)
-    text = "let the first stage suppress less"
     if iou is None:
-        return Remedy("its box in the first stage is nearly that of a better one; " + TRAIN)
-    return Remedy(text, [f"{FIRST}.nms_iou={iou}"])
+        return Remedy(f"the better box is nearly its own: {TRAIN}")
+    return Remedy("let the first stage suppress less, or " + TRAIN, [f"{FIRST}.nms_iou={iou}"])
 
 
 def _in_last_suppression(look: Look, followed: Followed) -> Remedy:
@@ -134,7 +135,7 @@ def _in_last_suppression(look: Look, followed: Followed) -> Remedy:
     group = torch.zeros_like(label_of) if t.across_classes else label_of
     iou = _least_iou(boxes, t.scores[region, label_of], wanted, group, t.suppression)
     if iou is None:
-        return Remedy("lower scores of overlapping boxes instead of removing them", [f"{LAST}.nms=linear"])
+        return Remedy("the better box is nearly its own: train longer, for boxes that are placed better")
     return Remedy("let the last suppression suppress less; objects may then be found twice", [f"{LAST}.nms_iou={iou}"])
 
 
@@ -143,7 +144,7 @@ def _least_iou(boxes: Tensor, scores: Tensor, wanted: Tensor, group: Tensor | No
     valid = is_larger_than(boxes, 0) & scores.isfinite()
     for count in range(1, 20):
         iou = round(present + count * MARGIN, 4)
-        if iou > 1 - MARGIN / 2:
+        if iou > MOST:
             return None
         if (left_by_nms(boxes, scores, valid, iou, group) & wanted).any():
             return iou
