@@ -161,6 +161,21 @@ def test_given_proposals_cannot_be_explained():
         explain(predictor, picture(64, 96), Asked("image", None, None, None, 0.5), name="a", checkpoint="b")
 
 
+def test_weights_that_are_not_finite_are_told_whatever_is_asked():
+    predictor = wrapped(tiny_model())
+    with torch.no_grad():
+        predictor.model.rpn.objectness.weight.fill_(torch.nan)
+        predictor.model.rpn.deltas.weight.fill_(torch.nan)
+    for question in (
+        Asked("image", None, None, None, 0.5),
+        Asked("object", (10.0, 10.0, 50.0, 50.0), "dog", None, 0.5),
+    ):
+        made, exhibits = explain(predictor, picture(64, 96), question, name="a", checkpoint="b")
+        json.loads(made.text())
+        assert made.answer != "found" and "the network's numbers are not finite" in made.words
+        assert draw_explanation(made, exhibits).width == 1600
+
+
 def wrapped(model: GeneralizedRCNN) -> Predictor:
     return predictor_of(model, SETTINGS)
 

@@ -59,7 +59,7 @@ def exhibits_of(look: Look) -> Exhibits:
 def _level_maps(look: Look, maps: list[Tensor]) -> list[LevelMap]:
     x, y = look.scale
     strides = look.strides
-    return [LevelMap(k, values.cpu(), (s * x, s * y)) for k, s, values in zip(look.levels, strides, maps)]
+    return [LevelMap(k, values.nan_to_num().cpu(), (s * x, s * y)) for k, s, values in zip(look.levels, strides, maps)]
 
 
 def _gradient(look: Look) -> list[Tensor] | None:

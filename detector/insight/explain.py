@@ -214,8 +214,8 @@ def _level(levels: Tensor | None, row: int) -> int | None:
 
 
 def _score(value: Tensor) -> float:
-    """A number of 0..1 as it is written."""
-    return round(float(value), 4)
+    """A number of 0..1 as it is written; what is not finite ranks last, as 0 does."""
+    return round(float(value.nan_to_num()), 4)
 
 
 def _shares(gradient: Sequence[LevelMap] | None) -> dict[str, float] | None:

@@ -239,4 +239,4 @@ class Explanation:
 
     def text(self) -> str:
         """As JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

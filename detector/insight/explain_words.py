@@ -168,8 +168,8 @@ def _end(made: Explanation, region: RegionFacts) -> Iterator[str]:
             yield f"Its score is above the threshold of {_short(limits.threshold)}, and no better detection suppresses it."
     elif made.answer == "below threshold":
         which = "The likeliest class there" if made.asked.name is None else "The class"
-        score = f"{_score(region.score)}, not above the threshold of {_short(limits.threshold)}"
-        yield f"{which}, {region.name}, has a score of {score}."
+        said = f"{_score(region.score)}, not above the threshold of {_short(limits.threshold)}"
+        yield f"{which}, {region.name}, has a score of {said}."
     elif made.answer == "suppressed at the end":
         yield f"It is not among the {limits.max_detections} best detections that are kept."
 

@@ -93,7 +93,7 @@ class Look:
 
     def to_box(self, box: Tensor) -> Box:
         """A box (4,) of the trace in pixels of the original."""
-        x1, y1, x2, y2 = (round(v, 1) for v in (box * self.scales()).tolist())
+        x1, y1, x2, y2 = (round(v, 1) for v in (box * self.scales()).nan_to_num().tolist())
         return x1, y1, x2, y2
 
     def iou(self, boxes: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ FIRST, LAST = "model.rpn.selection", "model.roi_head.selection"
 MARGIN = 0.05  # of an IoU, so that a resized image's rounding does not decide
 MOST = 0.85  # a higher IoU would find every object many times
 GREATEST = 8  # times larger or smaller that an image may be read
+AGAIN = "train again with a lower train.lr, or with train.clip_norm=10"
 LEAST = 0.01  # a lower score says that there is nothing, and no threshold helps
 TRAIN = "train longer, on images with such objects"
 
@@ -27,6 +28,8 @@ def remedy_of(look: Look) -> Remedy | None:
     followed = look.followed
     if followed is None or followed.answer == FOUND:
         return None
+    if not _is_finite(look):
+        return Remedy(f"the network's numbers are not finite: {AGAIN}")
     if followed.answer == LOW:
         score = float(look.trace.detections.scores[_detection(look, followed)])
         return Remedy("it is there; show detections of lower scores, or " + TRAIN, [f"--score={_below(score)}"])
@@ -55,12 +58,9 @@ def remedy_of(look: Look) -> Remedy | None:
 def why_nothing(look: Look) -> tuple[str, Remedy]:
     """Why no detection of an image has the asked score, in words, and what may help."""
     t, logits = look.trace, look.anchors.logits
-    objectness, best = logits.sigmoid(), best_score(look)
-    if not torch.isfinite(logits).all() or not torch.isfinite(t.scores).all():
-        return (
-            "the network's numbers are not finite: its weights come from a training that diverged",
-            Remedy("train again with a lower train.lr, or with train.clip_norm=10"),
-        )
+    objectness, best = logits.sigmoid(), _best_score(look)
+    if not _is_finite(look):
+        return "the network's numbers are not finite: its weights come from a training that diverged", Remedy(AGAIN)
     if float(objectness.max() - objectness.min()) < 0.1 and 0.2 < float(objectness.median()) < 0.8:
         return (
             "the objectness is nearly the same everywhere: the first stage has learnt nothing yet",
@@ -81,7 +81,11 @@ def why_nothing(look: Look) -> tuple[str, Remedy]:
     return cause, Remedy(f"see what a lower threshold shows; if it is wrong, {TRAIN}", changes)
 
 
-def best_score(look: Look) -> float:
+def _is_finite(look: Look) -> bool:
+    return bool(look.anchors.logits.isfinite().all() and look.trace.scores.isfinite().all())
+
+
+def _best_score(look: Look) -> float:
     """Of the detections, or of the candidates where there is none."""
     scores = look.found.scores if len(look.found) else look.trace.scores
     return float(scores.max()) if scores.numel() else 0.0
