@@ -102,7 +102,11 @@ def test_missed_objects_cost_by_their_size(tmp_path: Path):
 def test_no_objects_and_no_detections(tmp_path: Path):
     for objects, rows in ([], []), ([], [(1, 1, OBJECT, 0.9)]):
         found = errors_of(scored(tmp_path / "a.json", objects, rows).counts["bbox"])
-        assert np.isnan(found.ap50()) and np.isnan(found.lost("Bkg")) and found.count("Bkg") == len(rows)
+        assert (
+            np.isnan(found.ap50())
+            and all(np.isnan(found.lost(kind)) for kind in KINDS)
+            and found.count("Bkg") == len(rows)
+        )
     found = errors_of(scored(tmp_path / "a.json", [(1, 1, OBJECT)], []).counts["bbox"])
     assert found.ap50() == 0 and found.count("Miss") == 1
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from detector.insight.curves import RECALLS, reached
+from detector.insight.curves import RECALLS, average_precision
 from detector.insight.matches import SIZES, ClassMatches, class_matches
 
 SAMPLES = 1000
 LEVEL = 0.95  # of the intervals
-AT_ONCE = 20_000_000  # weights in memory
+AT_ONCE, LEAST_AT_ONCE = 300_000, 16  # detections times resamples, and resamples
+MOST_DRAWN, LEAST_SAMPLES = 3_000_000, 200  # images of all resamples; of many images there are fewer resamples
 SEED = 0
 
 
@@ -57,6 +58,10 @@ class Resampled:
         """Of one metric."""
         return _interval(self.metrics[metric])
 
+    def samples(self) -> int:
+        """B."""
+        return len(self.classes) - 1
+
     def of_class(self, label: int) -> Interval:
         """Of the AP of a class."""
         return _interval(self.classes[:, label])
@@ -80,68 +85,78 @@ def resample(counts: COCOeval, samples: int = SAMPLES) -> Resampled:
     A class counts in the mean of a resample where that has objects of it.
     """
     weights = image_weights(len(counts.params.imgIds), samples)
-    by_size = {size: resampled_aps(class_matches(counts, size), weights) for size in SIZES}
-    metrics = {"AP": by_size["all"].mean(axis=2), "AP50": by_size["all"][..., 0], "AP75": by_size["all"][..., 5]}
+    by_size = {}
+    for size in SIZES:
+        matches = class_matches(counts, size)
+        by_size[size] = np.concatenate([estimated_aps(matches)[None], resampled_aps(matches, weights)])
+    every = by_size["all"]
+    metrics = {"AP": every.mean(axis=2), "AP50": every[..., 0], "AP75": every[..., 5]}
     metrics |= {f"AP{size[0]}": by_size[size].mean(axis=2) for size in SIZES[1:]}
-    return Resampled({name: mean_of_known(values) for name, values in metrics.items()}, by_size["all"].mean(axis=2))
+    return Resampled({name: mean_of_known(values) for name, values in metrics.items()}, every.mean(axis=2))
 
 
 def image_weights(images: int, samples: int) -> np.ndarray:
-    """(B + 1, I) how often each image is drawn: once in the first row; no further rows for fewer than two images."""
+    """(B, I) how often each resample draws each image; of many images B is less, of fewer than two it is 0."""
     if images < 2:
-        return np.ones((1, images), dtype=np.float32)
+        return np.zeros((0, images), dtype=np.float32)
+    samples = min(samples, max(MOST_DRAWN // images, LEAST_SAMPLES))
     drawn = np.random.default_rng(SEED).integers(0, images, (samples, images))
     flat = np.bincount((drawn + images * np.arange(samples)[:, None]).ravel(), minlength=samples * images)
-    return np.concatenate([np.ones((1, images)), flat.reshape(samples, images)]).astype(np.float32)
+    return flat.reshape(samples, images).astype(np.float32)
 
 
 def mean_of_known(values: np.ndarray) -> np.ndarray:
     """(B, K) -> (B,) the mean over classes, those left out that are NaN; NaN where all are."""
     known = ~np.isnan(values)
-    return np.divide(
-        np.where(known, values, 0).sum(axis=1),
-        known.sum(axis=1),
-        out=np.full(len(values), np.nan),
-        where=known.any(axis=1),
-    )
+    sums, counts = np.where(known, values, 0).sum(axis=1), known.sum(axis=1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def estimated_aps(matches: Sequence[ClassMatches]) -> np.ndarray:
+    """(K, T) the AP of each class at each IoU threshold, as COCO computes it; NaN without objects."""
+    return np.array([[_ap(one, t) for t in range(len(one.counted))] for one in matches]).reshape(len(matches), -1)
+
+
+def _ap(found: ClassMatches, t: int) -> float:
+    if not len(found.object_ids):
+        return float("nan")
+    counted = found.counted[t]
+    return average_precision(found.scores[counted], found.hits(t)[counted], len(found.object_ids))
 
 
 def resampled_aps(matches: Sequence[ClassMatches], weights: np.ndarray) -> np.ndarray:
-    """(B, K, T) the AP of each class at each IoU threshold for images with weights (B, I); NaN without objects."""
+    """(B, K, T) the same for images with weights (B, I)."""
     return np.stack([_of_class(one, weights) for one in matches], axis=1)
 
 
 def _of_class(found: ClassMatches, weights: np.ndarray) -> np.ndarray:
-    """(B, T), some of the resamples at a time."""
-    step = max(1, AT_ONCE // max(1, len(found.images), weights.shape[1]))
+    """(B, T), a few resamples at a time, whose numbers fit into the processor's cache."""
+    step = max(LEAST_AT_ONCE, AT_ONCE // max(1, len(found.images)))
     parts = [_of_some(found, weights[start : start + step]) for start in range(0, len(weights), step)]
-    return np.concatenate(parts)
+    return np.concatenate([np.zeros((0, len(found.counted))), *parts])
 
 
 def _of_some(found: ClassMatches, weights: np.ndarray) -> np.ndarray:
-    objects = weights[:, found.object_images].sum(axis=1, keepdims=True)  # (B, 1)
+    objects = weights[:, found.object_images].sum(axis=1, keepdims=True)  # (b, 1)
     always = found.counted.all(axis=0)
     rank_of_always, until_always = np.flatnonzero(always), _running(weights, found.images[always])
-    out = np.empty((len(weights), len(found.counted)))
+    out = np.zeros((len(weights), len(found.counted)))
     for t in range(out.shape[1]):
         hits = np.flatnonzero(found.hits(t))
         extra = np.flatnonzero(found.counted[t] & ~always)  # at this threshold, but not at all
         seen = until_always[:, np.searchsorted(rank_of_always, hits, side="right")]
         if len(extra):
-            seen = seen + _running(weights, found.images[extra])[:, np.searchsorted(extra, hits, side="right")]
-        right = weights[:, found.images[hits]].cumsum(
-            axis=1, dtype=np.float64
-        )  # of float32 a recall may lie beside its step
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision = np.where(seen > 0, right / seen, 0)
-            steps = np.diff(reached(right / objects), prepend=0, axis=1)
+            seen += _running(weights, found.images[extra])[:, np.searchsorted(extra, hits, side="right")]
+        right = weights[:, found.images[hits]].cumsum(axis=1)
+        precision = right / np.maximum(seen, 1)
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        out[:, t] = (best * steps).sum(axis=1) / len(RECALLS)
+        reached = np.floor(right * (100 / np.maximum(objects, 1))) + 1  # how many of the recalls 0, 0.01, ... 1
+        out[:, t] = (best * np.diff(reached, prepend=0, axis=1)).sum(axis=1) / len(RECALLS)
     return np.where(objects > 0, out, np.nan)
 
 
 def _running(weights: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """(B, n + 1) the summed weights of the first 0, 1, ... n detections, whose images are (n,)."""
+    """(b, n + 1) the summed weights of the first 0, 1, ... n detections, whose images are (n,)."""
     sums = np.zeros((len(weights), len(images) + 1), dtype=np.float32)
     np.cumsum(weights[:, images], axis=1, out=sums[:, 1:])
     return sums

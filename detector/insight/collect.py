@@ -49,7 +49,9 @@ def trace_split(
         scoring: the shapes that are scored.
         check: called before each image; it may raise to stop.
     """
-    objects, losses, scored = _objects_by_image(predictor, dataset), {}, []
+    objects = _objects_by_image(predictor, dataset)
+    losses: dict[int, Loss] = {}
+    scored: list[Scored] = []
     given: Any = getattr(dataset, "proposals", None) if predictor.model.needs_proposals else None
 
     def work(indices: list[int]) -> Iterator[tuple[int, Detections, dict[int, Loss]]]:

@@ -30,7 +30,7 @@ def confusion_matrix(errors: Errors, kept: np.ndarray) -> np.ndarray:
             matrix[errors.object_labels[target], errors.labels[row]] += 1
         else:
             matrix[k, errors.labels[row]] += 1
-    np.add.at(matrix, (errors.object_labels[~taken], k), 1)
+    matrix[:k, k] += np.bincount(errors.object_labels[~taken], minlength=k)
     return matrix
 
 
@@ -57,5 +57,7 @@ def calibration(scores: np.ndarray, right: np.ndarray) -> Calibration:
     bins = np.minimum((scores * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        means = (np.bincount(bins, weights=values, minlength=BINS) / counts for values in (scores, right))
-        return Calibration(*means, counts)
+        mean_score, precision = (
+            np.bincount(bins, weights=values, minlength=BINS) / counts for values in (scores, right)
+        )
+    return Calibration(mean_score, precision, counts)

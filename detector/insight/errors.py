@@ -90,7 +90,8 @@ class Errors:
             gone = self.missed() & (low <= self.object_areas) & (self.object_areas < high)
             objects = objects - np.bincount(self.object_labels[gone], minlength=self.classes)
         elif number in (CLS, LOC):
-            near = np.flatnonzero(np.isin(self.kinds, (CLS, LOC)) & ~self.found()[self.targets])
+            near = np.flatnonzero(np.isin(self.kinds, (CLS, LOC)))
+            near = near[~self.found()[self.targets[near]]]
             _, first = np.unique(self.targets[near], return_index=True)  # the best: they fall by score
             mended = near[first][self.kinds[near[first]] == number]
             hits, kept, labels = hits.copy(), kept.copy(), labels.copy()

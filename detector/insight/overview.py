@@ -31,8 +31,11 @@ def head(report: RunReport) -> str:
     for kind, analysis in report.analyses.items():
         out += f"<h3>{SHAPES[kind].capitalize()}</h3>" if len(report.analyses) > 1 else ""
         out += _tiles(analysis)
-    out += "<p class=quiet>Points of 100 on val; below each the 95 % interval, from a bootstrap over the images."
-    out += " s, m, l: objects below 32\u00b2, from there, and from 96\u00b2 pixels.</p>"
+    count = report.boxes.resampled.samples()
+    out += (
+        f"<p class=quiet>Points of 100 on val; below each the 95 % interval, from {count} bootstrap samples of the images. "
+        "s, m, l: objects below 32\u00b2, from there, and from 96\u00b2 pixels.</p>"
+    )
     return out + _facts(report)
 
 
