@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from detector.dataset_check.findings import printable
 from detector.inference.lettering import Line, fonts_of, typeset
 from detector.insight.exhibits import LevelMap
 from detector.insight.explain_facts import Box
@@ -168,7 +169,7 @@ def _write(picture: Image.Image, x: int, y: int, lines: Sequence[Line], colour: 
 def _wrapped(text: str, size: int, room: int) -> list[Line]:
     """The text in as many lines as it takes."""
     fonts, lines = fonts_of([text]), []
-    left = text.split()
+    left = printable(text).split()
     while left:
         count = len(left)
         while count > 1 and typeset(" ".join(left[:count]), size, fonts).width > room:

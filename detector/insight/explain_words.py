@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from detector.dataset_check.findings import printable
 from detector.insight.explain_facts import FOUND, LOW, AnchorFacts, Box, Explanation, RegionFacts, Remedy, StageFacts
 
 NAMED = 5  # detections of an image that are listed
@@ -31,7 +32,7 @@ def words(made: Explanation) -> str:
     start += f"which is read at {read_w} x {read_h}: "
     sentences = _of_image(made) if made.asked.about == "image" else _of_place(made)
     text = start + " ".join(sentences)
-    return text if made.remedy is None else f"{text} {remedy_words(made.remedy)}"
+    return printable(text if made.remedy is None else f"{text} {remedy_words(made.remedy)}")
 
 
 def headline(made: Explanation) -> str:

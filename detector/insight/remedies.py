@@ -111,12 +111,15 @@ def _in_first_stage(look: Look, followed: Followed) -> Remedy:
     row = followed.anchor
     assert row is not None and look.box is not None
     if not a.seen[row]:
-        change = f"{FIRST}.pre_nms=[{rule.pre_nms[0]},{_rounded_up(int(a.ranks[row]) + 1)}]"
-        return Remedy("let the suppression of the first stage see more anchors, or " + TRAIN, [change])
+        wanted_rank = _rounded_up(int(a.ranks[row]) + 1)
+        return _of_anchor(
+            look, row, "let its suppression see more anchors", f"pre_nms=[{rule.pre_nms[0]},{wanted_rank}]"
+        )
     if a.left[row]:
         better = int((a.left & (a.logits >= a.logits[row])).sum())
-        change = f"{FIRST}.post_nms=[{rule.post_nms[0]},{_rounded_up(better)}]"
-        return Remedy("let more proposals through, or " + TRAIN, [change])
+        return _of_anchor(
+            look, row, "let more proposals through", f"post_nms=[{rule.post_nms[0]},{_rounded_up(better)}]"
+        )
     if a.suppressed_by(row) is None:
         return Remedy("let smaller boxes through", [f"{FIRST}.min_size=0"])
     here = a.seen & (a.levels == a.levels[row])
@@ -124,7 +127,16 @@ def _in_first_stage(look: Look, followed: Followed) -> Remedy:
     iou = _least_iou(a.decoded[here], a.logits[here], wanted, None, rule.nms_iou)
     if iou is None:
         return Remedy(f"the better box is nearly its own: {TRAIN}")
-    return Remedy("let the first stage suppress less, or " + TRAIN, [f"{FIRST}.nms_iou={iou}"])
+    return _of_anchor(look, row, "let it suppress less", f"nms_iou={iou}")
+
+
+def _of_anchor(look: Look, row: int, change: str, key: str) -> Remedy:
+    """A change of the first stage; where an anchor seems to be background, training comes first."""
+    if float(look.anchors.logits[row].sigmoid()) < LEAST:
+        text = f"the first stage takes it for background: {TRAIN}, or {change}"
+    else:
+        text = f"{change} in the first stage, or {TRAIN}"
+    return Remedy(text, [f"{FIRST}.{key}"])
 
 
 def _in_last_suppression(look: Look, followed: Followed) -> Remedy:
