@@ -132,6 +132,13 @@ def test_limits_of_both_stages_and_small_boxes():
     assert ask(scripted(two, dogs, made.remedy.changes, **single), asked()).answer == "found"
 
 
+def test_boxes_that_the_first_stage_misplaces_need_training_alone():
+    made = ask(scripted(((OBJECT, 3.0, AWAY),), rpn={"selection": {"pre_nms": [9, 1]}}), asked())
+    assert (made.answer, made.region) == ("badly placed", None)
+    assert made.anchor.moved == tuple(2 * v for v in AWAY) and not made.remedy.changes
+    assert "cascade" not in made.remedy.text and made.anchor.iou >= 0.5 > made.anchor.moved_iou
+
+
 def test_a_wrong_class_is_named_and_without_a_class_the_likeliest_counts():
     case = CASES["wrong class"]["regions"]
     made = ask(scripted(DOG[0], case), asked())

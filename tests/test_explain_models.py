@@ -66,8 +66,9 @@ def test_an_explanation_of_every_architecture(path: Path):
             )
             stages = len(getattr(predictor.model.roi_head, "stages", [0])) * (not predictor.model.reports_proposals)
             assert len(made.region.stages) == stages
-        drawn = draw_explanation(made, exhibits)
-        assert drawn.width == 1600 and 500 < drawn.height < 2000
+        if question.about == "detection" or path.stem in QUICK:
+            drawn = draw_explanation(made, exhibits)
+            assert drawn.width == 1600 and 500 < drawn.height < 2000
 
 
 def slow_suppressor(anchors: AnchorTrace, level: int, iou: float) -> dict[int, int]:

@@ -51,8 +51,9 @@ def remedy_of(look: Look) -> Remedy | None:
             "look at the labels of both classes in the training images, and train on more that tell them apart"
         )
     assert step == PLACED
-    refine = look.model.reports_proposals or hasattr(look.model.roi_head, "stages")
-    return Remedy(TRAIN if refine else f"{TRAIN}, or refine the boxes in several stages (model.roi_head.type=cascade)")
+    if followed.region is None or look.model.reports_proposals or hasattr(look.model.roi_head, "stages"):
+        return Remedy(TRAIN)
+    return Remedy(f"{TRAIN}, or refine the boxes in several stages (model.roi_head.type=cascade)")
 
 
 def why_nothing(look: Look) -> tuple[str, Remedy]:
