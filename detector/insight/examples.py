@@ -101,7 +101,7 @@ class Examples:
         unseen = np.flatnonzero(errors.missed())
         for row in _few(unseen[np.argsort(-errors.object_areas[unseen], kind="stable")], errors.object_images, taken):
             image = int(errors.object_images[row])
-            caption = f"{self._name(image)}: labelled {self._names[errors.object_labels[row]]}, nothing found"
+            caption = f"{self._name(image)}: labelled {self._names[errors.object_labels[row]]}, not found"
             yield from self._pair(image, self._box(0, errors.object_ids[row]), caption, [row], [])
 
     def _name(self, image: int) -> str:

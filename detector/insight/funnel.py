@@ -18,7 +18,7 @@ STEPS = {  # from the image to the detections; what to do about each
     "suppressed": "a proposal of another object suppresses its own; raise model.rpn.selection.nms_iou or post_nms",
     "badly placed": "proposals reach it, but the final box does not; train longer, or refine boxes by a cascade",
     "wrong class": "its box is there under the name of another class; see the confusion matrix and the labels",
-    "below threshold": "its box is there, but scored below model.roi_head.selection.score_threshold",
+    "below threshold": "its box is there, but scored below model.roi_head.selection.score_threshold; lower that, or train longer",
     "suppressed at the end": "a better detection takes or suppresses its box; raise model.roi_head.selection.nms_iou",
     "poor mask": "its box is found, but the mask does not cover it; train the masks longer, or on larger images",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 
 from detector.dataset_check.check import CheckResult, Summary
@@ -147,7 +148,7 @@ def data(report: RunReport) -> str:
         + _findings(check)
         + "<h3>Sizes, levels and anchors</h3>"
         + _levels(check)
-        + _anchors(check)
+        + _anchors(check, report)
         + _class_counts(check)
     )
 
@@ -189,7 +190,7 @@ def _share(count: int, split: Summary) -> tuple[str, str]:
     return str(count), bar(count / max(split.objects, 1))
 
 
-def _anchors(check: CheckResult) -> str:
+def _anchors(check: CheckResult, report: RunReport) -> str:
     fits = [(name, s.anchors) for name, s in check.splits.items() if s.anchors is not None]
     fits += [("proposed by k-means", check.better)] if check.better is not None else []
     rows = [
@@ -203,7 +204,10 @@ def _anchors(check: CheckResult) -> str:
         ["anchors", f"% of objects with one of IoU \u2265 {check.geometry.pos_iou:g}", "mean IoU of the best"], rows
     )
     if check.better is not None:
-        out += "<p>Better anchors are written by <code>detector check-data CONFIG --anchors FILE</code>.</p>"
+        command = shlex.join(
+            ["detector", "check-data", str(report.record.folder / "config.yaml"), "--anchors", "anchors.yaml"]
+        )
+        out += f"<p>Better anchors are written by <code>{escaped(command)}</code>.</p>"
     return out
 
 

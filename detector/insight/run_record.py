@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -67,8 +68,8 @@ class RunRecord:
     def command(self) -> str:
         """The command that repeats the training in another folder."""
         start = self.said("init-from: ")
-        config = self.folder / "config.yaml"
-        return f"detector train {config} --output {self.folder}-again" + (f" --init-from {start}" if start else "")
+        words = ["detector", "train", self.folder / "config.yaml", "--output", f"{self.folder}-again"]
+        return shlex.join(map(str, words + (["--init-from", start] if start else [])))
 
 
 def read_record(folder: Path) -> RunRecord:

@@ -33,11 +33,12 @@ def versus(first: RunReport, other: RunReport) -> str:
     out = f"<h3>{escaped(other.name)} less {escaped(first.name)}</h3>"
     for kind in (kind for kind in first.analyses if kind in other.analyses):
         out += "" if len(first.analyses) == 1 else f"<p>{'Boxes' if kind == 'bbox' else 'Masks'}:</p>"
-        out += _compared(first.analyses[kind], other.analyses[kind])
+        names = escaped(first.name), escaped(other.name)
+        out += _compared(first.analyses[kind], other.analyses[kind], names)
     return out
 
 
-def _compared(first: Analysis, other: Analysis) -> str:
+def _compared(first: Analysis, other: Analysis, names: tuple[str, str]) -> str:
     differences = other.resampled.difference(first.resampled)
     main = differences["AP"]
     out = f"<p class=verdict><b>{escaped(_sentence(main))}</b></p>"
@@ -45,7 +46,7 @@ def _compared(first: Analysis, other: Analysis) -> str:
         _row(name, first.resampled.interval(name).value, other.resampled.interval(name).value, differences[name])
         for name in METRICS
     ]
-    heads = ["", "first", "other", "difference", "95 % interval", ""]
+    heads = ["", *names, "difference", "95 % interval", ""]
     out += html_table(heads, rows)
     number = {one.name: label for label, one in enumerate(first.classes)}
     common = [(label, number[one.name]) for label, one in enumerate(other.classes) if one.name in number]
