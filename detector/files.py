@@ -22,12 +22,17 @@ SIGNATURES = {
     "table.md": (b"| system | seeds | AP |",),
     "ap_latency.png": (b"\x89PNG",),
     "output.txt": (b"detector compare: ", b"scripts/compare.py: "),  # the latter by version 0.1
+    "explanation.json": (b'{\n  "explained": "',),
+    "explanation.txt": (b"Explanation of ",),
+    "explanation.png": (b"\x89PNG",),
 }
 # a file whose signature other programs share, and the file in the same folder that must be there, too
 COMPANIONS = {
     "detections.json": "metrics.json",
     "table.md": "table.csv",
     "ap_latency.png": "table.csv",
+    "explanation.txt": "explanation.json",
+    "explanation.png": "explanation.json",
 }
 ADVICE = "choose another --output"
 ARCHIVE = b"PK\x03\x04"  # the first bytes of a zip file; torch reads any other file in the format of torch < 1.6

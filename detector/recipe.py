@@ -74,6 +74,8 @@ class Recipe:
     keypoints, else of masks, else of boxes; AR1000 of an RPN alone."""
     patience: Number | None = None
     """Stop after this many evaluations without a better score; null: never."""
+    report: bool = True
+    """Write `report.html` into the folder of the run: at each evaluation and, with one more pass over val, at the end."""
     time_limit: Positive | None = None
     """Minutes after which a run saves and stops; null: none."""
 

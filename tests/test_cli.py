@@ -21,7 +21,7 @@ from detector.distributed import SharedError
 from detector.errors import ConfigError, Interrupted
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_SCRIPT = {"config", "export", "merge", "split"}
+WITHOUT_SCRIPT = {"config", "explain", "export", "merge", "report", "split"}
 OTHER_SCRIPTS = {
     "measure_loading",
     "measure_pasting",

@@ -26,11 +26,11 @@ from detector.cli import compare as command
 from detector.cli import evaluate as evaluate_command
 from detector.cli import train as train_command
 from detector.comparison import execution
-from detector.comparison.cost import count_flops, milliseconds
 from detector.comparison.table import BOXES, COLUMNS, RECALLS, SHAPES, make_row, read_run, to_csv, to_markdown
 from detector.config.config import build_detector, load_config
 from detector.data.settings import build_dataset
 from detector.errors import DataError
+from detector.evaluation.cost import count_flops, milliseconds
 
 METRICS = {  # all different, so that no two columns can be taken for each other
     "bbox": {name: 0.3 + i / 100 for i, name in enumerate(BOXES)},

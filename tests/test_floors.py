@@ -18,6 +18,7 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"workflows"},
     {"comparison"},
     {"training"},
+    {"insight"},
     {"evaluation"},
     {"dataset_check"},
     {"chart"},

@@ -17,6 +17,8 @@ COMMANDS = {
     "merge": "Merge COCO files into one, or rename, join and drop the classes of one.",
     "convert-weights": "Convert the weights of another framework into a checkpoint, or a checkpoint into such weights.",
     "export": "Write a checkpoint as a file for another engine, and check that it finds the same.",
+    "report": "Write a page about trainings: scores, errors, lost objects, wrong labels; several are compared.",
+    "explain": "Explain why something is detected in an image or is not: a picture, a paragraph, all steps in numbers.",
     "compare": "Train and evaluate configurations under one recipe, and tabulate their accuracy and cost.",
     "benchmark": "Measure speed and memory of a detector, beside torchvision's where that has the same model.",
     "make-shapes": "Draw a small data set in COCO form: shapes of all scales, the same on every machine.",

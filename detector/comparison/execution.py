@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from detector.comparison.cost import count_flops, milliseconds
 from detector.comparison.runs import Run
 from detector.comparison.table import SCORE, SystemRow, make_row, read_run
 from detector.data.settings import build_dataset
 from detector.errors import DetectorError
+from detector.evaluation.cost import count_flops, milliseconds
 from detector.files import make_folder
 from detector.inference.predictor import load_predictor
 

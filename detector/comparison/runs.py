@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detector.comparison.cost import count_parameters
 from detector.comparison.table import SCORE, read_run
 from detector.config.config import Config, load_config
 from detector.config.inherit import Reader
 from detector.config.match_data import with_num_classes
 from detector.data.settings import build_dataset
 from detector.errors import ConfigError
+from detector.evaluation.cost import count_parameters
 from detector.files import check_folder, check_own
 from detector.protocols import DataSet
 from detector.training.run import changes

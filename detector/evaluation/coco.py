@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools.cocoeval import COCOeval
 
 from detector.coco_format import ONE_CLASS
 from detector.data.box_arrays import clip_to_images, corners, have_area, were_clipped
@@ -16,6 +18,22 @@ from detector.evaluation.results import checked_results, say_oddities
 from detector.evaluation.scope import STANDARD, Scope, twelve
 from detector.evaluation.shapes import keypoint_sigmas, shape_sections
 from detector.recipe import Scoring
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The metrics of some results, and the counts that they come from."""
+
+    metrics: dict[str, dict[str, Any]]
+    """Those of `evaluate_results`."""
+    scope: Scope
+    """What is scored."""
+    detections: list[dict[str, Any]]
+    """The checked results, whose `id` counts from 1."""
+    objects: list[dict[str, Any]]
+    """The annotations, whose `id` counts from 1 in the order of the file."""
+    counts: dict[str, COCOeval]
+    """By COCO's standard: of boxes under "bbox", and of each of the `shapes` that are scored, such as "segm"."""
 
 
 def evaluate_results(
@@ -50,6 +68,24 @@ def evaluate_results(
             these fields are scored.
         say_missing: log how many images with objects have no result, and repeated results.
     """
+    return score_results(
+        annotations, results, image_ids, category_ids, fields=fields, as_one_class=as_one_class, scoring=scoring,
+        say_missing=say_missing,
+    ).metrics  # fmt: skip
+
+
+def score_results(
+    annotations: str | Path,
+    results: list[dict[str, Any]],
+    image_ids: list[int] | None = None,
+    category_ids: list[int] | None = None,
+    *,
+    fields: Collection[str] | None = None,
+    as_one_class: bool = False,
+    scoring: Scoring = STANDARD,
+    say_missing: bool = False,
+) -> Scored:
+    """The same with the counts behind the metrics."""
     fields = scoring.fields(fields_of(results) if fields is None else fields)
     coco = read_coco_file(annotations, fields=fields)
     chosen = coco.category_ids.tolist() if category_ids is None else list(category_ids)
@@ -67,27 +103,26 @@ def evaluate_results(
         say_oddities(detections, coco)
     images = coco.image_ids.tolist() if image_ids is None else image_ids
     scope = Scope(coco, names, images, sorted(chosen))
-    return _metrics(scope, detections, objects, coco, fields, scoring)
+    return _scored(scope, detections, objects, fields, scoring)
 
 
-def _metrics(
-    scope: Scope, detections: list[dict[str, Any]], objects: list[dict[str, Any]], coco: CocoFile, fields: Collection[str],
-    scoring: Scoring,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """The sections of `evaluate_results`, of checked detections and annotations."""
+def _scored(
+    scope: Scope, detections: list[dict[str, Any]], objects: list[dict[str, Any]], fields: Collection[str], scoring: Scoring
+) -> Scored:  # fmt: skip
+    """Checked detections and annotations with their metrics."""
     lowest = -1.0 if detections else 0.0
     counts = scope.evaluated(detections, objects, STANDARD.max_detections)
     metrics: dict[str, dict[str, Any]] = {"bbox": twelve(counts, lowest)}
-    per_class = scope.per_class(counts, lowest)
-    for title, section, of_classes in shape_sections(scope, detections, objects, fields, scoring, lowest):
-        metrics[title] = section
-        for name, values in of_classes.items():
+    per_class, every = scope.per_class(counts, lowest), {"bbox": counts}
+    for title, section, of_shape in shape_sections(scope, detections, objects, fields, scoring, lowest):
+        metrics[title], every[title] = section, of_shape
+        for name, values in scope.per_class(of_shape, lowest).items():
             per_class[name] |= {f"{title}/{metric}": value for metric, value in values.items()}
     metrics["per_class"] = per_class
     if scoring.other_boxes():
-        entries = _clipped(objects, coco) if scoring.clip else objects
+        entries = _clipped(objects, scope.coco) if scoring.clip else objects
         metrics["configured"] = twelve(scope.evaluated(detections, entries, scoring.max_detections), lowest)
-    return metrics
+    return Scored(metrics, scope, detections, objects, every)
 
 
 def _clipped(entries: list[dict[str, Any]], coco: CocoFile) -> list[dict[str, Any]]:

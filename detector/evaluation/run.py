@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from detector.data.loader import eval_loader
 from detector.data.proposal_file import pack
 from detector.distributed import is_rank0, map_sharded, on_rank0
 from detector.errors import DataError
-from detector.evaluation.coco import evaluate_results
+from detector.evaluation.coco import Scored, score_results
 from detector.evaluation.proposals import proposal_recall
 from detector.evaluation.result_shapes import KEY_OF
 from detector.evaluation.scope import STANDARD
@@ -35,6 +35,7 @@ def evaluate_predictor(
     progress: bool = True,
     check: Callable[[], None] | None = None,
     scoring: Scoring = STANDARD,
+    observe: Callable[[Scored], None] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Detect on every image and score the detections: (metrics, results in COCO form), the same on all processes.
 
@@ -50,7 +51,17 @@ def evaluate_predictor(
         progress: show a progress bar.
         check: called before each batch; it may raise to stop the evaluation.
         scoring: how detections are scored beside COCO's standard metrics.
+        observe: called on rank 0 with what the metrics come from.
     """
+    found = detect_all(predictor, dataset, batch_size, workers, progress, check)
+    return score_detections(predictor, dataset, found, scoring=scoring, observe=observe)
+
+
+def score_detections(
+    predictor: Predictor, dataset: DataSet, every: Iterable[tuple[int, Detections]], *, scoring: Scoring = STANDARD,
+    observe: Callable[[Scored], None] | None = None,
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """The same of the detections of `every` image, (image id, detections with their proposals) each, on all processes."""
     results: list[dict[str, Any]] = []
     image_ids: list[int] = []
     proposals: dict[int, Tensor] = {}
@@ -58,7 +69,7 @@ def evaluate_predictor(
     as_one_class = predictor.model.reports_proposals
     id_of = dict(zip(dataset.class_names, dataset.category_ids))
     category_ids: list[Any] = list(ONE_CLASS) if as_one_class else [id_of.get(name) for name in predictor.class_names]
-    for image_id, found in detect_all(predictor, dataset, batch_size, workers, progress, check):
+    for image_id, found in every:
         rows = found.to_coco(image_id, category_ids)
         results += [row for row in rows if row["category_id"] is not None]
         fields |= {name for name in KEY_OF if getattr(found, name) is not None}
@@ -70,10 +81,14 @@ def evaluate_predictor(
         truth, classes = dataset.annotation_file, dataset.category_ids
         # by id: a data set of the user's own may name its classes otherwise than the file
         rows = [{key: value for key, value in row.items() if key != "category_name"} for row in results]
-        metrics = evaluate_results(
+        scored = score_results(
             truth, rows, image_ids, classes, fields=fields, as_one_class=as_one_class, scoring=scoring
         )
-        return metrics | {"proposals": proposal_recall(truth, proposals, classes)} if proposals else metrics
+        if proposals:
+            scored.metrics["proposals"] = proposal_recall(truth, proposals, classes)
+        if observe is not None:
+            observe(scored)
+        return scored.metrics
 
     return on_rank0(score), results
 

@@ -29,8 +29,8 @@ Summary = Callable[[COCOeval, float], dict[str, float]]
 
 def shape_sections(
     scope: Scope, detections: Entries, objects: Entries, fields: Collection[str], scoring: Scoring, lowest: float
-) -> Iterator[tuple[str, dict[str, float], dict[str, dict[str, float]]]]:  # fmt: skip
-    """Title, metrics and metrics per class of each of the `shapes` that are scored and lie among `fields`.
+) -> Iterator[tuple[str, dict[str, float], COCOeval]]:
+    """Title, metrics and counts of each of the `shapes` that are scored and lie among `fields`.
 
     Args:
         scope: what is scored; its file was read with these fields.
@@ -51,7 +51,7 @@ def shape_sections(
         runs.append(("keypoints", points, _with_area_of_points(detections), KEYPOINT_LIMIT, of_points, ten))
     for title, truth, found, limits, evaluation, summary in (run for run in runs if run[0] in scoring.shapes):
         counts = scope.evaluated(found, truth, limits, evaluation)
-        yield title, summary(counts, lowest), scope.per_class(counts, lowest)
+        yield title, summary(counts, lowest), counts
 
 
 def masked_objects(objects: Entries, coco: CocoFile) -> Entries:

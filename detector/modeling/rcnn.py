@@ -78,7 +78,7 @@ class GeneralizedRCNN(nn.Module):
         checked = [Target.of(target) for target in targets]
         self._check(images, checked)
         on_device = [target.to(self._device()) for target in checked]
-        batch = self._batch(images, [target.proposals for target in on_device] if proposals is None else proposals)
+        batch = self.batch(images, [target.proposals for target in on_device] if proposals is None else proposals)
         p = self.pyramid(batch.images)
         regions, rpn_losses = self.rpn.losses(p, batch, on_device)
         if may_look(batch.images.device):
@@ -97,7 +97,7 @@ class GeneralizedRCNN(nn.Module):
             raise ValueError(f"{len(images)} images with the proposals of {len(given)}: give those of every image")
         found: dict[int, Detections] = {}
         for group in self._groups(images):
-            batch = self._batch([images[i] for i in group], [given[i] for i in group])
+            batch = self.batch([images[i] for i in group], [given[i] for i in group])
             found |= zip(group, self.detect_batch(batch))
         return [found[i] for i in range(len(images))]
 
@@ -107,7 +107,7 @@ class GeneralizedRCNN(nn.Module):
         head: Any = self.roi_head  # its method `complete` is optional
         completed: dict[int, Detections] = {}
         for group in self._groups(images):
-            batch = self._batch([images[i] for i in group], [None] * len(group))
+            batch = self.batch([images[i] for i in group], [None] * len(group))
             bare = [replace(found[i].to(self._device()), masks=None, keypoints=None) for i in group]
             completed |= zip(group, head.complete(self.pyramid(batch.images), bare, batch))
         return [completed[i] for i in range(len(images))]
@@ -137,7 +137,8 @@ class GeneralizedRCNN(nn.Module):
         """The first stage's boxes in several views of one image, in its pixels, as those of one."""
         return self.rpn.merge(views) if hasattr(self.rpn, "merge") else views[0]
 
-    def _batch(self, images: Sequence[Tensor], proposals: Sequence[Proposals | None]) -> Batch:
+    def batch(self, images: Sequence[Tensor], proposals: Sequence[Proposals | None]) -> Batch:
+        """Images that padding takes to one size, and the proposals that came with each of them, on the model's device."""
         device = self._device()
         batch = self.preprocess.batch(images, device, next(self.pyramid.parameters()).dtype)
         batch.proposals = [None if given is None else given.to(device) for given in proposals]

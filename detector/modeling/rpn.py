@@ -97,6 +97,14 @@ class ProposalSelection:
 
         Scores (N, P), logits (N, P) and boxes (N, P, 4) have the rows of one level after those of another, `levels` of each.
         """
+        boxes, _, row, valid = self.choose(scores, logits, boxes, levels, sizes, training=training)
+        boxes = torch.where(valid[..., None], boxes.gather(1, row[..., None].expand(-1, -1, 4)), 0)
+        return Padded(Proposals(boxes, logits.gather(1, row)), valid)
+
+    def choose(
+        self, scores: Tensor, logits: Tensor, boxes: Tensor, levels: Sequence[int], sizes: Sequence[Size], *, training: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """Clipped boxes (N, P, 4), what NMS leaves (N, P) bool, the rows (N, R) of the proposals, and which are valid."""
         finite = logits.isfinite() & boxes.isfinite().all(dim=-1)
         boxes = torch.stack([clip_boxes(b, size) for b, size in zip(boxes, sizes)])
         valid = finite & is_larger_than(boxes, self.min_size)
@@ -107,8 +115,7 @@ class ProposalSelection:
         if self.rank == "sigmoid_in_nms" and may_look(scores.device):
             scores = torch.stack([_as_torchvision_ranks(*of_image) for of_image in zip(scores, left, valid)])
         row, valid = best_rows(scores, left, self.post_nms[0 if training else 1])
-        boxes = torch.where(valid[..., None], boxes.gather(1, row[..., None].expand(-1, -1, 4)), 0)
-        return Padded(Proposals(boxes, logits.gather(1, row)), valid)
+        return boxes, left, row, valid
 
     def _left(self, boxes: Sequence[Tensor], scores: Sequence[Tensor], valid: Sequence[Tensor]) -> Tensor:
         """(P,) bool: what NMS leaves of the levels of an image, each by itself."""
@@ -256,7 +263,14 @@ class RPN(nn.Module):
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[Size], *, training: bool
     ) -> Padded[Proposals]:
         """The best anchors of every level, and only those, are decoded; then `selection`."""
-        scores, kept, boxes = [], [], []
+        score, logit, box, rows = self.candidates(logits, deltas, anchors, training=training)
+        return self.selection(score, logit, box, [row.shape[1] for row in rows], sizes, training=training)
+
+    def candidates(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], *, training: bool
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
+        """What NMS sees: scores (N, P), logits (N, P), boxes (N, P, 4), and per level the rows (N, k) of its anchors."""
+        scores, kept, boxes, rows = [], [], [], []
         for logit, delta, anchor in zip(logits, deltas, anchors):
             if isinstance(
                 logit.shape[1], torch.SymInt
@@ -268,12 +282,11 @@ class RPN(nn.Module):
             best, logit, row = self.selection.best_of_level(logit, training=training)  # (N, k)
             scores.append(best)
             kept.append(logit)
+            rows.append(row)
             delta = delta.gather(1, row[..., None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(delta, anchor[row]))  # (N, k, 4)
         score, logit, box = (torch.cat(parts, dim=1) for parts in (scores, kept, boxes))
-        if self.selection.rank == "sigmoid_in_nms":
-            score = logit.sigmoid()
-        return self.selection(score, logit, box, [x.shape[1] for x in scores], sizes, training=training)
+        return logit.sigmoid() if self.selection.rank == "sigmoid_in_nms" else score, logit, box, rows
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, size: Size, target: Target) -> AnchorSample:

@@ -6,6 +6,7 @@ import logging
 
 from detector import distributed
 from detector.data.describe import class_table_of, report_of
+from detector.device import describe_device
 from detector.evaluation.reach import scoring_limits
 from detector.training.doubts import doubts_about
 from detector.training.loop import Trainer
@@ -38,6 +39,7 @@ def announce(trainer: Trainer, started: str | None) -> None:
     world = distributed.world_size()
     device = trainer.device if world == 1 else f"{world} processes, {trainer.device.type}"
     log.info("model: %.1f M parameters on %s, %s", count / 1e6, device, trainer.train_step.precision)
+    log.info("machine: %s", describe_device(trainer.device))
     rule = f"scaled from {recipe.lr:g} for {recipe.lr_batch}" if recipe.optimizer == "sgd" else "as given, not scaled"
     log.info(
         "%s, %d images a step, learning rate %.4g (%s), %d steps in %d epochs",

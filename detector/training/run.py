@@ -31,6 +31,7 @@ from detector.schema.signatures import prefixed
 from detector.training.announce import announce
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
+from detector.training.reporting import complete_report
 from detector.training.signals import Stop
 
 try:
@@ -65,6 +66,8 @@ def run_training(
         trainer, started = distributed.raise_on_all(_prepare, config, output, resume, init_from)
         with _open_folder(output, trainer.config.raw, written):
             announce(trainer, started)
+            if init_from is not None:
+                log.info("init-from: %s", init_from)
             try:
                 trainer.run()
             except (DetectorError, Interrupted) as error:
@@ -73,6 +76,8 @@ def run_training(
                 raise
             best = f"{trainer.best:.3f}" if trainer.best >= 0 else "- (nothing in val can be scored)"
             log.info("done: %s, best %s %s", output / "best.pth", trainer.criterion, best)
+            with trainer.stop:
+                complete_report(output, trainer.config, trainer.stop.check)
     return output
 
 

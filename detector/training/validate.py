@@ -9,6 +9,7 @@ import torch
 from detector import distributed
 from detector.config.config import Config
 from detector.data.tiled_dataset import TiledDataset
+from detector.evaluation.coco import Scored
 from detector.evaluation.run import evaluate_predictor
 from detector.inference.predictor import Predictor
 from detector.modeling.rcnn import GeneralizedRCNN
@@ -20,7 +21,7 @@ from detector.training.metrics import SCORES, SHAPE_SCORES
 
 def validate(
     model: GeneralizedRCNN, config: Config, train: DataSet, val: DataSet, device: torch.device, *,
-    workers: int, seed: int, check: Callable[[], None],
+    workers: int, seed: int, check: Callable[[], None], observe: Callable[[Scored], None] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """SCORES, `val_loss`, and SHAPE_SCORES of what the model finds, the same on all processes, which share the images.
 
@@ -36,13 +37,14 @@ def validate(
         workers: loading processes.
         seed: of the loss's samples.
         check: called before each image; it may raise to stop.
+        observe: called on rank 0 with what the scores come from.
     """
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
     tiles, parts = config.needed_data().tiles, val
     if tiles is not None:  # as the model was trained
         predictor, parts = predictor.tiled(tiles.of_evaluation()), TiledDataset(val, tiles, keep_empty=True)
     shapes = Scoring(keypoint_sigmas=config.evaluate.keypoint_sigmas, shapes=config.evaluate.shapes)
-    metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check, scoring=shapes)
+    metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check, scoring=shapes, observe=observe)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
     for title, names in SHAPE_SCORES.items():
         scores |= {f"{title}/{name}": metrics[title][name] for name in names if title in metrics}

@@ -128,10 +128,8 @@ class Cascade(nn.Module):
         The shapes depend on those of the arguments alone.
         """
         boxes, outputs, deltas = zip(*self.run(p, list(proposals.rows.boxes), batch.sizes))
-        logits = torch.stack(outputs)  # (stages, N*R, K + 1)
-        scores = logits.mean(dim=0).softmax(dim=-1) if self.average == "logits" else logits.softmax(dim=-1).mean(dim=0)
         last, coder = torch.stack(boxes[-1]), self.stages[-1].coder
-        return select(scores[:, :-1], deltas[-1], last, proposals.valid, batch.sizes, coder, self.selection)
+        return select(self.scores(outputs), deltas[-1], last, proposals.valid, batch.sizes, coder, self.selection)
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image, whose boxes are final, with the mean of all heads' masks, where there are any."""
@@ -160,6 +158,12 @@ class Cascade(nn.Module):
             out.append((boxes, logits, deltas))
             boxes = refine(stage, deltas, boxes, sizes)
         return out
+
+    def scores(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The class scores (R, K) of the regions whose logits (R, K+1) after each stage are those of `run`."""
+        logits = torch.stack(list(outputs))  # (stages, R, K + 1)
+        scores = logits.mean(dim=0).softmax(dim=-1) if self.average == "logits" else logits.softmax(dim=-1).mean(dim=0)
+        return scores[:, :-1]
 
     def merge(self, views: Sequence[Detections], proposals: Proposals) -> Detections:
         """The detections of several views of one image as those of one (test-time augmentation)."""

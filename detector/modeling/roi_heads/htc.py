@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from detector.modeling.boxes import BoxCoder, DeltaWeight
 from detector.modeling.layers import ConvNorm, caffe2_msra_
-from detector.modeling.padded import Padded
 from detector.modeling.roi_heads.cascade import Cascade, refine
 from detector.modeling.roi_heads.mask_branch import MaskBranch, of_class, with_masks
 from detector.modeling.roi_heads.selection import DetectionSelection
 from detector.modeling.roi_heads.semantic_head import FusedLevels, FusedPool, SemanticConvs
 from detector.modeling.roi_heads.stage import RegionLoss, Regions, boxes_of, positives, to_rois
 from detector.modeling.sampling import Sampling
+from detector.records.geometry import Size
 from detector.schema.ranges import IoU, Weight
 from detector.schema.signatures import checked
 from detector.structures import Batch, Detections, Proposals, Target
@@ -106,9 +106,9 @@ class HTC(Cascade):
         """The final boxes of every image, best first, with masks."""
         return super().detect(self.fused(p), proposals, batch)
 
-    def find(self, p: list[Tensor], proposals: Padded[Proposals], batch: Batch) -> Padded[Detections]:
-        """The final boxes of every image, best first; the shapes depend on those of the arguments alone."""
-        return super().find(self.fused(p), proposals, batch)
+    def run(self, p: list[Tensor], boxes: list[Tensor], sizes: list[Size]) -> list[tuple[list[Tensor], Tensor, Tensor]]:
+        """As in any cascade, from the fused levels."""
+        return super().run(self.fused(p), boxes, sizes)
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image, whose boxes are final, with the masks of the last head."""

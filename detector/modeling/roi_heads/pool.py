@@ -92,8 +92,7 @@ class RoIPool(RegionPool):
 
     def forward(self, p: list[Tensor], rois: Tensor) -> Tensor:
         """Levels (N, C, H, W) and (R, 5) rois [image, x1, y1, x2, y2] -> (R, C, size, size)."""
-        k_min, k_max = (log2_stride(s) for s in (self.strides[0], self.strides[-1]))
-        level = fpn_level(rois[:, 1:], k_min, k_max, self.k0, self.canonical_size, self.level_rounding)
+        level, k_min = self.level_of(rois[:, 1:]), log2_stride(self.strides[0])
         if not may_look(rois.device) and not is_portable():
             out = self._align(p[0], rois, self.strides[0])
             for k, (x, stride) in enumerate(zip(p[1:], self.strides[1:]), start=k_min + 1):
@@ -106,6 +105,11 @@ class RoIPool(RegionPool):
             # in place: a copy of `out` would cost as much as RoIAlign
             out.index_copy_(0, here, self._align(x, rois[here], stride))
         return out
+
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """The level k (R,) of stride 2**k that each of the boxes (R, 4) is read from."""
+        k_min, k_max = (log2_stride(s) for s in (self.strides[0], self.strides[-1]))
+        return fpn_level(boxes, k_min, k_max, self.k0, self.canonical_size, self.level_rounding)
 
 
 @checked

@@ -105,8 +105,17 @@ class RoIHead(nn.Module):
 
     def find(self, p: list[Tensor], proposals: Padded[Proposals], batch: Batch) -> Padded[Detections]:
         """The final boxes of every image, best first; the shapes depend on those of the arguments alone."""
-        logits, deltas = self.stage(self.pool(p, to_rois(proposals.rows.boxes)))
+        [(_, logits, deltas)] = self.run(p, list(proposals.rows.boxes), batch.sizes)
         return self.postprocess(logits, deltas, proposals, batch.sizes)
+
+    def run(self, p: list[Tensor], boxes: list[Tensor], sizes: list[Size]) -> list[tuple[list[Tensor], Tensor, Tensor]]:
+        """Of the only stage, its input boxes (R_i, 4) of every image, its logits (R, K+1) and its deltas (R, K or 1, 4)."""
+        return [(boxes, *self.stage(self.pool(p, to_rois(boxes))))]
+
+    def scores(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The class scores (R, K) of the regions whose logits (R, K+1) are those of `run`."""
+        [logits] = outputs
+        return logits.softmax(dim=1)[:, :-1]
 
     def complete(self, p: list[Tensor], found: list[Detections], batch: Batch) -> list[Detections]:
         """The detections of every image, whose boxes are final, with their masks and keypoints where there are branches."""
@@ -134,8 +143,8 @@ class RoIHead(nn.Module):
         self, logits: Tensor, deltas: Tensor, proposals: Padded[Proposals], sizes: Sequence[Size]
     ) -> Padded[Detections]:
         """Logits (N*R, K+1) and deltas (N*R, K or 1, 4) of the proposals of all images -> detections of every image."""
-        scores = logits.softmax(dim=1)[:, :-1]
-        return select(scores, deltas, proposals.rows.boxes, proposals.valid, sizes, self.stage.coder, self.selection)
+        scores, boxes = self.scores([logits]), proposals.rows.boxes
+        return select(scores, deltas, boxes, proposals.valid, sizes, self.stage.coder, self.selection)
 
     def merge(self, views: Sequence[Detections], proposals: Proposals) -> Detections:
         """The detections of several views of one image as those of one (test-time augmentation)."""

@@ -50,6 +50,12 @@ class DetectionSelection:
 
         Scores (N, R, K) and deltas (N, R, K or 1, 4) belong to the boxes (N, R, 4) that are `valid` (N, R).
         """
+        return self.choose(scores, deltas, boxes, valid, coder, sizes)[0]
+
+    def choose(
+        self, scores: Tensor, deltas: Tensor, boxes: Tensor, valid: Tensor, coder: BoxCoder, sizes: Sequence[Size]
+    ) -> tuple[Padded[Detections], Tensor]:
+        """The same, and the region (N, D) that each detection comes from."""
         candidate = (scores > self.score_threshold) & valid[..., None]  # never of NaN
         index = self._best(torch.where(candidate, scores, -1).flatten(1))  # (N, M)
         region, label = index // scores.shape[2], index % scores.shape[2]
@@ -61,8 +67,8 @@ class DetectionSelection:
         valid = candidate.flatten(1).gather(1, index) & finite & is_larger_than(box, self.min_size)
         images = zip(box, scores.flatten(1).gather(1, index), label, valid)
         found = [self._suppressed(*of_image) for of_image in images]
-        boxes, scores, labels, valid = (torch.stack(parts) for parts in zip(*found))
-        return Padded(Detections(boxes, scores, labels), valid)
+        best, boxes, scores, labels, valid = (torch.stack(parts) for parts in zip(*found))
+        return Padded(Detections(boxes, scores, labels), valid), region.gather(1, best)
 
     def _best(self, scores: Tensor) -> Tensor:
         """Indices (N, M) of what NMS sees of all classes of all regions (N, R*K), in their order; no candidate has -1."""
@@ -75,12 +81,12 @@ class DetectionSelection:
         return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
 
     def _suppressed(self, boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
-        """The boxes, scores and labels of the best M candidates of an image that are left, and which of them are valid."""
+        """Rows, boxes, scores and labels of the best candidates of an image that are left, and which of them are valid."""
         best, score, valid = suppress(
             boxes, scores, self._group(labels), valid, kind=self.nms, iou=self.nms_iou, min_score=self.soft_min_score,
             limit=self.max_detections,
         )  # fmt: skip
-        return torch.where(valid[:, None], boxes[best], 0), torch.where(valid, score, 0), labels[best], valid
+        return best, torch.where(valid[:, None], boxes[best], 0), torch.where(valid, score, 0), labels[best], valid
 
     def merge(self, views: Sequence[Detections]) -> Detections:
         """The detections of several views of one image, in its pixels, as those of one, by hard NMS."""
