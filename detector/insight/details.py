@@ -102,10 +102,7 @@ def _matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
     totals = np.maximum(matrix.sum(axis=1), 1)
     rows = []
     for name, row, total in zip(names, matrix, totals):
-        shade = [
-            f'<td class=cell style="background:rgba(var(--rgb),{0.85 * v / total:.2f})">{v or NONE}</td>'
-            for v in row.tolist()
-        ]
+        shade = [f'<td class="cell a{round(10 * count / total)}">{count or NONE}</td>' for count in row.tolist()]
         rows.append((escaped(name), *shade))
     return html_table(["is \\ taken for", *map(escaped, names)], rows, kind="matrix")
 

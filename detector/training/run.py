@@ -76,6 +76,7 @@ def run_training(
                 raise
             best = f"{trainer.best:.3f}" if trainer.best >= 0 else "- (nothing in val can be scored)"
             log.info("done: %s, best %s %s", output / "best.pth", trainer.criterion, best)
+            trainer.stop.deadline = None  # what is trained is reported, too
             with trainer.stop:
                 complete_report(output, trainer.config, trainer.stop.check)
     return output
