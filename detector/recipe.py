@@ -74,6 +74,9 @@ class Recipe:
     keypoints, else of masks, else of boxes; AR1000 of an RPN alone."""
     patience: Number | None = None
     """Stop after this many evaluations without a better score; null: never."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+    """Tools that also get the numbers of metrics.csv, pictures and curves of val, as files in the folder of the run. Each is a
+    package to install."""
     time_limit: Positive | None = None
     """Minutes after which a run saves and stops; null: none."""
 

@@ -29,7 +29,8 @@ from detector.rng import random_state, set_random_state
 from detector.structures import Target
 from detector.training.criterion import criterion_of
 from detector.training.diagnostics import explain_non_finite, lost_process_explained
-from detector.training.metrics import COLUMNS, make_writers
+from detector.training.loggers import Loggers
+from detector.training.metrics import COLUMNS, CsvWriter
 from detector.training.optim import learning_rate
 from detector.training.signals import Stop
 from detector.training.step import NonFiniteLoss, TrainStep
@@ -74,10 +75,10 @@ class Trainer:
             recipe.best, config.model.target_fields, config.evaluate, reports_proposals=model.reports_proposals
         )
         self.step, self.epoch = 0, 0
-        # scores are -1 if val has no objects; best.pth is written then, too
-        self.best = -math.inf
+        self.best = -math.inf  # scores are -1 if val has no objects; best.pth is written then, too
         self.history: list[dict[str, float]] = []  # the rows of all evaluations
         self.writers: list[Writer] = []  # of rank 0
+        self.loggers = Loggers(recipe.loggers, output, val, one_class=model.reports_proposals)
         self.saved_at, self.save_duration = -math.inf, 0.0
         self.saved_step: int | None = None
 
@@ -133,8 +134,7 @@ class Trainer:
                 while self.epoch < self.recipe.epochs and not self._is_stale():
                     self._train_epoch(bar)
                     self._finish_epoch()
-                # resumed with fewer epochs than are done, none of which was evaluated
-                if self.best == -math.inf:
+                if self.best == -math.inf:  # resumed with fewer epochs than are done, none of which was evaluated
                     self._evaluate(self.epoch)
                     self._save("last.pth")
                 self._check_saved()
@@ -177,7 +177,7 @@ class Trainer:
     def _open_writers(self) -> Iterator[None]:
         """The writers of rank 0, closed at the end."""
         if distributed.is_rank0():
-            self.writers = make_writers(self.output, step=self.step, history=self.history)
+            self.writers = [CsvWriter(self.output, step=self.step, history=self.history), self.loggers.open(self.step)]
         try:
             yield
         finally:
@@ -252,7 +252,7 @@ class Trainer:
         """Evaluate on val; a better score than before writes best.pth."""
         scores = validate(
             self.train_step.evaluated, self.config, self.train_set, self.val_set, self.device,
-            workers=self.config.needed_data().workers, seed=self.recipe.seed, check=self.stop.check,
+            workers=self.config.needed_data().workers, seed=self.recipe.seed, check=self.stop.check, observe=self.loggers.observe,
         )  # fmt: skip
         self.train_step.model.train()
         row = {"step": self.step, "epoch": epoch, **scores}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from detector.training.metrics import SCORES, SHAPE_SCORES
 
 def validate(
     model: GeneralizedRCNN, config: Config, train: DataSet, val: DataSet, device: torch.device, *,
-    workers: int, seed: int, check: Callable[[], None],
+    workers: int, seed: int, check: Callable[[], None], observe: Callable[[list[dict[str, Any]]], None],
 ) -> dict[str, float]:  # fmt: skip
     """SCORES, `val_loss`, and SHAPE_SCORES of what the model finds, the same on all processes, which share the images.
 
@@ -34,10 +35,12 @@ def validate(
         workers: loading processes.
         seed: of the loss's samples.
         check: called before each image; it may raise to stop.
+        observe: called with the detections in COCO form.
     """
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
     shapes = Scoring(keypoint_sigmas=config.evaluate.keypoint_sigmas, shapes=config.evaluate.shapes)
-    metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check, scoring=shapes)
+    metrics, results = evaluate_predictor(predictor, val, workers=workers, check=check, scoring=shapes)
+    observe(results)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
     for title, names in SHAPE_SCORES.items():
         scores |= {f"{title}/{name}": metrics[title][name] for name in names if title in metrics}
