@@ -28,7 +28,7 @@ def track(checkpoint: str, video: str, output: str) -> dict[int, str]:
             names = dict(zip(tracked.tracker_id.tolist(), tracked["class_name"].tolist()))
             picture = draw_boxes.annotate(frame.permute(1, 2, 0).numpy()[:, :, ::-1].copy(), tracked)  # BGR
             sink.write_frame(draw_labels.annotate(picture, tracked, [f"{name} {n}" for n, name in names.items()]))
-            seen |= names
+            seen = names | seen  # ByteTrack does not look at classes: the first of a number stays
     return seen
 
 

@@ -142,10 +142,10 @@ def accepted(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_draft_goes_to_label_studio_and_back(run: Path, tmp_path: Path, capsys):
     out = tmp_path / "out"
     assert infer(run, out, "--to", "label-studio") == 0 and sum(map(len, found(out).values())) > 4
-    assert f"local files below {run / 'photos'}/" in capsys.readouterr().out
+    assert f"document root {run}, with {run / 'photos'} as a source storage" in capsys.readouterr().out
     tasks = json.loads((out / "label-studio.json").read_text())
     assert [task["data"]["image"] for task in tasks] == [
-        "/data/local-files/?d=day%201/two.png", "/data/local-files/?d=one.png"
+        "/data/local-files/?d=photos/day%201/two.png", "/data/local-files/?d=photos/one.png"
     ]  # fmt: skip
     first = tasks[0]["predictions"][0]["result"][0]
     assert (first["original_width"], first["original_height"]) == (W, H) and first["value"]["rotation"] == 0

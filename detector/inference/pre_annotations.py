@@ -49,8 +49,9 @@ def write_pre_annotations(
         tasks, interface = (folder / name for name in FILES[kind])
         write_text(tasks, json.dumps(label_studio_tasks(jobs, rows, source, predictor.max_pixels)) + "\n")
         write_text(interface, labelling_interface(list(names.values())))
-        root = jobs[0].path.as_posix().removesuffix(jobs[0].name) if jobs else "."
-        how = f"import it into a project with the interface of {interface.name} and local files below {root}"
+        place = _folder_of(jobs[0]) if jobs else folder
+        how = f"import it into a project with the interface of {interface.name}; local files are served from the document root "
+        how += f"{place.parent}, with {place} as a source storage of the project"
     else:
         [tasks] = (folder / name for name in FILES[kind])
         document = coco_annotations(jobs, rows, source, predictor.max_pixels, names)
@@ -63,7 +64,8 @@ def write_pre_annotations(
 def label_studio_tasks(jobs: Sequence[Job], rows: Rows, source: str, max_pixels: int) -> list[dict[str, Any]]:
     """A task with a prediction for each image; boxes are in percent of it, as labelstud.io/guide/predictions has them.
 
-    The address of an image is that of a local file below Label Studio's document root.
+    The address of an image is that of a local file whose folder lies in Label Studio's document root, which itself can be no
+    storage of a project.
     """
     tasks = []
     for job, found in _by_image(jobs, rows):
@@ -79,7 +81,7 @@ def label_studio_tasks(jobs: Sequence[Job], rows: Rows, source: str, max_pixels:
             })  # fmt: skip
         score = sum(row["score"] for row in found) / len(found) if found else 0.0
         prediction = {"model_version": source, "score": score, "result": result}
-        address = LOCAL_FILES + quote(job.name)
+        address = LOCAL_FILES + quote(f"{_folder_of(job).name}/{job.name}".lstrip("/"))
         tasks.append({"data": {"image": address, "file_name": job.name}, "predictions": [prediction]})
     return tasks
 
@@ -117,6 +119,11 @@ def coco_annotations(
         "info": {"description": f"pre-annotations by {source}, to be corrected"}, "licenses": [], "images": images,
         "annotations": annotations, "categories": [{"id": number, "name": name} for number, name in categories.items()],
     }  # fmt: skip
+
+
+def _folder_of(job: Job) -> Path:
+    """The folder that the names of all images are relative to."""
+    return job.path.parents[len(Path(job.name).parts) - 1]
 
 
 def _by_image(jobs: Sequence[Job], rows: Rows) -> list[tuple[Job, list[Mapping[str, Any]]]]:
