@@ -18,6 +18,11 @@ from detector.errors import CheckpointError, DataError
 SIGNATURES = {
     "metrics.json": (b'{\n  "bbox": {\n    "AP": ',),
     "detections.json": (b'[{"image_id": ', b"[]"),
+    "uncertain.csv": (b"rank,file_name,image_id,",),
+    "label-studio.json": (b'[{"data": {"image": "/data/loc', b"[]"),
+    "label-studio.xml": (b'<View>\n  <Image name="image"',),
+    "cvat.json": (b'{"info": {"description": "pre-',),
+    "coco.json": (b'{"info": {"description": "pre-',),
     "table.csv": (b"system,seeds,AP,",),
     "table.md": (b"| system | seeds | AP |",),
     "ap_latency.png": (b"\x89PNG",),

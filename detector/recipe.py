@@ -76,6 +76,9 @@ class Recipe:
     """Stop after this many evaluations without a better score; null: never."""
     report: bool = True
     """Write `report.html` into the folder of the run: at each evaluation and, with one more pass over val, at the end."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+    """Tools that also get the numbers of metrics.csv, pictures and curves of val, as files in the folder of the run. Each is a
+    package to install."""
     time_limit: Positive | None = None
     """Minutes after which a run saves and stops; null: none."""
 

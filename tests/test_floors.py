@@ -37,6 +37,7 @@ FLOOR_OF = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) fo
 PACKAGES = {"torch", "torchvision", "numpy", "PIL", "pycocotools", "yaml", "tqdm"}  # PIL and numpy come with the others
 EXTRAS = {
     "av",
+    "mlflow",
     "onnx",
     "onnxruntime",
     "onnxscript",
@@ -44,6 +45,7 @@ EXTRAS = {
     "pandas",
     "safetensors",
     "supervision",
+    "wandb",
 }  # optional: imported where it is used, inside a `try`
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import errno
 import math
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from helpers.training import rows
 
 from detector.errors import DetectorError
-from detector.training.metrics import SCORES, CsvWriter, make_writers
+from detector.training.metrics import SCORES, CsvWriter
 
 LOSSES = ["rpn_objectness", "roi_box"]
 COLUMNS = [
@@ -28,12 +26,12 @@ SCORED = {"val_loss": 0.25, **dict.fromkeys(SCORES, 0.75)}
 def write(folder: Path, steps: range, *, scored: int | None = None, resumed: int = 0) -> None:
     """A row for each step, and one for the evaluation after the step `scored`."""
     history = [{"step": 3, "epoch": 1, **SCORED}] if resumed == 3 else []
-    for writer in make_writers(folder, step=resumed, history=history):
-        for step in steps:
-            writer.write(step, {"epoch": 1, "loss": step / 10, "roi_box": 0.5})
-            if step == scored:
-                writer.write(step, {"epoch": 1, **SCORED})
-        writer.close()
+    writer = CsvWriter(folder, step=resumed, history=history)
+    for step in steps:
+        writer.write(step, {"epoch": 1, "loss": step / 10, "roi_box": 0.5})
+        if step == scored:
+            writer.write(step, {"epoch": 1, **SCORED})
+    writer.close()
 
 
 def steps(folder: Path) -> list[int]:
@@ -131,37 +129,3 @@ def test_resume_keeps_the_columns_of_old_rows_and_adds_new_ones(tmp_path: Path):
     metrics.write(3, {"roi_box_2": 0.25})
     metrics.close()
     assert [(row["roi_box"], row["roi_box_2"]) for row in rows(tmp_path)] == [("0.5", ""), ("0.5", ""), ("", "0.25")]
-
-
-# --- TensorBoard
-
-
-class FakeWriter:
-    made: list[FakeWriter]
-
-    def __init__(self, folder: str, purge_step: int | None):
-        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
-        self.made.append(self)
-
-    def add_scalar(self, *scalar: object) -> None:
-        self.scalars.append(scalar)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_the_same_numbers_go_to_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter, FakeWriter.made = FakeWriter, []
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    write(tmp_path, range(3, 4), resumed=2)
-    (board,) = FakeWriter.made
-    assert board.folder == str(tmp_path / "tensorboard") and board.closed
-    assert board.scalars == [("epoch", 1, 3), ("loss", 0.3, 3), ("roi_box", 0.5, 3)]
-    assert board.purge_step == 3  # what an earlier run wrote from there on is run again
-
-
-def test_without_tensorboard_nothing_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    write(tmp_path, range(1, 2))
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]

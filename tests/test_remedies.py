@@ -55,7 +55,7 @@ def test_every_key_and_every_option_that_a_text_names_exists():
 
 def options_of(command: str) -> set[str]:
     out = io.StringIO()
-    formats = (["voc"], ["yolo"], ["to-yolo"], ["to-voc"]) if command == "convert_annotations" else ([],)
+    formats = (["voc"], ["yolo"], ["cvat"], ["to-yolo"], ["to-voc"]) if command == "convert_annotations" else ([],)
     for arguments in formats:
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             script(command).main([*arguments, "--help"])

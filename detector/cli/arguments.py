@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": "Compute the COCO metrics of a checkpoint or of a results file, or write a checkpoint's proposals.",
     "infer": "Detect objects in images; write pictures with boxes, and detections.json in COCO results form.",
     "check-data": "Check a data set: files, boxes, outlines, classes, and whether the anchors fit its objects.",
-    "convert-annotations": "Convert Pascal VOC, YOLO or labelme annotations into a COCO file, or COCO files into VOC or YOLO.",
+    "convert-annotations": "Convert VOC, YOLO, labelme, Label Studio or CVAT annotations into COCO, or COCO into VOC or YOLO.",
     "split": "Divide a COCO file into train, val and test by share, class and group.",
     "merge": "Merge COCO files into one, or rename, join and drop the classes of one.",
     "convert-weights": "Convert the weights of another framework into a checkpoint, or a checkpoint into such weights.",

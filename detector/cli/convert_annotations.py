@@ -1,4 +1,5 @@
-"""`detector convert-annotations voc DIR --output FILE.json`, `yolo` or `labelme`; `to-voc JSON ... --output DIR` or `to-yolo`."""
+"""`detector convert-annotations voc DIR --output FILE.json`, `yolo` or `labelme`; `label-studio EXPORT --images DIR
+--output FILE` or `cvat`; `to-voc JSON ... --output DIR` or `to-yolo`."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from typing import Any
 from detector.cli.arguments import CommandParser
 from detector.cli.ending import ending
 from detector.cli.printing import print_report
+from detector.data.convert.cvat import convert_cvat
+from detector.data.convert.label_studio import convert_label_studio
 from detector.data.convert.labelme import convert_labelme
 from detector.data.convert.to_voc import write_voc
 from detector.data.convert.to_yolo import write_yolo
@@ -21,6 +24,7 @@ from detector.data.image import MAX_PIXELS
 from detector.files import check_new_file, make_folder, new_folder, write_text
 
 EXPORTS: dict[str, Callable[..., list[str]]] = {"to-voc": write_voc, "to-yolo": write_yolo}
+TOOLS: dict[str, Callable[..., dict[str, Any]]] = {"label-studio": convert_label_studio, "cvat": convert_cvat}
 IMAGE_PLACES = {
     "to-voc": "the images belong into JPEGImages",
     "to-yolo": "the images of each split belong into images/SPLIT, where YOLO tools find labels/SPLIT beside them",
@@ -35,21 +39,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments of one of the formats."""
     parser = CommandParser("convert-annotations")
     formats = parser.add_subparsers(
-        dest="format", required=True, metavar="FORMAT", help="voc, yolo, labelme, to-voc or to-yolo"
+        dest="format", required=True, metavar="FORMAT", help="voc, yolo, labelme, label-studio, cvat, to-voc or to-yolo"
     )
     voc = formats.add_parser("voc", help="a folder with Annotations/*.xml, JPEGImages/ and perhaps SegmentationObject/")
     yolo = formats.add_parser("yolo", help="a folder with images/, labels/ and data.yaml")
     labelme = formats.add_parser("labelme", help="a folder with a JSON file of labelme for every image")
+    studio = formats.add_parser("label-studio", help="a project's export as JSON (not JSON-MIN)")
+    cvat = formats.add_parser("cvat", help="a task's export as CVAT for images 1.1; one as COCO 1.0 is read as it is")
     sources = (
         (voc, "sorted by default"),
         (yolo, "those of data.yaml or classes.txt by default"),
         (labelme, "sorted by default"),
+        (studio, "sorted by default"),
+        (cvat, "those of the task by default"),
     )
     for each, names in sources:
         add = each.add_argument
-        add("folder", metavar="DIR", type=Path, help="it is only read")
+        if each in (studio, cvat):
+            add("export", metavar="EXPORT", type=Path, help="it is only read")
+            add(
+                "--images", dest="folder", metavar="DIR", type=Path, required=True, help="the images that were labelled"
+            )
+        else:
+            add("folder", metavar="DIR", type=Path, help="it is only read")
         add("--output", metavar="FILE", type=Path, required=True, help="the COCO file to write; never one that exists")
-        if each is not labelme:
+        if each in (voc, yolo):
             add("--split", metavar="NAME", help="these images alone, for instance train (default: all)")
         add("--classes", metavar="NAME", nargs="+", help=f"the names of the classes in order ({names})")
         add("--max-pixels", metavar="N", type=int, default=MAX_PIXELS, help="refuse larger images")
@@ -92,6 +106,8 @@ def _add_exports(formats: Any) -> None:
 
 def convert_folder(args: argparse.Namespace) -> dict[str, Any]:
     """The COCO document."""
+    if args.format in TOOLS:
+        return TOOLS[args.format](args.export, args.folder, classes=args.classes, max_pixels=args.max_pixels)
     if args.format == "labelme":
         return convert_labelme(args.folder, classes=args.classes, max_pixels=args.max_pixels)
     common = {"split": args.split, "classes": args.classes, "max_pixels": args.max_pixels}

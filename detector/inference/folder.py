@@ -24,6 +24,7 @@ from detector.files import write_text
 from detector.inference.drawing import draw_detections
 from detector.inference.predictor import Predictor
 from detector.inference.search import search_images
+from detector.inference.uncertainty import Uncertainty, UncertaintyRanking, uncertainty_of
 from detector.progress import Progress
 
 
@@ -70,6 +71,7 @@ def infer_images(
     score: float,
     batch_size: int,
     tiles: Tiles | None = None,
+    ranking: UncertaintyRanking | None = None,
 ) -> tuple[list[dict[str, Any]], list[Job]]:
     """Write the drawn images and `output`/detections.json; returns the results and the jobs with an unreadable image.
 
@@ -84,12 +86,13 @@ def infer_images(
         score: minimum score of a detection.
         batch_size: images per forward pass.
         tiles: look at the tiles of an image, then `batch_size` of them per forward pass.
+        ranking: it collects the uncertainty of each image, by the detections of any score.
     """
     at_once = 1 if tiles else batch_size  # images in memory
     results: list[dict[str, Any]] = []
     failed: list[Job] = []
 
-    def detect(shard: list[Job]) -> Iterator[tuple[Job, list[dict[str, Any]], str]]:
+    def detect(shard: list[Job]) -> Iterator[tuple[Job, list[dict[str, Any]], Uncertainty | None, str]]:
         for start in range(0, len(shard), at_once):
             batch = shard[start : start + at_once]
             images = [_read(job, predictor) for job in batch]
@@ -97,18 +100,21 @@ def infer_images(
             detections = predictor.stream(readable, batch=batch_size, tiles=tiles)
             for job, image in zip(batch, images):
                 if isinstance(image, DataError):
-                    yield job, [], str(image)
+                    yield job, [], None, str(image)
                     continue
                 found = next(detections)
                 kept = found[found.scores >= score]
                 _save(draw_detections(image, kept), job.picture)
                 rows = kept.to_coco(job.image_id, predictor.label_ids)
-                yield job, [{"file_name": job.name} | row for row in rows], ""
+                unsure = None if ranking is None else uncertainty_of(found)
+                yield job, [{"file_name": job.name} | row for row in rows], unsure, ""
 
     bar = Progress(total=len(jobs), desc="infer", unit="img", shown=is_rank0())
     with bar, _results_written_on_exit(output, results):
-        for job, rows, error in map_sharded(jobs, detect, at_once):
+        for job, rows, unsure, error in map_sharded(jobs, detect, at_once):
             results += rows
+            if ranking is not None and unsure is not None:
+                ranking.add(job.name, job.image_id, unsure)
             if error:
                 failed.append(job)
             if error and is_rank0():

@@ -29,7 +29,8 @@ from detector.rng import random_state, set_random_state
 from detector.structures import Target
 from detector.training.criterion import criterion_of
 from detector.training.diagnostics import explain_non_finite, lost_process_explained
-from detector.training.metrics import COLUMNS, make_writers
+from detector.training.loggers import Loggers
+from detector.training.metrics import COLUMNS, CsvWriter
 from detector.training.optim import learning_rate
 from detector.training.reporting import ReportWriter
 from detector.training.signals import Stop
@@ -78,7 +79,8 @@ class Trainer:
         self.best = -math.inf  # scores are -1 if val has no objects; best.pth is written then, too
         self.history: list[dict[str, float]] = []  # the rows of all evaluations
         self.writers: list[Writer] = []  # of rank 0
-        self.report = ReportWriter(output, config, val)
+        self.loggers = Loggers(recipe.loggers, output, val, one_class=model.reports_proposals)
+        self.observers = [self.loggers, ReportWriter(output, config, val)]
         self.saved_at, self.save_duration = -math.inf, 0.0
         self.saved_step: int | None = None
 
@@ -129,7 +131,8 @@ class Trainer:
         """
         with self.stop, lost_process_explained(self.stop, self.output / "last.pth"):
             self.train_step.connect()
-            with self._open_writers(), self._progress() as bar:
+            bar = Progress(total=self.steps, initial=self.step, unit="step", shown=distributed.is_rank0())
+            with self._open_writers(), bar:
                 self._save_or_stop(due=False)
                 while self.epoch < self.recipe.epochs and not self._is_stale():
                     self._train_epoch(bar)
@@ -177,7 +180,9 @@ class Trainer:
     def _open_writers(self) -> Iterator[None]:
         """The writers of rank 0, closed at the end."""
         if distributed.is_rank0():
-            self.writers = [*make_writers(self.output, step=self.step, history=self.history), self.report]
+            csv = CsvWriter(self.output, step=self.step, history=self.history)
+            self.loggers.open(self.step)
+            self.writers = [csv, *self.observers]
         try:
             yield
         finally:
@@ -187,10 +192,6 @@ class Trainer:
     def _write_row(self, row: Mapping[str, float]) -> None:
         for writer in self.writers:
             writer.write(self.step, row)
-
-    def _progress(self) -> Progress:
-        """The progress of rank 0."""
-        return Progress(total=self.steps, initial=self.step, unit="step", shown=distributed.is_rank0())
 
     def _show(self, bar: Progress, row: Mapping[str, float]) -> None:
         """Show a step in the progress bar, its losses added up by the first word of their name: rpn, roi, aux."""
@@ -252,7 +253,7 @@ class Trainer:
         """Evaluate on val; a better score than before writes best.pth."""
         scores = validate(
             self.train_step.evaluated, self.config, self.train_set, self.val_set, self.device,
-            workers=self.config.needed_data().workers, seed=self.recipe.seed, check=self.stop.check, observe=self.report.observe,
+            workers=self.config.needed_data().workers, seed=self.recipe.seed, check=self.stop.check, observers=self.observers,
         )  # fmt: skip
         self.train_step.model.train()
         row = {"step": self.step, "epoch": epoch, **scores}

@@ -1,4 +1,4 @@
-"""Writers of a training's metrics: metrics.csv and, where it is installed, TensorBoard."""
+"""metrics.csv, the table of a training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from detector.errors import DetectorError
-from detector.protocols import Writer
 
 log = logging.getLogger("detector")
 
@@ -31,38 +29,6 @@ def is_metrics_file(path: Path) -> bool:
             return file.readline().startswith(",".join(COLUMNS[:4]) + ",")
     except OSError:
         return False
-
-
-def make_writers(folder: Path, *, step: int = 0, history: Sequence[Mapping[str, float]] = ()) -> list[Writer]:
-    """The writers of a training in `folder`: a CsvWriter, then a TensorBoardWriter if TensorBoard is installed.
-
-    Args:
-        folder: of the training.
-        step: training steps done before.
-        history: rows of the evaluations done before.
-    """
-    writers: list[Writer] = [CsvWriter(folder, step=step, history=history)]
-    with suppress(ImportError):  # an optional extra
-        writers.append(TensorBoardWriter(folder, step=step))
-    return writers
-
-
-class TensorBoardWriter:
-    """Scalars in `folder`/tensorboard; those of an earlier run beyond `step` are hidden."""
-
-    def __init__(self, folder: Path, *, step: int = 0):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Add a scalar for each number of the row."""
-        for key, value in row.items():
-            self._board.add_scalar(key, value, step)
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._board.close()
 
 
 class CsvWriter:

@@ -29,6 +29,7 @@ from detector.recipe import Recipe
 from detector.rng import make_deterministic, seed
 from detector.schema.signatures import prefixed
 from detector.training.announce import announce
+from detector.training.loggers import check_loggers
 from detector.training.loop import Trainer
 from detector.training.metrics import is_metrics_file
 from detector.training.reporting import complete_report
@@ -93,6 +94,7 @@ def _prepare(config: Config, output: Path, resume: bool, init_from: str | Path |
     last, path = _check_output(output, resume, init_from)
     config = config if last is None else with_old_defaults(config, last)
     recipe, data = config.train, config.needed_data()
+    check_loggers(recipe.loggers)
     stop = Stop(recipe.time_limit)
     fields, offset = config.model.target_fields, config.model.keypoint_offset
     train_set = build_dataset(data, "train", fields=fields, keypoint_offset=offset)

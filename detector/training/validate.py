@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -19,9 +20,16 @@ from detector.rng import mix
 from detector.training.metrics import SCORES, SHAPE_SCORES
 
 
+class Observer(Protocol):
+    """Who keeps what scores come from."""
+
+    def observe(self, scored: Scored) -> None:
+        """Told of an evaluation before its row is written."""
+
+
 def validate(
     model: GeneralizedRCNN, config: Config, train: DataSet, val: DataSet, device: torch.device, *,
-    workers: int, seed: int, check: Callable[[], None], observe: Callable[[Scored], None] | None = None,
+    workers: int, seed: int, check: Callable[[], None], observers: Sequence[Observer] = (),
 ) -> dict[str, float]:  # fmt: skip
     """SCORES, `val_loss`, and SHAPE_SCORES of what the model finds, the same on all processes, which share the images.
 
@@ -37,13 +45,18 @@ def validate(
         workers: loading processes.
         seed: of the loss's samples.
         check: called before each image; it may raise to stop.
-        observe: called on rank 0 with what the scores come from.
+        observers: told on rank 0 what the scores come from.
     """
     predictor = Predictor(model, config, train.class_names, train.category_ids, device=device)
     tiles, parts = config.needed_data().tiles, val
     if tiles is not None:  # as the model was trained
         predictor, parts = predictor.tiled(tiles.of_evaluation()), TiledDataset(val, tiles, keep_empty=True)
     shapes = Scoring(keypoint_sigmas=config.evaluate.keypoint_sigmas, shapes=config.evaluate.shapes)
+
+    def observe(scored: Scored) -> None:
+        for observer in observers:
+            observer.observe(scored)
+
     metrics, _ = evaluate_predictor(predictor, val, workers=workers, check=check, scoring=shapes, observe=observe)
     scores = {name: (metrics["proposals"] | metrics["bbox"])[name] for name in SCORES}  # AR100 is that of detections
     for title, names in SHAPE_SCORES.items():

@@ -21,6 +21,7 @@ from detector.data.convert.writer import (
     images_below,
     path_within,
 )
+from detector.data.convert.xml_reader import read_xml
 from detector.data.image import MAX_PIXELS, read_size
 from detector.errors import DataError
 
@@ -121,25 +122,8 @@ def _common(files: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in files]))
 
 
-class _NoDoctype(ET.TreeBuilder):
-    """Rejects document types, whose entities could expand without limit or fetch files."""
-
-    def doctype(self, *_: object) -> None:
-        raise ValueError("a DOCTYPE (entities) is not read")
-
-
 def _parse(path: Path) -> ET.Element:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
-        parser = ET.XMLParser(target=_NoDoctype())
-        parser.feed(path.read_bytes())
-        tree = parser.close()
-    except (ET.ParseError, ValueError, LookupError, OSError) as error:  # LookupError: an unknown encoding
-        raise DataError(f"{path}: not the XML of a VOC annotation: {error}") from error
-    if tree.tag != "annotation":
-        raise DataError(f"{path}: its element is {tree.tag!r:.80}, that of a VOC annotation is 'annotation'")
-    return tree
+    return read_xml(path, "annotation", "a VOC annotation", MAX_BYTES)
 
 
 def _all_names(places: _Places) -> list[str]:
