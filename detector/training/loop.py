@@ -80,7 +80,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []  # the rows of all evaluations
         self.writers: list[Writer] = []  # of rank 0
         self.loggers = Loggers(recipe.loggers, output, val, one_class=model.reports_proposals)
-        self.observers = [self.loggers, ReportWriter(output, config, val)]
+        self.observers: list[Any] = [self.loggers, ReportWriter(output, config, val)]
         self.saved_at, self.save_duration = -math.inf, 0.0
         self.saved_step: int | None = None
 
@@ -180,9 +180,8 @@ class Trainer:
     def _open_writers(self) -> Iterator[None]:
         """The writers of rank 0, closed at the end."""
         if distributed.is_rank0():
-            csv = CsvWriter(self.output, step=self.step, history=self.history)
             self.loggers.open(self.step)
-            self.writers = [csv, *self.observers]
+            self.writers = [CsvWriter(self.output, step=self.step, history=self.history), *self.observers]
         try:
             yield
         finally:
