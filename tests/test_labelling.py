@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.formats import convert, objects, refusal
+from helpers.fuzz import damaged, fuzz, json_values, outcome, tries, watchdog  # noqa: F401
 from helpers.training import draw_set, script, train, write_config
+from hypothesis import strategies as st
 from PIL import Image
 
 from detector.data.coco_reader import read_coco_file
+from detector.data.convert.cvat import convert_cvat
+from detector.data.convert.label_studio import convert_label_studio
+from detector.data.convert.writer import document_summary
 from detector.inference.uncertainty import Uncertainty, UncertaintyRanking, uncertainty_of
 from detector.structures import Detections
 
@@ -305,7 +311,48 @@ def test_classes_and_images_of_label_studio_must_fit(tmp_path: Path, capsys):
     assert "names no classes" in refusal(capsys, *studio(tmp_path, task()))
 
 
+@tries(2000)
+def test_any_value_anywhere_in_an_export_of_label_studio_is_a_document_or_one_line(tmp_path: Path, tries: int):
+    shapes = [region(), region(kind="labels"), region("leaf", "polygonlabels", points=[[0, 0], [9, 0], [0, 9]])]
+    arguments = studio(tmp_path, task(*shapes, {"id": "r", "type": "rectangle"}), task(image="b.png"))
+    tasks = json.loads((tmp_path / "export.json").read_text())
+    every = list(containers(tasks))
+
+    def check(place: int, key: int, value: Any) -> None:
+        container, keys = every[place % len(every)]
+        name = keys[key % len(keys)]
+        before, container[name] = container[name], value
+        (tmp_path / "export.json").write_text(json.dumps(tasks))
+        container[name] = before
+        outcome(lambda: document_summary(convert_label_studio(tmp_path / "export.json", Path(str(arguments[-1])))))
+
+    fuzz(tries, check, place=st.integers(0, 1000), key=st.integers(0, 1000), value=json_values)
+
+
+def containers(content: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Every object and list with something in it, and its keys."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    keys = [key for key, _ in items]
+    if keys:
+        yield content, keys
+        for key in keys:
+            yield from containers(content[key])
+
+
 # --- exports of CVAT
+
+
+@tries(2000)
+def test_a_damaged_export_of_cvat_is_a_document_or_one_line(tmp_path: Path, tries: int):
+    mask = '<mask label="leaf" rle="1, 2, 1, 2" left="10" top="20" width="3" height="2"/>'
+    cvat(tmp_path, BOX, '<polygon label="leaf" points="0.00,0.00;50.00,0.00;0.00,50.00"/>', mask, meta=LABELS)
+    content = (tmp_path / "export.xml").read_bytes()
+
+    def check(data: bytes) -> None:
+        (tmp_path / "export.xml").write_bytes(data)
+        outcome(lambda: document_summary(convert_cvat(tmp_path / "export.xml", tmp_path / "images")))
+
+    fuzz(tries, check, data=damaged(content))
 
 
 def cvat(

@@ -38,8 +38,8 @@ class Logger(Protocol):
 
 def check_loggers(names: Sequence[str]) -> None:
     """Raise ConfigError for a tool whose package is missing or cannot be imported."""
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     for name in names:
+        os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
         try:
             importlib.import_module(PACKAGES[name])
         except ImportError as error:
@@ -192,7 +192,7 @@ class MlflowLogger:
         self._written_at = time.monotonic()
 
     def log(self, step: int, numbers: Mapping[str, float], view: ValView | None) -> None:
-        """Numbers, images, and a JSON file with precision, recall and counts by score."""
+        """Numbers, images, and a JSON file with the curve of every class."""
         now = int(time.time() * 1000)
         self._waiting += [self._number(key, float(value), now, step) for key, value in numbers.items()]
         if view is not None or time.monotonic() - self._written_at > DELAY:

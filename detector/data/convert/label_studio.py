@@ -22,11 +22,7 @@ from detector.data.convert.writer import (
 from detector.data.image import MAX_PIXELS, SUFFIXES, read_size
 from detector.errors import DataError
 
-KINDS = (
-    "rectanglelabels",
-    "polygonlabels",
-    "labels",
-)  # types of regions that become objects; `labels` is of either form
+KINDS = ("rectanglelabels", "polygonlabels", "labels")  # regions that become objects; the last is of either form
 UPLOADED = re.compile("[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 FAR = 100  # percent by which a region may leave its image; a value further out is no percentage
 CONVENTIONS = [
@@ -95,7 +91,7 @@ def _annotation(task: Mapping[str, Any], where: str, notes: ConversionNotes) -> 
 def _regions(result: Sequence[Any], where: str, notes: ConversionNotes) -> list[tuple[dict[str, Any], str]]:
     """The regions that become objects, and where each stands."""
     found = []
-    labelled = {r.get("id") for r in result if isinstance(r, dict) and r.get("type") == "labels"}
+    labelled = {str(r.get("id")) for r in result if isinstance(r, dict) and r.get("type") == "labels"}
     for number, region in enumerate(result, start=1):
         place = f"{where}, region {number}"
         if not isinstance(region, dict) or not isinstance(region.get("type"), str):
@@ -104,9 +100,9 @@ def _regions(result: Sequence[Any], where: str, notes: ConversionNotes) -> list[
             if not isinstance(region.get("value"), dict):
                 raise DataError(f"{place}: `value` is missing")
             found.append((region, place))
-        elif not (
-            region["type"] in ("rectangle", "polygon") and region.get("id") in labelled
-        ):  # else it is there twice
+        elif region["type"] in ("rectangle", "polygon") and str(region.get("id")) in labelled:
+            continue  # it is there twice, the other time with its label
+        else:
             notes.add(f"results are no rectangle or polygon with a label ({region['type'][:20]!r}): left out", place)
     return found
 
@@ -141,8 +137,11 @@ def _image_name(data: Mapping[str, Any], folder: Path, where: str, notes: Conver
 
 def _path_of(address: str) -> str:
     """The path in an address: of a local file (`?d=`), of a URL, or the text itself."""
-    pieces = urlsplit(address)
-    local = parse_qs(pieces.query).get("d")
+    try:
+        pieces = urlsplit(address)
+        local = parse_qs(pieces.query).get("d")
+    except ValueError:  # no address: http://[
+        return address
     if local:
         return local[0]
     return unquote(pieces.path) if pieces.scheme or address.startswith("/data/") else address
