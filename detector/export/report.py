@@ -125,10 +125,10 @@ def lines(report: dict[str, Any]) -> list[str]:
             f" the checkpoint itself finds in {use['images_that_differ']}: {use['only_at_its_own_size']} detections only at its"
             f" own size, {use['only_at_that_of_the_graph']} only at this one"
         )
-    return [*found, verdict(report)]
+    return [*found, agreement_verdict(report)]
 
 
-def verdict(report: dict[str, Any]) -> str:
+def agreement_verdict(report: dict[str, Any]) -> str:
     """Whether the export is as good as its precision promises."""
     if not report["both"]:
         return "NOT checked: nothing is found in these images; give others to --check"

@@ -1,7 +1,8 @@
-"""Convolutions in channels-last memory, with the gradient of their filters in the layout that the processor is fast in."""
+"""Convolutions whose backward pass does no more than it must: in the layout that the processor is fast in, or at a few cells."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,28 @@ def convolve(
     if _is_slow(x, weight, groups):
         return _Convolution.apply(x, weight, bias, stride, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def patches_at(p: Sequence[Tensor], image: Tensor, cell: Tensor, side: int) -> Tensor:
+    """Levels (N, C, H, W) -> (S, side * side * C): the square around each cell (S,) of an `image` (S,), 0 beyond its level.
+
+    Cells are numbered through all levels, row by row.
+    """
+    around, out = torch.arange(side, device=cell.device) - side // 2, p[0].new_zeros(())
+    for x in p:
+        _, c, h, w = x.shape
+        y, column = (cell // w)[:, None, None] + around[:, None], (cell % w)[:, None, None] + around
+        inside = ((cell >= 0) & (cell < h * w))[:, None, None] & (y >= 0) & (y < h) & (column >= 0) & (column < w)
+        index = torch.where(inside, (image[:, None, None] * h + y) * w + column, 0)  # (S, side, side)
+        found = F.embedding(index, x.permute(0, 2, 3, 1).reshape(-1, c))
+        out = torch.where(inside[..., None], found, out)  # a cell lies on one level
+        cell = cell - h * w
+    return out.flatten(1)
+
+
+def at_patches(conv: Any, x: Tensor) -> Tensor:
+    """The convolution at single places: squares of `patches_at` (S, k * k * C) -> (S, channels)."""
+    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 def _is_slow(x: Tensor, weight: Tensor, groups: int) -> bool:

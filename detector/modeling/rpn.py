@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detector.modeling.anchors import AnchorGenerator, inside_border, inside_padding
 from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
-from detector.modeling.convolution import Conv2d
+from detector.modeling.convolution import Conv2d, at_patches, patches_at
 from detector.modeling.layers import normal_
 from detector.modeling.matching import IGNORE, Matching
 from detector.modeling.nms import best_rows, left_by_nms, nms
@@ -34,28 +34,6 @@ def flatten_level(x: Tensor, k: int) -> Tensor:
     """(N, A*K, H, W) -> (N, H*W*A, K) float32, the row order of `grid_anchors`."""
     n = len(x)
     return x.permute(0, 2, 3, 1).reshape(n, -1, k).float()  # (N, H, W, A*K) -> (N, H*W*A, K)
-
-
-def patches_at(p: Sequence[Tensor], image: Tensor, cell: Tensor, side: int) -> Tensor:
-    """Levels (N, C, H, W) -> (S, side * side * C): the square around each cell (S,) of an `image` (S,), 0 beyond its level.
-
-    Cells are numbered through all levels, row by row.
-    """
-    around, out = torch.arange(side, device=cell.device) - side // 2, p[0].new_zeros(())
-    for x in p:
-        _, c, h, w = x.shape
-        y, column = (cell // w)[:, None, None] + around[:, None], (cell % w)[:, None, None] + around
-        inside = ((cell >= 0) & (cell < h * w))[:, None, None] & (y >= 0) & (y < h) & (column >= 0) & (column < w)
-        index = torch.where(inside, (image[:, None, None] * h + y) * w + column, 0)  # (S, side, side)
-        found = F.embedding(index, x.permute(0, 2, 3, 1).reshape(-1, c))
-        out = torch.where(inside[..., None], found, out)  # a cell lies on one level
-        cell = cell - h * w
-    return out.flatten(1)
-
-
-def _linear(conv: Any, x: Tensor) -> Tensor:
-    """The convolution at single places: squares of `patches_at` (S, k * k * C) -> (S, channels)."""
-    return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 @checked
@@ -249,9 +227,9 @@ class RPN(nn.Module):
         image = torch.cat([torch.full_like(r, i) for i, r in enumerate(rows)])
         x = patches_at(p, image, row // self.anchors.per_cell, side=3 if len(self.conv) else 1)
         for conv in self.conv[-1:]:
-            x = F.relu_(_linear(conv, x))
+            x = F.relu_(at_patches(conv, x))
         chosen = torch.arange(len(row), device=row.device), row % self.anchors.per_cell
-        logits, deltas = _linear(self.objectness, x).float(), _linear(self.deltas, x).float()
+        logits, deltas = at_patches(self.objectness, x).float(), at_patches(self.deltas, x).float()
         return logits[chosen].split(counts), deltas.unflatten(1, (-1, 4))[chosen].split(counts)
 
     def merge(self, views: Sequence[Proposals]) -> Proposals:
