@@ -18,8 +18,8 @@ from detector.insight.matches import class_matches
 
 KINDS = {  # of false positives, in the order of their numbers, and of objects
     "Cls": "right place, wrong class",
-    "Loc": "right class, box too far off (IoU 0.1 to 0.5)",
-    "Both": "wrong class and box too far off",
+    "Loc": "right class, too far off (IoU 0.1 to 0.5)",
+    "Both": "wrong class and too far off",
     "Dupe": "an object that is found already",
     "Bkg": "nothing there (IoU below 0.1)",
     "Miss": "object that no detection comes near",

@@ -25,6 +25,7 @@ WHOLE, DETAIL = 400, 240  # pixels of the longer side of a picture of an image, 
 PER_IMAGE = 2  # places of one image
 CONTEXT, LEAST = 1.5, 48  # a place in sides of its box, and in pixels of the image at least
 RIGHT, WRONG = (0, 158, 115), (213, 62, 20)
+OPACITY = 110  # of masks, of 255
 QUALITY = 80  # of a JPEG file
 LETTERS = 12  # pixels
 NAMED = 12  # objects and detections of a whole image whose names are drawn
@@ -152,15 +153,17 @@ class Examples:
         scale = side / max(x2 - x1, y2 - y1)
         size = max(round((x2 - x1) * scale), 1), max(round((y2 - y1) * scale), 1)
         picture = whole.resize(size, Image.Resampling.BICUBIC, box=window)
-        for mark in sorted(marks, key=lambda mark: not mark.right):
-            colour = RIGHT if mark.right else WRONG
+        marks = sorted(marks, key=lambda mark: not mark.right)
+        for mark in marks:
             if mark.mask is not None:
-                inside = Image.fromarray(coco_mask.decode(mark.mask) * np.uint8(110)).resize(size, box=window)
-                picture.paste(Image.new("RGB", size, colour), mask=inside)
-            box = [(value - start) * scale for value, start in zip(mark.box, (x1, y1, x1, y1))]
-            _frame(ImageDraw.Draw(picture), box, size, colour, 2 if mark.right else 3)
+                inside = Image.fromarray(coco_mask.decode(mark.mask) * np.uint8(OPACITY)).resize(size, box=window)
+                picture.paste(Image.new("RGB", size, _colour(mark)), mask=inside)
+        places = [[(value - start) * scale for value, start in zip(mark.box, (x1, y1, x1, y1))] for mark in marks]
+        for mark, box in zip(marks, places):
+            _frame(ImageDraw.Draw(picture), box, size, _colour(mark), 2 if mark.right else 3)
+        for mark, box in zip(marks, places):
             if mark.named:
-                self._letter(picture, box, mark.text, colour)
+                self._letter(picture, box, mark.text, _colour(mark))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=QUALITY)
         return file.getvalue()
@@ -173,6 +176,10 @@ class Examples:
         y = round(min(max(box[1] - height, 0), picture.height - height))
         ImageDraw.Draw(picture).rectangle((x, y, x + line.width + 4, y + height), fill=colour)
         line.draw(picture, x + 2, y + line.ascent, (255, 255, 255))
+
+
+def _colour(mark: _Mark) -> tuple[int, int, int]:
+    return RIGHT if mark.right else WRONG
 
 
 def _few(rows: np.ndarray, images: np.ndarray, taken: Counter[int]) -> Iterator[int]:

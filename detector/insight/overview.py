@@ -22,8 +22,7 @@ SHOWN = 30  # classes of a table that are shown at once
 
 def head(report: RunReport) -> str:
     """The verdict, the scores with their intervals, and how the run was made."""
-    lines = verdict(report.boxes)
-    out = f"<p class=verdict><b>{escaped(lines[0])}</b> {escaped(' '.join(lines[1:]))}</p>"
+    out = "".join(_verdict(analysis, alone=len(report.analyses) == 1) for analysis in report.analyses.values())
     if not report.finished:
         out += (
             "<p class=quiet>The training goes on: this page is of its newest evaluation. "
@@ -38,6 +37,12 @@ def head(report: RunReport) -> str:
         "s, m, l: objects below 32\u00b2, from there, and from 96\u00b2 pixels.</p>"
     )
     return out + _facts(report)
+
+
+def _verdict(analysis: Analysis, *, alone: bool) -> str:
+    lines = verdict(analysis)
+    start = "" if alone else f"{SHAPES[analysis.kind].capitalize()}: "
+    return f"<p class=verdict><b>{start}{escaped(lines[0])}</b> {escaped(' '.join(lines[1:]))}</p>"
 
 
 def _tiles(analysis: Analysis) -> str:

@@ -31,7 +31,7 @@ from detector.protocols import DataSet
 from detector.recipe import Scoring
 
 FILE = "report.html"
-PICTURES = 3_200_000  # bytes of all pictures of a page, a third more as text
+PICTURES = 2_000_000  # bytes of all pictures of a page, a third more as text
 SECTIONS: dict[str, Callable[[RunReport], str]] = {
     "Curves": curves,
     "Data": data,
