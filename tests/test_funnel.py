@@ -140,6 +140,24 @@ def test_every_miss_has_one_step_and_the_scores_are_those_of_evaluation(run: Pat
     assert f"{scored.metrics['bbox']['AP']:.6g}" in rows[-1].split(",")
 
 
+class OwnRPN(torch.nn.Module):
+    """A first stage of the user's own."""
+
+    def __init__(self, rpn: torch.nn.Module):
+        super().__init__()
+        self.propose = rpn.propose
+
+
+def test_a_detector_with_a_stage_of_the_users_own_is_scored_and_not_followed(run: Path):
+    predictor = load_predictor(run / "best.pth", True, device="cpu")
+    val = build_dataset(load_config(run / "config.yaml").needed_data(), "val", class_names=predictor.class_names)
+    expected, losses = trace_split(predictor, val, workers=0, scoring=Scoring())
+    predictor.model.rpn = OwnRPN(predictor.model.rpn)
+    scored, none = trace_split(predictor, val, workers=0, scoring=Scoring())
+    assert losses and none is None and scored.metrics["bbox"] == expected.metrics["bbox"]
+    assert analyse(scored, none, samples=3)["bbox"].funnel is None
+
+
 def test_an_object_whose_box_is_found_and_whose_mask_is_bad_has_a_poor_mask(tmp_path: Path):
     objects = [(1, 1, (10, 10, 40, 40)), (2, 1, (10, 10, 40, 40)), (2, 1, (100, 100, 40, 40))]
     rows = results((1, 1, (10, 10, 40, 40), 0.9), (2, 1, (10, 10, 40, 40), 0.8), masks=True)

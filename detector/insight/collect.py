@@ -15,10 +15,10 @@ from detector.data.coco_reader import read_coco_file
 from detector.data.loader import eval_loader
 from detector.distributed import is_rank0, map_sharded
 from detector.evaluation.coco import Scored
-from detector.evaluation.run import score_detections
+from detector.evaluation.run import detect_all, score_detections
 from detector.inference.predictor import Predictor, to_original, to_prepared
 from detector.insight.funnel import Loss, lost_at
-from detector.insight.trace import region_levels, trace
+from detector.insight.trace import can_trace, region_levels, trace
 from detector.progress import Progress
 from detector.protocols import DataSet
 from detector.recipe import Scoring
@@ -39,8 +39,10 @@ NOTHING = _Objects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64
 
 def trace_split(
     predictor: Predictor, dataset: DataSet, *, workers: int, scoring: Scoring, check: Callable[[], None] | None = None
-) -> tuple[Scored | None, dict[int, Loss]]:
+) -> tuple[Scored | None, dict[int, Loss] | None]:
     """The scored detections of a split, on rank 0 alone, and where its objects are lost, by the id of their entry.
+
+    None instead of the latter for a detector whose stages are not of this package.
 
     Args:
         predictor: the detector, of a checkpoint.
@@ -68,8 +70,10 @@ def trace_split(
                 yield image_id, found
                 bar.update()
 
-    score_detections(predictor, dataset, every(), scoring=scoring, observe=scored.append)
-    return (scored[0] if scored else None), losses
+    traced = can_trace(predictor.model)
+    found = every() if traced else detect_all(predictor, dataset, 1, workers, True, check)
+    score_detections(predictor, dataset, found, scoring=scoring, observe=scored.append)
+    return (scored[0] if scored else None), losses if traced else None
 
 
 @torch.inference_mode()

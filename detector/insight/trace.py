@@ -112,6 +112,12 @@ class ImageTrace:
         return int(rows[0]) if len(rows) else None
 
 
+def can_trace(model: GeneralizedRCNN) -> bool:
+    """Whether both stages are of this package, so that their steps can be followed."""
+    first, second = model.needs_proposals or hasattr(model.rpn, "candidates"), hasattr(model.roi_head, "run")
+    return first and (second or model.reports_proposals)
+
+
 @torch.no_grad()
 def trace(model: GeneralizedRCNN, image: Tensor, proposals: Proposals | None = None) -> ImageTrace:
     """Every step of `model`, in eval mode, on a uint8 RGB image (3, h, w) as it is: nothing is resized.
