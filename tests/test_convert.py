@@ -231,7 +231,7 @@ def test_a_converted_checkpoint_is_trained_on_other_classes(tmp_path, caplog, ta
     without_number = {key: value for key, value in model.items() if key != "num_classes"}
     config.write_text(safe_dump(safe_load(config.read_text()) | {"model": without_number}))
     assert train(config, tmp_path / "run", ["--init-from", start, "train.lr=1e-12"]) == 0
-    [line] = [line for line in caplog.messages if str(start) in line]
+    [line] = [line for line in caplog.messages if line.startswith(str(start))]
     old, new = (read_checkpoint(path)["model"] for path in (start, tmp_path / "run/last.pth"))
     moved = {key for key, x in new.items() if x.shape != old[key].shape or not x.allclose(old[key])}
     fresh = line.rpartition("(")[2].rstrip(")").split(", ")

@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,7 @@ def test_a_tool_that_fails_is_said_once_a_streak_and_the_others_go_on(tmp_path: 
     failing = Failing(tmp_path, 0)
     monkeypatch.setattr("detector.training.loggers.LOGGERS", {"mlflow": unable, "wandb": lambda folder, step: failing})
     loggers = Loggers(["mlflow", "wandb", "wandb"], tmp_path, None, one_class=False).open(0)
-    loggers.observe([])  # of which there is no view: the data set is None
+    loggers.observe(SimpleNamespace(detections=[]))  # of which there is no view: the data set is None
     for step in range(1, 6):
         loggers.write(step, {"loss": 1.0})
     loggers.close()
