@@ -66,6 +66,7 @@ def test_a_recipe_starts_with_only_the_root_given(tmp_path, recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_eight_images_are_overfitted(tmp_path):
     """The loss falls, and what is learnt by heart is found again: AP50 >= 0.9."""
     root = coco_folder(tmp_path / "coco", images=8, smallest=32**2)

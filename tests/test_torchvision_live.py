@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -128,12 +129,12 @@ def detect(model: nn.Module, image: Tensor) -> Boxes:
     return found["boxes"], found["scores"], found["labels"] - 1
 
 
-def cases(*others: tuple) -> pytest.MarkDecorator:
+def cases(*others: Any) -> pytest.MarkDecorator:
     """Version, size, number of proposals."""
     return pytest.mark.parametrize(("version", "full", "keep"), [(V1, False, 200), *others])
 
 
-@cases((V2, False, 200), (V2, True, 1000))  # full size once: half a minute a model
+@cases((V2, False, 200), pytest.param(V2, True, 1000, marks=pytest.mark.longest))  # full size: half a minute a model
 def test_detections(version, full, keep):
     theirs, ours = pair(version, full, keep)
     expected = [detect(theirs, image) for image in images(full)]
@@ -217,7 +218,13 @@ def losses(model: nn.Module, batch: Sequence[Tensor]) -> dict[str, float]:
     return {ours: float(found[theirs]) for ours, theirs in LOSSES.items() if theirs in found}
 
 
-@cases((V2, False, 200), (MASK_V1, False, 200), (MASK_V2, False, 200), (V1, True, 300), (V2, True, 300))
+@cases(
+    (V2, False, 200),
+    (MASK_V1, False, 200),
+    (MASK_V2, False, 200),
+    (V1, True, 300),
+    pytest.param(V2, True, 300, marks=pytest.mark.longest),
+)
 def test_losses(version, full, keep):
     check_losses(version, full, keep, batch_statistics=False)
 
