@@ -57,7 +57,7 @@ class Pictures:
     def image(self, i: int) -> torch.Tensor:
         if i == len(self.image_ids) - 1:
             raise ImageError("images/last.png: no such image")
-        return torch.full((3, 200, 200), 60 + 40 * i, dtype=torch.uint8)
+        return torch.full((3, 200, 200), (60 + 40 * i) % 256, dtype=torch.uint8)
 
 
 def judged(folder: Path, rows: list[tuple], name: str = "run", **options: Any) -> Judged:
@@ -370,6 +370,11 @@ def counted(page: Any, act: Any) -> list[dict[str, str]]:
     return totals(page)
 
 
+def wait_for(page: Any, part: str, text: str) -> None:
+    """Until a part of the page begins so; the page's policy forbids the browser's own polling of expressions."""
+    page.locator(f"#{part}", has_text=re.compile(f"^{re.escape(text)}")).wait_for()
+
+
 def listed(page: Any) -> list[str]:
     return [text.split("\n")[0] for text in page.locator(".row").all_inner_texts()]
 
@@ -406,7 +411,7 @@ def test_a_browser_counts_filters_and_walks(gallery: Gallery, browser: Any):
         name, place = page.locator("#name"), page.locator("#place")
         page.locator("body").click(position={"x": 2, "y": 2})
         page.keyboard.press("Home")
-        page.wait_for_function("document.getElementById('name').textContent.startsWith('1')")
+        wait_for(page, "name", "1")
         assert place.inner_text() == "1 of 4" and page.locator("#marks g").count() == 2 + 4 + 2
         page.keyboard.press("t")
         assert page.locator("#marks .object").count() == 0
@@ -419,6 +424,10 @@ def test_a_browser_counts_filters_and_walks(gallery: Gallery, browser: Any):
         assert page.locator("#marks g").count() == 2 + 4 + 2
         counted(page, lambda: page.keyboard.press("+"))
         assert page.locator("#least").inner_text() == "0.05"
+        wide = page.locator("#picture").bounding_box()["width"]
+        page.keyboard.press("z")
+        assert page.locator("#picture").bounding_box()["width"] == pytest.approx(3 * wide, abs=2)
+        page.keyboard.press("z")
         page.keyboard.press("?")
         assert page.locator("#help").is_visible()
         page.keyboard.press("Escape")
@@ -426,15 +435,16 @@ def test_a_browser_counts_filters_and_walks(gallery: Gallery, browser: Any):
         # a mark says what it is
         page.locator("#items button", has_text="Dupe").click()
         assert "an object that is found already. The object is a, IoU 1.00." in page.locator("#said").inner_text()
+        assert page.locator("#marks g:not(.aside)").count() == 2  # with its object
         page.locator("#items button", has_text=HOSTILE).first.click()
         assert "one: Not found at any score. Lost as “top-k”" in page.locator("#said").inner_text()
         assert "two <i>: Found with score 0.80, IoU 1.00." in page.locator("#said").inner_text()
         page.keyboard.press("j")
-        page.wait_for_function("document.getElementById('name').textContent.startsWith('2')")
+        wait_for(page, "name", "2")
         page.keyboard.press("ArrowLeft")
-        page.wait_for_function("document.getElementById('name').textContent.startsWith('1')")
+        wait_for(page, "name", "1")
         page.keyboard.press("End")
-        page.wait_for_function("document.getElementById('fault').textContent.includes('no such image')")
+        wait_for(page, "fault", "images/last.png: no such image")
         assert name.inner_text() == "4<b>&.png" and page.locator("#main b, #name b").count() == 0
 
 
@@ -447,7 +457,7 @@ def test_the_marks_of_the_page_are_the_counts_of_the_server(gallery: Gallery, br
             page.keyboard.press("Escape")
             for image in range(3):
                 page.locator(".row", has_text=f"{image + 1}<b>").click()
-                page.wait_for_function(f"document.getElementById('name').textContent.startsWith('{image + 1}')")
+                wait_for(page, "name", f"{image + 1}")
                 right, wrong = (page.locator(f"#marks .first.{kind}").count() for kind in ("right", "wrong"))
                 assert [right, wrong] == [table[image, 0], table[image, WRONG].sum()]
                 notes = page.locator("#items button .found, #items button .lost").all_inner_texts()
@@ -465,7 +475,7 @@ def test_a_phone_shows_everything_in_its_width(scheme: str, gallery: Gallery, br
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
         page.get_by_role("button", name="Next image").click()
-        page.wait_for_function("document.getElementById('place').textContent == '2 of 4'")
+        wait_for(page, "place", "2 of 4")
         box = page.locator("#picture").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["width"] > 300
         assert page.locator("#list").is_visible() and page.locator("#items").is_visible()
@@ -474,9 +484,9 @@ def test_a_phone_shows_everything_in_its_width(scheme: str, gallery: Gallery, br
 @pytest.mark.slow
 def test_ten_thousand_images_stay_small_and_quick(tmp_path: Path, browser: Any):
     rng = np.random.default_rng(0)
-    truth = [(image, int(rng.integers(1, 4)), LEFT) for image in range(1, 10_001)]
+    truth = [(image, 1, LEFT) for image in range(1, 10_001)]
     found = [(image, 1, LEFT, float(rng.random())) for image in range(1, 10_001) for _ in range(3)]
-    path = coco_file(tmp_path / "many.json", truth, images=10_000, names=NAMES)
+    path = coco_file(tmp_path / "many.json", truth, images=10_000, names=NAMES[:1])
     scored = score_results(path, results(*found))
     gallery = Gallery(
         Pictures(10_000), [Judged("many", scored, {entry["id"]: Loss(TOP_K, 3) for entry in scored.objects})]
@@ -485,5 +495,5 @@ def test_ten_thousand_images_stay_small_and_quick(tmp_path: Path, browser: Any):
         assert len(asked(server, "/data.json")[2]) < 300_000 and len(asked(server, "/list.json")[2]) < 300_000
         assert page.locator(".row").count() < 60 and page.locator("#place").inner_text() == "1 of 10000"
         page.keyboard.press("End")
-        page.wait_for_function("document.getElementById('place').textContent == '10000 of 10000'")
+        wait_for(page, "place", "10000 of 10000")
         assert page.locator(".row[aria-selected=true]").is_visible()

@@ -1,11 +1,12 @@
 // The page: it draws what the server counts. Everything that comes from a file is written as text, never as HTML.
 
-const ROW = 41.6; // pixels of a row of the list: 2.6rem
+const ROW = 2.6 * parseFloat(getComputedStyle(document.documentElement).fontSize); // pixels of a row of the list
 const NAMED = 12; // marks whose names are drawn unasked
 const STEP = 0.05;
+const ZOOM = 3;
 const get = (id) => document.getElementById(id);
 const state = { start: null, rows: [], totals: [], kind: "", at: 0, image: null, number: -1, chosen: null, asked: 0 };
-const shown = { truth: true, runs: [true, true], names: false };
+const shown = { truth: true, runs: [true, true], names: false, zoom: false };
 
 async function load(address) {
   const answer = await fetch(address);
@@ -37,7 +38,7 @@ function renew(place, parts) {
 
 const score = () => Number(get("score").value);
 const chosenNumber = (id) => Number(get(id).value);
-const complain = (error) => { get("fault").textContent = `${error.message ?? error} Does the command still run?`; };
+const complain = (error) => { get("fault").textContent = `${String(error.message ?? error).trim()}; is the command still running?`; };
 
 // The list of images and the totals, as the server counts them
 
@@ -130,16 +131,28 @@ async function open(at) {
   get("place").textContent = `${state.at + 1} of ${state.rows.length}`;
   if (number !== state.number) {
     state.number = number;
-    const image = await load(`image/${number}.json`);
+    const asked = Promise.all([load(`image/${number}.json`), pictureOf(number)]);
+    const [image, [picture, fault]] = await asked.catch((error) => { state.number = -1; throw error; });
     if (number !== state.number) return; // another one is asked for meanwhile
     [state.image, state.chosen] = [image, null];
-    get("fault").textContent = "";
-    get("picture").hidden = false;
-    get("picture").alt = image.name;
-    get("picture").src = `image/${number}.jpg`;
+    get("picture").replaceWith(picture); // together with its marks
+    get("fault").textContent = fault;
     get("name").textContent = image.name;
   }
   draw();
+}
+
+// The picture when it can be shown, and why it cannot
+async function pictureOf(number) {
+  const picture = new Image();
+  [picture.id, picture.alt, picture.src] = ["picture", state.start.images[number], `image/${number}.jpg`];
+  try {
+    await picture.decode();
+    return [picture, ""];
+  } catch {
+    picture.hidden = true;
+    return [picture, await fetch(picture.src).then((answer) => answer.text(), String)];
+  }
 }
 
 const fits = (mark) => (chosenNumber("label") < 0 || mark.label === chosenNumber("label")) &&
@@ -192,11 +205,12 @@ function draw() {
 function layOut() {
   const { width, height } = state.image, room = get("room").clientWidth;
   const high = Math.max(window.innerHeight - (window.innerWidth > 900 ? 260 : 330), 200);
-  const scale = Math.min(room / width, high / height);
+  const scale = Math.min(room / width, high / height) * (shown.zoom ? ZOOM : 1);
+  get("room").style.maxHeight = shown.zoom ? `${high}px` : "none";
+  get("room").style.overflow = shown.zoom ? "auto" : "visible";
   get("stage").style.width = `${width * scale}px`;
   get("stage").style.height = `${height * scale}px`;
   get("marks").setAttribute("viewBox", `0 0 ${width} ${height}`);
-  return scale;
 }
 
 function svg(tag, attributes) {
@@ -214,10 +228,13 @@ function way(mark) {
 function drawMarks(all) {
   const size = 13 * state.image.width / Math.max(get("stage").clientWidth, 1);
   const few = all.filter((mark) => !mark.aside).length <= NAMED;
-  const area = (mark) => mark.box[2] * mark.box[3];
-  const groups = [...all].sort((a, b) => area(b) - area(a)).map((mark) => {
-    const chosen = mark.key === state.chosen;
-    const classes = [mark.verdict, mark.run < 0 ? "object" : mark.run ? "second" : "first", mark.aside ? "aside" : "",
+  const picked = all.find((mark) => mark.key === state.chosen);
+  const depth = (mark) => (mark === picked ? -1 : mark.box[2] * mark.box[3]); // small ones and the chosen one on top
+  const belongs = (mark) => picked && (mark.run < 0 ? picked.object === mark.number : picked.run < 0 && mark.object === picked.number);
+  const groups = [...all].sort((a, b) => depth(b) - depth(a)).map((mark) => {
+    const chosen = mark === picked;
+    const dim = picked ? !chosen && !belongs(mark) : mark.aside;
+    const classes = [mark.verdict, mark.run < 0 ? "object" : mark.run ? "second" : "first", dim ? "aside" : "",
       mark.outlines.length ? "masked" : "", chosen ? "chosen" : ""];
     const group = svg("g", { class: classes.join(" "), "data-key": mark.key });
     group.append(svg("path", { d: way(mark) }));
@@ -241,7 +258,7 @@ function drawSwitches() {
     items.push(button(state.start.runs.length > 1 ? `${name} (${run + 1})` : "Detections (d)", shown.runs[run],
       () => toggle(String(run + 1))));
   });
-  items.push(button("Names (n)", shown.names, () => toggle("n")));
+  items.push(button("Names (n)", shown.names, () => toggle("n")), button("Zoom (z)", shown.zoom, () => toggle("z")));
   renew(get("switches"), items);
 }
 
@@ -291,6 +308,7 @@ function choose(key) {
   state.chosen = state.chosen === key ? null : key;
   draw();
   document.querySelector(`#items [data-key="${key}"]`)?.scrollIntoView({ block: "nearest" });
+  if (shown.zoom) document.querySelector("#marks .chosen")?.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
 // Keys and controls
@@ -298,6 +316,7 @@ function choose(key) {
 function toggle(key) {
   if (key === "t") shown.truth = !shown.truth;
   if (key === "n") shown.names = !shown.names;
+  if (key === "z") shown.zoom = !shown.zoom;
   if (key === "d") shown.runs.fill(!shown.runs.some((on, run) => on && run < state.start.runs.length));
   if (key === "1") shown.runs[0] = !shown.runs[0];
   if (key === "2" && state.start.runs.length > 1) shown.runs[1] = !shown.runs[1];
@@ -319,7 +338,7 @@ function press(event) {
   const go = { ArrowRight: state.at + 1, ArrowDown: state.at + 1, j: state.at + 1, ArrowLeft: state.at - 1,
     ArrowUp: state.at - 1, k: state.at - 1, Home: 0, End: state.rows.length - 1 }[key];
   if (go !== undefined) open(go).catch(complain);
-  else if ("td12n".includes(key)) toggle(key);
+  else if ("td12nz".includes(key)) toggle(key);
   else if (key === "?") get("help").showModal();
   else if (key === "Escape" && state.chosen) choose(state.chosen);
   else if (key === "-" || key === "+" || key === "=") {
@@ -353,10 +372,6 @@ async function begin() {
   get("back").addEventListener("click", () => open(state.at - 1).catch(complain));
   get("on").addEventListener("click", () => open(state.at + 1).catch(complain));
   get("ask").addEventListener("click", () => get("help").showModal());
-  get("picture").addEventListener("error", async () => {
-    get("picture").hidden = true;
-    get("fault").textContent = await fetch(get("picture").src).then((answer) => answer.text(), String);
-  });
   window.addEventListener("resize", () => { drawList(); if (state.image) draw(); });
   document.addEventListener("keydown", press);
   await refresh();
