@@ -4,6 +4,8 @@ const ROW = 2.6 * parseFloat(getComputedStyle(document.documentElement).fontSize
 const NAMED = 12; // marks whose names are drawn unasked
 const STEP = 0.05;
 const ZOOM = 3;
+const NARROW = 900; // pixels of a window up to which the parts of the page stand one above the other, as in page.css
+const [BELOW, LEAST] = [140, 200]; // pixels for the words below a picture, and of its height at least
 const get = (id) => document.getElementById(id);
 const state = { start: null, rows: [], totals: [], kind: "", at: 0, image: null, number: -1, chosen: null, asked: 0 };
 const shown = { truth: true, runs: [true, true], names: false, zoom: false };
@@ -38,7 +40,9 @@ function renew(place, parts) {
 
 const score = () => Number(get("score").value);
 const chosenNumber = (id) => Number(get(id).value);
-const complain = (error) => { get("fault").textContent = `${String(error.message ?? error).trim()}; is the command still running?`; };
+const complain = (error) => {
+  get("fault").textContent = `${String(error.message ?? error).trim()}; is the command still running?`;
+};
 
 // The list of images and the totals, as the server counts them
 
@@ -70,7 +74,8 @@ function drawTotals() {
     const row = made("tr"), objects = total.right + total.unfound;
     const wrong = kinds.reduce((sum, [kind]) => sum + (kind === "Miss" ? 0 : total[kind]), 0);
     const share = (part, whole) => (whole ? (part / whole).toFixed(3) : "-");
-    const cells = [state.start.runs[run], objects, total.right, total.unfound, ...kinds.map(([kind]) => total[kind]),
+    const name = state.start.runs[run] + (state.start.judged[run] === "masks" ? " (by masks)" : "");
+    const cells = [name, objects, total.right, total.unfound, ...kinds.map(([kind]) => total[kind]),
       share(total.right, total.right + wrong), share(total.right, objects)];
     row.append(...cells.map((text) => made("td", text)));
     return row;
@@ -135,6 +140,7 @@ async function open(at) {
     const [image, [picture, fault]] = await asked.catch((error) => { state.number = -1; throw error; });
     if (number !== state.number) return; // another one is asked for meanwhile
     [state.image, state.chosen] = [image, null];
+    if (get("items").contains(document.activeElement)) document.activeElement.blur(); // it was of the other image
     get("picture").replaceWith(picture); // together with its marks
     get("fault").textContent = fault;
     get("name").textContent = image.name;
@@ -204,7 +210,8 @@ function draw() {
 
 function layOut() {
   const { width, height } = state.image, room = get("room").clientWidth;
-  const high = Math.max(window.innerHeight - (window.innerWidth > 900 ? 260 : 330), 200);
+  const above = get("room").getBoundingClientRect().top + window.scrollY;
+  const high = Math.max(window.innerWidth > NARROW ? window.innerHeight - above - BELOW : window.innerHeight / 2, LEAST);
   const scale = Math.min(room / width, high / height) * (shown.zoom ? ZOOM : 1);
   get("room").style.maxHeight = shown.zoom ? `${high}px` : "none";
   get("room").style.overflow = shown.zoom ? "auto" : "visible";
@@ -227,10 +234,12 @@ function way(mark) {
 
 function drawMarks(all) {
   const size = 13 * state.image.width / Math.max(get("stage").clientWidth, 1);
-  const few = all.filter((mark) => !mark.aside).length <= NAMED;
+  const nameable = (mark) => !mark.aside && (mark.run >= 0 || mark.verdict === "lost");
+  const few = all.filter(nameable).length <= NAMED;
   const picked = all.find((mark) => mark.key === state.chosen);
   const depth = (mark) => (mark === picked ? -1 : mark.box[2] * mark.box[3]); // small ones and the chosen one on top
-  const belongs = (mark) => picked && (mark.run < 0 ? picked.object === mark.number : picked.run < 0 && mark.object === picked.number);
+  const finds = (detection, object) => object.run < 0 && detection.run >= 0 && detection.object === object.number;
+  const belongs = (mark) => finds(picked, mark) || finds(mark, picked);
   const groups = [...all].sort((a, b) => depth(b) - depth(a)).map((mark) => {
     const chosen = mark === picked;
     const dim = picked ? !chosen && !belongs(mark) : mark.aside;
@@ -239,10 +248,11 @@ function drawMarks(all) {
     const group = svg("g", { class: classes.join(" "), "data-key": mark.key });
     group.append(svg("path", { d: way(mark) }));
     group.addEventListener("click", () => choose(mark.key));
-    if (chosen || (mark.run >= 0 || mark.verdict === "lost") && !mark.aside && (shown.names || few)) {
-      const below = mark.run < 0; // names of objects below, of detections above
-      const y = below ? Math.min(mark.box[1] + mark.box[3] + size, state.image.height - 2) : Math.max(mark.box[1] - size / 4, size);
-      const text = svg("text", { x: Math.max(mark.box[0], 0), y, "stroke-width": size / 5 });
+    if (chosen || !dim && nameable(mark) && (shown.names || few)) {
+      const [, top, , high] = mark.box; // names of objects below, of right detections above, of wrong ones inside
+      const y = { found: top + high + size, lost: top + high + size, right: top - size / 4, wrong: top + size }[mark.verdict];
+      const [inX, inY] = [Math.max(mark.box[0], 0) + size / 5, Math.min(Math.max(y, size), state.image.height - size / 4)];
+      const text = svg("text", { x: inX, y: inY, "stroke-width": size / 5 });
       text.style.fontSize = `${size}px`;
       text.textContent = title(mark) + (mark.kind && mark.kind !== "right" ? ` ${mark.kind}` : "");
       group.append(text);
@@ -289,10 +299,12 @@ function drawItems(all) {
 function said(mark) {
   const size = state.start.sizes[mark.size], place = mark.box.map((value) => Math.round(value)).join(", ");
   if (mark.run < 0) {
-    const fate = mark.fates.map((f, run) => `${state.start.runs.length > 1 ? `${state.start.runs[run]}: ` : ""}${fateOf(f, run, mark.number)}`);
+    const who = (run) => (state.start.runs.length > 1 ? `${state.start.runs[run]}: ` : "");
+    const fate = mark.fates.map((f, run) => who(run) + fateOf(f, run, mark.number));
     return `Object ${title(mark)}, ${size}, box ${place} (x, y, width, height). ${fate.join(" ")}`;
   }
-  const target = mark.object >= 0 ? ` The object is ${state.start.classes[state.image.objects[mark.object].label]}, IoU ${mark.iou.toFixed(2)}.` : "";
+  const object = state.image.objects[mark.object];
+  const target = object ? ` The object is ${state.start.classes[object.label]}, IoU ${mark.iou.toFixed(2)}.` : "";
   const verdict = mark.kind === "right" ? "right" : `${mark.kind}: ${state.start.kinds[mark.kind]}`;
   return `Detection ${title(mark)}, box ${place} (x, y, width, height): ${verdict}.${target}`;
 }
@@ -308,7 +320,7 @@ function choose(key) {
   state.chosen = state.chosen === key ? null : key;
   draw();
   document.querySelector(`#items [data-key="${key}"]`)?.scrollIntoView({ block: "nearest" });
-  if (shown.zoom) document.querySelector("#marks .chosen")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  if (shown.zoom) document.querySelector("#marks .chosen")?.scrollIntoView({ block: "center", inline: "center" });
 }
 
 // Keys and controls
