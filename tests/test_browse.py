@@ -21,7 +21,7 @@ from helpers.insight import coco_file, results
 from helpers.training import ROOT, draw_set, train, write_config
 
 from detector.browse.gallery import Gallery
-from detector.browse.judged import COLUMNS, WRONG, Choice, Judged, outlines_of
+from detector.browse.judged import COLUMNS, WRONG, Choice, Judged, outlines_of, size_numbers
 from detector.browse.server import FILES, BrowseServer
 from detector.cli import browse as command
 from detector.data.image import ImageError
@@ -117,6 +117,8 @@ def test_counts_by_hand(tmp_path: Path):
     assert sums(run, score=0, size=0) == {"right": 1, "Bkg": 1}
     assert sums(run, score=0, size=1) == {"Cls": 1, "Loc": 1, "Both": 1, "unfound": 1}
     assert sums(run, score=0, size=2) == {"right": 1, "Dupe": 1, "Miss": 1, "unfound": 2}
+    assert size_numbers(np.array([1023, 1024, 9215, 9216])).tolist() == [0, 1, 1, 2]
+    assert sums(judged(tmp_path, []), score=0) == {"Miss": 5, "unfound": 5}
     assert run.counts(Choice(0))[:, COLUMNS.index("right")].tolist() == [1, 1, 0, 0]
 
 

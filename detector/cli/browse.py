@@ -41,12 +41,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def gallery_of(args: argparse.Namespace) -> Gallery:
     """Val with what the runs find in it."""
-    runs, names = [], [run.resolve().name for run in args.runs]
+    names = [run.resolve().name for run in args.runs]
+    runs, datasets = [], []
     for folder, name in zip(args.runs, names):
         traced = trace_run(folder, overrides=args.overrides, trust=args.trust, device=args.device)
         assert traced.scored is not None  # one process
         runs.append(Judged(str(folder) if names.count(name) > 1 else name, traced.scored, traced.losses))
-    return Gallery(traced.dataset, runs)
+        datasets.append(traced.dataset)
+    return Gallery(datasets[0], runs)
 
 
 def serve(args: argparse.Namespace) -> None:
