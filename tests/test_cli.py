@@ -21,7 +21,7 @@ from detector.distributed import SharedError
 from detector.errors import ConfigError, Interrupted
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_SCRIPT = {"config", "explain", "export", "merge", "report", "split"}
+WITHOUT_SCRIPT = {"browse", "config", "explain", "export", "merge", "report", "split"}
 OTHER_SCRIPTS = {
     "measure_loading",
     "measure_pasting",

@@ -17,7 +17,7 @@ FLOORS = [  # top first, as in docs/extending.md; a room is a folder or a file d
     {"cli"},
     {"workflows"},
     {"comparison"},
-    {"training"},
+    {"browse", "training"},
     {"insight"},
     {"evaluation"},
     {"dataset_check"},

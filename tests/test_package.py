@@ -72,9 +72,8 @@ def test_the_wheel_holds_the_package_its_types_and_every_configuration(wheel: Pa
     names = zipfile.ZipFile(wheel).namelist()
     configs = {f"detector/configs/{path.relative_to(shipped_configs())}" for path in shipped_configs().rglob("*.yaml")}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "detector").rglob("*.py")}
-    assert configs | modules | {"detector/py.typed", "detector/insight/report.css"} == {
-        name for name in names if name.startswith("detector/")
-    }
+    pages = {f"detector/browse/page.{kind}" for kind in ("html", "css", "js")} | {"detector/insight/report.css"}
+    assert configs | modules | pages | {"detector/py.typed"} == {name for name in names if name.startswith("detector/")}
     metadata = zipfile.ZipFile(wheel).read(f"detector-{detector.__version__}.dist-info/METADATA").decode()
     for line in ("License-Expression: Apache-2.0", "Requires-Python: >=3.10", "Provides-Extra: safetensors"):
         assert line in metadata.splitlines()

@@ -18,6 +18,7 @@ COMMANDS = {
     "convert-weights": "Convert the weights of another framework into a checkpoint, or a checkpoint into such weights.",
     "export": "Write a checkpoint as a file for another engine, and check that it finds the same.",
     "report": "Write a page about trainings: scores, errors, lost objects, wrong labels; several are compared.",
+    "browse": "Look at the images of a training in a browser: objects, detections, kinds of errors; two runs are compared.",
     "explain": "Explain why something is detected in an image or is not: a picture, a paragraph, all steps in numbers.",
     "compare": "Train and evaluate configurations under one recipe, and tabulate their accuracy and cost.",
     "benchmark": "Measure speed and memory of a detector, beside torchvision's where that has the same model.",
@@ -53,6 +54,15 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=["bfloat16", "float32"], default="float32", help="of the network (default: float32)")
     add("--tta", action="store_true", help="test-time augmentation: merge the scales and flips of data.tta")
     add("--trust", action="store_true", help="import the custom code that the checkpoint refers to")
+
+
+def runs_and_changes(parser: argparse.ArgumentParser, given: list[str]) -> tuple[list[Path], list[str]]:
+    """Folders of trainings and changes of their configuration, told apart by the `=`; an error without a folder."""
+    changes = [text for text in given if "=" in text and not Path(text).is_dir()]
+    runs = [Path(text) for text in given if text not in changes]
+    if not runs:
+        parser.error("name the folder of a training")
+    return runs, changes
 
 
 def output_folder(text: str) -> Path:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from detector.cli.arguments import OVERRIDES_HELP, CommandParser
+from detector.cli.arguments import OVERRIDES_HELP, CommandParser, runs_and_changes
 from detector.cli.ending import ending
 from detector.distributed import on_rank0, processes, raise_on_all
-from detector.errors import ConfigError
+from detector.insight.collect import check_run
 from detector.insight.report import FILE, check_own_report, report_of_run, write_report
 
 USAGE = "detector report RUN [RUN ...] [--output FILE] [--device D] [--trust] [key=value ...]"
@@ -32,10 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--trust", action="store_true", help="import the custom code that the checkpoints refer to")
     args = parser.parse_intermixed_args(argv)
-    args.overrides = [text for text in args.given if "=" in text and not Path(text).is_dir()]
-    args.runs = [Path(text) for text in args.given if text not in args.overrides]
-    if not args.runs:
-        parser.error("name the folder of a training")
+    args.runs, args.overrides = runs_and_changes(parser, args.given)
     return args
 
 
@@ -43,8 +40,7 @@ def write_page(args: argparse.Namespace) -> None:
     """Make the page of all runs; every process takes part."""
     output = args.output or args.runs[0] / FILE
     for run in args.runs:
-        if not run.is_dir():
-            raise ConfigError(f"{run}: no such folder; name that of a training, with its best.pth")
+        check_run(run)
     on_rank0(check_own_report, output)
     made = [
         report_of_run(run, overrides=args.overrides, trust=args.trust, device=args.device, runs=len(args.runs))

@@ -82,16 +82,19 @@ def analyse(scored: Scored, losses: Mapping[int, Loss] | None = None, samples: i
     out = {}
     for kind in (kind for kind in SHAPES if kind in scored.counts):
         errors = boxes if kind == "bbox" else errors_of(scored.counts[kind])
-        lost = None if losses is None else _missed(errors, losses, box_found if kind == "segm" else set())
+        missed = None if losses is None else missed_losses(errors, losses, box_found if kind == "segm" else set())
+        lost = None if missed is None else list(missed.values())
         out[kind] = _analysed(scored, kind, errors, lost, samples)
     return out
 
 
-def _missed(errors: Errors, losses: Mapping[int, Loss], box_found: set[int]) -> list[tuple[Loss, float]]:
-    """The loss and the area of every missed object; one whose box is found has a poor mask."""
+def missed_losses(
+    errors: Errors, losses: Mapping[int, Loss], box_found: set[int]
+) -> dict[int, tuple[Loss, float]]:  # fmt: skip
+    """The loss and the area of every missed object, by its id; one whose box is found has a poor mask."""
     missed = ~errors.found()
     pairs = zip(errors.object_ids[missed].tolist(), errors.object_areas[missed].tolist())
-    return [(losses[i]._replace(step=MASK) if i in box_found else losses[i], area) for i, area in pairs]
+    return {i: (losses[i]._replace(step=MASK) if i in box_found else losses[i], area) for i, area in pairs}
 
 
 def _analysed(

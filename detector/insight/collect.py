@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from detector.checkpoint import read_checkpoint
 from detector.data.box_arrays import corners
 from detector.data.coco_reader import read_coco_file
 from detector.data.loader import eval_loader
+from detector.data.settings import build_dataset
 from detector.distributed import is_rank0, map_sharded
+from detector.errors import ConfigError
 from detector.evaluation.coco import Scored
 from detector.evaluation.run import detect_all, score_detections
-from detector.inference.predictor import Predictor, to_original, to_prepared
+from detector.inference.predictor import Predictor, load_predictor, to_original, to_prepared
 from detector.insight.funnel import Loss, lost_at
 from detector.insight.trace import can_trace, region_levels, trace
 from detector.progress import Progress
@@ -34,7 +38,49 @@ class _Objects(NamedTuple):
     labels: np.ndarray  # (G,) of the model
 
 
+@dataclass(frozen=True)
+class TracedRun:
+    """The best checkpoint of a run and what it finds in val."""
+
+    checkpoint: dict[str, Any]
+    predictor: Predictor
+    dataset: DataSet
+    scored: Scored | None
+    """None on other processes than rank 0."""
+    losses: dict[int, Loss] | None
+    """Where each object is lost if it is missed, by the id of its entry; None where the stages are of the user's own."""
+
+
 NOTHING = _Objects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
+
+
+def check_run(folder: Path) -> None:
+    """Raise ConfigError where a folder of a training is none."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; name that of a training, with its best.pth")
+
+
+def trace_run(
+    folder: Path, *, overrides: Sequence[str] = (), trust: bool = False, device: str = "auto",
+    check: Callable[[], None] | None = None,
+) -> TracedRun:  # fmt: skip
+    """Every image of val through the best checkpoint of a run.
+
+    Args:
+        folder: of the run.
+        overrides: `key.path=value` changes of the checkpoint's configuration.
+        trust: import the custom code that it names.
+        device: as for `detector.load`.
+        check: called before each image; it may raise to stop.
+    """
+    path = folder / "best.pth"
+    checkpoint = read_checkpoint(path)
+    predictor = load_predictor(path, trust, overrides=overrides, device=device)
+    data, shapes = predictor.config.needed_data(), predictor.config.evaluate.shapes
+    dataset = build_dataset(data, "val", class_names=predictor.class_names)
+    scoring = Scoring(shapes=[shape for shape in shapes if shape == "segm"])  # by COCO's standard
+    scored, losses = trace_split(predictor, dataset, workers=data.workers, scoring=scoring, check=check)
+    return TracedRun(checkpoint, predictor, dataset, scored, losses)
 
 
 def trace_split(

@@ -6,7 +6,7 @@ A false positive is one of five kinds by its IoU with the objects of its image, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,17 @@ class Errors:
         marked = np.zeros(len(self.object_ids), dtype=bool)
         marked[self.targets[rows & (self.targets >= 0)]] = True
         return marked
+
+    def above(self, score: float) -> Errors:
+        """These errors without the detections below a score.
+
+        COCO gives an object to the best detection first: leaving out the others changes no match and no kind.
+        """
+        rows = slice(int(np.searchsorted(-self.scores, -score, side="right")))
+        shorter = {
+            name: getattr(self, name)[rows] for name in ("images", "labels", "scores", "ids", "kinds", "targets")
+        }
+        return replace(self, **shorter)
 
     def ap50(self) -> float:
         """The mean of the classes' AP at an IoU of 0.5; NaN without objects."""
@@ -189,7 +200,7 @@ def _by_image(
     key = "segmentation" if counts.params.iouType == "segm" else "bbox"
     detections, objects = counts.cocoDt.anns, counts.cocoGt.anns
     number = len(counts.params.imgIds)
-    rows_of, objects_of = _rows_by_image(images, number), _rows_by_image(object_images, number)
+    rows_of, objects_of = rows_by_image(images, number), rows_by_image(object_images, number)
     for rows, own in zip(rows_of, objects_of):
         if len(rows):
             found = [detections[i][key] for i in ids[rows].tolist()]
@@ -204,7 +215,7 @@ def iou_matrix(found: Sequence[Any], truth: Sequence[Any]) -> np.ndarray:
     return np.reshape(coco_mask.iou(list(found), list(truth), [0] * len(truth)), (len(found), len(truth)))
 
 
-def _rows_by_image(images: np.ndarray, number: int) -> list[np.ndarray]:
+def rows_by_image(images: np.ndarray, number: int) -> list[np.ndarray]:
     """The rows of each of the images, in their order."""
     order = np.argsort(images, kind="stable")
     return np.split(order, np.bincount(images, minlength=number).cumsum()[:-1])

@@ -6,17 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detector.checkpoint import read_checkpoint
 from detector.config.config import Config
-from detector.data.settings import build_dataset
 from detector.dataset_check.check import CheckResult, check_data
 from detector.errors import DataError, DetectorError
 from detector.evaluation.coco import Scored
 from detector.files import begins, check_folder, write_text
-from detector.inference.predictor import load_predictor
 from detector.insight.analysis import analyse
 from detector.insight.bootstrap import SAMPLES
-from detector.insight.collect import trace_split
+from detector.insight.collect import trace_run
 from detector.insight.details import classes, confusions, kinds, misses, of_each, pictures, proposals, trust
 from detector.insight.examples import Examples, PicturePair
 from detector.insight.funnel import Loss
@@ -28,7 +25,6 @@ from detector.insight.speed import measure_speed
 from detector.insight.svg import escaped
 from detector.insight.versus import check_comparable, versus
 from detector.protocols import DataSet
-from detector.recipe import Scoring
 
 FILE = "report.html"
 PICTURES = 2_000_000  # bytes of all pictures of a page, a third more as text
@@ -95,31 +91,20 @@ def report_of_run(
         runs: that share the page, and with it the room for pictures.
         check: called before each image; it may raise to stop.
     """
-    path = folder / "best.pth"
-    content = read_checkpoint(path)
-    predictor = load_predictor(path, trust, overrides=overrides, device=device)
-    config = predictor.config
-    dataset = build_dataset(config.needed_data(), "val", class_names=predictor.class_names)
-    scored, losses = trace_split(
-        predictor, dataset, workers=config.needed_data().workers, scoring=shapes_of(config), check=check
-    )
-    if scored is None:
+    run = trace_run(folder, overrides=overrides, trust=trust, device=device, check=check)
+    content, config = run.checkpoint, run.predictor.config
+    if run.scored is None:
         return None
     report = run_report(
-        folder, config, scored, dataset, losses, data=checked_data(config), step=content["training"].get("step"),
-        pictures=PICTURES // runs,
+        folder, config, run.scored, run.dataset, run.losses, data=checked_data(config),
+        step=content["training"].get("step"), pictures=PICTURES // runs,
     )  # fmt: skip
     report.versions, report.finished, report.speed = (
         content.get("versions", {}),
         True,
-        measure_speed(predictor, dataset),
+        measure_speed(run.predictor, run.dataset),
     )
     return report
-
-
-def shapes_of(config: Config) -> Scoring:
-    """Boxes and masks by COCO's standard, where the configuration has masks scored."""
-    return Scoring(shapes=[shape for shape in config.evaluate.shapes if shape == "segm"])
 
 
 def checked_data(config: Config) -> CheckResult | str:
