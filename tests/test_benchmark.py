@@ -61,9 +61,10 @@ def test_a_configuration_is_measured_with_what_it_learns(name):
     ("config", "names"),
     [
         ("shapes/fpn.yaml", ["compiled"]),
-        (
+        pytest.param(
             "compat/torchvision_fasterrcnn_resnet50_fpn.yaml",
             ["openvino", "torchvision in onnx", "torchvision in openvino"],
+            marks=pytest.mark.longest,
         ),
     ],
 )

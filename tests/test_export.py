@@ -242,7 +242,14 @@ def test_the_old_roads_say_which_one_leads_there():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target"),
-    [("htc", "openvino"), ("keypoints", "onnx"), ("keypoints", "openvino"), ("sac", "openvino"), ("soft_nms", "onnx")],
+    [
+        ("keypoints", "onnx"),
+        ("keypoints", "openvino"),
+        *(
+            pytest.param(*case, marks=pytest.mark.longest)
+            for case in (("htc", "openvino"), ("sac", "openvino"), ("soft_nms", "onnx"))
+        ),
+    ],
 )
 def test_detectors_of_all_kinds_find_the_same_in_other_engines(name: str, target: str, tmp_path: Path):
     """The others are in the table of docs/export.md (tests/export_table.py)."""
