@@ -331,18 +331,6 @@ def test_the_command_serves_a_run_until_it_is_interrupted_and_writes_nothing(tmp
     assert "Traceback" not in rest[1] and {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="a browser needs the package playwright")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("there is no chromium on this machine")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @contextmanager
 def opened(browser: Any, server: BrowseServer, **options: Any) -> Iterator[Any]:
     """The page when it has its first counts; afterwards nothing was complained of, and nothing asked for elsewhere."""

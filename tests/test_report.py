@@ -5,7 +5,6 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -256,18 +255,6 @@ def test_reports_of_other_objects_cannot_be_compared(tmp_path: Path):
     with pytest.raises(DataError, match="different images or objects"):
         check_comparable([one, other])
     assert "Where each is lost was not followed" in report_page([one])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="a browser needs the package playwright")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("there is no chromium on this machine")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.slow
