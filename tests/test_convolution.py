@@ -1,4 +1,4 @@
-"""The convolution whose filters' gradient is computed in contiguous memory: torch's values, whatever the processor."""
+"""The convolution whose weight gradient is computed in contiguous memory: torch's values, whatever the processor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         taken.append(True)
         return True
 
-    monkeypatch.setattr(convolution, "_is_slow", always)
+    monkeypatch.setattr(convolution, "_has_slow_weight_gradient", always)
     return taken
 
 

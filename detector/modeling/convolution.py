@@ -1,4 +1,4 @@
-"""Convolutions whose backward pass does no more than it must: in the layout that the processor is fast in, or at a few cells."""
+"""Convolutions with a fast weight gradient on processors without AVX-512, and a convolution at some cells of its maps alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Pair = tuple[int, ...]  # (of y, of x)
 
 
 class Conv2d(nn.Conv2d):
-    """Torch's convolution, of which a training on a processor without AVX-512 computes the filters' gradient faster."""
+    """torch's convolution, with a faster weight gradient on processors without AVX-512."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -22,8 +22,8 @@ class Conv2d(nn.Conv2d):
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Any, dilation: Pair, groups: int
 ) -> Tensor:
-    """F.conv2d with the same arguments; its backward pass is another where torch's is slow."""
-    if _is_slow(x, weight, groups):
+    """F.conv2d; where torch computes the weight gradient slowly, the backward pass is that of this module."""
+    if _has_slow_weight_gradient(x, weight, groups):
         return _Convolution.apply(x, weight, bias, stride, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
@@ -46,14 +46,14 @@ def patches_at(p: Sequence[Tensor], image: Tensor, cell: Tensor, side: int) -> T
 
 
 def at_patches(conv: Any, x: Tensor) -> Tensor:
-    """The convolution at single places: squares of `patches_at` (S, k * k * C) -> (S, channels)."""
+    """The convolution at single cells: their squares, by `patches_at` (S, k * k * C) -> (S, channels)."""
     return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
-def _is_slow(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether torch's channels-last gradient of these filters takes several times as long as the contiguous one.
+def _has_slow_weight_gradient(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether torch's weight gradient takes several times as long in channels-last memory as in contiguous memory.
 
-    Without AVX-512, oneDNN has no good kernel for it: 3 x 3 filters on maps of 200 x 304 took 3 to 6 times as long (AVX2).
+    Measured with AVX2, without AVX-512: 3 to 6 times for kernels of 3 x 3 on maps of 200 x 304, as long on small maps.
     """
     return (
         torch.is_grad_enabled()
@@ -69,7 +69,7 @@ def _is_slow(x: Tensor, weight: Tensor, groups: int) -> bool:
 
 
 class _Convolution(torch.autograd.Function):
-    """F.conv2d of one group, whose backward pass computes the gradient of the filters in contiguous memory."""
+    """F.conv2d of one group, whose backward pass computes the weight gradient in contiguous memory."""
 
     @staticmethod
     def forward(

@@ -250,9 +250,8 @@ class RPN(nn.Module):
         """What NMS sees: scores (N, P), logits (N, P), boxes (N, P, 4), and per level the rows (N, k) of its anchors."""
         scores, kept, boxes, rows = [], [], [], []
         for logit, delta, anchor in zip(logits, deltas, anchors):
-            if isinstance(
-                logit.shape[1], torch.SymInt
-            ):  # an export for images of any size: `pre_nms` rows of every level
+            if isinstance(logit.shape[1], torch.SymInt):
+                # an export for images of any size takes `pre_nms` rows of every level, however small it is
                 room = self.selection.pre_nms[0 if training else 1]
                 logit = F.pad(logit, (0, room), value=-torch.inf)
                 delta, anchor = F.pad(delta, (0, 0, 0, room)), F.pad(anchor, (0, 0, 0, room))
