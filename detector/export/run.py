@@ -61,13 +61,7 @@ def export(
     Raises ConfigError, DataError and CheckpointError for wrong input, before anything is written.
     """
     target, report_file = TARGETS[to], output.parent / "report.json"
-    if output.suffix != target.suffix:
-        raise ConfigError(f"--output {output}: a file for {to} ends in {target.suffix}")
-    if dynamic and not target.takes_sizes:
-        raise ConfigError(f"--dynamic: not for {to}, whose code is for one size; use --size H W")
-    if precision not in target.precisions:
-        able = [name for name, other in TARGETS.items() if precision in other.precisions]
-        raise ConfigError(f"--precision {precision}: not for {to}; choose --to {' or '.join(able)}")
+    _check_request(to, output, dynamic=dynamic, precision=precision)
     for path in [*target.files(output), report_file]:
         check_new_file(path, "name a file in another folder")
     target.check(precision)
@@ -97,6 +91,18 @@ def export(
             source.replace(place)
     write_text(report_file, json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _check_request(to: str, output: Path, *, dynamic: bool, precision: str) -> None:
+    """Raise ConfigError for what a target does not make."""
+    target = TARGETS[to]
+    if output.suffix != target.suffix:
+        raise ConfigError(f"--output {output}: a file for {to} ends in {target.suffix}")
+    if dynamic and not target.takes_sizes:
+        raise ConfigError(f"--dynamic: not for {to}, whose code is for one size; use --size H W")
+    if precision not in target.precisions:
+        able = [name for name, other in TARGETS.items() if precision in other.precisions]
+        raise ConfigError(f"--precision {precision}: not for {to}; choose --to {' or '.join(able)}")
 
 
 def graph_size(predictor: Predictor, wanted: Sequence[int] | None, images: Sequence[Path]) -> Size:
