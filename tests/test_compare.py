@@ -31,6 +31,7 @@ from detector.config.config import build_detector, load_config
 from detector.data.settings import build_dataset
 from detector.errors import DataError
 from detector.evaluation.cost import count_flops, milliseconds
+from detector.modeling import convolution
 
 METRICS = {  # all different, so that no two columns can be taken for each other
     "bbox": {name: 0.3 + i / 100 for i, name in enumerate(BOXES)},
@@ -330,7 +331,13 @@ def test_a_damaged_metrics_file_is_named(tmp_path: Path, content: str):
         read_run(tmp_path / "a")
 
 
-def test_flops_are_those_of_the_convolutions_and_products(configs: list[str], tmp_path: Path):
+@pytest.mark.parametrize("channels", [2, convolution.CHANNELS])
+def test_flops_are_those_of_the_convolutions_and_products(
+    channels: int, configs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where most convolutions take Winograd's way, which has fewer."""
+    monkeypatch.setattr(convolution, "CHANNELS", channels)
+    monkeypatch.setattr(convolution, "CELLS", 16)
     assert made_training([configs[0], "--output", str(tmp_path)]) == 0
     predictor = detector.load(tmp_path / "best.pth", trust=True)
     dataset = build_dataset(predictor.config.needed_data(), "val")

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detector.modeling.shapes import is_portable
+from detector.modeling.winograd import winograd
+
 Pair = tuple[int, ...]  # (of y, of x)
+CHANNELS, CELLS = 192, 2000  # the least of a map for Winograd's convolution
 
 
 class Conv2d(nn.Conv2d):
@@ -25,6 +29,8 @@ def convolve(
     """F.conv2d; where torch computes the weight gradient slowly, the backward pass is that of this module."""
     if _has_slow_weight_gradient(x, weight, groups):
         return _Convolution.apply(x, weight, bias, stride, padding, dilation)
+    if _has_fewer_products(x, weight, stride, padding, dilation, groups):
+        return winograd(x, weight, bias)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -48,6 +54,26 @@ def patches_at(p: Sequence[Tensor], image: Tensor, cell: Tensor, side: int) -> T
 def at_patches(conv: Any, x: Tensor) -> Tensor:
     """The convolution at single cells: their squares, by `patches_at` (S, k * k * C) -> (S, channels)."""
     return F.linear(x, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
+def _has_fewer_products(x: Tensor, weight: Tensor, stride: Pair, padding: Any, dilation: Pair, groups: int) -> bool:
+    """Whether Winograd's convolution is the faster one, at inference on a CPU.
+
+    Measured: 1.4 to 1.9 times as fast from these numbers of channels and cells on, slower below them.
+    """
+    return (
+        weight.shape[2:] == (3, 3)
+        and stride == padding == dilation == (1, 1)
+        and groups == 1
+        and min(weight.shape[:2]) >= CHANNELS
+        and x.shape[2] * x.shape[3] >= CELLS
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not is_portable()
+    )
 
 
 def _has_slow_weight_gradient(x: Tensor, weight: Tensor, groups: int) -> bool:

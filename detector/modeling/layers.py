@@ -143,7 +143,7 @@ def folded(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
     out = nn.utils.skip_init(
-        nn.Conv2d, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+        Conv2d, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
         conv.groups,
     )  # fmt: skip
     out.weight.copy_(conv.weight * scale[:, None, None, None])
