@@ -12,8 +12,11 @@ from detector.export.exported import Eager, ExportedModel
 from detector.export.graph import DetectionGraph
 from detector.export.run import card_of
 from detector.inference.predictor import Predictor
+from detector.modeling.layers import is_foldable
+from detector.modeling.rcnn import GeneralizedRCNN
 from helpers.tiny import picture
 
+GREYS = 57  # standard deviation of the pixels of photographs
 SHAPES = Path(__file__).parents[2] / "configs" / "shapes"
 SMALL = ["model.num_classes=3", "model.rpn.selection.post_nms=[200,200]", "model.roi_head.selection.max_detections=20"]
 
@@ -23,11 +26,30 @@ def spread_predictor(name: str) -> Predictor:
     torch.manual_seed(0)
     config = load_config(SHAPES / f"{name}.yaml" if "/" not in name else SHAPES.parent / f"{name}.yaml", SMALL)
     model = build_detector(config, pretrained=False)
+    settle(model)
     nn.init.normal_(model.rpn.deltas.weight, std=0.05)
     for stage in getattr(model.roi_head, "stages", [getattr(model.roi_head, "stage", None)]):
         if stage is not None:
             nn.init.normal_(stage.class_score.weight, std=0.05)
     return Predictor(model, config, ["a", "b", "c"], [1, 2, 3], device="cpu", in_place=True)
+
+
+@torch.no_grad()
+def settle(model: GeneralizedRCNN) -> None:
+    """Activations of about 1, as in a trained network: with larger ones all scores are 1, with smaller ones all are equal."""
+    for name, module in model.named_modules():
+        if is_foldable(module) and name.endswith(("bn2", "bn3")):
+            nn.init.constant_(module.weight, 0.25)  # small beside the shortcut
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    stem = next(module for module in model.pyramid.modules() if isinstance(module, nn.Conv2d))
+    stem.weight *= (
+        model.preprocess.std.mean() / GREYS
+    )  # detectron2's pixels are not divided by their standard deviation
+    model.pyramid.train()(
+        model.preprocess.batch([picture(128, 128, seed=4)], torch.device("cpu"), torch.float32).images
+    )
+    model.eval()
 
 
 def parity(name: str, target: str, folder: Path) -> Agreement:
