@@ -30,6 +30,7 @@ OTHER_SCRIPTS = {
     "benchmark_gpu",
     "measure_samples",
     "count_operators",
+    "measure_batches",
     "measure_tiles",
 }  # for those who work on the project
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
