@@ -45,9 +45,9 @@ BASE = {
     "train": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.01, "batch_size": 4, "lr_batch": 4, "schedule": "cosine",
               "warmup_steps": 20, "clip_norm": 10.0, "evaluate_every": 100, "device": "cpu"},
 }  # fmt: skip
-RUNS = {  # name -> the size to which an image or a tile is resized, its epochs, its tiles; tiles are half as many pixels
-    "whole images": {"data": {"resize": {"short": WHOLE, "long": WHOLE}}, "train": {"epochs": 26}},
-    "tiles": {"data": {"resize": {"short": TILE, "long": TILE}, "tiles": {"size": TILE}}, "train": {"epochs": 1}},
+RUNS = {  # name -> the size to which an image or a tile is resized, its tiles, its epochs: 205 megapixels each
+    "whole images": {"data": {"resize": {"short": WHOLE, "long": WHOLE}}, "train": {"epochs": 36}},
+    "tiles": {"data": {"resize": {"short": TILE, "long": TILE}, "tiles": {"size": TILE}}, "train": {"epochs": 2}},
 }
 
 
