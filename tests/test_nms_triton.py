@@ -36,6 +36,7 @@ def test_the_kernels_leave_what_torchvision_leaves_on_a_cpu(tmp_path: Path):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_a_detector_finds_and_learns_the_same_with_the_kernels(tmp_path: Path):
     run("whole_detector", tmp_path, TRITON_INTERPRET="1")
 

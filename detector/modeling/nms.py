@@ -85,7 +85,11 @@ def _compiled_kernel(device: torch.device) -> Callable[..., Tensor] | None:
         greedy_nms(box, box[..., 0], box[..., 0] == 0, box[..., 0].int(), iou=0.5, largest=1)
     except Exception as error:  # of Triton, of the compiler that it calls, of the driver
         reason = " ".join(str(error).split())[:200]
-        log.warning("NMS waits for the GPU, because Triton does not work here (%s: %s)", type(error).__name__, reason)
+        log.warning(
+            "NMS waits for the GPU, because Triton does not work here (%s: %s); what is found is the same. It needs the "
+            "package triton and a C compiler",
+            type(error).__name__, reason,
+        )  # fmt: skip
         return None
     return greedy_nms
 

@@ -34,6 +34,13 @@ class Case(NamedTuple):
                 keep[rows[torchvision.ops.nms(boxes[rows], scores[rows].to(boxes), self.iou)]] = True
         return left
 
+    def found(self, device: torch.device | str) -> Tensor:
+        """The same by the kernels of nms_triton.py, on that device; on the CPU, Triton has to interpret them."""
+        from detector.modeling.nms_triton import greedy_nms
+
+        given = (x.to(device) for x in self[:4])
+        return greedy_nms(*given, iou=self.iou, largest=self.largest).cpu()
+
 
 def random_case(images: int, count: int, groups: int, iou: float, *, dtype: torch.dtype = torch.float32) -> Case:
     """Boxes around some objects; a tenth is invalid, among them boxes of NaN, and many scores are equal."""
