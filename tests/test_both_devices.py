@@ -10,10 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_fixed_shapes import FixedShapes, learner, lesson
+from torch.nn.parallel import DistributedDataParallel
 
 from detector import distributed
 from detector.modeling.layers import BatchNorm, SyncBatchNorm
 from detector.modeling.shapes import fixed_shapes
+from detector.recipe import Recipe
+from detector.training.step import TrainStep
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
@@ -75,3 +78,19 @@ def test_a_synchronised_norm_of_one_process_is_that_of_its_batch(dtype: torch.dt
     rough = {"rtol": 0.02, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
     for synchronised, plain in zip(*found, strict=True):
         torch.testing.assert_close(synchronised, plain, check_dtype=False, **rough)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_processes_that_share_a_batch_wait_for_nothing(
+    device: str, group_of_one: None, monkeypatch: pytest.MonkeyPatch
+):
+    step, (images, targets) = TrainStep(learner("fpn"), Recipe(), torch.device(device)), lesson()
+    step.connect()
+    assert isinstance(step.losses, DistributedDataParallel)
+    monkeypatch.setattr(step.model, "_check", lambda *given: None)
+    for _ in range(2):  # it orders its gradients after the first step
+        sum(step.losses(images, targets).values()).backward()
+    with no_waits(device):
+        losses = step.losses(images, targets)
+        sum(losses.values()).backward()
+    assert all(loss.isfinite() and loss.device.type == device for loss in losses.values())
