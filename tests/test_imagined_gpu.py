@@ -33,12 +33,12 @@ def images() -> list[torch.Tensor]:
 
 
 def targets() -> list[Target]:
-    """Of two images, with everything that a detector may learn; the second one has a crowd region and no object."""
+    """Of two images, with everything that a detector may learn; each has a crowd region."""
     found = []
-    for (h, w), count in (((100, 120), 3), ((128, 128), 0)):
+    for (h, w), count in (((100, 120), 3), ((128, 128), 1)):
         found.append(
             Target(
-                torch.zeros(count, 4), torch.zeros(count, dtype=torch.int64), torch.zeros(1 - bool(count), 4),
+                torch.zeros(count, 4), torch.zeros(count, dtype=torch.int64), torch.zeros(1, 4),
                 masks=torch.zeros(count, h, w, dtype=torch.uint8), semantic=torch.zeros(h, w, dtype=torch.uint8),
                 keypoints=Keypoints(torch.zeros(count, 3, 2), torch.zeros(count, 3, dtype=torch.int64)),
             )
