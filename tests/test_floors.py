@@ -45,6 +45,7 @@ EXTRAS = {
     "pandas",
     "safetensors",
     "supervision",
+    "triton",
     "wandb",
 }  # optional: imported where it is used, inside a `try`
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.nms_cases import borders, random_case
 from helpers.tiny import picture
 
 from detector.config.config import build_detector, load_config
+from detector.modeling.nms import _kernel_without_waits
 from detector.modeling.rcnn import GeneralizedRCNN
 from detector.recipe import Recipe
 from detector.rng import make_deterministic
-from detector.structures import Batch
+from detector.structures import Batch, Target
 from detector.training.step import TrainStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -90,6 +93,57 @@ def test_inference_does_not_wait_for_the_device(name: str):
         run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nms_leaves_what_torchvision_leaves_on_a_cpu():
+    assert _kernel_without_waits(torch.zeros(1, 4, device=DEVICE)) is not None, "Triton does not work; the log says why"
+    sizes = ((1, 4096, 80), (5, 1000, 1), (2, 4741, 5), (1, 12000, 1), (16, 300, 4))
+    drawn = [
+        random_case(*size, iou, dtype=dtype)
+        for size in sizes
+        for iou in (0.3, 0.7)
+        for dtype in (torch.float32, torch.float64)
+    ]
+    drawn += [random_case(1 + i % 3, 7 * i, 1 + i % 9, 0.5) for i in range(1, 60)]
+    for case in [*drawn, *borders()]:
+        left = case.found(DEVICE)
+        assert torch.equal(left, case.expected()), (case.boxes.shape, case.boxes.dtype, case.iou, left.sum())
+
+
+@torch.inference_mode()
+def test_nms_is_recorded_in_a_graph_and_replayed_with_other_boxes():
+    cases = [random_case(2, 700, 3, 0.5) for _ in range(2)]
+    given = [x.to(DEVICE) for x in cases[0][:4]]
+    run = partial(_kernel_without_waits(given[0]), *given, iou=0.5, largest=700)
+    beside = torch.cuda.Stream()
+    with torch.cuda.stream(beside):
+        run()
+    beside.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        left = run()
+    for case in reversed(cases):
+        for place, value in zip(given, case[:4], strict=True):
+            place.copy_(value)
+        graph.replay()
+        assert torch.equal(left.cpu(), case.expected())
+
+
+def test_what_is_pinned_arrives_and_what_comes_back_is_waited_for():
+    boxes = torch.rand(200_000, 4)
+    target = Target(boxes, torch.arange(len(boxes)), masks=torch.ones(len(boxes), 2, 2, dtype=torch.uint8)).pin_memory()
+    assert target.boxes.is_pinned() and target.masks.is_pinned()
+    back = target.to(DEVICE).to("cpu")
+    assert torch.equal(back.boxes, boxes) and torch.equal(back.labels, torch.arange(len(boxes))) and back.masks.all()
+
+
+@torch.inference_mode()
+def test_images_on_a_gpu_reach_a_model_on_the_cpu():
+    model = detector_of("fpn")
+    images = [torch.randint(0, 256, (3, 1000, 1300), dtype=torch.uint8)] * 2
+    want = model.preprocess.batch(images, torch.device("cpu"), torch.float32)
+    found = model.preprocess.batch([image.to(DEVICE) for image in images], torch.device("cpu"), torch.float32)
+    assert torch.equal(found.images, want.images)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

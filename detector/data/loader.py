@@ -64,11 +64,14 @@ class ImageLoader(DataLoader):
 
 def train_loader(
     dataset: DataSet, batch_size: int, workers: int, seed: int, *, rank: int = 0, world: int = 1,
-    repeats: np.ndarray | None = None, skip_bad: int = 0,
+    repeats: np.ndarray | None = None, skip_bad: int = 0, pin: bool = False,
 ) -> ImageLoader:  # fmt: skip
-    """Batches of lists (images, targets, image ids), shuffled; call `.batch_sampler.set_epoch` before each epoch."""
+    """Batches of lists (images, targets, image ids), shuffled; call `.batch_sampler.set_epoch` before each epoch.
+
+    `pin`: in pinned memory, which a GPU reads by itself.
+    """
     sampler = GroupedBatchSampler(dataset.sizes, batch_size, seed=seed, rank=rank, world=world, repeats=repeats)
-    options = {"num_workers": workers, "persistent_workers": workers > 0, "skip_bad": skip_bad}
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "skip_bad": skip_bad, "pin_memory": pin}
     return ImageLoader(_Seeded(dataset, seed, skip_bad), batch_sampler=sampler, **options)
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_LOST = "DataLoader worker (pid"  # in all of PyTorch's messages, and not in those about errors of a data set
+_LOST = "DataLoader worker (pid"  # in all of PyTorch's messages but one, and not in those about errors of a data set
+PINNING_ENDED = "Pin memory thread exited unexpectedly"  # it reads from the loading processes
 
 
 def in_main_thread() -> bool:
@@ -22,7 +23,7 @@ def in_main_thread() -> bool:
 
 def is_lost_worker(error: Exception) -> bool:
     """Whether this is PyTorch's error, or `lost_worker`'s, about a loading process that died."""
-    return isinstance(error, RuntimeError) and _LOST in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in (_LOST, PINNING_ENDED))
 
 
 def is_from_data_set(error: Exception) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.modeling.shapes import constants
+from detector.records.record import on_device
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
 
@@ -121,10 +122,10 @@ class AnchorGenerator(nn.Module):
 
     def _level(self, level: int, size: torch.Size, step: tuple[int, int], device: torch.device) -> Tensor:
         if any(isinstance(side, torch.SymInt) for side in size):  # an export for images of any size
-            return grid_anchors(self._cells[level].to(device), size[0], size[1], step)
+            return grid_anchors(on_device(self._cells[level], device), size[0], size[1], step)
         key = (level, tuple(size), step, device)
         if key not in self._cache:
             if len(self._cache) == CACHED:
                 self._cache.pop(next(iter(self._cache)))  # the oldest
-            self._cache[key] = grid_anchors(self._cells[level].to(device), size[0], size[1], step)
+            self._cache[key] = grid_anchors(on_device(self._cells[level], device), size[0], size[1], step)
         return self._cache[key]

@@ -1,11 +1,15 @@
 """Suppression of boxes by better ones: hard, and soft (Bodla et al. 2017, arXiv 1704.04503).
 
 No shape depends on the data: all rows stay, some of them are `valid`. What torchvision's kernel keeps, a list of unknown
-length, becomes a mask at once.
+length, becomes a mask at once. On a GPU the host waits for that list; a kernel of this project (nms_triton.py) has none, and is
+used where Triton works. Elsewhere torchvision's kernel finds the same, at the price of the waits.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +18,8 @@ from torch import Tensor
 
 from detector.modeling.boxes import box_iou
 from detector.modeling.shapes import constants, is_portable
+
+log = logging.getLogger("detector")
 
 GRID = 16  # columns in which groups are laid out for other engines
 
@@ -35,6 +41,11 @@ def nms(boxes: Tensor, scores: Tensor, iou: float, group: Tensor | None = None) 
 
 def left_by_nms(boxes: Tensor, scores: Tensor, valid: Tensor, iou: float, group: Tensor | None = None) -> Tensor:
     """(R,) bool: those of the `valid` (R,) boxes (R, 4) with scores (R,) that `nms` leaves; coordinates are at least 0."""
+    greedy_nms = _kernel_without_waits(boxes)
+    if greedy_nms is not None:
+        typed = boxes.float() if group is None else boxes.double()  # as `nms` computes
+        group = torch.zeros_like(valid, dtype=torch.int32) if group is None else group
+        return greedy_nms(typed[None], scores[None], valid[None], group[None], iou=iou, largest=len(boxes))[0]
     # Two boxes outside the image come first. The invalid ones lie where the first does, which suppresses them, so that they cost
     # next to nothing. There are two because torchvision tells a compiler that at least two boxes are kept.
     outside = constants([-2, -2, -1, -1, -4, -4, -3, -3], boxes).view(2, 4)
@@ -43,6 +54,44 @@ def left_by_nms(boxes: Tensor, scores: Tensor, valid: Tensor, iou: float, group:
     group = None if group is None else torch.cat([group.new_zeros(2), group * valid])
     kept = nms(boxes, scores, iou, group)
     return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, kept, True)[2:] & valid
+
+
+def left_in_levels(boxes: Tensor, scores: Tensor, valid: Tensor, levels: Sequence[int], iou: float) -> Tensor:
+    """(N, P) bool: of N images what `left_by_nms` leaves of each level, `levels` rows of each one after those of another."""
+    greedy_nms = _kernel_without_waits(boxes)
+    if greedy_nms is not None:
+        level = [valid.new_full((count,), i, dtype=torch.int32) for i, count in enumerate(levels)]
+        group = torch.cat(level).expand(valid.shape)
+        return greedy_nms(boxes.float(), scores, valid, group, iou=iou, largest=max(levels))
+    images = zip(boxes, scores, valid)
+    of_images = [zip(b.split(levels), s.split(levels), v.split(levels)) for b, s, v in images]
+    return torch.stack([torch.cat([left_by_nms(b, s, v, iou) for b, s, v in parts]) for parts in of_images])
+
+
+def _kernel_without_waits(boxes: Tensor) -> Callable[..., Tensor] | None:
+    """`greedy_nms` where it runs; None on a CPU, in a compiled or exported graph, or without Triton."""
+    if boxes.device.type != "cuda" or torch.compiler.is_compiling() or is_portable():
+        return None
+    return _compiled_kernel(boxes.device)
+
+
+@functools.cache
+def _compiled_kernel(device: torch.device) -> Callable[..., Tensor] | None:
+    """`greedy_nms` if Triton can compile it for this GPU, which needs a C compiler, too; None is logged with the reason."""
+    try:
+        from detector.modeling.nms_triton import greedy_nms
+
+        box = torch.zeros(1, 1, 4, device=device)
+        greedy_nms(box, box[..., 0], box[..., 0] == 0, box[..., 0].int(), iou=0.5, largest=1)
+    except Exception as error:  # of Triton, of the compiler that it calls, of the driver
+        reason = " ".join(str(error).split())[:200]
+        log.warning(
+            "NMS waits for the GPU, because Triton does not work here (%s: %s); what is found is the same. It needs the "
+            "package triton and a C compiler",
+            type(error).__name__, reason,
+        )  # fmt: skip
+        return None
+    return greedy_nms
 
 
 def best_rows(scores: Tensor, wanted: Tensor, limit: int) -> tuple[Tensor, Tensor]:

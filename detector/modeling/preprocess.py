@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from detector.records.record import on_device
 from detector.schema.ranges import Range, Width
 from detector.schema.signatures import checked
 from detector.structures import Batch
@@ -64,9 +65,9 @@ class ImagePreprocessor:
         h, w = max(p[0] for p in padded), max(p[1] for p in padded)
         shape, layout = (len(images), 3, h, w), torch.channels_last
         out = torch.empty(shape, device=device, dtype=dtype, memory_format=layout).zero_()
-        mean, std = (x.to(device, non_blocking=True) for x in (self.mean, self.std))
+        mean, std = (on_device(x, device) for x in (self.mean, self.std))
         for slot, image in zip(out, images):
-            image = image.to(device, non_blocking=True)
+            image = on_device(image, device)
             image = image.flip(0) if self.order == "bgr" else image
             slot[:, : image.shape[1], : image.shape[2]] = (image.float() - mean) / std
         return Batch(out, [(image.shape[1], image.shape[2]) for image in images])

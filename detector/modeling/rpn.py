@@ -16,7 +16,7 @@ from detector.modeling.boxes import BoxCoder, clip_boxes, is_larger_than
 from detector.modeling.convolution import Conv2d, at_patches, patches_at
 from detector.modeling.layers import normal_
 from detector.modeling.matching import IGNORE, Matching
-from detector.modeling.nms import best_rows, left_by_nms, nms
+from detector.modeling.nms import best_rows, left_in_levels, nms
 from detector.modeling.padded import Padded
 from detector.modeling.preprocess import round_up
 from detector.modeling.rpn_loss import AnchorSample, RPNLoss
@@ -88,17 +88,11 @@ class ProposalSelection:
         valid = finite & is_larger_than(boxes, self.min_size)
         if self.rank == "sigmoid":
             scores = _as_ranks(torch.where(valid, scores, -torch.inf))
-        images = zip(boxes, scores, valid)
-        left = torch.stack([self._left(b.split(levels), s.split(levels), v.split(levels)) for b, s, v in images])
+        left = left_in_levels(boxes, scores, valid, levels, self.nms_iou)
         if self.rank == "sigmoid_in_nms" and may_look(scores.device):
             scores = torch.stack([_as_torchvision_ranks(*of_image) for of_image in zip(scores, left, valid)])
         row, valid = best_rows(scores, left, self.post_nms[0 if training else 1])
         return boxes, left, row, valid
-
-    def _left(self, boxes: Sequence[Tensor], scores: Sequence[Tensor], valid: Sequence[Tensor]) -> Tensor:
-        """(P,) bool: what NMS leaves of the levels of an image, each by itself."""
-        levels = zip(boxes, scores, valid)
-        return torch.cat([left_by_nms(b, s, v, self.nms_iou) for b, s, v in levels])
 
     def merge(self, views: Sequence[Proposals]) -> Proposals:
         """The proposals of several views of one image, in its pixels, as those of one."""

@@ -105,6 +105,10 @@ class Outlines(Record):
         """The same: outlines are drawn on the CPU."""
         return self
 
+    def pin_memory(self) -> Outlines:
+        """The same: no GPU reads outlines."""
+        return self
+
     def resized(self, old: Size, new: Size) -> Outlines:
         """In the pixels of the image resized from `old` to `new`; bitmaps by the nearest pixel."""
         return self._moved_to(

@@ -20,6 +20,16 @@ from detector.rows import row_index
 Rec = TypeVar("Rec", bound="Record")
 
 
+def on_device(value: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on that device, with that type.
+
+    A copy from the host to a GPU is queued: from pinned memory the host goes on at once, from other memory CUDA first copies to
+    memory of its own, which takes the host's time. A copy to the host is never queued: it would be read before it is there.
+    """
+    queued = value.device.type == "cpu" and torch.device(device).type == "cuda"
+    return value.to(device, value.dtype if dtype is None else dtype, non_blocking=queued)
+
+
 def boxes_field(*, aligned: bool = True, **options: Any) -> Any:
     """A field of boxes (n, 4) xyxy in pixels of the image; `aligned`: a row for each of the record's rows."""
     return _field(Boxes, aligned, options)
@@ -76,11 +86,17 @@ class Record:
 
     def to(self: Rec, device: torch.device | str) -> Rec:
         """On that device; boxes and floating-point fields as float32, integers as int64, masks as bool, bitmaps as they are."""
-        return self._replaced(lambda value, kind: value.to(device, kind.dtype(value)), lambda r, kind: r.to(device))
+        return self._replaced(
+            lambda value, kind: on_device(value, device, kind.dtype(value)), lambda r, _: r.to(device)
+        )
 
     def cpu(self: Rec) -> Rec:
         """On the CPU."""
         return self.to("cpu")
+
+    def pin_memory(self: Rec) -> Rec:
+        """In pinned memory, from which `to` copies to a GPU while the host goes on; torch's DataLoader calls it."""
+        return self._replaced(lambda value, kind: value.pin_memory(), lambda r, kind: r.pin_memory())
 
     def with_boxes(self: Rec, change: Callable[[Tensor], Tensor]) -> Rec:
         """`change`, (n, 4) -> (n, 4), applied to every field of boxes, those of nested records included.

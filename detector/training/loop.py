@@ -68,7 +68,7 @@ class Trainer:
         self.train_step = TrainStep(model, recipe, device)
         self.loader = train_loader(
             train, recipe.batch_size, data.workers, recipe.seed, rank=distributed.rank(), world=distributed.world_size(),
-            repeats=repeats_of(train, data.repeat_threshold), skip_bad=data.skip_bad,
+            repeats=repeats_of(train, data.repeat_threshold), skip_bad=data.skip_bad, pin=device.type == "cuda",
         )  # fmt: skip
         self.batches = cast(GroupedBatchSampler, self.loader.batch_sampler)
         self.steps_per_epoch = len(self.batches)

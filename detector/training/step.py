@@ -58,8 +58,8 @@ class TrainStep:
     def connect(self) -> None:
         """Wrap the model so that the processes average their gradients. All processes must call it."""
         if distributed.world_size() > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.losses = DistributedDataParallel(self.model, device_ids=devices)
+            # without `device_ids`, for which it would copy the images and wait for them; the model queues its copies
+            self.losses = DistributedDataParallel(self.model)
 
     @property
     def evaluated(self) -> GeneralizedRCNN:
@@ -84,7 +84,7 @@ class TrainStep:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         total = cast(Tensor, sum(losses.values()))
-        # the only synchronisation with the device in a step, after the backward pass is queued
+        # the only synchronisation with the device in a step, after the backward pass is queued (float16: the scaler's besides)
         numbers = distributed.all_reduce_mean(torch.stack([*losses.values(), total, norm])).tolist()
         row = dict(zip([*losses, "loss", "grad_norm"], numbers))
         self._check(row)

@@ -12,6 +12,7 @@ from torchvision.ops import roi_align
 
 from detector.modeling.roi_heads.stage import Regions
 from detector.records.geometry import Size
+from detector.records.record import on_device
 from detector.schema.ranges import Range
 from detector.schema.signatures import checked
 from detector.structures import Target
@@ -48,7 +49,7 @@ class MaskTargets:
         if self.source == "outlines":
             assert target.outlines is not None  # GeneralizedRCNN has checked it
             bits = target.outlines.in_boxes(boxes.cpu(), rows.cpu(), side, self.min_side)
-            return bits.to(boxes)
+            return on_device(bits, boxes.device, boxes.dtype)
         assert target.masks is not None
         masks = target.masks
         if self.padded:
