@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torchvision
 from helpers.nms_cases import random_case
 
 from detector.modeling import nms
@@ -86,7 +88,25 @@ def test_without_triton_torchvision_finds_the_same_and_the_wait_is_said_once(
     nms._compiled_kernel.cache_clear()
     assert torch.equal(torch.stack(found), case.expected())
     [message] = caplog.messages
-    assert message.startswith("NMS waits for the GPU, because Triton does not work here (")
+    assert message.startswith("NMS waits for the GPU, because Triton's kernel does not work here (")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_kernel_is_tried_before_it_is_used(
+    right: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def kernel(boxes: torch.Tensor, scores: torch.Tensor, *_: torch.Tensor, iou: float, largest: int) -> torch.Tensor:
+        kept = torchvision.ops.nms(boxes[0], scores[0], iou)
+        assert 100 < len(kept) < largest - 100
+        return torch.zeros(1, largest, dtype=torch.bool).index_fill(1, kept if right else kept[:-1], True)
+
+    monkeypatch.setitem(sys.modules, "detector.modeling.nms_triton", SimpleNamespace(greedy_nms=kernel))
+    nms._compiled_kernel.cache_clear()
+    with caplog.at_level(logging.WARNING, "detector"):
+        found = nms._compiled_kernel(torch.device("cpu"))
+    nms._compiled_kernel.cache_clear()
+    assert found is (kernel if right else None)
+    assert ("leaves other boxes than torchvision" in caplog.text) is not right
 
 
 def test_levels_do_not_see_each_other():

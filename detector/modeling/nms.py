@@ -21,6 +21,7 @@ from detector.modeling.shapes import constants, is_portable
 
 log = logging.getLogger("detector")
 
+PROBED = 300  # boxes on which a new kernel is tried
 GRID = 16  # columns in which groups are laid out for other engines
 
 
@@ -77,16 +78,24 @@ def _kernel_without_waits(boxes: Tensor) -> Callable[..., Tensor] | None:
 
 @functools.cache
 def _compiled_kernel(device: torch.device) -> Callable[..., Tensor] | None:
-    """`greedy_nms` if Triton can compile it for this GPU, which needs a C compiler, too; None is logged with the reason."""
+    """`greedy_nms` if Triton can compile it for this GPU, which needs a C compiler, too; None is logged with the reason.
+
+    It must leave what torchvision leaves on the CPU of some boxes, once: compilers and GPUs are many.
+    """
     try:
         from detector.modeling.nms_triton import greedy_nms
 
-        box = torch.zeros(1, 1, 4, device=device)
-        greedy_nms(box, box[..., 0], box[..., 0] == 0, box[..., 0].int(), iou=0.5, largest=1)
+        corner = torch.rand(PROBED, 2, generator=torch.Generator().manual_seed(0)) * 100
+        boxes, scores = torch.cat([corner, corner.flip(0) + 100], dim=1), corner[:, 0]
+        want = torch.zeros(PROBED, dtype=torch.bool).index_fill(0, torchvision.ops.nms(boxes, scores, 0.7), True)
+        given = boxes[None].to(device), scores[None].to(device), torch.ones_like(want[None], device=device)
+        left = greedy_nms(*given, torch.zeros_like(given[2], dtype=torch.int32), iou=0.7, largest=PROBED)
+        if not torch.equal(left[0].cpu(), want):
+            raise RuntimeError("it leaves other boxes than torchvision")
     except Exception as error:  # of Triton, of the compiler that it calls, of the driver
         reason = " ".join(str(error).split())[:200]
         log.warning(
-            "NMS waits for the GPU, because Triton does not work here (%s: %s); what is found is the same. It needs the "
+            "NMS waits for the GPU, because Triton's kernel does not work here (%s: %s); what is found is the same. It needs the "
             "package triton and a C compiler",
             type(error).__name__, reason,
         )  # fmt: skip
