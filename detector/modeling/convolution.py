@@ -1,4 +1,4 @@
-"""Convolutions with a fast weight gradient on processors without AVX-512, and a convolution at some cells of its maps alone."""
+"""Convolutions the way that a processor is fast in, at inference and for the weight gradient, and at some cells alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from detector.modeling.shapes import is_portable
 from detector.modeling.winograd import winograd
 
 Pair = tuple[int, ...]  # (of y, of x)
-CHANNELS, CELLS = 192, 2000  # the least of a map for Winograd's convolution
+CHANNELS, CELLS = 256, 2000  # the least of a map for Winograd's convolution
 
 
 class Conv2d(nn.Conv2d):
-    """torch's convolution, with a faster weight gradient on processors without AVX-512."""
+    """torch's convolution, by `convolve`."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -26,7 +26,7 @@ class Conv2d(nn.Conv2d):
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Any, dilation: Pair, groups: int
 ) -> Tensor:
-    """F.conv2d; where torch computes the weight gradient slowly, the backward pass is that of this module."""
+    """F.conv2d, by Winograd's algorithm where that is faster; where torch's weight gradient is slow, with that of this module."""
     if _has_slow_weight_gradient(x, weight, groups):
         return _Convolution.apply(x, weight, bias, stride, padding, dilation)
     if _has_fewer_products(x, weight, stride, padding, dilation, groups):
@@ -59,7 +59,7 @@ def at_patches(conv: Any, x: Tensor) -> Tensor:
 def _has_fewer_products(x: Tensor, weight: Tensor, stride: Pair, padding: Any, dilation: Pair, groups: int) -> bool:
     """Whether Winograd's convolution is the faster one, at inference on a CPU.
 
-    Measured: 1.4 to 1.9 times as fast from these numbers of channels and cells on, slower below them.
+    Measured on one core: 1.4 times as fast with 256 channels and 2000 cells, 1.8 with 60,000; little is won below.
     """
     return (
         weight.shape[2:] == (3, 3)
