@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny import picture
+from torchvision.ops import deform_conv2d
 
 import detector
 from detector.errors import CheckpointError
@@ -14,7 +15,7 @@ from detector.export.card import Card
 from detector.export.engines import check_card, open_engine
 from detector.export.graph import padded
 from detector.export.onnx_file import halve_onnx_weights
-from detector.export.openvino_file import halve_openvino_weights, outside_the_network
+from detector.export.openvino_file import deformable, halve_openvino_weights, outside_the_network
 from detector.export.torch_files import CompiledFile, is_compiled
 
 
@@ -118,3 +119,27 @@ def test_a_graph_for_several_sizes_wants_the_least_multiple_that_holds_all_image
         assert card.padded_size([torch.zeros(3, *size) for size in sizes]) == expected
     assert Fake(size=(160, 160)).card.padded_size([torch.zeros(3, 1, 1)]) == (160, 160)
     assert Card.loads(card.dumps(), Path("a")) == card
+
+
+@pytest.mark.parametrize(("stride", "dilation", "bias"), [(1, 1, False), (2, 1, True), (1, 3, True)])
+def test_openvino_computes_deformable_convolutions(stride: int, dilation: int, bias: bool, tmp_path: Path):
+    """By a rule of this project: its reader of ONNX has none."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    offset = torch.nn.Conv2d(4, 18, 3, stride, padding=dilation, dilation=dilation)
+    weight, shift = torch.randn(8, 4, 3, 3) / 6, torch.randn(8) if bias else None
+    places = offset.stride, offset.padding, offset.dilation
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return deform_conv2d(x, 3 * offset(x), weight, shift, *places)
+
+    x = torch.randn(1, 4, 20, 24)
+    torch.onnx.export(Layer().eval(), (x,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
+    rule = pytest.importorskip("openvino.frontend.onnx").ConversionExtension("DeformConv", deformable)
+    model = openvino.convert_model(tmp_path / "layer.onnx", extension=[rule])
+    with torch.no_grad():
+        want = Layer()(x)
+    [found] = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy()).values()
+    torch.testing.assert_close(torch.from_numpy(found), want, rtol=0, atol=1e-4)

@@ -62,13 +62,28 @@ class OpenVinoFile:
         openvino = optional("openvino", "openvino")
         with tempfile.TemporaryDirectory() as folder, quiet():
             OnnxFile.write(graph, inputs, replace(card, precision="float32"), Path(folder) / "graph.onnx")
-            model = openvino.convert_model(Path(folder) / "graph.onnx")
+            rules = [optional("openvino.frontend.onnx", "openvino").ConversionExtension("DeformConv", deformable)]
+            model = openvino.convert_model(Path(folder) / "graph.onnx", extension=rules)
             if card.precision == "float16":
                 halve_openvino_weights(model)
             if card.precision == "int8":
                 model = quantized(model, calibration)
             model.set_rt_info(card.dumps(), [KEY])
             openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def deformable(node: Any) -> list[Any]:
+    """ONNX's DeformConv without a mask in OpenVINO's operators, for which its reader of ONNX has no rule."""
+    operators: Any = optional("openvino.opset8", "openvino")
+    x, weight, offset, bias = (node.get_input(i) for i in range(4))
+    strides, pads, dilations = (list(node.get_attribute(name)) for name in ("strides", "pads", "dilations"))
+    group, offset_group = node.get_attribute("group"), node.get_attribute("offset_group")
+    y = operators.deformable_convolution(
+        x, offset, weight, strides, pads[:2], pads[2:], dilations, group=group, deformable_group=offset_group,
+        bilinear_interpolation_pad=True,
+    )  # fmt: skip
+    shift = operators.reshape(bias, np.array([1, -1, 1, 1]), special_zero=False)
+    return [operators.add(y, shift).output(0)]
 
 
 def halve_openvino_weights(model: Any) -> None:
