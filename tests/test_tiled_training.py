@@ -178,7 +178,16 @@ def test_a_training_on_tiles_resumes_exactly_and_its_commands_say_what_they_see(
         ("evaluate", ["--tiles", "0"], "--tiles: Tiles: size: expected a whole number in 1"),
         ("evaluate", ["--tiles", "640", "--overlap", "1"], "overlap: expected a number at least 0 and below 1"),
         ("evaluate", ["--tiles", "640", "--proposals", "p"], "a file of proposals is that of whole images"),
-        ("infer", ["--tiles", "large", "--output", "o", "a.png"], "argument --tiles: invalid"),
+        (
+            "infer",
+            ["--tiles", "large", "--output", "o", "a.png"],
+            "whole pixels, 640 or 480x640 (height first), not 'large'",
+        ),
+        (
+            "infer",
+            ["--tiles", "64x", "--output", "o", "a.png"],
+            "whole pixels, 640 or 480x640 (height first), not '64x'",
+        ),
         ("infer", ["--overlap", "0.2", "--output", "o", "a.png"], "--overlap and --no-whole go with --tiles SIZE"),
     ],
 )
