@@ -288,7 +288,9 @@ def test_a_port_that_is_taken_and_wrong_runs_are_one_error(tmp_path: Path, capsy
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        (tmp_path / "best.pth").touch()
         assert command.main([str(tmp_path), "--port", str(port)]) == 2
+        (tmp_path / "best.pth").unlink()
     said = capsys.readouterr().err
     assert f"error: --port {port}: cannot be opened (another program has it); --port 0 takes a free one\n" == said
     exported = tmp_path / "model.onnx"

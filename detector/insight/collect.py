@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.checkpoint import read_checkpoint
+from detector.checkpoint import check_there, read_checkpoint
 from detector.data.box_arrays import corners
 from detector.data.coco_reader import read_coco_file
 from detector.data.loader import eval_loader
@@ -55,9 +55,10 @@ NOTHING = _Objects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64
 
 
 def check_run(folder: Path) -> None:
-    """Raise ConfigError where a folder of a training is none."""
+    """Raise ConfigError where a folder of a training is none, CheckpointError where it has no checkpoint to look at."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name that of a training, with its best.pth")
+    check_there(folder / "best.pth")
 
 
 def trace_run(
