@@ -299,6 +299,8 @@ def test_an_image_is_found_by_its_address(address: str, tmp_path: Path):
         (task(region() | {"original_width": 100}), "was drawn on an image of 100 x 100, the file is 200 x 100"),
         (task(region() | {"image_rotation": 90}), "turn it back in Label Studio"),
         (task(region() | {"value": None}), "`value` is missing"),
+        (task(region() | {"item_index": 1}), "region 1: is in a further image of its task; give each image a task"),
+        (task(region() | {"to_name": "one"}, region() | {"to_name": "two"}), "in several images (one, two); give each"),
     ],
 )
 def test_a_wrong_export_of_label_studio_is_one_line(wrong: Any, message: str, tmp_path: Path, capsys):
