@@ -54,6 +54,8 @@ def convert_label_studio(
         )
     chosen = [(task, where, _annotation(task, where, notes)) for task, where in _places(tasks, export)]
     regions = [(t, where, _regions(result, where, notes)) for t, where, result in chosen if result is not None]
+    if not regions:
+        raise DataError(f"{export}: no task has an annotation that counts; label some images, and export them again")
     labels = {_label(region, place) for _, _, found in regions for region, place in found}
     names = checked_classes(sorted(labels) if classes is None else classes, "--classes" if classes else export)
 
