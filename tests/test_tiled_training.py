@@ -174,7 +174,7 @@ def test_a_training_on_tiles_resumes_exactly_and_its_commands_say_what_they_see(
     assert Image.open(tmp_path / "found" / name).size in ((96, 64), (64, 96))
 
 
-def test_a_report_is_of_the_tiles_that_the_training_is_scored_on(tmp_path: Path, data: Path):
+def test_a_report_is_of_the_tiles_that_the_training_is_scored_on(tmp_path: Path, data: Path, capsys):
     assert train(write_config(tmp_path / "tiny.yaml", data, report=True, epochs=1), tmp_path / "run", TILES) == 0
     traced = trace_run(tmp_path / "run", trust=True, device="cpu")
     predictor = detector.load(tmp_path / "run/best.pth", trust=True, device="cpu")
@@ -186,6 +186,10 @@ def test_a_report_is_of_the_tiles_that_the_training_is_scored_on(tmp_path: Path,
     assert traced.scored is not None and traced.losses is None
     found = sorted(entry["score"] for entry in traced.scored.detections)
     assert found == pytest.approx(scores(tiles=Tiles(48, 0)), abs=1e-5) and len(found) > len(scores()) > 0
+    image = str(next((data / "images").glob("*.png")))
+    arguments = [str(tmp_path / "run/best.pth"), image, "--trust", "--device", "cpu", "--output", str(tmp_path / "why")]
+    assert script("explain").main(arguments) == 0
+    assert "now sees whole images; give a tile that is cut out of the image" in capsys.readouterr().err
     page = (tmp_path / "run/report.html").read_text()
     assert "tiles of 48 x 48 pixels, overlap 0, and the whole image" in page and "the detector sees tiles" in page
 
