@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detector import __version__
 from detector.errors import CheckpointError, ConfigError
-from detector.files import load_tensors, write_atomically
+from detector.files import check_there, load_tensors, write_atomically
 from detector.records.keypoints import Pose
 from detector.renames import rename_config, rename_tensors
 
@@ -90,10 +90,7 @@ def save_checkpoint(
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content that `save_checkpoint` wrote; no code in the file is run. Raises CheckpointError for any other file."""
     path = Path(path)
-    if not path.is_file():
-        beside = Path(path).with_name("last.pth")
-        hint = f"; {beside} is there, and best.pth comes with the first evaluation" if beside.exists() else ""
-        raise CheckpointError(f"{path}: no such checkpoint{hint}")
+    check_there(path)
     try:
         content = load_tensors(path)
     except Exception as error:  # torch raises a dozen kinds; its own text advises to read the file unsafely

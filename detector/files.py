@@ -47,6 +47,17 @@ class NotWritten(CheckpointError):
     """A file could not be written."""
 
 
+def check_there(path: Path) -> None:
+    """Raise CheckpointError where there is no file, with the checkpoint that may be meant."""
+    if path.is_file():
+        return
+    near = [other for other in (path / "best.pth", path / "last.pth", path.with_name("last.pth")) if other.is_file()]
+    hint = f"; {near[0]} is there" if near else ""
+    if near and path.name == "best.pth":
+        hint += ", and best.pth comes with the first evaluation"
+    raise CheckpointError(f"{path}: no such checkpoint{hint}")
+
+
 def check_archive(path: Path, *, intact: bool = False) -> None:
     """Raise zipfile.BadZipFile for an archive that is damaged or compressed, or for a file that is no archive.
 

@@ -122,6 +122,15 @@ def test_counts_by_hand(tmp_path: Path):
     assert run.counts(Choice(0))[:, COLUMNS.index("right")].tolist() == [1, 1, 0, 0]
 
 
+def test_images_of_subfolders_are_told_apart(tmp_path: Path):
+    pictures, run = Pictures(3), judged(tmp_path, FOUND)
+    run.image_ids = [1, 2, 3]
+    pictures.full_names = lambda: ["val/day/1.png", "val/night/1.png", "val/night/<b>/2.png"]  # type: ignore[method-assign]
+    assert Gallery(pictures, [run]).names == ["day/1.png", "night/1.png", "night/<b>/2.png"]
+    pictures.full_names = lambda: ["val/a/1.png", "val/a/2.png", "val/a/3.png"]  # type: ignore[method-assign]
+    assert Gallery(pictures, [run]).names == ["1.png", "2.png", "3.png"]
+
+
 def drawn_at_random(folder: Path) -> Scored:
     rng, truth, found = np.random.default_rng(5), [], []
     for image in range(1, 13):
@@ -279,7 +288,9 @@ def test_a_port_that_is_taken_and_wrong_runs_are_one_error(tmp_path: Path, capsy
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        (tmp_path / "best.pth").touch()
         assert command.main([str(tmp_path), "--port", str(port)]) == 2
+        (tmp_path / "best.pth").unlink()
     said = capsys.readouterr().err
     assert f"error: --port {port}: cannot be opened (another program has it); --port 0 takes a free one\n" == said
     exported = tmp_path / "model.onnx"

@@ -134,8 +134,11 @@ def test_missing_files_and_malformed_parts_are_named(tmp_path: Path):
     for path in (tmp_path, tmp_path / "none.pth", tmp_path / "none" / "a.pth"):
         assert refusal(path) == f"{path}: no such checkpoint"
     (tmp_path / "last.pth").touch()
-    with pytest.raises(CheckpointError, match=r"best\.pth: no such checkpoint; .*last\.pth is there"):
-        read_checkpoint(tmp_path / "best.pth")
+    last = tmp_path / "last.pth"
+    assert refusal(tmp_path) == f"{tmp_path}: no such checkpoint; {last} is there"
+    assert refusal(tmp_path / "a.pth") == f"{tmp_path / 'a.pth'}: no such checkpoint; {last} is there"
+    best = tmp_path / "best.pth"
+    assert refusal(best) == f"{best}: no such checkpoint; {last} is there, and best.pth comes with the first evaluation"
     with pytest.raises(CheckpointError, match="none"):
         save(tmp_path / "none" / "last.pth")
     for key, value in [

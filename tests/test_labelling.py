@@ -299,6 +299,8 @@ def test_an_image_is_found_by_its_address(address: str, tmp_path: Path):
         (task(region() | {"original_width": 100}), "was drawn on an image of 100 x 100, the file is 200 x 100"),
         (task(region() | {"image_rotation": 90}), "turn it back in Label Studio"),
         (task(region() | {"value": None}), "`value` is missing"),
+        (task(region() | {"item_index": 1}), "region 1: is in a further image of its task; give each image a task"),
+        (task(region() | {"to_name": "one"}, region() | {"to_name": "two"}), "in several images (one, two); give each"),
     ],
 )
 def test_a_wrong_export_of_label_studio_is_one_line(wrong: Any, message: str, tmp_path: Path, capsys):
@@ -307,8 +309,14 @@ def test_a_wrong_export_of_label_studio_is_one_line(wrong: Any, message: str, tm
 
 def test_classes_and_images_of_label_studio_must_fit(tmp_path: Path, capsys):
     assert "'cell' is none of --classes" in refusal(capsys, *studio(tmp_path, task(region())), "--classes", "leaf")
-    assert "two files of annotations are of this image" in refusal(capsys, *studio(tmp_path, task(region()), task()))
-    assert "names no classes" in refusal(capsys, *studio(tmp_path, task()))
+    said = refusal(capsys, *studio(tmp_path, task(region()), task()))
+    assert "Label Studio, export.json: two annotations are of the image a.png; remove one" in said
+    assert "names no classes; give them by --classes" in refusal(capsys, *studio(tmp_path, task()))
+    assert document_of([*studio(tmp_path, task()), "--classes", "cell"])["annotations"] == []
+    for tasks in ([], [task(region(), was_cancelled=True)]):
+        for classes in ([], ["--classes", "cell"]):
+            said = refusal(capsys, *studio(tmp_path, *tasks), *classes)
+            assert "export.json: no task has an annotation that counts; label some images" in said
 
 
 @tries(2000)

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.insight import coco_file, results
+from helpers.insight import coco_file, results, scored
 from helpers.training import MODEL, add_outlines, assert_same_training, draw_set, train, write_config, write_json
 
 from detector.cli import report as command
 from detector.config.config import parse_config
 from detector.errors import DataError
 from detector.evaluation.coco import Scored, score_results
+from detector.insight.analysis import analyse
 from detector.insight.funnel import STEPS, Loss
 from detector.insight.page import MARK
 from detector.insight.report import FILE, SECTIONS, report_page, run_report, write_report
 from detector.insight.run_report import RunReport
+from detector.insight.verdict import verdict
 from detector.insight.versus import check_comparable
 from detector.training import reporting
 
@@ -102,15 +104,16 @@ def test_a_file_of_somebody_else_is_not_written_over(run: Path, tmp_path: Path, 
 
 
 def test_the_command_and_its_errors(run: Path, tmp_path: Path, capsys):
-    page = tmp_path / "page.html"
+    page = tmp_path / "new/folder/page.html"
     for _ in range(2):  # an earlier report is replaced
         assert command.main([str(run), "--output", str(page), "--device", "cpu", "--trust"]) == 0
     assert re.fullmatch(r".*page.html: \d\.\d\d MB\n", capsys.readouterr().out.splitlines(keepends=True)[-1])
     check_page(page.read_text())
     assert command.main([str(tmp_path / "none")]) == 2
     assert "none: no such folder; name that of a training" in capsys.readouterr().err
-    assert command.main([str(tmp_path)]) == 2
-    assert "best.pth: no such checkpoint" in capsys.readouterr().err
+    assert command.main([str(run), str(tmp_path), "--trust", "--output", str(page)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path / 'best.pth'}: no such checkpoint\n"  # before the first run is looked at
     with pytest.raises(SystemExit, match="2"):
         command.main(["data.root=x"])
     assert command.main([str(run), "--trust", f"data.root={tmp_path}"]) == 2
@@ -194,6 +197,17 @@ def test_small_and_empty_sets_give_a_page(kind: str, tmp_path: Path):
         "an RPN alone": "suppressed at the end",
     }
     assert words[kind] in text and "nan" not in re.sub(r"base64,[\w+/=]*", "", text).lower().replace("nano", "")
+
+
+def test_a_verdict_praises_no_detector_that_finds_nothing(tmp_path: Path):
+    box, far = (10.0, 10.0, 50.0, 50.0), (120.0, 120.0, 30.0, 30.0)
+    objects = [(1, 1, box)]
+    wrong = verdict(analyse(scored(tmp_path / "a.json", objects, [(1, 1, far, 0.9)]), samples=2)["bbox"])
+    assert wrong[0].startswith(
+        "No kind of error alone costs more than 0.5 AP50, which is 0.0:"
+    )  # each kind hides the other
+    right = verdict(analyse(scored(tmp_path / "a.json", objects, [(1, 1, box, 0.9)]), samples=2)["bbox"])
+    assert right[0].endswith("what is left is how exactly objects are outlined.")
 
 
 class Pictures:

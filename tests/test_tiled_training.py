@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from detector.data.settings import build_dataset
 from detector.data.tiled_dataset import TiledDataset, part_of, shares
 from detector.data.tiles import Tiles, TrainingTiles
 from detector.errors import ConfigError, DataError
+from detector.insight.collect import trace_run
 from detector.records.keypoints import Keypoints
 from detector.records.outlines import Outlines
 from detector.structures import Target
@@ -172,13 +174,42 @@ def test_a_training_on_tiles_resumes_exactly_and_its_commands_say_what_they_see(
     assert Image.open(tmp_path / "found" / name).size in ((96, 64), (64, 96))
 
 
+def test_a_report_is_of_the_tiles_that_the_training_is_scored_on(tmp_path: Path, data: Path, capsys):
+    assert train(write_config(tmp_path / "tiny.yaml", data, report=True, epochs=1), tmp_path / "run", TILES) == 0
+    traced = trace_run(tmp_path / "run", trust=True, device="cpu")
+    predictor = detector.load(tmp_path / "run/best.pth", trust=True, device="cpu")
+
+    def scores(**how: Any) -> list[float]:
+        images = (traced.dataset.image(i) for i in range(len(traced.dataset)))
+        return sorted(score for image in images for score in predictor(image, **how).scores.tolist())
+
+    assert traced.scored is not None and traced.losses is None
+    found = sorted(entry["score"] for entry in traced.scored.detections)
+    assert found == pytest.approx(scores(tiles=Tiles(48, 0)), abs=1e-5) and len(found) > len(scores()) > 0
+    image = str(next((data / "images").glob("*.png")))
+    arguments = [str(tmp_path / "run/best.pth"), image, "--trust", "--device", "cpu", "--output", str(tmp_path / "why")]
+    assert script("explain").main(arguments) == 0
+    assert "now sees whole images; give a tile that is cut out of the image" in capsys.readouterr().err
+    page = (tmp_path / "run/report.html").read_text()
+    assert "tiles of 48 x 48 pixels, overlap 0, and the whole image" in page and "the detector sees tiles" in page
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
         ("evaluate", ["--tiles", "0"], "--tiles: Tiles: size: expected a whole number in 1"),
         ("evaluate", ["--tiles", "640", "--overlap", "1"], "overlap: expected a number at least 0 and below 1"),
         ("evaluate", ["--tiles", "640", "--proposals", "p"], "a file of proposals is that of whole images"),
-        ("infer", ["--tiles", "large", "--output", "o", "a.png"], "argument --tiles: invalid"),
+        (
+            "infer",
+            ["--tiles", "large", "--output", "o", "a.png"],
+            "whole pixels, 640 or 480x640 (height first), not 'large'",
+        ),
+        (
+            "infer",
+            ["--tiles", "64x", "--output", "o", "a.png"],
+            "whole pixels, 640 or 480x640 (height first), not '64x'",
+        ),
         ("infer", ["--overlap", "0.2", "--output", "o", "a.png"], "--overlap and --no-whole go with --tiles SIZE"),
     ],
 )

@@ -129,7 +129,7 @@ def test_an_image_is_found_by_the_xml_files_name_or_by_the_one_it_says(voc: Path
     (voc / "JPEGImages" / "a.png").rename(voc / "JPEGImages" / "stale.jpg")
     assert converted("voc", voc)["images"][0]["file_name"] == "JPEGImages/stale.jpg"
     put(voc, annotation(name="b.png"))
-    assert "two files of annotations are of this image" in refusal(capsys, "voc", voc)
+    assert "two annotations are of the image" in refusal(capsys, "voc", voc)
     put(voc, annotation(name="gone.png"))
     document = converted("voc", voc)
     assert [image["file_name"] for image in document["images"]] == ["JPEGImages/b.png"]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from detector.browse.judged import COLUMNS, WRONG, Choice, Judged, check_same_truth
-from detector.data.describe import full_names_of
+from detector.data.describe import short_names_of
 from detector.insight.analysis import SHAPES
 from detector.insight.errors import KINDS
 from detector.insight.funnel import STEPS
@@ -33,9 +33,9 @@ class Gallery:
     def __init__(self, dataset: DataSet, runs: Sequence[Judged]):
         check_same_truth(runs)
         self.dataset, self.runs = dataset, list(runs)
-        index, names = {int(number): i for i, number in enumerate(dataset.image_ids)}, full_names_of(dataset)
+        index, names = {int(number): i for i, number in enumerate(dataset.image_ids)}, short_names_of(dataset)
         self._index = [index[number] for number in runs[0].image_ids]
-        self.names = [names[i].rpartition("/")[2] for i in self._index]
+        self.names = [names[i] for i in self._index]
         self._outlined = next((run for run in runs if run.shape == "segm"), runs[0])
         self._lock = threading.Lock()  # one picture at a time in memory
 

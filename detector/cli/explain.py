@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from detector.cli.ending import ending
 from detector.errors import CheckpointError, ConfigError
 from detector.export.engines import BY_SUFFIX
 from detector.files import check_folder, check_own, make_folder, write_bytes, write_text
+from detector.inference.in_tiles import untiled_note
 from detector.inference.predictor import load_predictor
 from detector.insight.explain import explain
 from detector.insight.explain_facts import Asked
@@ -71,6 +73,8 @@ def write_explanation(args: argparse.Namespace) -> None:
     check_own(args.output, *FILES)
     predictor = load_predictor(args.checkpoint, args.trust, overrides=args.overrides, device=args.device)
     predictor.check_pictures()
+    if note := untiled_note(predictor.config, "give a tile that is cut out of the image to see what is found there"):
+        print(note, file=sys.stderr)
     about = "detection" if args.detection is not None else "image" if args.box is None else "object"
     asked = Asked(about, None if args.box is None else tuple(args.box), args.name, args.detection, args.score)
     name = args.image.rpartition("/")[2]

@@ -12,6 +12,7 @@ import torch
 from detector.cli.arguments import OVERRIDES_HELP, CommandParser, runs_and_changes
 from detector.cli.ending import ending
 from detector.distributed import on_rank0, processes, raise_on_all
+from detector.files import make_folder
 from detector.insight.collect import check_run
 from detector.insight.report import FILE, check_own_report, report_of_run, write_report
 
@@ -42,6 +43,7 @@ def write_page(args: argparse.Namespace) -> None:
     for run in args.runs:
         check_run(run)
     on_rank0(check_own_report, output)
+    on_rank0(make_folder, output.parent, "name another --output")
     made = [
         report_of_run(run, overrides=args.overrides, trust=args.trust, device=args.device, runs=len(args.runs))
         for run in args.runs

@@ -37,4 +37,9 @@ def chosen_tiles(parser: CommandParser, args: argparse.Namespace) -> Tiles | Non
 def _size(text: str) -> int | tuple[int, int]:
     """640, or 480x640: height and width."""
     h, x, w = text.partition("x")
-    return (int(h), int(w)) if x else int(h)
+    try:
+        return (int(h), int(w)) if x else int(h)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole pixels, 640 or 480x640 (height first), not {text!r:.80}"
+        ) from None

@@ -25,3 +25,11 @@ def full_names_of(dataset: DataSet) -> list[str]:
     if hasattr(dataset, "full_names"):
         return dataset.full_names()
     return [f"{dataset.annotation_file}/{image_id}" for image_id in dataset.image_ids]
+
+
+def short_names_of(dataset: DataSet) -> list[str]:
+    """A name for each image that tells it from the others: its full name below the deepest folder that has them all."""
+    parts = [name.split("/") for name in full_names_of(dataset)]
+    levels = list(zip(*(of[:-1] for of in parts)))  # of folders, as deep as the least deep name
+    shared = next((depth for depth, level in enumerate(levels) if len(set(level)) > 1), len(levels))
+    return ["/".join(of[shared:]) for of in parts]

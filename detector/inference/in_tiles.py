@@ -52,14 +52,14 @@ def detect_in_tiles(
     return merged
 
 
-def untiled_note(config: Config) -> str:
+def untiled_note(config: Config, advice: str = "--tiles {size} shows it such tiles") -> str:
     """What to say where a detector that was trained on tiles looks at whole images; empty for another one."""
     tiles = None if config.data is None else config.data.tiles
     if tiles is None:
         return ""
     h, w = tiles.sides
     size = h if h == w else f"{h}x{w}"
-    return f"note: this detector was trained on {tiles}, and now sees whole images; --tiles {size} shows it such tiles"
+    return f"note: this detector was trained on {tiles}, and now sees whole images; {advice.format(size=size)}"
 
 
 def merging_rule(detector: WindowDetector) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from detector.distributed import is_rank0, map_sharded
 from detector.errors import ConfigError
 from detector.evaluation.coco import Scored
 from detector.evaluation.run import detect_all, score_detections
-from detector.inference.predictor import Predictor, load_predictor, to_original, to_prepared
+from detector.files import check_there
+from detector.inference.predictor import Predictor, TiledPredictor, load_predictor, to_original, to_prepared
 from detector.insight.funnel import Loss, lost_at
 from detector.insight.trace import can_trace, region_levels, trace
 from detector.progress import Progress
@@ -48,23 +49,24 @@ class TracedRun:
     scored: Scored | None
     """None on other processes than rank 0."""
     losses: dict[int, Loss] | None
-    """Where each object is lost if it is missed, by the id of its entry; None where the stages are of the user's own."""
+    """Where each object is lost if it is missed, by the id of its entry; None where that is not followed."""
 
 
 NOTHING = _Objects(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.int64))
 
 
 def check_run(folder: Path) -> None:
-    """Raise ConfigError where a folder of a training is none."""
+    """Raise ConfigError where a folder of a training is none, CheckpointError where it has no checkpoint to look at."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name that of a training, with its best.pth")
+    check_there(folder / "best.pth")
 
 
 def trace_run(
     folder: Path, *, overrides: Sequence[str] = (), trust: bool = False, device: str = "auto",
     check: Callable[[], None] | None = None,
 ) -> TracedRun:  # fmt: skip
-    """Every image of val through the best checkpoint of a run.
+    """Every image of val through the best checkpoint of a run, as the training scored it: in tiles, with `data.tiles`.
 
     Args:
         folder: of the run.
@@ -77,6 +79,7 @@ def trace_run(
     checkpoint = read_checkpoint(path)
     predictor = load_predictor(path, trust, overrides=overrides, device=device)
     data, shapes = predictor.config.needed_data(), predictor.config.evaluate.shapes
+    predictor = predictor if data.tiles is None else predictor.tiled(data.tiles.of_evaluation())
     dataset = build_dataset(data, "val", class_names=predictor.class_names)
     scoring = Scoring(shapes=[shape for shape in shapes if shape == "segm"])  # by COCO's standard
     scored, losses = trace_split(predictor, dataset, workers=data.workers, scoring=scoring, check=check)
@@ -88,7 +91,7 @@ def trace_split(
 ) -> tuple[Scored | None, dict[int, Loss] | None]:
     """The scored detections of a split, on rank 0 alone, and where its objects are lost, by the id of their entry.
 
-    None instead of the latter for a detector whose stages are not of this package.
+    None instead of the latter for a detector whose stages are not of this package, and for one that sees tiles.
 
     Args:
         predictor: the detector, of a checkpoint.
@@ -116,7 +119,7 @@ def trace_split(
                 yield image_id, found
                 bar.update()
 
-    traced = can_trace(predictor.model)
+    traced = can_trace(predictor.model) and not isinstance(predictor, TiledPredictor)
     found = every() if traced else detect_all(predictor, dataset, 1, workers, True, check)
     score_detections(predictor, dataset, found, scoring=scoring, observe=scored.append)
     return (scored[0] if scored else None), losses if traced else None

@@ -138,7 +138,10 @@ def misses(analysis: Analysis) -> str:
     counts = analysis.funnel
     total, objects = analysis.missed(), analysis.objects()
     if counts is None:
-        reason = "the training goes on, or a stage of the detector is not of this package"
+        reason = (
+            "the training goes on, the detector sees tiles (detector report RUN data.tiles=null follows whole images), "
+            "or a stage of it is not of this package"
+        )
         return f"<p>{total} of {objects} objects are not found. Where each is lost was not followed: {reason}.</p>"
     if not total:
         return f"<p>All {objects} objects are found.</p>"

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from detector.data.describe import full_names_of
+from detector.data.describe import short_names_of
 from detector.errors import DetectorError
 from detector.evaluation.coco import Scored
 from detector.inference.lettering import fonts_of, readable_names, typeset
@@ -65,7 +65,7 @@ class Examples:
     def __init__(self, analysis: Analysis, scored: Scored, dataset: DataSet):
         self.analysis, self.errors, self.dataset = analysis, analysis.errors, dataset
         self._index = {int(number): i for i, number in enumerate(dataset.image_ids)}
-        self._full_names = full_names_of(dataset)
+        self._image_names = short_names_of(dataset)
         self._names = readable_names(tuple(one.name for one in analysis.classes))
         self._fonts = fonts_of(sorted(set(self._names)))
         counts = scored.counts[analysis.kind]
@@ -106,7 +106,7 @@ class Examples:
             yield from self._pair(image, self._box(0, errors.object_ids[row]), caption, [row], [])
 
     def _name(self, image: int) -> str:
-        return self._full_names[self._index[self.analysis.image_ids[image]]].rpartition("/")[2]
+        return self._image_names[self._index[self.analysis.image_ids[image]]]
 
     def _pair(
         self, image: int, box: Sequence[float] | None, caption: str, objects: Sequence[int], found: Sequence[int]

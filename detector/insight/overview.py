@@ -73,6 +73,8 @@ def _facts(report: RunReport) -> str:
                 f"{points(best['AP'])} at epoch {best['epoch']:.0f}, of {len(record.evaluations)} evaluations",
             )
         )
+    if report.config.data is not None and report.config.data.tiles is not None:
+        facts.append(("images are seen in", str(report.config.data.tiles.of_evaluation())))
     span = record.span()
     if record.steps:
         log = f"; train.log from {span[0]} to {span[1]} ({duration(3600 * record.hours())})" if span else ""

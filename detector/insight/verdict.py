@@ -25,6 +25,7 @@ ADVICE = {
 }
 RANGES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
 WORTH = 0.005  # of AP50; a lesser cost is not worth a word
+LITTLE = 0.05  # of AP50 that is lost
 FEW_IMAGES = 30  # the interval of fewer means little
 
 
@@ -37,7 +38,7 @@ def verdict(analysis: Analysis) -> list[str]:
     if not len(analysis.errors.kinds):
         lines = ["Nothing is found in any image. Train longer, or with another learning rate."]
     elif costs[worst] < WORTH:
-        lines = ["No kind of error costs more than 0.5 AP50: what is left is how exactly objects are outlined."]
+        lines = [_of_no_kind(analysis)]
     elif worst == "Miss":
         lines = _of_misses(analysis)
     else:
@@ -47,6 +48,17 @@ def verdict(analysis: Analysis) -> list[str]:
             ADVICE[worst],
         ]
     return lines + _doubts(analysis)
+
+
+def _of_no_kind(analysis: Analysis) -> str:
+    """What is left where no kind is worth a word: little, or errors that only cost together, as those of the same objects."""
+    ap50 = analysis.errors.ap50()
+    if 1 - ap50 < LITTLE:
+        return "No kind of error costs more than 0.5 AP50: what is left is how exactly objects are outlined."
+    return (
+        f"No kind of error alone costs more than 0.5 AP50, which is {100 * ap50:.1f}: errors of several kinds hide each other's "
+        "cost. Train longer, or with another learning rate."
+    )
 
 
 def _of_misses(analysis: Analysis) -> list[str]:

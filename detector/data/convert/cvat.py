@@ -47,7 +47,8 @@ def convert_cvat(
     if tree.find("track") is not None:
         raise DataError(f"{export}: has tracks of a video; export it as CVAT for images 1.1")
     images = list(tree.iter("image"))
-    names = checked_classes(_class_names(tree, images, export) if classes is None else classes, export)
+    listed = _class_names(tree, images, export) if classes is None else classes
+    names = checked_classes(listed, "--classes" if classes else export)
 
     def pictures() -> Iterator[SourceImage]:
         for number, element in enumerate(images, start=1):

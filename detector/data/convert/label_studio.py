@@ -25,6 +25,7 @@ from detector.errors import DataError
 KINDS = ("rectanglelabels", "polygonlabels", "labels")  # regions that become objects; the last is of either form
 UPLOADED = re.compile("[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 FAR = 100  # percent by which a region may leave its image; a value further out is no percentage
+ONE_IMAGE = "give each image a task of its own"
 CONVENTIONS = [
     "regions are percentages of the image; its size is the file's own, turned upright by its EXIF orientation",
     "rectangles become boxes, polygons outlines; other regions are left out",
@@ -53,6 +54,8 @@ def convert_label_studio(
         )
     chosen = [(task, where, _annotation(task, where, notes)) for task, where in _places(tasks, export)]
     regions = [(t, where, _regions(result, where, notes)) for t, where, result in chosen if result is not None]
+    if not regions:
+        raise DataError(f"{export}: no task has an annotation that counts; label some images, and export them again")
     labels = {_label(region, place) for _, _, found in regions for region, place in found}
     names = checked_classes(sorted(labels) if classes is None else classes, "--classes" if classes else export)
 
@@ -99,11 +102,16 @@ def _regions(result: Sequence[Any], where: str, notes: ConversionNotes) -> list[
         if region["type"] in KINDS:
             if not isinstance(region.get("value"), dict):
                 raise DataError(f"{place}: `value` is missing")
+            if region.get("item_index"):
+                raise DataError(f"{place}: is in a further image of its task; {ONE_IMAGE}")
             found.append((region, place))
         elif region["type"] in ("rectangle", "polygon") and str(region.get("id")) in labelled:
             continue  # it is there twice, the other time with its label
         else:
             notes.add(f"results are no rectangle or polygon with a label ({region['type'][:20]!r}): left out", place)
+    shown = {str(region.get("to_name")) for region, _ in found}
+    if len(shown) > 1:
+        raise DataError(f"{where}: its regions are in several images ({', '.join(sorted(shown)):.80}); {ONE_IMAGE}")
     return found
 
 

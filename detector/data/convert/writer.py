@@ -79,7 +79,7 @@ def coco_document(
     label_of = {name: label for label, name in enumerate(classes, start=1)}
     for image_id, picture in enumerate(tqdm(pictures, desc="convert", unit="img", disable=None), start=1):
         if picture.file_name in seen:
-            raise DataError(f"{picture.file_name}: two files of annotations are of this image; remove one")
+            raise DataError(f"{source}: two annotations are of the image {picture.file_name}; remove one")
         seen.add(picture.file_name)
         height, width = picture.size
         images.append({"id": image_id, "file_name": picture.file_name, "width": width, "height": height})
@@ -186,5 +186,5 @@ def checked_classes(names: Sequence[str], where: object) -> list[str]:
         if list(names).count(name) > 1:
             raise DataError(f"{where}: the class {name!r} is named twice")
     if not names:
-        raise DataError(f"{where}: names no classes")
+        raise DataError(f"{where}: names no classes; give them by --classes")
     return list(names)
