@@ -164,6 +164,19 @@ def test_a_checkpoint_is_all_it_takes_and_is_named_where_its_parts_disagree(tmp_
             load(save(tmp_path / "a.pth", model, config), trust=True)
 
 
+def test_weights_of_a_training_that_diverged_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model = tiny_model()
+    with caplog.at_level("WARNING", "detector"):
+        load(save(tmp_path / "a.pth", model))
+        assert not caplog.messages
+        with torch.no_grad():
+            model.rpn.deltas.weight[0, 0] = torch.nan
+            model.rpn.deltas.bias[0] = torch.inf
+        assert len(load(save(tmp_path / "a.pth", model))(picture(64, 64))) >= 0
+    [message] = caplog.messages
+    assert f"{tmp_path / 'a.pth'}: the weights are not finite (rpn.deltas.weight and 1 more)" in message
+
+
 def test_the_configuration_can_be_overridden_and_code_of_the_users_own_runs_only_with_trust(tmp_path: Path):
     path = save(tmp_path / "a.pth", tiny_model())
     loaded = load(path, overrides=["data.resize.short=32", "model.roi_head.selection.max_detections=2"], device="cpu")

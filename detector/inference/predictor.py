@@ -20,6 +20,7 @@ from detector.data.tiles import Tiles, tiles_of
 from detector.data.transforms import Resize
 from detector.device import own_device, pick_device
 from detector.errors import CheckpointError, ConfigError, DataError
+from detector.inference.divergence import warn_of_divergence
 from detector.inference.drawing import plot
 from detector.inference.filters import DetectionFilter
 from detector.inference.in_tiles import detect_in_tiles
@@ -76,6 +77,7 @@ def load_predictor(
     except ConfigError as error:
         raise CheckpointError(f"{path}: its configuration does not build a model: {error}") from error
     load_weights(model, checkpoint["model"], path)
+    warn_of_divergence(model, path)
     names, ids = checkpoint["class_names"], checkpoint["category_ids"]
     made, pose = kind or Predictor, pose_of(checkpoint)
     return made(model, config, names, ids, device=device, precision=precision, in_place=True, pose=pose)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from detector.inference.divergence import AGAIN
 from detector.insight.explain_facts import FOUND, LOW, Remedy
 from detector.insight.follow import Followed
 from detector.insight.funnel import CLASS, END, ENOUGH, NO_ANCHOR, PLACED, STEPS, SUPPRESSED, THRESHOLD, TOP_K
@@ -18,7 +19,6 @@ FIRST, LAST = "model.rpn.selection", "model.roi_head.selection"
 MARGIN = 0.05  # of an IoU, so that a resized image's rounding does not decide
 MOST = 0.85  # a higher IoU would find every object many times
 GREATEST = 8  # times larger or smaller that an image may be read
-AGAIN = "train again with a lower train.lr, or with train.clip_norm=10"
 LEAST = 0.01  # a lower score says that there is nothing, and no threshold helps
 TRAIN = "train longer, on images with such objects"
 
