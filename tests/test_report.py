@@ -257,6 +257,20 @@ def test_reports_of_other_objects_cannot_be_compared(tmp_path: Path):
     assert "Where each is lost was not followed" in report_page([one])
 
 
+def test_a_moved_object_is_another_truth_and_a_new_order_of_the_classes_is_none(tmp_path: Path):
+    def report(name: str, width: float, names: list[str]) -> RunReport:
+        truth = [(1, names.index("cat") + 1, (0, 0, 20, 10)), (2, names.index("dog") + 1, (5, 5, width, 9))]
+        path = coco_file(tmp_path / name, truth, names=names)
+        scored = score_results(path, results((1, 1, (0, 0, 20, 10), 0.9)))
+        config = parse_config({"model": MODEL | {"num_classes": 2}}, trust=True)
+        return run_report(tmp_path, config, scored, Pictures(scored), None, data="", samples=3)
+
+    first = report("a.json", 30, ["cat", "dog"])
+    check_comparable([first, report("b.json", 30, ["dog", "cat"])])
+    with pytest.raises(DataError, match="different images or objects"):
+        check_comparable([first, report("c.json", 31, ["cat", "dog"])])
+
+
 @pytest.mark.slow
 def test_a_browser_without_network_shows_every_section(run: Path, browser: Any):
     for width, scheme in ((1100, "light"), (1100, "dark"), (390, "light")):
