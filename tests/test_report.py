@@ -2,6 +2,7 @@
 
 import json
 import logging
+import platform
 import re
 import shutil
 import time
@@ -68,6 +69,8 @@ def test_the_page_is_refreshed_at_each_evaluation_and_reports_change_no_training
     def record(path: Path, reports: list[RunReport]) -> None:
         write_report(path, reports)
         [report] = reports
+        page = path.read_text()
+        assert f"python {platform.python_version()}" in page and ("train.log from" in page) == report.finished
         seen.append(
             (report.finished, report.step, [row["epoch"] for row in report.record.evaluations], report.speed is None)
         )
@@ -273,7 +276,7 @@ def test_a_moved_object_is_another_truth_and_a_new_order_of_the_classes_is_none(
 
 @pytest.mark.slow
 def test_a_browser_without_network_shows_every_section(run: Path, browser: Any):
-    for width, scheme in ((1100, "light"), (1100, "dark"), (390, "light")):
+    for width, scheme in ((1200, "light"), (1200, "dark"), (390, "light")):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         page, asked, faults = context.new_page(), [], []
         page.on("request", lambda request, asked=asked: asked.append(request.url))
@@ -282,6 +285,10 @@ def test_a_browser_without_network_shows_every_section(run: Path, browser: Any):
         shown = page.evaluate("[...document.querySelectorAll('h2')].map(h => [h.innerText, h.offsetHeight > 0])")
         assert shown == [[name, True] for name in SECTIONS]
         assert page.evaluate("[...document.querySelectorAll('.verdict, svg')].every(e => e.clientHeight > 0)")
+        page.evaluate("document.querySelector('.facts code').textContent = 'x'.repeat(300)")  # a path without a blank
+        tables = ".facts" if width < 500 else "table"  # on a phone the others may scroll
+        hidden = f"[...document.querySelectorAll('{tables}')].map(t => t.scrollWidth - t.parentElement.clientWidth)"
+        assert max(page.evaluate(hidden)) <= 0
         images = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
         assert images and all(images)
         assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll by themselves
