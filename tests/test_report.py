@@ -127,7 +127,9 @@ def test_two_runs_are_compared_and_must_have_the_same_val(run: Path, tmp_path: P
     assert command.main([str(run), str(other), "--trust", "--output", str(page)]) == 0
     text = page.read_text()
     check_page(text, 1 + 2 * len(SECTIONS))
-    assert "other less run" in text and "No clear difference: +0.0 AP" in text
+    assert (
+        "other less run" in text and "No clear difference: +0.0 AP" in text and "are of 1000 bootstrap samples" in text
+    )
     assert re.findall(r'id="(r\d-misses|versus)"', text) == ["versus", "r0-misses", "r1-misses"]
     shutil.copytree(run.parent / "data", tmp_path / "data")
     content = json.loads((tmp_path / "data/val.json").read_text())

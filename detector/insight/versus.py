@@ -51,6 +51,10 @@ def _compared(first: Analysis, other: Analysis, names: tuple[str, str]) -> str:
     ]
     heads = ["", *names, "difference", "95 % interval", ""]
     out += html_table(heads, rows)
+    out += (
+        f"<p class=quiet>Points of 100; the intervals are of {other.resampled.samples()} bootstrap samples of the images, the "
+        "same ones for both runs.</p>"
+    )
     number = {one.name: label for label, one in enumerate(first.classes)}
     common = [(label, number[one.name]) for label, one in enumerate(other.classes) if one.name in number]
     of_class = {label: other.resampled.difference_of_class(first.resampled, label, own) for label, own in common}
