@@ -76,15 +76,16 @@ def save_checkpoint(
             "mean": preprocess.mean.flatten().tolist(),
             "std": preprocess.std.flatten().tolist(),
         },
-        "versions": {
-            "detector": __version__,
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "training": dict(training or {}),
     }
     write_atomically(Path(path), content, previous)
+
+
+def versions() -> dict[str, str]:
+    """Of this program and of what it runs on."""
+    packages = {"detector": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {name: str(version) for name, version in packages.items()} | {"python": platform.python_version()}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -130,7 +130,8 @@ def score(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The metrics of a detector on a data set.
 
-    `show` receives the table, before metrics.json and detections.json (unless boxes are proposals) are written to `output`.
+    `show` receives the table, before metrics.json and detections.json (unless boxes are proposals) are written to `output`; they
+    are, too, where it raises an error.
     """
     settings = predictor.config.evaluate
     if output is not None:
@@ -145,15 +146,17 @@ def score(
     if isinstance(predictor, TiledPredictor):
         metrics = metrics | {"tiles": predictor.tiles.as_dict()}
     if is_rank0():
-        if as_one_class:
-            show("an RPN alone: all classes are one, the AP is that of its best proposals\n")
-        if isinstance(predictor, TiledPredictor):
-            show(f"in {predictor.tiles}\n")
-        show(summary_table(metrics))
-    if output is not None and is_rank0():
-        write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        if not as_one_class:
-            write_text(output / "detections.json", json.dumps(results) + "\n")
+        try:
+            if as_one_class:
+                show("an RPN alone: all classes are one, the AP is that of its best proposals\n")
+            if isinstance(predictor, TiledPredictor):
+                show(f"in {predictor.tiles}\n")
+            show(summary_table(metrics))
+        finally:  # a reader who has seen enough closes the pipe
+            if output is not None:
+                write_text(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+                if not as_one_class:
+                    write_text(output / "detections.json", json.dumps(results) + "\n")
     return metrics
 
 

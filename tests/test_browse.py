@@ -398,6 +398,10 @@ def test_a_browser_counts_filters_and_walks(gallery: Gallery, browser: Any):
         # filters
         counted(page, lambda: page.get_by_role("button", name="Bkg", exact=True).click())
         assert listed(page) == ["1<b>&.png"] and page.locator("#marks g:not(.aside)").count() == 1
+        counts = page.locator("#row0 > div").last
+        assert re.fullmatch(r"\d ✓1 Bkg\|\d ✓0 Bkg", counts.text_content()) and counts.evaluate(
+            "e => e.scrollWidth <= e.clientWidth"
+        )
         counted(page, lambda: page.get_by_role("button", name="Bkg", exact=True).click())
         first, _ = counted(page, lambda: page.locator("#size").select_option("small"))
         assert (first["right"], first["objects"]) == ("1", "1") and len(listed(page)) == 2

@@ -104,6 +104,19 @@ def test_numbers_survive_a_failed_write(faked: dict, tmp_path: Path, monkeypatch
     assert "0.250000" in printed.out and "metrics.json: cannot be written" in printed.err
 
 
+def test_files_survive_a_reader_who_goes_away(faked: dict, tmp_path: Path, monkeypatch) -> None:
+    """As with `detector evaluate ... | head -2`."""
+
+    def closed(*texts: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    (tmp_path / "m.pth").touch()
+    command.main([str(tmp_path / "m.pth"), "--output", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out/detections.json").read_text()) == FOUND
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == METRICS
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "detections.json"])
 @pytest.mark.parametrize("content", ['{"mine": 1}', '[{"file_name": "a.png", "image_id": 1}]', "", None])
 def test_foreign_files_are_not_written_over(faked, tmp_path, name, content, capsys):

@@ -99,6 +99,20 @@ def test_each_way_to_lose_an_object_is_told_and_its_remedy_takes_it_further(answ
         assert made.anchor.level == 3 and made.anchor.box == (64.0, 64.0, 128.0, 128.0)  # pixels of the original
 
 
+def test_a_lower_threshold_comes_with_what_lets_the_box_through_the_last_suppression():
+    written = ((OBJECT, 3.0, OBJECT), (NEAR, 3.0, NEAR)), ((OBJECT, LOW_DOG, OBJECT), (NEAR, SURE, NEAR))
+    sections = {"roi_head": {"selection": {"nms_iou": 0.3}}}
+    made = ask(scripted(*written, **sections), asked())
+    assert made.answer == "below threshold" and len(made.remedy.changes) == 2
+    assert "let more boxes through the last suppression" in made.words
+    assert ask(scripted(*written, made.remedy.changes[:1], **sections), asked()).answer == "suppressed at the end"
+    assert ask(scripted(*written, made.remedy.changes, **sections), asked()).answer == "low score"
+    one = {"roi_head": {"selection": {"nms_iou": 0.3, "max_detections": 1}}}
+    made = ask(scripted(*written, **one), asked())
+    assert [change.rpartition(".")[2].partition("=")[0] for change in made.remedy.changes[2:]] == ["max_detections"]
+    assert ask(scripted(*written, made.remedy.changes, **one), asked()).answer == "low score"
+
+
 def test_what_suppresses_is_named_in_both_stages():
     first = CASES["suppressed"]
     made = ask(scripted(first["anchors"], DOG[1], **first["sections"]), asked())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import platform
 import re
 import shutil
 import time
@@ -70,6 +71,8 @@ def test_the_page_is_refreshed_at_each_evaluation_and_reports_change_no_training
     def record(path: Path, reports: list[RunReport]) -> None:
         write_report(path, reports)
         [report] = reports
+        page = path.read_text()
+        assert f"python {platform.python_version()}" in page and ("train.log from" in page) == report.finished
         seen.append(
             (report.finished, report.step, [row["epoch"] for row in report.record.evaluations], report.speed is None)
         )
@@ -127,7 +130,9 @@ def test_two_runs_are_compared_and_must_have_the_same_val(run: Path, tmp_path: P
     assert command.main([str(run), str(other), "--trust", "--output", str(page)]) == 0
     text = page.read_text()
     check_page(text, 1 + 2 * len(SECTIONS))
-    assert "other less run" in text and "No clear difference: +0.0 AP" in text
+    assert (
+        "other less run" in text and "No clear difference: +0.0 AP" in text and "are of 1000 bootstrap samples" in text
+    )
     assert re.findall(r'id="(r\d-misses|versus)"', text) == ["versus", "r0-misses", "r1-misses"]
     shutil.copytree(run.parent / "data", tmp_path / "data")
     content = json.loads((tmp_path / "data/val.json").read_text())
@@ -271,9 +276,23 @@ def test_reports_of_other_objects_cannot_be_compared(tmp_path: Path):
     assert "Where each is lost was not followed" in report_page([one])
 
 
+def test_a_moved_object_is_another_truth_and_a_new_order_of_the_classes_is_none(tmp_path: Path):
+    def report(name: str, width: float, names: list[str]) -> RunReport:
+        truth = [(1, names.index("cat") + 1, (0, 0, 20, 10)), (2, names.index("dog") + 1, (5, 5, width, 9))]
+        path = coco_file(tmp_path / name, truth, names=names)
+        scored = score_results(path, results((1, 1, (0, 0, 20, 10), 0.9)))
+        config = parse_config({"model": MODEL | {"num_classes": 2}}, trust=True)
+        return run_report(tmp_path, config, scored, Pictures(scored), None, data="", samples=3)
+
+    first = report("a.json", 30, ["cat", "dog"])
+    check_comparable([first, report("b.json", 30, ["dog", "cat"])])
+    with pytest.raises(DataError, match="different images or objects"):
+        check_comparable([first, report("c.json", 31, ["cat", "dog"])])
+
+
 @pytest.mark.slow
 def test_a_browser_without_network_shows_every_section(run: Path, browser: Any):
-    for width, scheme in ((1100, "light"), (1100, "dark"), (390, "light")):
+    for width, scheme in ((1200, "light"), (1200, "dark"), (390, "light")):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         page, asked, faults = context.new_page(), [], []
         page.on("request", lambda request, asked=asked: asked.append(request.url))
@@ -282,6 +301,10 @@ def test_a_browser_without_network_shows_every_section(run: Path, browser: Any):
         shown = page.evaluate("[...document.querySelectorAll('h2')].map(h => [h.innerText, h.offsetHeight > 0])")
         assert shown == [[name, True] for name in SECTIONS]
         assert page.evaluate("[...document.querySelectorAll('.verdict, svg')].every(e => e.clientHeight > 0)")
+        page.evaluate("document.querySelector('.facts code').textContent = 'x'.repeat(300)")  # a path without a blank
+        tables = ".facts" if width < 500 else "table"  # on a phone the others may scroll
+        hidden = f"[...document.querySelectorAll('{tables}')].map(t => t.scrollWidth - t.parentElement.clientWidth)"
+        assert max(page.evaluate(hidden)) <= 0
         images = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
         assert images and all(images)
         assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll by themselves

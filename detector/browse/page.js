@@ -103,9 +103,9 @@ function drawList() {
     for (let run = 0; run < state.totals.length; run++) {
       const [right, wrong, unfound, errors] = counts.slice(4 * run, 4 * run + 4);
       if (run) numbers.append(made("span", "|"));
-      numbers.append(made("span", `${right} ✓`, "right"), made("span", `${wrong} ✗`, "wrong"),
-        made("span", `${unfound} ○`, "lost"));
-      if (state.kind) numbers.append(made("span", `${errors} ${state.kind}`));
+      numbers.append(made("span", `${right} ✓`, "right"));
+      if (state.kind) numbers.append(made("span", `${errors} ${state.kind}`)); // beside all others a second run would not fit
+      else numbers.append(made("span", `${wrong} ✗`, "wrong"), made("span", `${unfound} ○`, "lost"));
     }
     line.title = state.start.images[number];
     line.append(made("div", state.start.images[number]), numbers);

@@ -13,7 +13,7 @@ from detector.data.plausible import REMEDIES as IMPLAUSIBLE
 
 PLACES = 20  # that are kept of a finding
 STOPS = "training stops: "
-STOPS_AT_FILE = "training stops (data.skip_bad passes it over in train, not in val): "
+STOPS_AT_FILE = "training stops (data.skip_bad=N passes over N such images in train, none in val): "
 UNUSED_OUTLINE = "invalid outline, unused"
 KINDS = {  # kind -> its effect on training, and what to do
     **{kind: STOPS + remedy for kind, remedy in REMEDIES.items() if kind not in HARMLESS},
@@ -49,7 +49,9 @@ KINDS = {  # kind -> its effect on training, and what to do
     "file listed twice": "trained on twice: merge the two images and their boxes",
     "equal files": "trained on twice: remove one of the two and merge their boxes",
     "image in two splits": "scores come out too good: keep the image in one of the splits",
-    "equal files in two splits": "scores come out too good: keep the image in one of the splits",
+    "equal files in two splits": (
+        "scores come out too good: keep the image in one of the splits, as detector split --group-content IMAGES does"
+    ),
     "equal names in two splits": "perhaps the same image: check without --no-images, which compares the content",
     "image without objects": "left out of training unless data.keep_empty is true: check that none was forgotten",
     "unlisted file": "never read: list it, or take it out of the folder",

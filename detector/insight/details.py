@@ -179,7 +179,7 @@ def trust(analysis: Analysis) -> str:
             for i, (c, s, p) in enumerate(zip(found.counts, found.scores, found.precision))]  # fmt: skip
     numbers = html_table(["scores", "detections", "mean score", "right"], rows)
     out = f"<p>Expected calibration error: {points(found.error)} points. {text}</p>"
-    return f"{out}<div class=grid2>{chart}<div>{numbers}</div></div>"
+    return f"{out}<div class=beside>{chart}{numbers}</div>"
 
 
 def pictures(report: RunReport) -> str:

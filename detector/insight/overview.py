@@ -75,7 +75,7 @@ def _facts(report: RunReport) -> str:
         )
     if report.config.data is not None and report.config.data.tiles is not None:
         facts.append(("images are seen in", str(report.config.data.tiles.of_evaluation())))
-    span = record.span()
+    span = record.span() if report.finished else None  # the log does not have this evaluation yet
     if record.steps:
         log = f"; train.log from {span[0]} to {span[1]} ({duration(3600 * record.hours())})" if span else ""
         facts.append(("time", f"{duration(record.training_seconds())} in {len(record.steps)} steps{log}"))
@@ -109,7 +109,8 @@ def curves(report: RunReport) -> str:
         return {name: thinned([(row["step"], row[name]) for row in record.steps if name in row]) for name in names}
 
     losses = record.losses
-    scores = {name: _evaluated(record, name) for name in ("AP", "AP50", "AP75", "segm/AP", "keypoints/AP", "AR1000")}
+    scores = {name: _evaluated(record, name) for name in ("AP", "AP50", "AP75", "segm/AP", "keypoints/AP")}
+    scores["AR1000 of proposals"] = _evaluated(record, "AR1000")
     charts = [
         line_chart("Losses in training", of(*losses[:8]), x_label="step", scale="zero", note=_more(losses[8:])),
         line_chart(

@@ -39,11 +39,7 @@ def remedy_of(look: Look) -> Remedy | None:
     if step in (TOP_K, SUPPRESSED):
         return _in_first_stage(look, followed)
     if step == THRESHOLD:
-        assert followed.region is not None
-        score = float(look.trace.scores[followed.region, followed.label])
-        if score < LEAST:
-            return Remedy(TRAIN)
-        return Remedy("lower the threshold of the scores, or " + TRAIN, [f"{LAST}.score_threshold={_below(score)}"])
+        return _at_threshold(look, followed)
     if step == END:
         return _in_last_suppression(look, followed)
     if step == CLASS:
@@ -125,7 +121,7 @@ def _in_first_stage(look: Look, followed: Followed) -> Remedy:
         return Remedy("let smaller boxes through", [f"{FIRST}.min_size=0"])
     here = a.seen & (a.levels == a.levels[row])
     wanted = (box_iou(look.box[None], a.decoded)[0] >= ENOUGH)[here]
-    iou = _least_iou(a.decoded[here], a.logits[here], wanted, None, rule.nms_iou)
+    iou = _least_iou(a.decoded[here], a.logits[here], wanted, rule.nms_iou)
     if iou is None:
         return Remedy(f"the better box is nearly its own: {TRAIN}")
     return _of_anchor(look, row, "let it suppress less", f"nms_iou={iou}")
@@ -146,26 +142,57 @@ def _in_last_suppression(look: Look, followed: Followed) -> Remedy:
     candidates = int((t.scores >= t.scores[followed.region, label]).sum())
     if look.model.reports_proposals or t.suppressed_by(followed.region, label) is None:
         return Remedy("let more detections through", [f"{LAST}.max_detections={_rounded_up(candidates)}"])
-    region, label_of = torch.where(t.scores > t.threshold)
-    boxes = t.boxes[region, label_of if t.boxes.shape[1] > 1 else torch.zeros_like(label_of)]
-    wanted = (label_of == label) & (box_iou(look.box[None], boxes)[0] >= ENOUGH)
-    group = torch.zeros_like(label_of) if t.across_classes else label_of
-    iou = _least_iou(boxes, t.scores[region, label_of], wanted, group, t.suppression)
-    if iou is None:
+    changes = _through_last(look, label, t.threshold)
+    if changes is None:
         return Remedy("the better box is nearly its own: train longer, for boxes that are placed better")
-    return Remedy("let the last suppression suppress less; objects may then be found twice", [f"{LAST}.nms_iou={iou}"])
+    return Remedy("let the last suppression suppress less; objects may then be found twice", changes)
 
 
-def _least_iou(boxes: Tensor, scores: Tensor, wanted: Tensor, group: Tensor | None, present: float) -> float | None:
-    """The least IoU above the present one, in steps of MARGIN, at which NMS leaves one of the wanted boxes (R,) bool."""
+def _at_threshold(look: Look, followed: Followed) -> Remedy:
+    """For an object whose box is scored below the threshold; above it the last suppression must let the box through, too."""
+    t, label = look.trace, followed.label
+    assert followed.region is not None
+    score = float(t.scores[followed.region, label])
+    if score < LEAST:
+        return Remedy(TRAIN)
+    lower = _below(score)
+    changes = _through_last(look, label, lower)
+    if changes is None:
+        return Remedy(f"a better box is nearly its own, and its score is low: {TRAIN}")
+    beside = ", let more boxes through the last suppression" if changes else ""
+    return Remedy(
+        f"lower the threshold of the scores{beside}, or {TRAIN}", [f"{LAST}.score_threshold={lower}", *changes]
+    )
+
+
+def _through_last(look: Look, label: int, threshold: float) -> list[str] | None:
+    """What lets a box of the asked object through the last suppression with that threshold; None where nothing near does it."""
+    t, limit = look.trace, look.model.roi_head.selection.max_detections
+    assert look.box is not None
+    region, label_of = torch.where(t.scores > threshold)
+    boxes = t.boxes[region, label_of if t.boxes.shape[1] > 1 else torch.zeros_like(label_of)]
+    scores, group = t.scores[region, label_of], torch.zeros_like(label_of) if t.across_classes else label_of
+    wanted = (label_of == label) & (box_iou(look.box[None], boxes)[0] >= ENOUGH)
     valid = is_larger_than(boxes, 0) & scores.isfinite()
-    for count in range(1, 20):
-        iou = round(present + count * MARGIN, 4)
-        if iou > MOST:
-            return None
-        if (left_by_nms(boxes, scores, valid, iou, group) & wanted).any():
-            return iou
+    for iou in (t.suppression, *_higher(t.suppression)):
+        left = left_by_nms(boxes, scores, valid, iou, group)
+        if (left & wanted).any():
+            rank = int((left & (scores >= scores[left & wanted].max())).sum())
+            changes = [] if iou == t.suppression else [f"{LAST}.nms_iou={iou}"]
+            return changes + ([f"{LAST}.max_detections={_rounded_up(rank)}"] if rank > limit else [])
     return None
+
+
+def _least_iou(boxes: Tensor, logits: Tensor, wanted: Tensor, present: float) -> float | None:
+    """The least IoU above the present one at which the first stage's NMS leaves one of the wanted boxes (R,) bool."""
+    valid = is_larger_than(boxes, 0) & logits.isfinite()
+    return next((iou for iou in _higher(present) if (left_by_nms(boxes, logits, valid, iou) & wanted).any()), None)
+
+
+def _higher(present: float) -> list[float]:
+    """IoUs above the present one in steps of MARGIN, up to MOST."""
+    ious = [round(present + count * MARGIN, 4) for count in range(1, 20)]
+    return [iou for iou in ious if iou <= MOST]
 
 
 def _other_size(look: Look) -> Remedy:

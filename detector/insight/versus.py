@@ -17,15 +17,18 @@ def check_comparable(reports: Sequence[RunReport]) -> None:
     """Raise DataError for runs that were not scored on the same images and objects."""
     first = reports[0]
     for other in reports[1:]:
-        one, two = first.boxes, other.boxes
-        same = one.image_ids == two.image_ids and sorted(c.objects for c in one.classes) == sorted(
-            c.objects for c in two.classes
-        )
-        if not same:
+        if _truth(first.boxes) != _truth(other.boxes):
             raise DataError(
                 f"{other.record.folder} and {first.record.folder} are scored on different images or objects (data.val); compare "
                 "runs with the same val, or name one run"
             )
+
+
+def _truth(analysis: Analysis) -> tuple[list[int], list[tuple[int, str, float]]]:
+    """The images and their objects, whatever the order of the objects and the numbers of the classes."""
+    errors, names = analysis.errors, [one.name for one in analysis.classes]
+    named = [names[label] for label in errors.object_labels.tolist()]
+    return analysis.image_ids, sorted(zip(errors.object_images.tolist(), named, errors.object_areas.tolist()))
 
 
 def versus(first: RunReport, other: RunReport) -> str:
@@ -48,6 +51,10 @@ def _compared(first: Analysis, other: Analysis, names: tuple[str, str]) -> str:
     ]
     heads = ["", *names, "difference", "95 % interval", ""]
     out += html_table(heads, rows)
+    out += (
+        f"<p class=quiet>Points of 100; the intervals are of {other.resampled.samples()} bootstrap samples of the images, the "
+        "same ones for both runs.</p>"
+    )
     number = {one.name: label for label, one in enumerate(first.classes)}
     common = [(label, number[one.name]) for label, one in enumerate(other.classes) if one.name in number]
     of_class = {label: other.resampled.difference_of_class(first.resampled, label, own) for label, own in common}

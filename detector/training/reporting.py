@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from detector import distributed
+from detector.checkpoint import versions
 from detector.config.config import Config
 from detector.dataset_check.check import CheckResult
 from detector.errors import Interrupted
@@ -57,6 +58,7 @@ class ReportWriter:
         report = run_report(
             self.folder, self.config, scored, self.val, None, data=self._data, samples=SAMPLES, step=step
         )
+        report.versions = versions()
         write_report(self.folder / FILE, [report])
 
     def close(self) -> None:
