@@ -1,8 +1,8 @@
 """3 x 3 convolution with a quarter of the multiplications (Lavin and Gray 2016, arXiv 1509.09308, sec. 4.3: F(4 x 4, 3 x 3)).
 
 Squares of 4 x 4 outputs are computed from the 6 x 6 inputs around them: both these and the filters are transformed to 36 values,
-the sum over channels becomes 36 matrix products, and what they give is transformed back. A transformation in two directions is
-one matrix, the Kronecker product of that in one direction with itself.
+the sum over channels becomes 36 matrix products, and what they give is transformed back. Every transformation is a small matrix,
+used for the rows and for the columns of a square.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ OF_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1
 
 @functools.cache
 def _transformations() -> tuple[Tensor, Tensor, Tensor]:
-    """Of filters (36, 9), of inputs (36, 36) and of outputs (16, 36)."""
-    matrices = [torch.tensor(rows, dtype=torch.float64) for rows in (OF_FILTER, OF_INPUT, OF_OUTPUT)]
-    filters, inputs, outputs = [torch.kron(matrix, matrix) for matrix in matrices]
-    return (filters / 24**2).float(), inputs.float(), outputs.float()
+    """Of filters in both directions (36, 9), of inputs (6, 6) and of outputs (4, 6) in one."""
+    filters = torch.tensor(OF_FILTER, dtype=torch.float64) / 24
+    return torch.kron(filters, filters).float(), torch.tensor(OF_INPUT).float(), torch.tensor(OF_OUTPUT).float()
 
 
 @torch.library.custom_op(
@@ -48,10 +47,12 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         for top in range(0, high, step):
             count = min(step, high - top)
             rows = _padded_rows(image, top * OUT - 1, count * OUT + 2, wide * OUT + 2)
-            squares = rows.unfold(0, IN, OUT).unfold(1, IN, OUT).permute(3, 4, 0, 1, 2)  # (6, 6, count, wide, C)
-            values = (of_input @ squares.reshape(IN * IN, -1)).view(IN * IN, count * wide, channels)
-            products = torch.bmm(values, filters)
-            block = (of_output @ products.view(IN * IN, -1)).view(OUT, OUT, count, wide, -1)
+            values = rows.unfold(0, IN, OUT).permute(3, 0, 1, 2).reshape(IN, -1)
+            values = (of_input @ values).view(IN, count, -1, channels).unfold(2, IN, OUT)  # (6, count, wide, C, 6)
+            values = of_input @ values.permute(0, 4, 1, 2, 3).reshape(IN, IN, -1)
+            products = torch.bmm(values.view(IN * IN, -1, channels), filters)
+            block = of_output @ (of_output @ products.view(IN, -1)).view(OUT, IN, -1)
+            block = block.view(OUT, OUT, count, wide, -1)
             if bias is not None:
                 block += bias
             strip = found[top * OUT : (top + count) * OUT].view(count, OUT, wide, OUT, -1)
