@@ -139,8 +139,15 @@ def test_a_loaded_checkpoint_detects_the_same(name):
     assert match.unmatched == 0 and len(found) == match.number
 
 
-@pytest.mark.parametrize("name", MODELS, scope="module")
-@pytest.mark.parametrize("case", ["batch", "empty"])
+def losses_of(name, case):
+    """Of every model its batch; beside an image without objects one of each framework, the others with the longest tests."""
+    few = case == "batch" or name in ("tv_maskrcnn_resnet50_fpn_v2", "d2_cascade_mask_rcnn_R_50_FPN", "mm_htc_r50_fpn")
+    return pytest.param(name, case, marks=[] if few else pytest.mark.longest)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [losses_of(n, c) for c in ("batch", "empty") for n in MODELS], scope="module"
+)
 def test_losses_and_gradients(name, case):
     """Sampling takes everything. torchvision's batch norms use batch statistics even in frozen stages; ours do not."""
     model = copy.deepcopy(build(name))
