@@ -96,7 +96,7 @@ def _compiled_kernel(device: torch.device) -> Callable[..., Tensor] | None:
         reason = " ".join(str(error).split())[:200]
         log.warning(
             "NMS waits for the GPU, because Triton's kernel does not work here (%s: %s); what is found is the same. It needs the "
-            "package triton and a C compiler",
+            "package triton, 3.6 or newer, and a C compiler",
             type(error).__name__, reason,
         )  # fmt: skip
         return None

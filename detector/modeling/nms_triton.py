@@ -17,6 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+OLDEST = (3, 6)  # earlier versions fuse a product and a sum, and round otherwise than the CPU
+if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+    raise ImportError(f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST))}")
+
 
 @triton.jit
 def _corners(boxes: tl.tensor, at: tl.tensor) -> tl.tensor:
